@@ -1,0 +1,211 @@
+"""What the package must know of one family of encoders, and nothing more.
+
+An `Architecture` names the layers of a Hugging Face encoder, the attention module inside a layer and its
+projections, and runs the pieces that stand around the layers (embeddings, masks, final norm). Depth attention,
+LoRA and the activation cache all go through it, so that a new family is one small class here. Modules are called,
+never read for their weights, so a projection that PEFT has wrapped works unchanged.
+
+Letters: B batch, T tokens, C hidden size, H heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from maw.errors import ModelError
+
+LayerInputs = Mapping[str, Any]
+
+
+class Architecture:
+    """BERT and its relatives: post-norm layers, separate query, key and value projections, absolute positions."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+    attention_path: ClassVar[str] = "attention.self"
+    lora_targets: ClassVar[tuple[str, ...]] = ("attention.self.query", "attention.self.value")
+    rotary: ClassVar[bool] = False
+
+    def layers(self, backbone: nn.Module) -> nn.ModuleList:
+        """The encoder's layers, first to last."""
+        return backbone.encoder.layer
+
+    def embed(self, backbone: nn.Module, input_ids_BT: Tensor) -> Tensor:
+        """Token ids to the hidden states that enter the first layer, (B, T, C)."""
+        hidden_BTC = backbone.embeddings(input_ids=input_ids_BT)
+        project = getattr(backbone, "embeddings_project", None)  # ELECTRA's smaller models embed narrower than C
+        return hidden_BTC if project is None else project(hidden_BTC)
+
+    def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
+        """What every layer takes beside the hidden states: masks, and rotary tables where the family has them.
+
+        Args:
+            padding_BT: 1 for a token, 0 for padding.
+        """
+        mask = create_bidirectional_mask(config=backbone.config, inputs_embeds=hidden_BTC, attention_mask=padding_BT)
+        return [{"attention_mask": mask}] * len(self.layers(backbone))
+
+    def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
+        """What the model does after its last layer."""
+        return hidden_BTC
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The self-attention module of one layer."""
+        return layer.get_submodule(self.attention_path)
+
+    def replace_attention(self, layer: nn.Module, module: nn.Module) -> None:
+        """Puts `module` where the layer's self-attention stands."""
+        parent, _, name = self.attention_path.rpartition(".")
+        setattr(layer.get_submodule(parent), name, module)
+
+    def heads(self, attention: nn.Module) -> tuple[int, int]:
+        """Number of heads H and head size E."""
+        return attention.num_attention_heads, attention.attention_head_size
+
+    def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states to query, key and value, each (B, H, T, E), before any rotation."""
+        return tuple(
+            self._split(attention, projection(hidden_BTC))
+            for projection in (attention.query, attention.key, attention.value)
+        )
+
+    def rotate(self, states: tuple[Tensor, ...], inputs: LayerInputs) -> tuple[Tensor, ...]:
+        """Applies rotary positions to (B, H, T, E) states; nothing where the family has none."""
+        return states
+
+    def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
+        """What the attention module itself does to the mixed values; BERT leaves it to the layer."""
+        return context_BTC
+
+    def dropout(self, attention: nn.Module) -> float:
+        """Probability of dropping an attention weight, zero outside training."""
+        return attention.dropout.p if attention.training else 0.0
+
+    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, inputs: LayerInputs) -> Tensor:
+        """The backend's fused attention over (B, H, T, E) states and the module's own output map, (B, T, C)."""
+        name = attention.config._attn_implementation
+        fused = ALL_ATTENTION_FUNCTIONS[name if name in ALL_ATTENTION_FUNCTIONS else "sdpa"]
+        options = self._backend_options(attention)
+        context, _ = fused(
+            attention,
+            query,
+            key,
+            value,
+            inputs.get("attention_mask"),
+            dropout=self.dropout(attention),
+            scaling=query.shape[-1] ** -0.5,
+            **options,
+        )
+        return self.output(attention, context.flatten(2))
+
+    def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
+        return {}
+
+    def _split(self, attention: nn.Module, states_BTC: Tensor) -> Tensor:
+        heads, size = self.heads(attention)
+        return states_BTC.unflatten(-1, (heads, size)).transpose(1, 2)
+
+
+class DistilBertArchitecture(Architecture):
+    """DistilBERT: as BERT, under other names, and with the output map inside the attention module."""
+
+    model_types = ("distilbert",)
+    attention_path = "attention"
+    lora_targets = ("attention.q_lin", "attention.v_lin")
+
+    def layers(self, backbone: nn.Module) -> nn.ModuleList:
+        return backbone.transformer.layer
+
+    def heads(self, attention: nn.Module) -> tuple[int, int]:
+        return attention.n_heads, attention.attention_head_size
+
+    def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(
+            self._split(attention, projection(hidden_BTC))
+            for projection in (attention.q_lin, attention.k_lin, attention.v_lin)
+        )
+
+    def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
+        return attention.out_lin(context_BTC)
+
+
+class ModernBertArchitecture(Architecture):
+    """ModernBERT: pre-norm, one fused projection, rotary positions, and local attention in most layers.
+
+    LoRA on "query and value" becomes LoRA on the fused projection, since PEFT adapts whole linear maps.
+    """
+
+    model_types = ("modernbert",)
+    attention_path = "attn"
+    lora_targets = ("attn.Wqkv",)
+    rotary = True
+
+    def layers(self, backbone: nn.Module) -> nn.ModuleList:
+        return backbone.layers
+
+    def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
+        known = {"config": backbone.config, "inputs_embeds": hidden_BTC, "attention_mask": padding_BT}
+        positions = torch.arange(hidden_BTC.shape[1], device=hidden_BTC.device).unsqueeze(0)
+        makers = {
+            "full_attention": create_bidirectional_mask,
+            "sliding_attention": create_bidirectional_sliding_window_mask,
+        }
+        inputs = {
+            kind: {
+                "attention_mask": makers[kind](**known),
+                "position_embeddings": backbone.rotary_emb(hidden_BTC, positions, kind),
+            }
+            for kind in set(backbone.config.layer_types)
+        }
+        return [inputs[layer.attention_type] for layer in self.layers(backbone)]
+
+    def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
+        return backbone.final_norm(hidden_BTC)
+
+    def heads(self, attention: nn.Module) -> tuple[int, int]:
+        return attention.config.num_attention_heads, attention.head_dim
+
+    def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads, size = self.heads(attention)
+        states = attention.Wqkv(hidden_BTC).unflatten(-1, (3, heads, size))
+        return tuple(part.transpose(1, 2) for part in states.unbind(dim=-3))
+
+    def rotate(self, states: tuple[Tensor, ...], inputs: LayerInputs) -> tuple[Tensor, ...]:
+        cos, sin = (table.unsqueeze(1) for table in inputs["position_embeddings"])
+        return tuple((state.float() * cos + _rotate_half(state.float()) * sin).to(state.dtype) for state in states)
+
+    def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
+        return attention.out_drop(attention.Wo(context_BTC))
+
+    def dropout(self, attention: nn.Module) -> float:
+        return attention.attention_dropout if attention.training else 0.0
+
+    def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
+        return {"sliding_window": attention.sliding_window}
+
+
+def _rotate_half(states: Tensor) -> Tensor:
+    """Rotary embedding's quarter turn: feature i is paired with feature i + E/2 (Su et al. 2021, GPT-NeoX order)."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+ARCHITECTURES: Sequence[Architecture] = (Architecture(), DistilBertArchitecture(), ModernBertArchitecture())
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The adapter of a `config.model_type`.
+
+    Raises:
+        ModelError: no adapter knows the type.
+    """
+    for architecture in ARCHITECTURES:
+        if model_type in architecture.model_types:
+            return architecture
+    known = ", ".join(sorted(kind for each in ARCHITECTURES for kind in each.model_types))
+    raise ModelError(f"no adapter for model type {model_type!r}; supported: {known}")

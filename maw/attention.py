@@ -1,0 +1,262 @@
+"""Multi-Attention-Weight attention: D weights for every query-key pair, of which a router picks one.
+
+Ordinary attention sums the element-wise product of query and key. Here every head has D learned weightings of that
+product, the depth kernels:
+
+    score[b,h,q,k,d] = scale * sum_e query[b,h,q,e] * W[h,d,e] * key[b,h,k,e]
+    attn[b,h,q,k,d]  = softmax over k of (score + mask)
+
+`W = 1` is ordinary attention. The pick never depends on the key, so `attention(query * W[h, d], key, value)` is
+exactly the selected slice of that 5-D tensor: `MAWAttentionLayer` computes only the slice, with the backend's fused
+attention, at the price of one product and a small router. `attention_5d` is the whole tensor, for analysis and tests.
+
+Two kernel families stand behind one interface. `diagonal` is the formula. `low_rank` adds a change of rank r to the
+layer's query map for each depth, a weighting that may look at the text. Both change attention weights and nothing
+else. With rotary positions the query is weighted before it is rotated and a diagonal kernel treats the two halves of
+a rotary pair alike, so weighting before and after the rotation are the same thing.
+
+Letters: B texts, G samples of each text, H heads, T tokens (Q as queries, K as keys), D depths, E head size,
+C hidden size, R kernel rank; h is 1 or H and t is 1 or T, by how the router routes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maw.architectures import Architecture
+from maw.routing import Router, Routing
+
+KERNEL_FAMILIES = ("diagonal", "low_rank")
+
+
+class DiagonalKernels(nn.Module):
+    """`W[h, d, e]`, one weight for each feature of each head at each depth.
+
+    Depth 0 starts at exactly one; the others start at one plus noise, since depths that start alike stay alike.
+
+    Args:
+        rotary: tie the weights of the two features of a rotary pair (feature e and e + E/2).
+        init_std: standard deviation of the noise.
+        generator: where the noise comes from.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_size: int,
+        depths: int,
+        *,
+        rotary: bool = False,
+        init_std: float = 0.02,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.rotary = rotary
+        free = head_size // 2 if rotary else head_size
+        weight_HDE = 1 + init_std * torch.randn(heads, depths, free, generator=generator)
+        weight_HDE[:, 0] = 1.0
+        self.weight = nn.Parameter(weight_HDE)
+
+    @property
+    def kernels_HDE(self) -> Tensor:
+        """The kernels over all E features."""
+        return torch.cat((self.weight, self.weight), dim=-1) if self.rotary else self.weight
+
+    def features(self, hidden_BTC: Tensor) -> None:
+        """A diagonal kernel looks at nothing but the query."""
+
+    def forward(self, query_BHTE: Tensor, features: None, gate: Tensor) -> Tensor:
+        """The query weighted by the picked kernels, (B, G, H, T, E).
+
+        Args:
+            gate: depths, int64 (B, G, h, t), or weights over depths, (B, G, h, t, D).
+        """
+        kernels_HDE = self.kernels_HDE
+        if gate.is_floating_point():
+            picked = torch.einsum("bghtd,hde->bghte", _over_heads(gate, kernels_HDE), kernels_HDE)
+        else:
+            heads, depths, _ = kernels_HDE.shape
+            offsets = depths * torch.arange(heads, device=gate.device)[:, None]
+            picked = F.embedding(gate + offsets, kernels_HDE.flatten(0, 1))  # (B, G, H, t, E)
+        return query_BHTE[:, None] * picked
+
+    def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """The query at every depth, (B, H, T, D, E)."""
+        return query_BHTE[..., None, :] * self.kernels_HDE[:, None]
+
+
+class LowRankKernels(nn.Module):
+    """For each depth a change of rank R to the layer's query map: query + up[h, d] (down[d] hidden).
+
+    `down` starts at random, different for each depth, and `up` at zero: every depth starts as ordinary attention, and
+    the depths' gradients differ from the first step.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_size: int,
+        depths: int,
+        *,
+        hidden_size: int,
+        rank: int = 4,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        scale = hidden_size**-0.5
+        self.down = nn.Parameter(scale * torch.randn(depths, rank, hidden_size, generator=generator))
+        self.up = nn.Parameter(torch.zeros(heads, depths, rank, head_size))
+
+    def features(self, hidden_BTC: Tensor) -> Tensor:
+        """`down` of every depth, (B, T, D, R): once for a text, whatever the number of its samples."""
+        depths, rank, _ = self.down.shape
+        return F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, (depths, rank))
+
+    def forward(self, query_BHTE: Tensor, features: Tensor, gate: Tensor) -> Tensor:
+        """As `DiagonalKernels.forward`; `features` are this class's own."""
+        up = self.up.flatten(1, 2)  # (H, D*R, E)
+        if not gate.is_floating_point():
+            gate = F.one_hot(gate, self.up.shape[1]).to(features.dtype)
+        gated = gate[..., None] * features[:, None, None]  # (B, G, h, T, D, R)
+        change = gated.flatten(-2) @ up  # broadcasts h to H: (B, G, H, T, E)
+        return query_BHTE[:, None] + change
+
+    def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """The query at every depth, (B, H, T, D, E)."""
+        change = torch.einsum("btdr,hdre->bhtde", self.features(hidden_BTC), self.up)
+        return query_BHTE[..., None, :] + change
+
+
+def _over_heads(gate: Tensor, kernels_HDE: Tensor) -> Tensor:
+    """A gate shared by all heads, (B, G, 1, t, D), spelled out for each of them."""
+    return gate.expand(-1, -1, len(kernels_HDE), -1, -1)
+
+
+def attention_5d(query_BHQDE: Tensor, key_BHKE: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """The whole 5-D attention tensor, materialised: for analysis and tests, never for training.
+
+    Args:
+        query_BHQDE: the query at every depth, from a kernel's `all_depths`.
+        mask: boolean (True: may attend) or additive, broadcastable to (B, H, Q, K); None where all may attend.
+
+    Returns:
+        attn_BHQKD, summing to one over K.
+    """
+    score_BHQKD = scale * torch.einsum("bhqde,bhke->bhqkd", query_BHQDE, key_BHKE)
+    if mask is not None:
+        mask = mask[..., None]
+        if mask.dtype == torch.bool:
+            score_BHQKD = score_BHQKD.masked_fill(~mask, torch.finfo(score_BHQKD.dtype).min)
+        else:
+            score_BHQKD = score_BHQKD + mask
+    return score_BHQKD.softmax(dim=-2)
+
+
+class MAWAttentionLayer(nn.Module):
+    """Stands where a Hugging Face layer's self-attention stood, and holds it.
+
+    Called like the module it replaces, with one more keyword: `routing`, the plan of the whole pass. Without it the
+    layer takes its greedy depths, so the model still works when called directly.
+
+    When the plan asks for G samples of each text, the first MAW layer receives every text G times over and computes
+    projections and kernel features once for each text; later layers differ between samples and compute them all.
+
+    Args:
+        attention: the pretrained attention module; its weights are used, not copied.
+        architecture: adapter of its family.
+        kernels: depth kernels.
+        router: who picks.
+    """
+
+    def __init__(self, attention: nn.Module, architecture: Architecture, kernels: nn.Module, router: Router):
+        super().__init__()
+        self.base = attention
+        self.architecture = architecture
+        self.kernels = kernels
+        self.router = router
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        routing: Routing | None = None,
+        **inputs: Any,
+    ) -> tuple[Tensor, None]:
+        """Hidden states (B*G, T, C) to attention output of the same shape, and None where weights would stand."""
+        if routing is None:
+            routing = Routing(_tokens_seen(hidden_states, attention_mask))
+        inputs["attention_mask"] = attention_mask
+        copies = len(hidden_states) // len(routing.padding_BT) if routing.layer == 0 else 1
+        hidden = hidden_states[::copies]
+        query, key, value = self.architecture.project(self.base, hidden)
+        gate = self._gate(query, routing, copies)
+        weighted = self.kernels(query, self.kernels.features(hidden), gate).flatten(0, 1)
+        if copies > 1:
+            key, value = key.repeat_interleave(copies, 0), value.repeat_interleave(copies, 0)
+        weighted, key = self.architecture.rotate((weighted, key), inputs)
+        return self.architecture.attend(self.base, weighted, key, value, inputs), None
+
+    def _gate(self, query: Tensor, routing: Routing, copies: int) -> Tensor:
+        """The picks, shaped for `query`: (texts, samples, h, t[, D]); past the first layer samples are texts."""
+        taken = self.router(query, routing)
+        if copies == taken.shape[1]:
+            return taken
+        return taken.flatten(0, 1)[:, None]
+
+    def reference(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The materialised form: attn_BHQKD and the values (B, H, K, E) that it mixes."""
+        inputs["attention_mask"] = attention_mask
+        query, key, value = self.architecture.project(self.base, hidden_states)
+        every = self.kernels.all_depths(query, hidden_states)  # (B, H, T, D, E)
+        heads, depths = every.shape[1], every.shape[3]
+        every = every.permute(0, 3, 1, 2, 4).flatten(1, 2)  # depths join the heads, as rotation is blind to both
+        every, key = self.architecture.rotate((every, key), inputs)
+        every = every.unflatten(1, (depths, heads)).permute(0, 2, 3, 1, 4)
+        return attention_5d(every, key, attention_mask, query.shape[-1] ** -0.5), value
+
+
+def _tokens_seen(hidden_BTC: Tensor, mask: Tensor | None) -> Tensor:
+    """The padding mask that a 4-D attention mask implies: a token that no one attends to is padding."""
+    batch, tokens, _ = hidden_BTC.shape
+    if mask is None:
+        return torch.ones(batch, tokens, dtype=torch.long, device=hidden_BTC.device)
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return allowed.flatten(1, 2).any(1).long().expand(batch, -1)
+
+
+def select_depth(attn_BHQKD: Tensor, depth: Tensor) -> Tensor:
+    """The slice of the 5-D tensor that one pick, int64 (B, h, t), takes: (B, H, Q, K)."""
+    batch, heads, queries, keys, _ = attn_BHQKD.shape
+    index = depth[..., None, None].expand(batch, heads, queries, keys, 1)
+    return attn_BHQKD.gather(-1, index).squeeze(-1)
+
+
+def build_kernels(
+    family: str,
+    heads: int,
+    head_size: int,
+    depths: int,
+    *,
+    hidden_size: int,
+    rotary: bool,
+    rank: int,
+    init_std: float,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """The kernels of that family.
+
+    Raises:
+        ValueError: no family of that name.
+    """
+    if family == "diagonal":
+        return DiagonalKernels(heads, head_size, depths, rotary=rotary, init_std=init_std, generator=generator)
+    if family == "low_rank":
+        return LowRankKernels(heads, head_size, depths, hidden_size=hidden_size, rank=rank, generator=generator)
+    raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

@@ -1,0 +1,327 @@
+"""The configuration of a run: every setting with its default, one line on what it does, and what it may hold.
+
+    Tier1Config(batch_size=64, maw_layers=[10, 11, 12])        # from Python python tier_1.py --batch-size 64
+    --maw-layers 10,11,12     # the same; the flags are derived from the fields
+
+The annotations are the rules (`maw.rules`), and the line under a field is its help. A configuration is
+checked when it is made, all mistakes at once; what depends on the model, the data or the methods is
+`maw.validation`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from maw.errors import ConfigError
+from maw.rules import Kind, Layers, Pattern, Problem, Range, check, check_all, kinds_of, show
+
+METHODS = ("zero_shot", "lora", "maw")
+TRAINED_METHODS = ("lora", "maw")
+PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "offline": {
+        "model": "packaged:all-MiniLM-L6-v2",
+        "datasets": ["pystdlib"],
+        "train_samples": 2000,
+        "val_samples": 500,
+        "test_samples": 1000,
+        "num_epochs": 3,
+    },
+    "quick": {"train_samples": 500, "val_samples": 500, "test_samples": 500, "num_epochs": 3},
+    "medium": {"train_samples": 1000, "val_samples": 500, "test_samples": 1000, "num_epochs": 5},
+    "full": {"train_samples": 2000, "val_samples": 500, "test_samples": 1000, "num_epochs": 10},
+    "production": {"train_samples": 5000, "val_samples": 500, "test_samples": 2000, "num_epochs": 20},
+}
+"""Named sets of defaults; `full` is what a run without a preset does."""
+
+SECTIONS = {
+    "model": "model",
+    "datasets": "data",
+    "batch_size": "training",
+    "eval_batch_size": "evaluation",
+    "use_lora": "LoRA",
+    "maw_layers": "MAW: layers and kernels",
+    "router": "MAW: router",
+    "device": "devices",
+    "log_dir": "storage",
+}
+"""The field that opens each section of the help, and the section's title."""
+
+Count = Annotated[int, Range(1, 1_000_000)]
+CountOrZero = Annotated[int, Range(0, 1_000_000)]
+Size = Annotated[int, Range(1, 65_536)]
+Rate = Annotated[float, Range(0, 1, open_low=True)]
+Share = Annotated[float, Range(0, 1)]
+Temperature = Annotated[float, Range(0, 1000, open_low=True)]
+Line = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "one line of text that is not empty")]
+Device = Annotated[str, Pattern(r"cpu|mps|cuda(:[0-9]{1,2})?", "cpu, cuda, cuda:N or mps")]
+
+
+@dataclass
+class Tier1Config:
+    """Every setting of a run. `None` means: taken from the model, or chosen by the method.
+
+    Raises:
+        ConfigError: values of a wrong type, out of range, or in conflict; all of them, one line each.
+    """
+
+    model: Line = "facebook/contriever"
+    """Pretrained encoder: a Hugging Face id, a folder, or packaged:all-MiniLM-L6-v2."""
+    hidden_dim: Size | None = None
+    """Hidden size; taken from the model, and where given it must agree."""
+    num_heads: Size | None = None
+    """Attention heads; taken from the model, and where given it must agree."""
+    num_layers: Size | None = None
+    """Layers; taken from the model, and where given it must agree."""
+    pooling: Literal["mean", "cls"] | None = None
+    """How token states become one embedding, in place of the model's own way."""
+    similarity: Literal["cosine", "dot"] | None = None
+    """How a query and a passage are compared, in place of the model's own way."""
+    temperature: Temperature | None = None
+    """What similarities are divided by in the loss and the rewards, in place of the model's own."""
+    query_prefix: str | None = None
+    """Text put before every query, in place of the model's own."""
+    document_prefix: str | None = None
+    """Text put before every passage, in place of the model's own."""
+    max_query_length: Annotated[int, Range(3, 65_536)] | None = None
+    """Tokens kept of a query, special tokens included, in place of the model's own limit."""
+    max_document_length: Annotated[int, Range(3, 65_536)] | None = None
+    """Tokens kept of a passage, special tokens included, in place of the model's own limit."""
+
+    datasets: list[str] = field(default_factory=lambda: list(PUBLIC_DATASETS))
+    """Datasets to run: pystdlib, or beir:DIR for a folder in BEIR layout."""
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    """Methods to run: zero_shot, lora, maw."""
+    train_samples: Count = 2000
+    """Training queries drawn per dataset."""
+    val_samples: Count = 500
+    """Validation queries drawn per dataset."""
+    test_samples: Count = 1000
+    """Test queries drawn per dataset."""
+
+    batch_size: Annotated[int, Range(1, 65_536)] = 32
+    """Queries per training batch; the other passages of a batch are each query's negatives."""
+    num_negatives: Annotated[int, Range(0, 1000)] = 1
+    """Hard negatives used per training query, of those that the data gives."""
+    num_epochs: Annotated[int, Range(1, 10_000)] = 10
+    """Passes over the training queries."""
+    learning_rate: Rate | None = None
+    """Peak learning rate of every trained method; unset: each method's own default."""
+    weight_decay: Share = 0.01
+    """AdamW weight decay of encoder weights; depth kernels and router have none."""
+    warmup_ratio: Annotated[float, Range(0, 1, open_high=True)] = 0.1
+    """Share of the steps over which the learning rate rises, before it decays linearly."""
+    gradient_accumulation_steps: Annotated[int, Range(1, 10_000)] = 1
+    """Batches whose gradients are averaged into one optimizer step."""
+    max_grad_norm: Annotated[float, Range(0, 1e6, open_low=True)] = 1.0
+    """Largest norm of the gradient; a longer one is scaled down to it."""
+    patience: Annotated[int, Range(0, 10_000)] = 3
+    """Epochs without a better validation nDCG@10 before training stops; 0: never stop early."""
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
+    """Seed of sampling, data order, dropout and routing."""
+
+    eval_batch_size: Annotated[int, Range(1, 65_536)] = 128
+    """Texts encoded at once in evaluation."""
+    top_k: Annotated[int, Range(1, 1_000_000)] = 1000
+    """Passages ranked per query; the metrics at 1000 need 1000."""
+    permutations: Annotated[int, Range(20, 10_000_000)] = 10_000
+    """Sign flips of the paired randomisation test."""
+
+    use_lora: bool = False
+    """Give a BaselineRetriever LoRA adapters (from Python; the lora method of a run has them anyway)."""
+    lora_rank: Annotated[int, Range(1, 4096)] = 8
+    """Rank of the LoRA adapters."""
+    lora_alpha: Annotated[int, Range(1, 65_536)] = 16
+    """Scale of the LoRA adapters: their output is multiplied by alpha / rank."""
+
+    maw_layers: Layers = None
+    """Layers with depth attention, from 1: last, all, none, numbers like 5,6, or -1 for the last; unset: last."""
+    finetune_layers: Layers = None
+    """Layers that LoRA adapts and MAW trains, given as for the MAW layers; unset: last."""
+    depth_dim: Annotated[int, Range(1, 1024)] = 32
+    """Depths of a MAW layer."""
+    depth_kernel: Literal["diagonal", "low_rank"] = "diagonal"
+    """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
+    kernel_rank: Annotated[int, Range(1, 4096)] = 4
+    """Rank of each low_rank depth kernel."""
+    kernel_init_std: Annotated[float, Range(0, 1, open_low=True)] = 0.02
+    """Standard deviation of the noise that sets the depths apart at the start."""
+    kernel_learning_rate: Rate | None = None
+    """Peak learning rate of the depth kernels; unset: that of MAW's encoder layers."""
+
+    router: Literal["grpo", "supervised", "soft", "random", "fixed"] = "grpo"
+    """What picks the depth of a text."""
+    route_by: Literal["sequence", "head", "token"] = "sequence"
+    """What shares one pick: the whole text, each head, or each head and query token."""
+    fixed_depth: Annotated[int, Range(0, 1023)] = 0
+    """The depth of the fixed router; depth 0 starts as the pretrained attention."""
+    router_learning_rate: Rate = 1e-3
+    """Learning rate of the router."""
+    grpo_group_size: Annotated[int, Range(2, 1024)] = 8
+    """Routings of one text that form a group, whose mean reward is each one's baseline."""
+    grpo_inner_epochs: Annotated[int, Range(2, 100)] = 2
+    """Updates of the router from one batch of routings; with one the clipped ratio would do nothing."""
+    grpo_clip: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
+    """How far from 1 the ratio of new to old probability still earns, either way."""
+    grpo_kl: Annotated[float, Range(0, 1000)] = 0.01
+    """Weight of the KL divergence from the reference policy."""
+    grpo_reference: Literal["uniform", "slow"] = "uniform"
+    """Reference policy: uniform over depths, or a slowly following copy of the router."""
+    grpo_reference_decay: Share = 0.99
+    """How much of itself the slow reference keeps at each step."""
+    reward: Literal["log_prob", "reciprocal_rank", "ndcg"] = "log_prob"
+    """What a routing earns, from the batch's ranking: the positive's log-probability, reciprocal rank, or nDCG."""
+    encoder_update: Literal["sampled", "all_group", "mcl"] = "sampled"
+    """Routings that train the encoder: one sample, the whole group, or the group weighted by reward (mcl)."""
+    mcl_temperature: Temperature = 1.0
+    """Temperature of the reward weights of mcl."""
+
+    device: Device | None = None
+    """Where to compute: cpu, cuda, cuda:N or mps; unset: the GPUs there are, or the CPU."""
+    use_multi_gpu: bool = True
+    """Split batches over all visible GPUs with DataParallel."""
+    parallel_datasets: bool = False
+    """Run datasets side by side; this version runs them one after the other."""
+    clear_cuda_cache: bool = True
+    """Release cached GPU memory after each dataset."""
+
+    log_dir: Line = "logs/tier1"
+    """Folder of results, summaries, logs and checkpoints."""
+    cache_dir: Line | None = None
+    """Folder of built corpora and activations; unset: $MAW_CACHE, or ~/.cache/maw."""
+    prefix_cache_gb: Annotated[float, Range(0, 1e6)] = 20.0
+    """Most disk space for activations of the layers that no method trains; 0: compute them anew."""
+    keep_only_best_checkpoint: bool = True
+    """Keep the best checkpoint of each method and not the latest."""
+    save_epoch_checkpoints: bool = False
+    """Keep a checkpoint of every epoch too."""
+    checkpoint_compression: bool = True
+    """Store the trained parameters only; the pretrained weights are found again by name."""
+    compress_logs: bool = True
+    """Compress the log file with gzip at the end of a run."""
+
+    def __post_init__(self) -> None:
+        problems = self.recheck()
+        if problems:
+            raise ConfigError([str(problem) for problem in problems])
+
+    def recheck(self) -> list[Problem]:
+        """Brings every value into its final form and lists what is wrong; for settings changed after the start."""
+        good, problems = check_all(kinds(), vars(self))
+        for name, value in good.items():
+            setattr(self, name, value)
+        return problems + conflicts(_with_defaults(good), {problem.name for problem in problems})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values; `from_dict` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Tier1Config:
+        """A configuration from settings by name; those not named keep their defaults.
+
+        Raises:
+            ConfigError: as the class, and for unknown names.
+        """
+        config, problems = gather(values)
+        if problems:
+            raise ConfigError([str(problem) for problem in problems])
+        return config
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
+        """A preset, with changes: `Tier1Config.from_preset("offline", seed=1)`.
+
+        Raises:
+            ConfigError: no such preset, or as `from_dict`.
+        """
+        wrong = check_preset(name)
+        if wrong:
+            raise ConfigError([f"preset: {wrong}"])
+        return cls.from_dict(PRESETS[name] | changes)
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    """The kind of value that each field holds."""
+    return kinds_of(Tier1Config)
+
+
+def check_preset(name: Any) -> str | None:
+    """What is wrong with a preset's name, or None."""
+    return check(Kind(str, optional=False, choices=tuple(PRESETS)), name)[1]
+
+
+def gather(values: Mapping[str, Any]) -> tuple[Tier1Config, list[Problem]]:
+    """Builds a configuration from whatever is good in `values` and lists all problems instead of raising.
+
+    A setting with a problem keeps its default, and what follows from it is not judged.
+    """
+    good, problems = check_all(kinds(), values)
+    config = _with_defaults(good)
+    return config, problems + conflicts(config, {problem.name for problem in problems})
+
+
+def _with_defaults(good: Mapping[str, Any]) -> Tier1Config:
+    """A configuration of values that have been checked already, made without checking them again."""
+    config = object.__new__(Tier1Config)
+    for one in fields(Tier1Config):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        setattr(config, one.name, good.get(one.name, default))
+    return config
+
+
+def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
+    """Settings that contradict each other, or that this version cannot do; those in `bad` are not judged."""
+    found = []
+    if config.fixed_depth >= config.depth_dim:
+        text = f"no depth {config.fixed_depth}: depth_dim {config.depth_dim} gives 0 to {config.depth_dim - 1}"
+        found.append(Problem("fixed_depth", text, ("depth_dim",)))
+    if config.parallel_datasets:
+        text = "datasets run one after the other in this version; leave it False: the results are the same"
+        found.append(Problem("parallel_datasets", text))
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown:
+        wrong = "; ".join(check(Kind(str, optional=False, choices=METHODS), name)[1] for name in unknown)
+        found.append(Problem("methods", wrong))
+    return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
+
+
+def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[int, ...]:
+    """The layers that a setting means, of a model with that many.
+
+    Args:
+        value: None or "last", "all", "none", "5,6", a number or a list of numbers; from 1, or from the end
+            with -1.
+        num_layers: layers of the model.
+        name: the setting, for the message.
+
+    Returns:
+        Layer numbers from 1, ascending, each once.
+
+    Raises:
+        ConfigError: not a way to name layers, or a layer that the model does not have.
+    """
+    value, wrong = check(Kind("layers", optional=True), value)
+    if wrong:
+        raise ConfigError([f"{name}: {wrong}"])
+    if value is None or isinstance(value, str):
+        words = {"last": (num_layers,), "all": tuple(range(1, num_layers + 1)), "none": ()}
+        return words[value or "last"]
+    outside = [number for number in value if not 1 <= abs(number) <= num_layers]
+    if outside:
+        which = f"layer{'s' * (len(outside) > 1)} {', '.join(show(number) for number in outside[:5])}"
+        allowed = f"use 1 to {num_layers}, or -1 to {-num_layers} from the end"
+        raise ConfigError([f"{name}: no {which} in a model of {num_layers} layers; {allowed}"])
+    return tuple(sorted({number if number > 0 else num_layers + 1 + number for number in value}))
+
+
+def cache_folder(config: Tier1Config) -> Path:
+    """Where built corpora and activations are kept."""
+    return Path(config.cache_dir or os.environ.get("MAW_CACHE") or "~/.cache/maw").expanduser()

@@ -1,0 +1,139 @@
+"""The training batches, shared by every arm, and the contrastive loss over them.
+
+A batch is B queries, one positive passage each, and the negatives that the data gives. Every passage of the batch is
+a candidate for every query (in-batch negatives), except those that would be false negatives: passages that the qrels
+call relevant to the query, and copies of such passages. Order and choice of positives follow from (seed, epoch)
+alone, so all arms of a run see the same batches.
+
+Source of the loss: van den Oord et al. 2018 (InfoNCE), with in-batch negatives as in Karpukhin et al. 2020 (DPR).
+
+Letters: B queries, P passages of a batch (P >= B), C embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maw.data.collection import RetrievalData
+from maw.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, as rows of the training queries and of the training passages.
+
+    Args:
+        queries: rows of the queries, int64 (B,); a row also names a query's routing noise.
+        passages: rows of the passages, int64 (P,); the first B are the queries' positives, in their order.
+        comparable: True where a passage is the query's positive or may count against it, bool (B, P).
+    """
+
+    queries: np.ndarray
+    passages: np.ndarray
+    comparable: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensor on `device`."""
+        return replace(self, comparable=self.comparable.to(device))
+
+
+class TrainingPairs:
+    """The training queries with their relevant passages and negatives, as integer rows.
+
+    Args:
+        data: training split.
+        negatives: how many of a query's given negatives to use at most; queries may have fewer.
+
+    Raises:
+        DataError: a relevant passage or negative that the corpus does not hold, or no query at all.
+    """
+
+    def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0):
+        if not data.query_ids:
+            raise DataError(f"{data.name}: there is no query to train on")
+        self.seed = seed
+        relevant = [
+            [document for document, grade in data.qrels[query].items() if grade >= 1] for query in data.query_ids
+        ]
+        given = [data.negatives.get(query, [])[:negatives] for query in data.query_ids]
+        self.corpus_rows, (relevant_rows, negative_rows) = _rows(data, relevant, given)
+        self.positives, self.negatives = relevant_rows, negative_rows
+        self.text_class = _text_classes(data.corpus.take(self.corpus_rows))
+        self._relevant_codes = np.unique(
+            np.concatenate([self._codes(np.full(len(rows), q), rows) for q, rows in enumerate(relevant_rows)])
+        )
+
+    def __len__(self) -> int:
+        return len(self.positives)
+
+    def batches(self, epoch: int, size: int) -> Iterator[Batch]:
+        """The batches of one epoch. A last batch of one query is left out: it has nothing to compare with."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self))
+        draw = random.random(len(self))
+        for start in range(0, len(order), size):
+            queries = order[start : start + size]
+            if len(queries) > 1 or any(len(self.negatives[query]) for query in queries):
+                yield self._batch(queries, draw)
+
+    def count_batches(self, size: int) -> int:
+        """How many batches an epoch has."""
+        return sum(1 for _ in self.batches(0, size))
+
+    def source_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The batch as rows of the split's queries and rows of the corpus."""
+        return batch.queries, self.corpus_rows[batch.passages]
+
+    def _batch(self, queries: np.ndarray, draw: np.ndarray) -> Batch:
+        positives = [self.positives[query][int(draw[query] * len(self.positives[query]))] for query in queries]
+        passages = np.concatenate([positives, *(self.negatives[query] for query in queries)]).astype(np.int64)
+        codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
+        false_negative = np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))
+        comparable = ~false_negative
+        np.fill_diagonal(comparable, True)
+        return Batch(queries, passages, torch.from_numpy(comparable))
+
+    def _codes(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """One number for each pair of a query and a passage's text."""
+        return queries.astype(np.int64) * (len(self.text_class) + 1) + self.text_class[passages]
+
+
+def _rows(data: RetrievalData, *ids: list[list[str]]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """The corpus rows that training needs, sorted, and each list of ids as positions among them."""
+    lists = [documents for group in ids for documents in group]
+    flat = [document for documents in lists for document in documents]
+    rows = data.corpus.rows_of(flat)
+    if (rows < 0).any():
+        raise DataError(f"{data.name}: passage {flat[int(np.argmin(rows))]!r} is not in the corpus")
+    unique, positions = np.unique(rows, return_inverse=True)
+    split = np.split(positions, np.cumsum([len(documents) for documents in lists])[:-1])
+    groups, start = [], 0
+    for group in ids:
+        groups.append(split[start : start + len(group)])
+        start += len(group)
+    return unique, groups
+
+
+def _text_classes(texts: list[str]) -> np.ndarray:
+    """Equal numbers for texts that are the same but for case and white space, (N,)."""
+    digests = np.array([hashlib.blake2b(" ".join(t.lower().split()).encode(), digest_size=16).digest() for t in texts])
+    return np.unique(digests, return_inverse=True)[1]
+
+
+def contrastive_loss(queries_BC: Tensor, passages_PC: Tensor, comparable_BP: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each query's positive, the passage of its own position, among its candidates: (B,).
+
+    Args:
+        queries_BC: may carry a leading dimension of samples, as may the passages: (..., B, C) and (..., P, C).
+        comparable_BP: False where a passage must not count against a query.
+        temperature: what similarities are divided by.
+    """
+    logits = queries_BC @ passages_PC.transpose(-1, -2) / temperature
+    logits = logits.masked_fill(~comparable_BP, -torch.inf)
+    return logits.logsumexp(-1) - logits.diagonal(dim1=-2, dim2=-1)

@@ -1,0 +1,95 @@
+"""From all queries of a dataset to the three splits of a run.
+
+A loader gathers one `Pool` for each split; `draw_splits` takes the number of queries that the configuration
+asks for, by hash, and states in the facts what was there and what was used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from maw.config import TRAINED_METHODS, Tier1Config
+from maw.data.collection import Corpus, RetrievalData
+from maw.data.sampling import draw
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_FIELDS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All queries of one split, before any is drawn: texts and judgements by query id."""
+
+    queries: dict[str, str] = field(default_factory=dict)
+    qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def only(self, ids: Iterable[str]) -> Pool:
+        """The part of the pool that holds `ids`."""
+        ids = list(ids)
+        return Pool({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
+
+
+def trains(config: Tier1Config) -> bool:
+    """Whether any method of the run needs training queries."""
+    return any(method in TRAINED_METHODS for method in config.methods)
+
+
+def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:
+    """Takes a validation split out of the training queries: `val_samples` of them, a fifth of all at most.
+
+    Returns:
+        What is left for training, and the validation queries.
+    """
+    n = min(config.val_samples, max(1, len(train) // 5))
+    held = set(draw(train.queries, n, config.seed, "hold out"))
+    return train.only(i for i in train.queries if i not in held), train.only(sorted(held))
+
+
+def draw_splits(
+    config: Tier1Config, corpus: Corpus, pools: Mapping[str, Pool], dataset: str
+) -> tuple[dict[str, RetrievalData], dict[str, Any], list[str]]:
+    """Draws the samples of a run.
+
+    Args:
+        config: its sample sizes and seed are used.
+        corpus: shared by the splits.
+        pools: "train", "validation" and "test"; a missing one gives an empty split.
+        dataset: for messages.
+
+    Returns:
+        The splits by name, the facts on each, and one warning for each split that is smaller than asked for.
+    """
+    splits, facts, warnings = {}, {}, []
+    for name, size_field in SAMPLE_FIELDS.items():
+        pool, asked = pools.get(name, Pool()), getattr(config, size_field)
+        ids = draw(pool.queries, asked, config.seed, name)
+        if len(ids) < asked and pool.queries:
+            warnings.append(
+                f"{dataset}: {size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
+            )
+            logger.warning(warnings[-1])
+        drawn = pool.only(ids)
+        splits[name] = RetrievalData(corpus, name, ids, list(drawn.queries.values()), drawn.qrels)
+        facts[name] = split_facts(splits[name], available=len(pool))
+    return splits, facts, warnings
+
+
+def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:
+    """Sizes and hash of one split, for the report."""
+    grades = [grade for judged in split.qrels.values() for grade in judged.values()]
+    relevant = sum(grade >= 1 for grade in grades)
+    return {
+        "available": available,
+        "queries": len(split),
+        "judgements": len(grades),
+        "relevant": relevant,
+        "judged_not_relevant": len(grades) - relevant,
+        "qrels_sha256": split.qrels_hash(),
+    }

@@ -1,0 +1,79 @@
+"""Texts to embeddings, in batches of like length, longest first.
+
+Longest first, so that a batch too large for the device fails at once, and the time left is never underestimated.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from maw.errors import MAWError
+from maw.inputs import TextSource
+from maw.prefix import PrefixSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What encoding gives back.
+
+    Args:
+        embeddings: float32 (N, C), rows in the source's order.
+        depth_share: (N, M, D), each text's share of depths in each MAW layer; None without MAW.
+    """
+
+    embeddings: np.ndarray
+    depth_share: np.ndarray | None = None
+
+
+def encode(
+    encoder: nn.Module,
+    source: TextSource | PrefixSource,
+    *,
+    batch_size: int = 128,
+    device: torch.device | None = None,
+    label: str | None = None,
+) -> Embeddings:
+    """Encodes every text of a source, in evaluation mode and without gradient.
+
+    Args:
+        encoder: an encoder of `maw.retriever`, or a parallel wrapper of one.
+        device: where the encoder is; its own, if not given.
+        label: of the progress bar; None for no bar.
+
+    Raises:
+        MAWError: the source is empty, or an embedding is not finite.
+    """
+    if len(source) == 0:
+        raise MAWError("there is no text to encode")
+    device = device or next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    order = np.argsort(-source.lengths(), kind="stable")
+    outputs: dict[str, np.ndarray] = {}
+    progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
+    with torch.inference_mode(), progress:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            inputs = {name: each.to(device) for name, each in source.batch(rows).items()}
+            for name, value in encoder(inputs).items():
+                _store(outputs, name, value.float().cpu().numpy(), rows, len(order))
+            progress.update(len(rows))
+    encoder.train(was_training)
+    finite = np.isfinite(outputs["embedding"]).all(1)
+    if not finite.all():
+        raise MAWError(f"the embedding of text {int(np.argmin(finite))} ({label or 'encoding'}) is not finite")
+    return Embeddings(outputs["embedding"], outputs.get("depth_share"))
+
+
+def _store(outputs: dict[str, np.ndarray], name: str, value: np.ndarray, rows: np.ndarray, total: int) -> None:
+    if name not in outputs:
+        outputs[name] = np.empty((total, *value.shape[1:]), dtype=np.float32)
+    outputs[name][rows] = value

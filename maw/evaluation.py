@@ -1,0 +1,133 @@
+"""A retriever's ranking of real documents, measured: encode, search, 36 metrics.
+
+from tier_1 import evaluate_retriever
+results = evaluate_retriever(model, test_data, config, device)
+results["ndcg_cut_10"], results.per_query["ndcg_cut_10"]
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from maw.config import Tier1Config
+from maw.metrics import EvaluationResult, compute_metrics
+from maw.search import top_k
+
+from maw.data.collection import RetrievalData, as_retrieval_data
+from maw.encoding import Embeddings, encode
+from maw.inputs import ListTexts
+from maw.parallel import replicate
+from maw.prefix import ActivationStore
+from maw.retriever import BaselineRetriever
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_retriever(
+    model: BaselineRetriever,
+    test_data: RetrievalData | Mapping[str, Any],
+    config: Tier1Config,
+    device: torch.device | str | None = None,
+    split: str = "test",
+    *,
+    activations: ActivationStore | None = None,
+) -> EvaluationResult:
+    """Ranks the whole corpus for every query and computes the 36 metrics of `maw.metrics`.
+
+    Args:
+        model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training.
+        test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
+            "qrels" as {query: {document: grade}} by position or id.
+        device: where to compute; where the model is, if not given.
+        split: name of the split, for messages.
+        activations: stored activations of the frozen layers, to be shared with other calls of a run.
+
+    Returns:
+        Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
+        `facts`: counts, seconds, queries a second and, for MAW, which depths were picked.
+
+    Raises:
+        DataError: data that cannot be evaluated.
+    """
+    device = torch.device(device) if device is not None else model.device
+    data = as_retrieval_data(test_data, split)
+    started = time.perf_counter()
+    documents = _encode(model, data.corpus, "document", config, device, split, activations)
+    queries = _encode(model, ListTexts(data.queries), "query", config, device, split, activations)
+    encoded = time.perf_counter()
+    scores, rows = search(queries, documents, data, config, device)
+    searched = time.perf_counter()
+    result = compute_metrics(data.query_ids, [data.corpus.id_of(row) for row in rows], scores, data.qrels)
+    result.run = {"rows": rows, "scores": scores}
+    result.facts = {
+        "split": split,
+        "queries": len(data.query_ids),
+        "documents": len(data.corpus),
+        "encode_seconds": encoded - started,
+        "search_seconds": searched - encoded,
+        "queries_per_second": len(data.query_ids) / (searched - encoded),
+    }
+    if documents.depth_share is not None:
+        result.facts["routing"] = {
+            "query": depth_use(queries.depth_share),
+            "document": depth_use(documents.depth_share),
+        }
+    return result
+
+
+def search(
+    queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and corpus rows of each query's best documents, (Q, k) each, in trec_eval's order."""
+    scores, rows = top_k(
+        torch.from_numpy(queries.embeddings).to(device),
+        documents.embeddings,
+        config.top_k,
+        data.corpus.tie_order(),
+    )
+    return np.asarray(scores), np.asarray(rows)
+
+
+def depth_use(share_NMD: np.ndarray) -> dict[str, list[Any]]:
+    """Which depths were used, for each MAW layer.
+
+    Args:
+        share_NMD: each text's share of depths.
+
+    Returns:
+        "depth_histogram", the mean share of each depth; "effective_depths", exp of the histogram's entropy, from 1,
+        where all texts use one depth, to D; "top_share", of the depth used most.
+    """
+    histogram_MD = share_NMD.mean(0, dtype=np.float64)
+    entropy = -np.where(histogram_MD > 0, histogram_MD * np.log(histogram_MD.clip(min=1e-12)), 0).sum(1)
+    return {
+        "depth_histogram": histogram_MD.round(6).tolist(),
+        "effective_depths": np.exp(entropy).tolist(),
+        "top_share": histogram_MD.max(1).tolist(),
+    }
+
+
+def _encode(
+    model: BaselineRetriever,
+    texts: Any,
+    kind: str,
+    config: Tier1Config,
+    device: torch.device,
+    split: str,
+    activations: ActivationStore | None,
+) -> Embeddings:
+    source = model.source(texts, kind)
+    if activations is not None:
+        source = activations.source(source, model.encoder, device)
+    return encode(
+        replicate(model.encoder, config, device),
+        source,
+        batch_size=config.eval_batch_size,
+        device=device,
+        label=f"{split} {'queries' if kind == 'query' else 'documents'}",
+    )

@@ -1,0 +1,48 @@
+"""Where a run computes: the device, and DataParallel over several GPUs."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from maw.config import Tier1Config
+from torch import nn
+
+from maw.errors import MAWError
+
+logger = logging.getLogger(__name__)
+
+
+def pick_device(config: Tier1Config) -> torch.device:
+    """`config.device`, or the first visible GPU, or the CPU.
+
+    Raises:
+        MAWError: the device named is not there.
+    """
+    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MAWError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def replicate(encoder: nn.Module, config: Tier1Config, device: torch.device) -> nn.Module:
+    """The encoder itself, or on several GPUs a DataParallel that splits each batch evenly among them."""
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or device.index is not None or not config.use_multi_gpu or count < 2:
+        return encoder
+    logger.info("using DataParallel across %d GPUs", count)
+    return nn.DataParallel(encoder)
+
+
+def unwrap(encoder: nn.Module) -> nn.Module:
+    """The encoder inside a parallel wrapper."""
+    return encoder.module if isinstance(encoder, nn.DataParallel) else encoder
+
+
+def clear_cache(config: Tier1Config) -> None:
+    """Gives unused GPU memory back to the driver, if `config.clear_cuda_cache`."""
+    if config.clear_cuda_cache and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,182 @@
+"""Activations of the frozen layers, computed once for each text of a run.
+
+Layers below the first trained one never change and always run with dropout off, so their output for a text is one
+fixed array. It is computed when first asked for, appended to a file, and read back through a memory map by every
+later epoch and every method of the run. The file is bounded: once the allowance is used up, further texts are simply
+computed each time, with the same result.
+
+The files live in a temporary folder of the run and go with it, so nothing stale can be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maw.errors import MAWError
+from maw.inputs import TextSource
+from maw.routing import text_keys
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 1e9
+
+
+class ActivationStore:
+    """The prefix activations of one model within one run.
+
+    Args:
+        folder: where to put a temporary folder of files; created if missing.
+        limit_gb: how much disk all files together may take, in 10^9 bytes.
+
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, folder: Path, limit_gb: float):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._temporary = tempfile.TemporaryDirectory(prefix="activations-", dir=folder)
+        except OSError as error:
+            raise MAWError(f"cannot write activations to {folder}: {error.strerror}; see --cache-dir") from error
+        self.folder = Path(self._temporary.name)
+        self.free_bytes = int(limit_gb * GIGABYTE)
+        self._sources: dict[tuple, PrefixSource] = {}
+        self._warned = False
+
+    def __enter__(self) -> ActivationStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the files."""
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
+        self._temporary.cleanup()
+
+    def source(self, source: TextSource, encoder: nn.Module, device: torch.device) -> TextSource | PrefixSource:
+        """A source that answers with hidden states, shared by all who ask for the same texts read the same way.
+
+        Args:
+            encoder: any encoder of the run; they all hold the same frozen layers.
+            device: where the frozen layers are to run.
+        """
+        if encoder.prefix_layers == 0 or self.free_bytes <= 0:
+            return source
+        key = (source.texts.fingerprint, source.prefix, source.max_length, encoder.prefix_layers)
+        if key not in self._sources:
+            path = self.folder / f"{len(self._sources)}.f32"
+            self._sources[key] = PrefixSource(source, path, self)
+        self._sources[key].use(encoder, device)
+        return self._sources[key]
+
+    def reserve(self, size: int) -> bool:
+        """Takes `size` bytes off the allowance, if they are left."""
+        if size > self.free_bytes:
+            if not self._warned:
+                logger.warning(
+                    "stored activations have reached their limit (--prefix-cache-gb); "
+                    "further texts pass through the frozen layers each time, with the same result"
+                )
+                self._warned = True
+            return False
+        self.free_bytes -= size
+        return True
+
+
+class PrefixSource:
+    """Texts as hidden states that leave the frozen layers.
+
+    `batch(rows)` gives {"hidden" (B, T, C) float32, "attention_mask" (B, T), "text_keys" (B, 1)}.
+    """
+
+    def __init__(self, source: TextSource, path: Path, store: ActivationStore):
+        self.inner, self.store = source, store
+        count = len(source)
+        self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
+        self.tokens = np.zeros(count, dtype=np.int32)
+        self.keys = np.zeros(count, dtype=np.int64)
+        self.path, self.stored = path, 0
+        self.file = open(path, "wb")  # noqa: SIM115 - kept open for appending; closed by `close`
+        self._map: np.ndarray | None = None
+        self.encoder: nn.Module | None = None
+        self.device = torch.device("cpu")
+
+    def use(self, encoder: nn.Module, device: torch.device) -> None:
+        """Which encoder computes what is not stored yet."""
+        self.encoder, self.device = encoder, device
+
+    def close(self) -> None:
+        """Closes the file; stored activations cannot be read after it."""
+        self._map = None
+        self.file.close()
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    @property
+    def texts(self):
+        """The texts behind it."""
+        return self.inner.texts
+
+    def lengths(self) -> np.ndarray:
+        """What to sort by, (N,)."""
+        return self.inner.lengths()
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """As `TextSource.batch`, past the frozen layers."""
+        rows = np.asarray(rows, dtype=np.int64)
+        missing = np.unique(rows[self.offset[rows] < 0])
+        if len(missing):
+            fresh = self._compute(missing)
+            if not self._append(missing, fresh):
+                return self._compute(rows)
+        return self._read(rows)
+
+    def _compute(self, rows: np.ndarray) -> dict[str, Tensor]:
+        inputs = self.inner.batch(rows)
+        was_training = self.encoder.training
+        hidden = self.encoder.eval()({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
+        self.encoder.train(was_training)
+        keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
+        return {"hidden": hidden.cpu(), "attention_mask": inputs["attention_mask"], "text_keys": keys}
+
+    def _append(self, rows: np.ndarray, fresh: dict[str, Tensor]) -> bool:
+        real = fresh["attention_mask"].bool()
+        packed = fresh["hidden"][real].numpy()  # (tokens, C), padding left out
+        if not self.store.reserve(packed.nbytes):
+            return False
+        try:
+            self.file.write(packed.data)
+            self.file.flush()
+        except OSError as error:
+            raise MAWError(f"{self.path}: {error.strerror}; see --cache-dir and --prefix-cache-gb") from error
+        lengths = real.sum(1).numpy()
+        self.offset[rows] = self.stored + np.cumsum(lengths) - lengths
+        self.tokens[rows], self.keys[rows] = lengths, fresh["text_keys"][:, 0].numpy()
+        self.stored += int(lengths.sum())
+        self._map = None
+        return True
+
+    def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        if self._map is None:
+            width = self.path.stat().st_size // 4 // self.stored
+            self._map = np.memmap(self.path, dtype=np.float32, mode="r", shape=(self.stored, width))
+        lengths = self.tokens[rows]
+        steps = np.arange(lengths.max())
+        mask = steps < lengths[:, None]
+        # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
+        where = self.offset[rows][:, None] + np.where(mask, steps, 0)
+        return {
+            "hidden": torch.from_numpy(self._map[where]),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+            "text_keys": torch.from_numpy(self.keys[rows][:, None]),
+        }

@@ -1,0 +1,131 @@
+"""Where a run's files lie.
+
+    logs/tier1/
+        msmarco_20250106_143022/
+            zeroshot_metrics.json, lora_metrics.json, maw_metrics.json     means, per-query values, that
+            method's facts improvements.json                                             relative differences
+            and paired tests dataset.json                                                  all results of the
+            dataset; written last
+        summary/
+            benchmark_summary.txt, all_results.json, metrics_comparison.csv
+
+Per-query values are stored by column, with the query ids once: `pandas.DataFrame(per_query["metrics"],
+index=per_query["query_ids"])` is the table, at a small part of the size that 36 copies of every id would
+take. Numbers are written with all the digits it takes to read back the same float64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maw.errors import MAWError
+from maw.methods import Method, in_order
+from maw.metrics import EvaluationResult
+from maw.report.files import write_csv, write_json, write_text
+from maw.report.tables import CSV_HEADER, comparison_rows
+from maw.report.text import benchmark_summary
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_REPEATS = 1000
+
+
+def write_dataset(
+    log_dir: Path | str,
+    dataset_result: Mapping[str, Any],
+    evaluations: Mapping[str, EvaluationResult],
+    timestamp: str,
+) -> Path:
+    """Writes one dataset's folder, `<dataset>_<timestamp>`, with `_2`, `_3`, ... behind it if there is one
+    already.
+
+    Args:
+        log_dir: folder of all runs; made if need be.
+        dataset_result: the content of dataset.json.
+        evaluations: method name -> its evaluation on the test split, for those methods that ran.
+        timestamp: as in 20250106_143022.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MAWError: a name that is not safe as a folder's, a number that is not finite, a path that cannot be
+            written.
+    """
+    folder = _new_folder(Path(log_dir), f"{_safe(dataset_result['dataset'])}_{_safe(timestamp)}")
+    for method in in_order(evaluations):
+        record = dataset_result["results"].get(method.key, {})
+        write_json(
+            folder / f"{method.short}_metrics.json",
+            _method_content(dataset_result["dataset"], method, evaluations[method.name], record),
+        )
+    write_json(
+        folder / "improvements.json",
+        {key: dataset_result.get(key, {}) for key in ("improvements", "significance")},
+    )
+    write_json(folder / "dataset.json", dataset_result)
+    return folder
+
+
+def write_summary(log_dir: Path | str, dataset_results: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
+
+    Args:
+        log_dir: folder of all runs.
+        dataset_results: the content of each dataset.json, in the order of the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MAWError: as `write_dataset`.
+    """
+    folder = Path(log_dir) / "summary"
+    write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
+    write_csv(folder / "metrics_comparison.csv", CSV_HEADER, comparison_rows(dataset_results))
+    write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results))
+    return folder
+
+
+def _method_content(
+    dataset: str, method: Method, evaluation: EvaluationResult, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Content of one method's file: its entry in dataset.json, and what is too long to stand there."""
+    return {
+        "dataset": dataset,
+        "method": method.name,
+        **{key: value for key, value in record.items() if key != "metrics"},
+        "metrics": dict(evaluation),
+        "facts": evaluation.facts,
+        "per_query": {"query_ids": evaluation.query_ids, "metrics": evaluation.per_query},
+    }
+
+
+def _safe(name: str) -> str:
+    if not _SAFE_NAME.fullmatch(name):
+        raise MAWError(
+            f"{name[:120]!r} cannot name a folder: use up to 100 letters, digits, dots, hyphens and "
+            "underscores, the first a letter or digit"
+        )
+    return name
+
+
+def _new_folder(log_dir: Path, name: str) -> Path:
+    """Makes a folder that was not there before; two runs never share one."""
+    for number in range(1, _REPEATS):
+        folder = log_dir / (name if number == 1 else f"{name}_{number}")
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if log_dir.is_dir():
+                continue
+            raise MAWError(f"cannot make {folder}: {log_dir} is a file; choose another --log-dir") from None
+        except OSError as error:
+            raise MAWError(
+                f"cannot make {folder}: {error.strerror or error}; choose another --log-dir or mend this one"
+            ) from error
+        return folder
+    raise MAWError(f"cannot make {log_dir / name}: it is there {_REPEATS - 1} times already; clear {log_dir}")

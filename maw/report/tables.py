@@ -1,0 +1,134 @@
+"""How methods differ: relative improvements, paired tests, runtimes, and the long table behind
+metrics_comparison.csv.
+
+Keys are the user's: `lora_vs_zeroshot_ndcg_cut_10` is LoRA's nDCG@10 as a relative difference to zero-shot's.
+Which methods there are, in which order and against which earlier ones they are compared, is up to
+`maw.methods`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maw.methods import METHODS, comparisons, in_order
+from maw.metrics import FAMILIES, METRIC_LABELS, METRICS, PRIMARY, EvaluationResult
+from maw.significance import paired_tests
+
+_FAMILY_OF = {key: family for family, keys in FAMILIES.items() for key in keys}
+_METRIC_ORDER = (*PRIMARY, *(key for key in METRICS if key not in PRIMARY))
+
+CSV_HEADER = (
+    "dataset",
+    "method",
+    "metric",
+    "label",
+    "family",
+    "value",
+    "compared_with",
+    "baseline_value",
+    "difference",
+    "relative",
+    "ci_low",
+    "ci_high",
+    "p_value",
+)
+"""Columns of metrics_comparison.csv; a row with `compared_with` holds a difference, the others a value."""
+
+
+def improvements(evaluations: Mapping[str, EvaluationResult]) -> dict[str, float | None]:
+    """Relative difference of every method to each earlier one, in every metric, the primary ones first.
+
+    Args:
+        evaluations: method name -> its metrics on the test split.
+
+    Returns:
+        `{short}_vs_{short}_{metric}` -> (new - old) / old, or None where old is 0 and there is no such ratio.
+    """
+    return {
+        f"{new.short}_vs_{old.short}_{metric}": relative(evaluations[new.name][metric], evaluations[old.name][metric])
+        for metric in _METRIC_ORDER
+        for new, old in comparisons(evaluations)
+    }
+
+
+def significance(
+    evaluations: Mapping[str, EvaluationResult],
+    metrics: Sequence[str] = PRIMARY,
+    *,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired tests of every method against each earlier one.
+
+    Returns:
+        `{short}_vs_{short}` -> metric -> the fields of `maw.significance.PairedTest`.
+
+    Raises:
+        ValueError: two evaluations that are not of the same queries in the same order.
+    """
+    found = {}
+    for new, old in comparisons(evaluations):
+        a, b = evaluations[new.name], evaluations[old.name]
+        if a.query_ids != b.query_ids:
+            raise ValueError(f"{new.name} and {old.name} were evaluated on different queries; they cannot be paired")
+        tests = paired_tests(_columns(a, metrics), _columns(b, metrics), permutations=permutations, seed=seed)
+        found[f"{new.short}_vs_{old.short}"] = {
+            metric: dataclasses.asdict(test) for metric, test in zip(metrics, tests, strict=True)
+        }
+    return found
+
+
+def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
+    """`{short}_seconds` of each method, their sum and that in minutes.
+
+    Args:
+        seconds: method name -> how long it took from start to end.
+    """
+    total = sum(seconds.values())
+    return {
+        **{f"{method.short}_seconds": round(seconds[method.name], 2) for method in in_order(seconds)},
+        "total_dataset_seconds": round(total, 2),
+        "total_dataset_minutes": round(total / 60, 2),
+    }
+
+
+def comparison_rows(dataset_results: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    """Rows under `CSV_HEADER`: for each dataset, method and metric its value, then its differences to earlier
+    methods.
+
+    The interval and p-value are there for metrics that `significance` has tested.
+    """
+    for result in dataset_results:
+        names = [method.name for method in METHODS if method.key in result["results"]]
+        for method in in_order(names):
+            metrics = result["results"][method.key]["metrics"]
+            for metric in METRICS:
+                about = (metric, METRIC_LABELS[metric], _FAMILY_OF[metric], metrics[metric])
+                yield (result["dataset"], method.name, *about, *(None,) * 7)
+                for new, old in comparisons(names):
+                    if new is method:
+                        baseline = result["results"][old.key]["metrics"][metric]
+                        test = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {}).get(metric, {})
+                        yield (
+                            result["dataset"],
+                            method.name,
+                            *about,
+                            old.name,
+                            baseline,
+                            metrics[metric] - baseline,
+                            relative(metrics[metric], baseline),
+                            *map(test.get, ("ci_low", "ci_high", "p_value")),
+                        )
+
+
+def relative(new: float, old: float) -> float | None:
+    """(new - old) / old, or None where old is 0."""
+    return (new - old) / old if old else None
+
+
+def _columns(evaluation: EvaluationResult, metrics: Sequence[str]) -> np.ndarray:
+    return np.column_stack([evaluation.per_query[metric] for metric in metrics])

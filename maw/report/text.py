@@ -1,0 +1,274 @@
+"""What people read: the summary of a dataset on the console, and summary/benchmark_summary.txt.
+
+Plain text, at most 100 columns, no colour. Everything in it comes from the dictionaries that dataset.json
+holds; a fact that the data or the model adds there appears here under its own name.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maw.methods import METHODS, Method, comparisons
+from maw.metrics import METRIC_LABELS, PRIMARY
+
+WIDTH = 100
+_HEADLINE = PRIMARY[0]
+_LEVEL = 0.05
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_SETTINGS = ("seed", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
+_HASHES = ("hash", "sha256", "fingerprint")
+_HASH_LENGTH = 12
+
+
+def show(text: str) -> None:
+    """Puts a summary on the console."""
+    print(text, flush=True)  # noqa: T201 - the console is this module's business
+
+
+def method_heading(method: Method, dataset: str) -> str:
+    """What opens a method's part of the console output."""
+    return f"\n{_clean(dataset)}, approach {METHODS.index(method) + 1}: {method.approach}\n{method.description}."
+
+
+def method_summary(record: Mapping[str, Any]) -> str:
+    """What closes it: the primary metrics and the runtime.
+
+    Args:
+        record: the method's entry in dataset.json's "results".
+    """
+    cells = [f"{METRIC_LABELS[key]} {record['metrics'][key]:.4f}" for key in PRIMARY]
+    half = len(cells) // 2
+    lines = ["".join(f"{cell:<19}" for cell in part).rstrip() for part in (cells[:half], cells[half:])]
+    seconds = record["runtime_seconds"]
+    return "\n".join(
+        [f"{_clean(record['approach'])} results (primary metrics):"]
+        + [f"   {line}" for line in lines]
+        + [f"   Runtime: {seconds:.2f} seconds ({seconds / 60:.2f} minutes)"]
+    )
+
+
+def dataset_summary(result: Mapping[str, Any]) -> str:
+    """One dataset: where its numbers come from, primary metrics, differences, costs and warnings."""
+    title = _clean(f"{result['venue']} ({result['dataset']})")
+    parts = [
+        _heading(title, "="),
+        _setting(result),
+        _metrics_table(result),
+        _differences(result),
+        _training(result),
+        _runtimes(result),
+        _warnings(result),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def benchmark_summary(results: Sequence[Mapping[str, Any]]) -> str:
+    """The whole run: an overview, every dataset, and how to read the numbers."""
+    parts = [_heading("Benchmark summary", "="), _overview(results)]
+    parts += [dataset_summary(result) for result in results]
+    return "\n\n\n".join([*parts, reading_notes()]) + "\n"
+
+
+def reading_notes() -> str:
+    """What the numbers mean."""
+    notes = (
+        "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
+        f"A letter behind a value names a method it beats at p < {_LEVEL:g}: a two-sided paired "
+        "randomisation test over queries, not corrected for the number of tests.",
+        "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
+        "other queries of the kind, not with another training seed.",
+        "Better / worse / same counts queries. Relative differences are to the second method's mean.",
+    )
+    return "\n".join([_heading("How to read the numbers", "-"), *(line for note in notes for line in _bullet(note))])
+
+
+def _overview(results: Sequence[Mapping[str, Any]]) -> str:
+    """The headline metric, datasets by methods."""
+    methods = [method for method in METHODS if any(method.key in result["results"] for result in results)]
+    rows = []
+    for result in results:
+        records = [result["results"].get(method.key) for method in methods]
+        values = [f"{record['metrics'][_HEADLINE]:.4f}" if record else "-" for record in records]
+        rows.append([_clean(result["dataset"]), *values])
+    table = _table([METRIC_LABELS[_HEADLINE], *(method.label for method in methods)], rows)
+    return "\n\n".join([table, *_evaluated(results)])
+
+
+def _evaluated(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    dates = sorted({_clean(result["evaluated_at"]) for result in results})
+    return [f"Evaluated {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")] if dates else []
+
+
+def _setting(result: Mapping[str, Any]) -> str:
+    """Facts on data, model and training, a line each."""
+    settings = {key: value for key, value in result.get("configuration", {}).items() if key in _SETTINGS}
+    sections = {"Data": result.get("data", {}), "Model": result.get("model", {}), "Training": settings}
+    lines = []
+    for name, facts in sections.items():
+        body = [line for key, value in facts.items() if key != "warnings" for line in _fact(key, value)]
+        lines += [name, *body] if body else []
+    return "\n".join(lines)
+
+
+def _metrics_table(result: Mapping[str, Any]) -> str:
+    """Primary metrics by methods, with letters for the methods significantly surpassed."""
+    methods = _methods(result)
+    beaten = _beaten(result, methods)
+    widest = max([len(letters) for letters in beaten.values()], default=0)
+    names = dict(zip(methods, _LETTERS, strict=False))
+    rows = []
+    for key in PRIMARY:
+        values = [f"{result['results'][method.key]['metrics'][key]:.4f}" for method in methods]
+        marks = [f" {beaten.get((method.short, key), ''):<{widest}}" if widest else "" for method in methods]
+        rows.append([METRIC_LABELS[key], *(value + mark for value, mark in zip(values, marks, strict=True))])
+    return _table(["Metric", *(f"({names[method]}) {method.label}" for method in methods)], rows)
+
+
+def _beaten(result: Mapping[str, Any], methods: Iterable[Method]) -> dict[tuple[str, str], str]:
+    """(method, metric) -> the letters of the methods it beats."""
+    methods = list(methods)
+    names = dict(zip(methods, _LETTERS, strict=False))
+    beaten: dict[tuple[str, str], str] = {}
+    for new, old in comparisons(method.name for method in methods):
+        tests = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {})
+        for key, test in tests.items():
+            if test["p_value"] < _LEVEL and test["mean_difference"]:
+                winner, loser = (new, old) if test["mean_difference"] > 0 else (old, new)
+                letters = beaten.get((winner.short, key), "") + names[loser]
+                beaten[winner.short, key] = "".join(sorted(letters))
+    return beaten
+
+
+def _differences(result: Mapping[str, Any]) -> str:
+    """The headline metric's differences with interval and p-value."""
+    rows = []
+    for new, old in comparisons(method.name for method in _methods(result)):
+        test = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {}).get(_HEADLINE)
+        if test:
+            share = "-" if test["relative"] is None else f"{test['relative']:+.1%}"
+            rows.append(
+                [
+                    f"{new.label} vs {old.label}",
+                    f"{test['mean_difference']:+.4f}",
+                    share,
+                    f"[{test['ci_low']:+.4f}, {test['ci_high']:+.4f}]",
+                    f"{test['p_value']:.4f}",
+                    f"{test['wins']} / {test['losses']} / {test['ties']}",
+                ]
+            )
+    header = [METRIC_LABELS[_HEADLINE], "differ.", "rel.", "95% interval", "p", "better/worse/same"]
+    return _table(header, rows) if rows else ""
+
+
+def _training(result: Mapping[str, Any]) -> str:
+    """What each method trained, and how fast it learned."""
+    rows = []
+    for method in _methods(result):
+        record = result["results"][method.key]
+        count, rate = record.get("trained_parameters"), record.get("learning_rate")
+        rows.append(
+            [
+                _clean(record["approach"])[:50],
+                f"{count:,}" if count else "none",
+                "-" if rate is None else f"{rate:g}",
+            ]
+        )
+    return _table(["Approach", "Trained parameters", "Learning rate"], rows)
+
+
+def _runtimes(result: Mapping[str, Any]) -> str:
+    summary = result.get("runtime_summary", {})
+    lines = [(method.label, summary.get(f"{method.short}_seconds")) for method in METHODS]
+    lines.append(("Total (dataset)", summary.get("total_dataset_seconds")))
+    width = max(len(label) for label, _ in lines) + 2
+    body = [
+        f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min)"
+        for label, seconds in lines
+        if seconds is not None
+    ]
+    return "\n".join(["Runtime Summary:", *body]) if body else ""
+
+
+def _warnings(result: Mapping[str, Any]) -> str:
+    found = dict.fromkeys([*result.get("warnings", ()), *result.get("data", {}).get("warnings", ())])
+    return "\n".join(["Warnings", *(line for text in found for line in _bullet(text))]) if found else ""
+
+
+def _methods(result: Mapping[str, Any]) -> list[Method]:
+    return [method for method in METHODS if method.key in result["results"]]
+
+
+def _fact(key: str, value: Any) -> list[str]:
+    """Lines for one fact; a dictionary of dictionaries takes one for each of its entries."""
+    label = _clean(str(key)).replace("_", " ")
+    if isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values()):
+        texts = [f"{_clean(str(name))}: {_value(str(name), each)}" for name, each in value.items()]
+    else:
+        texts = [_value(key, value)]
+    labels = [label, *[""] * (len(texts) - 1)]
+    return [line for name, text in zip(labels, texts, strict=True) for line in _wrapped(f"  {name:<22} ", text)]
+
+
+def _value(key: str, value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{_clean(str(name)).replace('_', ' ')} {_value(str(name), each)}" for name, each in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(key, each) for each in value)
+    if key.endswith(_HASHES):
+        return _clean(str(value))[:_HASH_LENGTH]
+    return f'"{_clean(value, keep_blanks=True)}"' if key.endswith("prefix") else _clean(str(value))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first to the left, others to the right; those that do not fit follow below."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    widths[0] = min(widths[0], WIDTH // 2)
+    blocks, columns, used = [], [], widths[0]
+    for column in range(1, len(header)):
+        if columns and used + widths[column] + 2 > WIDTH:
+            blocks.append(columns)
+            columns, used = [], widths[0]
+        columns.append(column)
+        used += widths[column] + 2
+    blocks.append(columns)
+    return "\n\n".join(_block(header, rows, widths, columns) for columns in blocks)
+
+
+def _block(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+    def line(row: Sequence[str]) -> str:
+        first = row[0][: widths[0]].ljust(widths[0])
+        return (first + "".join(f"  {row[column]:>{widths[column]}}" for column in columns)).rstrip()
+
+    rule = "-" * (widths[0] + sum(widths[column] + 2 for column in columns))
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def _heading(text: str, rule: str) -> str:
+    text = text[:WIDTH]
+    return f"{text}\n{rule * len(text)}"
+
+
+def _bullet(text: str) -> list[str]:
+    return _wrapped("  - ", _clean(text))
+
+
+def _wrapped(first: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [first.rstrip()]
+
+
+def _clean(text: str, *, keep_blanks: bool = False) -> str:
+    """One line that a terminal only displays: control characters and the like become question marks."""
+    text = text if keep_blanks else " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in text)

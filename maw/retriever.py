@@ -1,0 +1,416 @@
+"""Retrievers: a pretrained encoder, how its output becomes a vector, and what of it is trained.
+
+`NonMAWEncoder` and `MAWWithGRPOEncoder` turn token ids (or cached hidden states of the frozen layers) into text
+embeddings. `BaselineRetriever` (zero-shot, or with LoRA) and `MAWRetriever` add the tokenizer and the model's own
+similarity. Every computation is a mode of an encoder's one `forward`, whose arguments and results are tensors with
+the batch first, so that DataParallel and DistributedDataParallel need to know nothing else.
+
+Letters: B texts, G samples of each text, T tokens, C hidden size, D depths, M MAW layers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from maw.config import Tier1Config, parse_layers
+from maw.pretrained import ModelSpec, model_spec, verify_weights
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from maw.architectures import Architecture, architecture_of
+from maw.attention import MAWAttentionLayer, build_kernels
+from maw.errors import ModelError
+from maw.inputs import Texts, TextSource
+from maw.lora import add_lora
+from maw.routing import Routing, build_router, mix64, text_keys
+
+logger = logging.getLogger(__name__)
+
+
+class NonMAWEncoder(nn.Module):
+    """A pretrained encoder and its pooling: texts as token ids to embeddings.
+
+    Args:
+        backbone: Hugging Face encoder.
+        architecture: adapter of its family.
+        pooling: "mean" over a text's tokens, or "cls", its first token.
+        normalize: divide embeddings by their length, so that a dot product is the cosine.
+        trained_layers: layers (from 1) that run in training mode when the encoder does; all others always run as at
+            evaluation, dropout off, so that their output for a text is one fixed thing.
+        prefix_layers: how many layers from the bottom no arm of the run trains; `mode="prefix"` ends there.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        architecture: Architecture,
+        *,
+        pooling: str = "mean",
+        normalize: bool = True,
+        trained_layers: Sequence[int] = (),
+        prefix_layers: int = 0,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.architecture = architecture
+        self.pooling, self.normalize = pooling, normalize
+        self.trained_layers, self.prefix_layers = tuple(trained_layers), prefix_layers
+
+    def train(self, mode: bool = True) -> NonMAWEncoder:
+        super().train(mode)
+        for module in self.backbone.modules():
+            module.training = False
+        layers = self.architecture.layers(self.backbone)
+        for number in self.trained_layers:
+            layers[number - 1].train(mode)
+        return self
+
+    def forward(self, inputs: Mapping[str, Tensor], mode: str = "embed") -> Any:
+        """Runs one mode.
+
+        Args:
+            inputs: "input_ids" (B, T), or "hidden" (B, T, C) from `mode="prefix"`; and "attention_mask" (B, T).
+            mode: "embed" gives {"embedding": (B, C)}; "prefix" the hidden states (B, T, C) that enter the first
+                layer above `prefix_layers`.
+
+        Raises:
+            ValueError: unknown mode.
+        """
+        if mode == "prefix":
+            with torch.no_grad():
+                return self._prefix(inputs)
+        if mode == "embed":
+            hidden = self._layers(self._prefix(inputs), inputs["attention_mask"], None)
+            return {"embedding": self._pool(hidden, inputs["attention_mask"])}
+        raise ValueError(f"unknown mode {mode!r}")
+
+    def _prefix(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if "hidden" in inputs:
+            return inputs["hidden"]
+        hidden = self.architecture.embed(self.backbone, inputs["input_ids"])
+        return self._run(hidden, inputs["attention_mask"], None, 0, self.prefix_layers)
+
+    def _layers(self, hidden_BTC: Tensor, padding_BT: Tensor, routing: Routing | None) -> Tensor:
+        """From the prefix's output through the last layer."""
+        total = len(self.architecture.layers(self.backbone))
+        hidden = self._run(hidden_BTC, padding_BT, routing, self.prefix_layers, total)
+        return self.architecture.finish(self.backbone, hidden)
+
+    def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
+        """Layers start..stop-1 (from 0). With a routing plan of G samples, the first MAW layer's output is G-fold."""
+        extra = {} if routing is None else {"routing": routing}
+        inputs = None
+        for index in range(start, stop):
+            layer = self.architecture.layers(self.backbone)[index]
+            is_maw = isinstance(self.architecture.attention(layer), MAWAttentionLayer)
+            if is_maw and routing is not None and routing.samples > 1 and routing.layer == 0:
+                hidden, padding = (each.repeat_interleave(routing.samples, 0) for each in (hidden, padding))
+                inputs = None
+            if inputs is None:
+                inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
+            hidden = layer(hidden, **inputs[index], **(extra if is_maw else {}))
+        return hidden
+
+    def _pool(self, hidden_BTC: Tensor, padding_BT: Tensor) -> Tensor:
+        if self.pooling == "cls":
+            pooled = hidden_BTC[:, 0]
+        else:
+            weights = padding_BT.to(hidden_BTC.dtype)[..., None]
+            pooled = (hidden_BTC * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        return F.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+class MAWWithGRPOEncoder(NonMAWEncoder):
+    """An encoder whose `maw_layers` hold depth attention; at its start it computes what the pretrained one does.
+
+    Args:
+        maw_layers: layers (from 1) that get depth kernels and a router.
+        kernels: arguments of `build_kernels` beside those read off the backbone.
+        router: arguments of `build_router` beside those read off the backbone.
+        seed: of the kernels' noise, and of a random router's picks at evaluation.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        architecture: Architecture,
+        *,
+        maw_layers: Sequence[int],
+        depths: int,
+        kernels: Mapping[str, Any],
+        router: Mapping[str, Any],
+        seed: int,
+        **options: Any,
+    ):
+        super().__init__(backbone, architecture, **options)
+        self.maw_layers, self.seed = tuple(maw_layers), seed
+        generator = torch.Generator().manual_seed(seed)
+        for number in self.maw_layers:
+            layer = architecture.layers(backbone)[number - 1]
+            attention = architecture.attention(layer)
+            heads, size = architecture.heads(attention)
+            known = {"heads": heads, "head_size": size, "depths": depths}
+            kernel = build_kernels(
+                **known,
+                **kernels,
+                hidden_size=backbone.config.hidden_size,
+                rotary=architecture.rotary,
+                generator=generator,
+            )
+            layer_router = build_router(**known, **router)
+            architecture.replace_attention(layer, MAWAttentionLayer(attention, architecture, kernel, layer_router))
+
+    @property
+    def maw_attention(self) -> list[MAWAttentionLayer]:
+        """The MAW layers, bottom first."""
+        layers = self.architecture.layers(self.backbone)
+        return [self.architecture.attention(layers[number - 1]) for number in self.maw_layers]
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        mode: str = "embed",
+        depths: Sequence[Tensor] | None = None,
+        keys: Tensor | None = None,
+    ) -> Any:
+        """Runs one mode.
+
+        Args:
+            inputs: as for `NonMAWEncoder`; for "policy" {"states": one tensor for each MAW layer}.
+            mode: "prefix"; "embed", one routing for each text; "group", G routings of the same text, which share
+                all that does not depend on the depth; "policy", log-probabilities of every depth in given states.
+            depths: picks to use, int64, for each MAW layer (B, G, h, t); else routers pick.
+            keys: noise keys (B, G): depths are sampled; None: greedy.
+
+        Returns:
+            "embed": {"embedding": (B, C), "depth_share": (B, M, D), each text's share of picks}.
+            "group": {"embedding": (B, G, C), "depths": [(B, G, h, t)], "states": [(B, 1 or G, h, t, F)]}.
+            "policy": [log-probabilities (B, 1 or G, h, t, D)].
+        """
+        if mode == "policy":
+            routers = (layer.router for layer in self.maw_attention)
+            return [r.logits(state).log_softmax(-1) for r, state in zip(routers, inputs["states"], strict=True)]
+        if mode not in ("embed", "group"):
+            return super().forward(inputs, mode)
+        padding = inputs["attention_mask"]
+        routing = Routing(
+            padding,
+            keys_BG=keys,
+            depths=None if depths is None else list(depths),
+            text_keys_B1=self._text_keys(inputs),
+            samples=_samples(keys, depths),
+        )
+        hidden = self._layers(self._prefix(inputs), padding, routing)
+        embedding = self._pool(hidden, routing.flat_padding(len(hidden)))
+        if mode == "embed":
+            return {"embedding": embedding, "depth_share": self._depth_share(routing)}
+        embedding = embedding.unflatten(0, (len(padding), -1))
+        return {"embedding": embedding, "depths": routing.taken, "states": routing.states}
+
+    def _text_keys(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        keys = inputs.get("text_keys")
+        if keys is None:
+            keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
+        return mix64(keys ^ self.seed)
+
+    def _depth_share(self, routing: Routing) -> Tensor:
+        """How often each text took each depth, by MAW layer, (B, M, D); padding is not counted."""
+        shares = []
+        for taken, layer in zip(routing.taken, self.maw_attention, strict=True):
+            taken = taken.detach()
+            soft = taken.is_floating_point()
+            weights = taken if soft else F.one_hot(taken, layer.router.depths).float()
+            weights = weights.mean(dim=(1, 2))  # samples and heads: (B, t, D)
+            if weights.shape[1] > 1:
+                tokens = routing.padding_BT.to(weights.dtype)[..., None]
+                weights = (weights * tokens).sum(1, keepdim=True) / tokens.sum(1, keepdim=True)
+            shares.append(weights[:, 0])
+        return torch.stack(shares, dim=1)
+
+
+def _samples(keys: Tensor | None, depths: Sequence[Tensor] | None) -> int:
+    if keys is not None:
+        return keys.shape[1]
+    return depths[0].shape[1] if depths else 1
+
+
+class BaselineRetriever(nn.Module):
+    """A pretrained retriever without MAW: as it is, or with LoRA adapters if `config.use_lora`.
+
+    Args:
+        config: names the model, its layers to adapt, and whatever of the model's own settings to override.
+
+    Raises:
+        ModelError: the model cannot be found, loaded, or adapted.
+        ConfigError: layers that the model does not have.
+    """
+
+    def __init__(self, config: Tier1Config):
+        super().__init__()
+        self.config = config
+        self.spec = model_spec(config)
+        self.layers = trained_layers(config, self.spec)
+        self.tokenizer = load_tokenizer(self.spec)
+        backbone, architecture = load_backbone(self.spec)
+        self.encoder = self._build(backbone, architecture).eval()
+
+    def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
+        finetune = self.layers["finetune"] if self.config.use_lora else ()
+        if self.config.use_lora:
+            options = {"rank": self.config.lora_rank, "alpha": self.config.lora_alpha}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed)
+                add_lora(backbone, architecture, finetune, **options)
+        return NonMAWEncoder(backbone, architecture, trained_layers=finetune, **self._encoder_options())
+
+    def _encoder_options(self) -> dict[str, Any]:
+        return {
+            "pooling": self.spec.pooling,
+            "normalize": self.spec.similarity == "cosine",
+            "prefix_layers": self.layers["prefix"],
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers training may change."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """A copy, on the CPU, of all that training may change, by parameter name."""
+        trained = ((name, each) for name, each in self.encoder.named_parameters() if each.requires_grad)
+        return {name: each.detach().cpu().clone() for name, each in trained}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `trained_state` gave.
+
+        Raises:
+            ModelError: names or shapes that are not this model's.
+        """
+        missing = {name for name, each in self.encoder.named_parameters() if each.requires_grad} - set(state)
+        try:
+            unexpected = self.encoder.load_state_dict(state, strict=False).unexpected_keys
+        except RuntimeError as error:
+            raise ModelError(f"weights do not fit model {self.spec.name}: {_first_line(error)}") from error
+        if missing or unexpected:
+            name = sorted(missing or unexpected)[0]
+            raise ModelError(f"weights do not fit model {self.spec.name}: {name} is in only one of the two")
+
+    def forward(self, inputs: Mapping[str, Tensor], mode: str = "embed", **options: Any) -> Any:
+        """The encoder's own forward."""
+        return self.encoder(inputs, mode, **options)
+
+    def source(self, texts: Texts | Sequence[str], kind: str) -> TextSource:
+        """Texts of one kind, "query" or "document", as this model reads them: prefix, length limit, tokens."""
+        query = kind == "query"
+        return TextSource(
+            texts,
+            self.tokenizer,
+            prefix=self.spec.query_prefix if query else self.spec.document_prefix,
+            max_length=self.spec.max_query_length if query else self.spec.max_document_length,
+        )
+
+    def encode(self, texts: Sequence[str], kind: str = "document", batch_size: int = 128) -> np.ndarray:
+        """Texts to embeddings, float32 (N, C), in the order given.
+
+        Args:
+            kind: "query" or "document", which some models treat differently.
+        """
+        from maw.encoding import (
+            encode,  # encoding stands after retrievers; this is a convenience for notebooks
+        )
+
+        return encode(self.encoder, self.source(texts, kind), batch_size=batch_size).embeddings
+
+
+class MAWRetriever(BaselineRetriever):
+    """A pretrained retriever with depth attention in `config.maw_layers` and `config.finetune_layers` trained whole.
+
+    On a MAW layer that is not among the layers to fine-tune only kernels and router are trained. LoRA is no part of
+    it, whatever `config.use_lora` says.
+    """
+
+    def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
+        config = self.config
+        encoder = MAWWithGRPOEncoder(
+            backbone,
+            architecture,
+            maw_layers=self.layers["maw"],
+            depths=config.depth_dim,
+            kernels={
+                "family": config.depth_kernel,
+                "rank": config.kernel_rank,
+                "init_std": config.kernel_init_std,
+            },
+            router={"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
+            seed=config.seed,
+            trained_layers=self.layers["finetune"],
+            **self._encoder_options(),
+        )
+        backbone.requires_grad_(False)
+        layers = architecture.layers(backbone)
+        for number in self.layers["finetune"]:
+            layers[number - 1].requires_grad_(True)
+        for attention in encoder.maw_attention:
+            attention.kernels.requires_grad_(True)
+            attention.router.requires_grad_(True)
+        return encoder
+
+
+def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
+    """Layers by what is done to them: "maw", "finetune" (from 1), and "prefix", how many no arm of the run changes."""
+    maw = parse_layers(config.maw_layers, spec.num_layers)
+    finetune = parse_layers(config.finetune_layers, spec.num_layers)
+    return {
+        "maw": maw,
+        "finetune": finetune,
+        "prefix": min((*maw, *finetune), default=spec.num_layers + 1) - 1,
+    }
+
+
+def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
+    """The pretrained encoder in float32, frozen, and its adapter.
+
+    Raises:
+        ModelError: the weights cannot be read, or are not those that the package expects.
+    """
+    architecture = architecture_of(spec.model_type)
+    verify_weights(spec)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a report of the pooler's unused weights is no news here
+    transformers_logging.disable_progress_bar()
+    try:
+        backbone = AutoModel.from_pretrained(spec.folder or spec.name, attn_implementation="sdpa", dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model {spec.name}: {_first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if hasattr(backbone, "pooler"):
+        backbone.pooler = None  # its output is not used, and unused weights confuse gradient checks
+    return backbone.requires_grad_(False), architecture
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(spec.folder or spec.name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"tokenizer of model {spec.name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,250 @@
+"""Routers: which depth of attention a text, a head or a token uses.
+
+Routing is a one-step bandit. The state is what the attention layer sees of the text, its query states: their mean
+over the text's tokens (`route_by="sequence"`, all heads together, and `"head"`, each head its own) or the token's
+own (`"token"`). The action is a depth. States are detached, so that a router never bends the encoder's weights, and
+a text is routed by itself alone: nothing of the other side of a query-passage pair can reach it.
+
+Everything random comes from `noise_keys` and a counter-based hash, not from a generator with a state: the noise of a
+text depends on (seed, step, index of the text in the whole batch, sample) and on nothing else, so a batch may be cut
+into replicas or chunks without changing a single pick.
+
+Letters: B texts, G samples of each text, H heads, T tokens, D depths, F features; h is 1 or H and t is 1 or T,
+by `route_by`; M MAW layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+ROUTE_BY = ("sequence", "head", "token")
+
+# The finaliser of SplitMix64 (Steele, Lea and Flood 2014), the constants as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def mix64(value: Tensor) -> Tensor:
+    """A bijective hash of int64 tensors, the same on every device (integer arithmetic that wraps)."""
+    value = value + _GOLDEN
+    value = (value ^ _shift_right(value, 30)) * _FIRST
+    value = (value ^ _shift_right(value, 27)) * _SECOND
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Logical shift: PyTorch's own keeps the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def noise_keys(seed: int, step: int, index_B: Tensor, samples: int, stream: int = 0) -> Tensor:
+    """One int64 key for each sample of each text, (B, G).
+
+    Args:
+        index_B: position of each text in the whole batch, whichever replica holds it.
+        stream: tells apart texts that share an index, such as queries (0) and passages (1).
+    """
+    start = torch.full_like(index_B, seed)
+    for part in (stream, step):
+        start = mix64(start ^ part)
+    per_text = mix64(start ^ index_B)
+    return mix64(per_text[:, None] ^ torch.arange(samples, device=index_B.device))
+
+
+def text_keys(input_ids_BT: Tensor, padding_BT: Tensor) -> Tensor:
+    """A hash of each text's tokens, int64 (B, 1), that padding does not change."""
+    positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
+    token_hash = mix64(mix64(input_ids_BT.long()) ^ positions) * padding_BT.long()
+    return mix64(token_hash.sum(-1))[:, None]
+
+
+def uniform_noise(keys_BG: Tensor, layer: int, shape: tuple[int, ...]) -> Tensor:
+    """Uniform numbers in the open interval (0, 1), float32, (B, G, *shape), for one MAW layer."""
+    counter = torch.arange(torch.Size(shape).numel(), device=keys_BG.device)
+    keys = mix64(keys_BG ^ mix64(torch.full_like(keys_BG, layer)))
+    bits = _shift_right(mix64(keys[..., None] ^ counter), 40)  # 24 bits, all that float32 resolves
+    return ((bits.float() + 0.5) * 2.0**-24).unflatten(-1, shape)
+
+
+@dataclass
+class Routing:
+    """What one pass through the encoder is told about depths, and what the MAW layers leave behind.
+
+    Args:
+        padding_BT: 1 for a token, 0 for padding; B counts texts, not samples.
+        keys_BG: noise keys: given, depths are sampled; None, each router takes its greedy depth.
+        depths: the picks to use instead, one (B, G, h, t) tensor for each MAW layer.
+        text_keys_B1: hash of each text, all that a random router looks at outside training.
+        samples: G.
+    """
+
+    padding_BT: Tensor
+    keys_BG: Tensor | None = None
+    depths: list[Tensor] | None = None
+    text_keys_B1: Tensor | None = None
+    samples: int = 1
+    layer: int = 0  # index of the next MAW layer to be asked
+    taken: list[Tensor] = field(default_factory=list)  # per layer (B, G, h, t) depths, or (B, G, h, t, D) weights
+    states: list[Tensor] = field(default_factory=list)  # per layer (B, 1 or G, h, t, F), detached
+
+    def flat_padding(self, batch: int) -> Tensor:
+        """The padding mask for `batch` texts or, past the first MAW layer, samples of texts."""
+        return self.padding_BT.repeat_interleave(batch // len(self.padding_BT), dim=0)
+
+
+def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
+    """Mean over a text's real tokens, (B, H, E)."""
+    weights = padding_BT.to(states_BHTE.dtype)[:, None, :, None]
+    return (states_BHTE * weights).sum(2) / weights.sum(2).clamp(min=1)
+
+
+class Router(nn.Module):
+    """What every router answers to. One router stands in each MAW layer.
+
+    Args:
+        heads: H.
+        head_size: E.
+        depths: D.
+        route_by: "sequence", "head" or "token".
+
+    Raises:
+        ValueError: unknown `route_by`.
+    """
+
+    name = ""
+    trained_by = "nothing"  # "reward", "labels", "loss" or "nothing"
+
+    def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence"):
+        super().__init__()
+        if route_by not in ROUTE_BY:
+            raise ValueError(f"route_by must be one of {', '.join(ROUTE_BY)}, got {route_by!r}")
+        self.heads, self.head_size, self.depths, self.route_by = heads, head_size, depths, route_by
+
+    def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
+        """The layer's query states, reduced to what is routed, (B, h, t, F), detached."""
+        query_BHTE = query_BHTE.detach()
+        if self.route_by == "token":
+            return query_BHTE
+        mean_BHE = masked_mean(query_BHTE, padding_BT)
+        return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) if soft."""
+        raise TypeError(f"{type(self).__name__} is an interface; choose one of {', '.join(ROUTERS)}")
+
+    def forward(self, query_BHTE: Tensor, routing: Routing) -> Tensor:
+        """Routes one layer's texts; `query_BHTE` holds B texts, or B * G samples past the first MAW layer."""
+        batch = query_BHTE.shape[0]
+        state = self.state(query_BHTE, routing.flat_padding(batch))
+        state = state.unflatten(0, (len(routing.padding_BT), -1))
+        given = routing.depths
+        taken = self.pick(state, routing) if given is None else given[routing.layer]
+        routing.states.append(state)
+        routing.taken.append(taken)
+        routing.layer += 1
+        return taken
+
+
+class PolicyRouter(Router):
+    """A linear softmax policy over depths on normalised states; a linear map for each head by head or token.
+
+    The map starts at zero with a small preference for depth 0, so that a new router samples almost uniformly and its
+    greedy depth is the pretrained model's own attention.
+    """
+
+    FIRST_PREFERENCE = 0.1
+
+    def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence"):
+        super().__init__(heads, head_size, depths, route_by)
+        groups, features = (1, heads * head_size) if route_by == "sequence" else (heads, head_size)
+        self.norm = nn.RMSNorm(features, elementwise_affine=False)
+        self.weight = nn.Parameter(torch.zeros(groups, features, depths))
+        self.bias = nn.Parameter(torch.zeros(groups, 1, depths))
+        with torch.no_grad():
+            self.bias[..., 0] = self.FIRST_PREFERENCE
+
+    def logits(self, state: Tensor) -> Tensor:
+        """States (..., h, t, F) to unnormalised log-probabilities (..., h, t, D)."""
+        return self.norm(state) @ self.weight + self.bias
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        logits = self.logits(state)
+        if routing.keys_BG is None:
+            return logits.argmax(-1).expand(-1, routing.samples, -1, -1)
+        noise = uniform_noise(routing.keys_BG, routing.layer, tuple(logits.shape[2:]))
+        gumbel = -torch.log(-torch.log(noise))  # argmax(logits + Gumbel) is a draw from softmax(logits)
+        return (logits + gumbel).argmax(-1)
+
+
+class GRPORouter(PolicyRouter):
+    """Trained by group-relative policy optimisation on the retrieval reward of its own picks (see `maw.grpo`)."""
+
+    name = "grpo"
+    trained_by = "reward"
+
+
+class SupervisedRouter(PolicyRouter):
+    """Trained as a classifier of the depth with the best reward (see `maw.supervised`)."""
+
+    name = "supervised"
+    trained_by = "labels"
+
+
+class SoftRouter(PolicyRouter):
+    """No pick at all: the expected kernel under the policy, trained with the encoder's own loss."""
+
+    name = "soft"
+    trained_by = "loss"
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        return self.logits(state).softmax(-1).expand(-1, routing.samples, -1, -1, -1)
+
+
+class RandomRouter(Router):
+    """Uniform picks: fresh at every training step, and at evaluation a hash of the seed and the text."""
+
+    name = "random"
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        keys = routing.text_keys_B1 if routing.keys_BG is None else routing.keys_BG
+        if keys is None:
+            raise ValueError("a random router needs the texts' keys: pass keys or text_keys in the inputs")
+        noise = uniform_noise(keys, routing.layer, tuple(state.shape[2:4]))
+        return (noise * self.depths).long().expand(-1, routing.samples, -1, -1)
+
+
+class FixedRouter(Router):
+    """Always one depth: what MAW is without routing."""
+
+    name = "fixed"
+
+    def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence", fixed_depth: int = 0):
+        super().__init__(heads, head_size, depths, route_by)
+        if not 0 <= fixed_depth < depths:
+            raise ValueError(f"fixed_depth must be in 0..{depths - 1}, got {fixed_depth}")
+        self.fixed_depth = fixed_depth
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        batch, _, heads, tokens, _ = state.shape
+        return torch.full((batch, routing.samples, heads, tokens), self.fixed_depth, device=state.device)
+
+
+ROUTERS = {router.name: router for router in (GRPORouter, SupervisedRouter, SoftRouter, RandomRouter, FixedRouter)}
+
+
+def build_router(
+    name: str, heads: int, head_size: int, depths: int, route_by: str = "sequence", fixed_depth: int = 0
+) -> Router:
+    """The router of that name.
+
+    Raises:
+        ValueError: no router of that name.
+    """
+    if name not in ROUTERS:
+        raise ValueError(f"router must be one of {', '.join(ROUTERS)}, got {name!r}")
+    options = {"fixed_depth": fixed_depth} if name == FixedRouter.name else {}
+    return ROUTERS[name](heads, head_size, depths, route_by, **options)

@@ -1,0 +1,96 @@
+"""Supervised routing: every depth is tried on every text, and the router is taught the best as a class label.
+
+With `route_by` "head" or "token" the tries put a text's heads and tokens all at one depth, and the best of these is
+the label of each of them: D tries instead of D to the power of the number of decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maw.config import Tier1Config
+from maw.contrastive import Batch
+from maw.grpo import Rollout, try_routings
+
+
+class SupervisedLearner:
+    """Trains the routers of a MAW encoder as classifiers of the depth with the best reward.
+
+    Args: as `maw.grpo.GRPOLearner`.
+    """
+
+    def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
+        self.engine, self.config, self.temperature = engine, config, temperature
+        self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
+        self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
+
+    def step(
+        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+    ) -> tuple[Rollout, Rollout, dict[str, Tensor]]:
+        """Labels the batch, updates the routers, and returns rollouts whose only sample is the label itself."""
+        rollouts = try_routings(
+            self.engine,
+            queries,
+            passages,
+            batch,
+            temperature=self.temperature,
+            reward=self.config.reward,
+            query_picks={"depths": self._every_depth(queries, len(batch.queries))},
+            passage_picks={"depths": self._every_depth(passages, len(batch.queries))},
+        )
+        losses, entropies, agreements = [], [], []
+        for rollout in rollouts:
+            label = rollout.reward_BG.argmax(1)
+            for layer, log_policy in enumerate(self.engine({"states": self._state(rollout, label)}, mode="policy")):
+                target = label[:, None, None].expand(log_policy.shape[0], *log_policy.shape[2:4])
+                weight = rollout.weight(layer)[:, 0].expand(target.shape)
+                log_prob = log_policy[:, 0].gather(-1, target[..., None]).squeeze(-1)
+                losses.append(-(log_prob * weight).sum() / weight.sum())
+                entropies.append(-(log_policy.exp() * log_policy).sum(-1).mean().detach())
+                agreements.append((log_policy[:, 0].argmax(-1) == target).float().mean())
+        loss = torch.stack(losses).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
+        statistics = {
+            "router_loss": loss.detach(),
+            "router_accuracy": torch.stack(agreements).mean(),
+            "policy_entropy": torch.stack(entropies).mean(),
+            "reward_mean": rewards.mean(),
+            "reward_std": rewards.std(1).mean(),
+        }
+        return *(self._labelled(rollout) for rollout in rollouts), statistics
+
+    def _every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
+        """Picks that put sample d at depth d, everywhere: for each layer (B, D, h, t)."""
+        mask = inputs["attention_mask"]
+        shape = {
+            "sequence": lambda router: (1, 1),
+            "head": lambda router: (router.heads, 1),
+            "token": lambda router: (router.heads, mask.shape[1]),
+        }
+        picks = []
+        for router in self.routers:
+            depth = torch.arange(router.depths, device=mask.device)[None, :, None, None]
+            picks.append(depth.expand(size, -1, *shape[router.route_by](router)))
+        return picks
+
+    def _state(self, rollout: Rollout, label: Tensor) -> list[Tensor]:
+        """Each layer's state on the best path: above the first MAW layer it depends on the depth below."""
+        rows = torch.arange(len(label), device=label.device)
+        return [s if s.shape[1] == 1 else s[rows, label][:, None] for s in rollout.states]
+
+    def _labelled(self, rollout: Rollout) -> Rollout:
+        label = rollout.reward_BG.argmax(1)
+        rows = torch.arange(len(label), device=label.device)
+        return Rollout(
+            [depths[rows, label][:, None] for depths in rollout.depths],
+            self._state(rollout, label),
+            rollout.reward_BG[rows, label][:, None],
+            rollout.padding_BT,
+            rollout.embedding_BC,
+        )

@@ -1,0 +1,249 @@
+"""Training of a retriever: contrastive loss, AdamW, validation after every epoch, best weights kept.
+
+    from tier_1 import train_retriever
+    history = train_retriever(model, train_data, val_data, config, device, "my_dataset", "lora")
+
+Every arm runs through this one loop, with the same batches in the same order (`maw.contrastive`); arms differ in
+what is trainable, in the objective (`maw.objective`) and in the learning rate.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from maw.config import Tier1Config
+from maw.contrastive import TrainingPairs
+from maw.data.collection import RetrievalData, as_retrieval_data
+from maw.errors import MAWError
+from maw.evaluation import evaluate_retriever
+from maw.inputs import ListTexts
+from maw.objective import build_objective
+from maw.parallel import replicate
+from maw.prefix import ActivationStore
+from maw.retriever import BaselineRetriever, MAWRetriever
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_METRIC = "ndcg_cut_10"
+
+# Chosen on the validation queries of pystdlib with all-MiniLM-L6-v2; `--learning-rate` overrides all of them.
+DEFAULT_LEARNING_RATES = {"lora": 1e-3, "maw": 2e-4}
+DEFAULT_KERNEL_LEARNING_RATE = 1e-2
+
+History = list[dict[str, Any]]
+
+
+def train_retriever(
+    model: BaselineRetriever,
+    train_data: RetrievalData | Mapping[str, Any],
+    val_data: RetrievalData | Mapping[str, Any],
+    config: Tier1Config,
+    device: torch.device | str | None = None,
+    dataset_name: str = "",
+    model_type: str = "",
+    *,
+    activations: ActivationStore | None = None,
+    on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+) -> History:
+    """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
+
+    Args:
+        model: a `BaselineRetriever` with LoRA, or a `MAWRetriever`.
+        train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
+            "negatives" {query: [document]}.
+        val_data: the same; nDCG@10 on it decides which epoch is best.
+        dataset_name: for messages and the progress bar.
+        model_type: for messages and the progress bar.
+        activations: stored activations of the frozen layers, shared with other calls of a run.
+        on_epoch: called after every epoch with its record and whether it is the best so far.
+
+    Returns:
+        One record for each epoch: loss, validation nDCG@10, learning rate, seconds, and what the router did.
+
+    Raises:
+        MAWError: nothing to train, or a loss or gradient that is not finite.
+    """
+    device = torch.device(device) if device is not None else model.device
+    trainer = Trainer(
+        model,
+        as_retrieval_data(train_data, "train"),
+        config,
+        device,
+        f"{dataset_name} {model_type}".strip() or "training",
+        activations,
+    )
+    validation = as_retrieval_data(val_data, "validation")
+    history: History = []
+    best, best_weights = -math.inf, {}
+    for epoch in range(1, config.num_epochs + 1):
+        record = trainer.run_epoch(epoch)
+        result = evaluate_retriever(model, validation, config, device, "validation", activations=activations)
+        record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
+        if "routing" in result.facts:
+            record["val_routing"] = result.facts["routing"]
+        history.append(record)
+        improved = result[VALIDATION_METRIC] > best
+        if improved:
+            best, best_weights = result[VALIDATION_METRIC], model.trained_state()
+        if on_epoch:
+            on_epoch(record, improved)
+        logger.info(
+            "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s",
+            trainer.label,
+            epoch,
+            config.num_epochs,
+            record["train_loss"],
+            result[VALIDATION_METRIC],
+            " (best so far)" if improved else "",
+        )
+        if config.patience and epoch - _best_epoch(history) >= config.patience:
+            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
+            break
+    model.load_trained_state(best_weights)
+    return history
+
+
+def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
+    """The rate for the model's layers or adapters: the configuration's, or the arm's own default."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return DEFAULT_LEARNING_RATES["maw" if isinstance(model, MAWRetriever) else "lora"]
+
+
+def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
+    """What the encoder's optimizer trains, by rate and decay.
+
+    Weight decay is for matrices alone. A kernel must not be pulled from one to zero, so it has none; neither have
+    biases and norms. Routers that a learner trains have an optimizer of their own and are left out here.
+    """
+    rate = learning_rate(model, config)
+    kernel_rate = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    kinds = _parameter_kinds(model)
+    for parameter in (each for each in model.parameters() if each.requires_grad):
+        kind = kinds.get(id(parameter), "layer")
+        if kind == "layer":
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups[rate, decay].append(parameter)
+        elif kind == "kernel":
+            groups[kernel_rate, 0.0].append(parameter)
+        elif kind == "router":
+            groups[config.router_learning_rate, 0.0].append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def _parameter_kinds(model: BaselineRetriever) -> dict[int, str]:
+    if not isinstance(model, MAWRetriever):
+        return {}
+    kinds = {}
+    for attention in model.encoder.maw_attention:
+        kinds |= {id(parameter): "kernel" for parameter in attention.kernels.parameters()}
+        learnt_apart = attention.router.trained_by != "loss"
+        kinds |= {id(parameter): "apart" if learnt_apart else "router" for parameter in attention.router.parameters()}
+    return kinds
+
+
+class Trainer:
+    """The loop over one arm's epochs.
+
+    Args: as `train_retriever`.
+    """
+
+    def __init__(
+        self,
+        model: BaselineRetriever,
+        data: RetrievalData,
+        config: Tier1Config,
+        device: torch.device,
+        label: str,
+        activations: ActivationStore | None,
+    ):
+        self.model, self.config, self.device, self.label = model, config, device, label
+        torch.manual_seed(config.seed)  # dropout; everything else draws from (seed, epoch) or (seed, step)
+        self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed)
+        self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        if activations is not None:
+            self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
+        self.engine = replicate(model.encoder, config, device)
+        groups = parameter_groups(model, config)
+        if not groups:
+            raise MAWError(f"{label}: nothing of the model is trainable; give it LoRA, or use MAWRetriever")
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups)
+        self.objective = build_objective(model.encoder, self.engine, config, model.spec.temperature)
+        self.updates = math.ceil(self.pairs.count_batches(config.batch_size) / config.gradient_accumulation_steps)
+        if self.updates == 0:
+            raise MAWError(f"{label}: a single training query without negatives has nothing to be compared with")
+        total = self.updates * config.num_epochs
+        warmup = math.ceil(config.warmup_ratio * total)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _warmup_decay(step, warmup, total)
+        )
+        self.step = 0
+
+    def run_epoch(self, epoch: int) -> dict[str, Any]:
+        """One pass over the training queries; gives the epoch's record."""
+        started = time.perf_counter()
+        size, accumulate = self.config.batch_size, self.config.gradient_accumulation_steps
+        batches = list(self.pairs.batches(epoch, size))
+        sums: dict[str, Tensor] = {}
+        self.engine.train()
+        progress = tqdm(
+            batches, desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}", unit="batch", leave=False
+        )
+        for number, batch in enumerate(progress, start=1):
+            inputs = [
+                {name: each.to(self.device) for name, each in source.batch(rows).items()}
+                for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
+            ]
+            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+            tail = len(batches) % accumulate
+            (loss / (tail if number > len(batches) - tail else accumulate)).backward()
+            for name, value in (statistics | {"train_loss": loss}).items():
+                sums[name] = sums.get(name, 0) + value.detach()
+            if number % accumulate == 0 or number == len(batches):
+                progress.set_postfix(loss=f"{self._update(loss):.3f}", refresh=False)
+            self.step += 1
+        self.engine.eval()
+        means = {name: float(value) / len(batches) for name, value in sums.items()}
+        return {
+            "epoch": epoch,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "seconds": time.perf_counter() - started,
+            **means,
+        }
+
+    def _update(self, loss: Tensor) -> float:
+        """One optimizer step; the only point of a step that waits for the device."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        value, norm = torch.stack((loss.detach(), norm)).cpu().numpy()
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise MAWError(
+                f"{self.label}: loss {value} or gradient norm {norm} is not finite at step {self.step}; "
+                "the weights were not changed by it. Try a lower --learning-rate"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return float(value)
+
+
+def _warmup_decay(step: int, warmup: int, total: int) -> float:
+    """Linear from zero to one over the warm-up, then linear to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def _best_epoch(history: History) -> int:
+    best = max(history, key=lambda record: (record[f"val_{VALIDATION_METRIC}"], -record["epoch"]))
+    return best["epoch"]

@@ -1,0 +1,140 @@
+"""What a run needs of its configuration beyond types and ranges: datasets that exist, layers that the model has.
+
+`validate` lists every mistake at once. It reads the model's config.json and nothing heavier, so that a wrong layer
+number costs a second and not the minutes that loading torch, the model and the data would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from maw.config import PUBLIC_DATASETS, TRAINED_METHODS, Tier1Config, gather, parse_layers
+from maw.errors import ConfigError, ModelError
+from maw.model_files import NotCachedError
+from maw.pretrained import ModelSpec, disagreements, read_spec
+from maw.rules import Problem, show, suggestion
+
+BUILT_DATASETS = ("pystdlib",)
+BEIR = "beir:"
+
+
+def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
+    """Checks a whole run, before anything is loaded.
+
+    Args:
+        config: the run.
+        spec: its model, if it has been looked up already.
+
+    Returns:
+        The model's specification.
+
+    Raises:
+        ConfigError: every mistake found, a model that cannot be used included; one line each.
+    """
+    config.recheck()  # brings settings changed since the start into their final form
+    judged, problems = gather(vars(config))
+    problems, spec = find_problems(judged, problems, spec=spec)
+    if problems or spec is None:
+        raise ConfigError([str(problem) for problem in problems])
+    return spec
+
+
+def find_problems(
+    config: Tier1Config, known: list[Problem], unsure: Collection[str] = (), spec: ModelSpec | None = None
+) -> tuple[list[Problem], ModelSpec | None]:
+    """All problems of a run, those known already first, and the model's specification if it could be read.
+
+    A setting that is known to be wrong is not judged again, nor what follows from it; `unsure` names more of them.
+    Once there is a problem the network is left alone: a model that would have to be downloaded is then not judged.
+    """
+    bad = {problem.name for problem in known} | set(unsure)
+    found = _dataset_problems(config) + _method_problems(config) + _folder_problems(config)
+    found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
+    if spec is None and "model" not in bad:
+        try:
+            spec = read_spec(config, local_only=bool(known or found or unsure))
+        except NotCachedError:
+            spec = None
+        except ModelError as error:
+            found.append(Problem("", str(error), ("model",)))
+    if spec is not None:
+        of_model = disagreements(config, spec) + _layer_problems(config, spec)
+        found += [problem for problem in of_model if not bad.intersection((problem.name, *problem.also))]
+    return known + found, spec
+
+
+def _dataset_problems(config: Tier1Config) -> list[Problem]:
+    unbuilt = [name for name in config.datasets if name in PUBLIC_DATASETS]
+    found = [_dataset_problem(name) for name in config.datasets if name not in (*PUBLIC_DATASETS, *BUILT_DATASETS)]
+    if unbuilt:
+        text = f"this version has no loader for {', '.join(unbuilt)} yet; --preset offline and beir:DIR work"
+        found.append(text)
+    beir = [Path(name.removeprefix(BEIR)).resolve() for name in config.datasets if _is_beir_folder(name)]
+    alike = sorted({path.name for path in beir if [other.name for other in beir].count(path.name) > 1})
+    if alike:
+        found.append(f"two BEIR folders are called {show(alike[0])}, so their results would mix; rename one")
+    return [Problem("datasets", text) for text in found if text]
+
+
+def _is_beir_folder(name: str) -> bool:
+    try:
+        return name.startswith(BEIR) and Path(name.removeprefix(BEIR)).is_dir()
+    except OSError:  # a name longer than the file system allows
+        return False
+
+
+def _dataset_problem(name: str) -> str | None:
+    if not name.startswith(BEIR):
+        known = (*BUILT_DATASETS, *PUBLIC_DATASETS)
+        return f"unknown dataset {show(name)}{suggestion(name, known)}; there are {', '.join(known)} and beir:DIR"
+    if name == BEIR:
+        return "beir: needs a folder, as in beir:path/to/scifact"
+    return None if _is_beir_folder(name) else f"{show(name)}: there is no such folder"
+
+
+def _method_problems(config: Tier1Config) -> list[Problem]:
+    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    found = []
+    if trained and min(config.batch_size, config.train_samples) < 2:
+        short = "batch_size" if config.batch_size < 2 else "train_samples"
+        text = f"must be at least 2 for {', '.join(trained)}: alone in its batch a query has no negatives"
+        found.append(Problem(short, text, ("methods",)))
+    if "maw" in trained and config.maw_layers in ("none", []):
+        text = "none leaves the method maw without MAW; name a layer, or take maw out of methods"
+        found.append(Problem("maw_layers", text, ("methods",)))
+    if "lora" in trained and config.finetune_layers in ("none", []):
+        text = "none leaves the method lora nothing to adapt; name a layer, or take lora out of methods"
+        found.append(Problem("finetune_layers", text, ("methods",)))
+    return found
+
+
+def _folder_problems(config: Tier1Config) -> list[Problem]:
+    found = []
+    if config.log_dir.startswith("~"):
+        text = f"{show(config.log_dir)} would make a folder called ~; write the home folder out"
+        found.append(Problem("log_dir", text))
+    for name in ("log_dir", "cache_dir"):
+        folder = getattr(config, name)
+        try:
+            wrong = "is a file, not a folder" if folder and Path(folder).expanduser().is_file() else None
+        except (OSError, RuntimeError) as error:  # too long a name, or ~ of an unknown user
+            wrong = getattr(error, "strerror", None) or str(error)
+        if wrong:
+            found.append(Problem(name, f"{show(folder)}: {wrong}"))
+    return found
+
+
+def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
+    found = []
+    for name in ("maw_layers", "finetune_layers"):
+        try:
+            parse_layers(getattr(config, name), spec.num_layers, name)
+        except ConfigError as error:
+            found += [Problem(name, text.removeprefix(f"{name}: "), ("model",)) for text in error.problems]
+    for name in ("lora_rank", "kernel_rank"):
+        rank = getattr(config, name)
+        if rank > spec.hidden_dim:
+            text = f"rank {rank} is more than the model's hidden size {spec.hidden_dim}"
+            found.append(Problem(name, text, ("model",)))
+    return found

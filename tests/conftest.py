@@ -1,0 +1,176 @@
+"""Tiny random models with a tokenizer of their own, written to disk as real model folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+WORDS = [
+    "a",
+    "the",
+    "of",
+    "in",
+    "file",
+    "string",
+    "list",
+    "number",
+    "path",
+    "open",
+    "close",
+    "read",
+    "write",
+    "sort",
+    "parse",
+    "json",
+    "date",
+    "time",
+    "return",
+    "returns",
+    "get",
+    "set",
+    "remove",
+    "add",
+    "count",
+    "word",
+    "text",
+    "error",
+    "first",
+    "last",
+    "lower",
+    "upper",
+    "join",
+    "split",
+    "line",
+    "is",
+    "to",
+    "from",
+    "with",
+    "for",
+    "not",
+]
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def tiny_config(model_type: str):
+    """The configuration of a tiny random encoder: 3 layers, 2 heads of 8, hidden size 16."""
+    import transformers as tf
+
+    size = {"vocab_size": len(WORDS) + 5, "pad_token_id": 0}
+    common = size | {"max_position_embeddings": 66}
+    return {
+        "bert": lambda: tf.BertConfig(**TINY, **common),
+        "roberta": lambda: tf.RobertaConfig(**TINY, **common, type_vocab_size=1),
+        "electra": lambda: tf.ElectraConfig(**TINY, **common, embedding_size=12),
+        "distilbert": lambda: tf.DistilBertConfig(dim=16, n_layers=3, n_heads=2, hidden_dim=24, **common),
+        "modernbert": lambda: tf.ModernBertConfig(
+            **TINY,
+            **common,
+            local_attention=8,
+            global_attn_every_n_layers=2,
+            cls_token_id=2,
+            sep_token_id=3,
+            bos_token_id=2,
+            eos_token_id=3,
+        ),
+    }[model_type]()
+
+
+def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: str = "mean") -> Path:
+    """Writes a tiny model folder in the layout of sentence-transformers."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoModel, PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    config = tiny_config(model_type)
+    config.initializer_range = 0.5  # large enough for texts, and depths, to differ
+    AutoModel.from_config(config).save_pretrained(folder)
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+    ).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16} | modes))
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """`models("roberta")` gives the folder of a tiny model of that type, written once."""
+    made: dict[str, Path] = {}
+
+    def folder(model_type: str = "bert") -> Path:
+        if model_type not in made:
+            made[model_type] = write_model(tmp_path_factory.mktemp(model_type), model_type)
+        return made[model_type]
+
+    return folder
+
+
+def random_texts(count: int, seed: int = 0, longest: int = 12) -> list[str]:
+    """Texts of 1 to `longest` words that the tiny tokenizer knows."""
+    import random
+
+    source = random.Random(seed)
+    return [" ".join(source.choices(WORDS, k=source.randint(1, longest))) for _ in range(count)]
+
+
+@pytest.fixture
+def tiny_data():
+    """A tiny retrieval task in the user's plain form: each query is a few words of its one relevant passage."""
+    docs = list(dict.fromkeys(random_texts(60, seed=1)))[:40]
+    queries = [" ".join(doc.split()[:4]) + " file" for doc in docs[:24]]
+    return {"queries": queries, "docs": docs, "qrels": {i: {i: 1} for i in range(len(queries))}}
+
+
+@pytest.fixture
+def tiny_settings(models, tmp_path):
+    """`tiny_settings(router="soft")` gives a configuration over the tiny BERT that trains in a second."""
+    from maw.config import Tier1Config
+
+    def make(model_type: str = "bert", **changes):
+        settings = {
+            "model": str(models(model_type)),
+            "datasets": ["pystdlib"],
+            "depth_dim": 4,
+            "num_epochs": 2,
+            "batch_size": 8,
+            "eval_batch_size": 16,
+            "grpo_group_size": 3,
+            "top_k": 20,
+            "permutations": 200,
+            "cache_dir": str(tmp_path / "cache"),
+            "log_dir": str(tmp_path / "logs"),
+            "device": "cpu",
+        }
+        return Tier1Config(**(settings | changes))
+
+    return make

@@ -1,0 +1,76 @@
+"""A batch equals its texts one by one, and padding changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_texts
+
+from maw.encoding import encode
+from maw.errors import MAWError
+from maw.retriever import BaselineRetriever, MAWRetriever
+
+FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
+
+
+@pytest.fixture(params=["baseline", "sequence", "head", "token", "random", "soft"])
+def retriever(request, tiny_settings):
+    def build(model_type):
+        if request.param == "baseline":
+            return BaselineRetriever(tiny_settings(model_type))
+        router = request.param if request.param in ("random", "soft") else "grpo"
+        route_by = request.param if request.param in ("head", "token") else "sequence"
+        model = MAWRetriever(tiny_settings(model_type, maw_layers=[2, 3], router=router, route_by=route_by))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for attention in model.encoder.maw_attention:
+                for parameter in (*attention.kernels.parameters(), *attention.router.parameters()):
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_batch_is_its_texts_one_by_one(retriever, model_type):
+    model = retriever(model_type)
+    texts = random_texts(13, seed=5)
+    together = model.encode(texts, batch_size=13)
+    alone = np.concatenate([model.encode([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3, "different texts must differ"
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_padding_changes_nothing(retriever, model_type):
+    model = retriever(model_type)
+    inputs = model.source(random_texts(4, seed=6), "document").batch(range(4))
+    padded = {
+        "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 7)),
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 7)),
+    }
+    with torch.no_grad():
+        expected, got = (model(each)["embedding"] for each in (inputs, padded))
+        torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+        leaking = padded | {"attention_mask": torch.ones_like(padded["attention_mask"])}
+        assert not torch.allclose(model(leaking)["embedding"], expected, atol=1e-3), "the mask must matter"
+
+
+def test_order_of_texts_and_batch_size_do_not_matter(tiny_settings):
+    model = BaselineRetriever(tiny_settings())
+    texts = random_texts(30, seed=7)
+    expected = model.encode(texts, batch_size=30)
+    shuffled = np.random.default_rng(0).permutation(30)
+    got = model.encode([texts[i] for i in shuffled], batch_size=4)
+    np.testing.assert_allclose(got, expected[shuffled], atol=2e-6)
+
+
+def test_nothing_to_encode_and_broken_weights_are_said(tiny_settings):
+    model = BaselineRetriever(tiny_settings())
+    with pytest.raises(MAWError, match="no text"):
+        model.encode([])
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(MAWError, match="not finite"):
+        encode(model.encoder, model.source(["file"], "document"), label="test documents")

@@ -1,0 +1,174 @@
+"""The whole program on a small folder of real layout: files, console, exit codes, and the same numbers twice."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import random_texts
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def beir(tmp_path_factory):
+    """A BEIR folder of 80 passages in which each query is a few words of its passage."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    (folder / "qrels").mkdir(parents=True)
+    passages = list(dict.fromkeys(random_texts(120, seed=11)))[:80]
+    queries = list(dict.fromkeys(" ".join(text.split()[1:5]) + " of" for text in passages))
+    corpus = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(passages)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)))
+    rows = [{"_id": f"q{i}", "text": text} for i, text in enumerate(queries)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = {
+        query: next(i for i, p in enumerate(passages) if " ".join(p.split()[1:5]) + " of" == query)
+        for query in queries
+    }
+    third = len(queries) // 3
+    for number, split in enumerate(("train", "dev", "test")):
+        part = range(number * third, (number + 1) * third)
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{source[queries[i]]}\t1" for i in part)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(*flags, cwd):
+    command = [sys.executable, str(ROOT / "tier_1.py"), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def finished(beir, models, tmp_path_factory):
+    """One whole run from the shell, in an empty folder."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run(
+        "--datasets",
+        f"beir:{beir}",
+        "--model",
+        models("bert"),
+        "--num-epochs",
+        2,
+        "--batch-size",
+        8,
+        "--depth-dim",
+        4,
+        "--learning-rate",
+        0.01,
+        "--cache-dir",
+        folder / "cache",
+        "--device",
+        "cpu",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_files_are_the_users(finished):
+    folder, _ = finished
+    logs = folder / "logs" / "tier1"
+    (dataset,) = logs.glob("beir_tiny_*")
+    names = {"dataset.json", "zeroshot_metrics.json", "lora_metrics.json", "maw_metrics.json", "improvements.json"}
+    assert {path.name for path in dataset.iterdir()} == names
+    assert {path.name for path in (logs / "summary").iterdir()} == {
+        "benchmark_summary.txt",
+        "all_results.json",
+        "metrics_comparison.csv",
+    }
+    assert {path.name for path in (logs / "checkpoints").iterdir()} == {"beir_tiny_lora_best", "beir_tiny_maw_best"}
+    (log,) = logs.glob("run_*.log.gz")
+    assert "epoch 2/2" in gzip.open(log, "rt").read()
+    stray = [path for path in folder.rglob("*") if path.name.endswith(".tmp") or "activations-" in path.name]
+    assert not stray
+
+
+def test_the_results_have_the_users_keys(finished):
+    folder, done = finished
+    (dataset,) = (folder / "logs" / "tier1").glob("beir_tiny_*")
+    result = json.loads((dataset / "dataset.json").read_text())
+    keys = ["1_normal_retriever", "2_lora_fine_tuned_retriever", "3_maw_fine_tuned_retriever"]
+    assert list(result["results"]) == keys
+    for key in keys:
+        record = result["results"][key]
+        assert len(record["metrics"]) == 36
+        assert record["runtime_minutes"] == pytest.approx(record["runtime_seconds"] / 60)
+        assert f"{record['metrics']['ndcg_cut_10']:.4f}" in done.stdout
+    assert set(result["runtime_summary"]) == {
+        "zeroshot_seconds",
+        "lora_seconds",
+        "maw_seconds",
+        "total_dataset_seconds",
+        "total_dataset_minutes",
+    }
+    zero, maw = (result["results"][keys[i]]["metrics"]["ndcg_cut_10"] for i in (0, 2))
+    assert result["improvements"]["maw_vs_zeroshot_ndcg_cut_10"] == pytest.approx((maw - zero) / zero)
+    test = result["significance"]["maw_vs_zeroshot"]["ndcg_cut_10"]
+    assert test["mean_difference"] == pytest.approx(maw - zero)
+    history = result["results"][keys[2]]["training_history"]
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert {"policy_entropy", "kl", "clip_fraction", "reward_mean", "zero_variance_share", "train_loss"} <= set(
+        history[0]
+    )
+    assert len(history[0]["val_routing"]["query"]["depth_histogram"][0]) == 4
+    assert json.loads((folder / "logs/tier1/summary/all_results.json").read_text())["beir_tiny"] == result
+
+
+def test_the_table_and_the_per_query_values_agree_with_the_means(finished):
+    folder, _ = finished
+    logs = folder / "logs" / "tier1"
+    (dataset,) = logs.glob("beir_tiny_*")
+    maw = json.loads((dataset / "maw_metrics.json").read_text())
+    per_query = maw["per_query"]
+    for metric, values in per_query["metrics"].items():
+        assert len(values) == len(per_query["query_ids"])
+        assert sum(values) / len(values) == pytest.approx(maw["metrics"][metric])
+    with (logs / "summary" / "metrics_comparison.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "maw" and not row["compared_with"]]
+    assert len(rows) == 36
+    assert all(float(row["value"]) == pytest.approx(maw["metrics"][row["metric"]]) for row in rows)
+
+
+def test_a_notebook_gets_the_same_numbers_as_the_shell(finished, beir, models, tmp_path):
+    from tier_1 import Tier1Config, load_checkpoint, run_complete_benchmark
+
+    folder, _ = finished
+    config = Tier1Config(
+        datasets=[f"beir:{beir}"],
+        model=str(models("bert")),
+        num_epochs=2,
+        batch_size=8,
+        depth_dim=4,
+        learning_rate=0.01,
+        cache_dir=str(tmp_path / "cache"),
+        log_dir=str(tmp_path / "logs"),
+        device="cpu",
+    )
+    again = run_complete_benchmark(config)["beir_tiny"]["results"]
+    shell = json.loads((folder / "logs/tier1/summary/all_results.json").read_text())["beir_tiny"]["results"]
+    for key, record in shell.items():
+        assert record["metrics"] == again[key]["metrics"], "one seed, one result"
+    model = load_checkpoint(tmp_path / "logs" / "checkpoints" / "beir_tiny_maw_best")
+    assert model.checkpoint["best_val_metric"] == max(
+        record["val_ndcg_cut_10"] for record in again["3_maw_fine_tuned_retriever"]["training_history"]
+    )
+
+
+def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
+    broken = tmp_path / "broken"
+    (broken / "qrels").mkdir(parents=True)
+    for path in beir.rglob("*.*"):
+        target = broken / path.relative_to(beir)
+        target.write_bytes(path.read_bytes())
+    with (broken / "corpus.jsonl").open("a") as file:
+        file.write("\n{not json\n")
+    done = run("--datasets", f"beir:{broken}", "--model", models("bert"), "--cache-dir", tmp_path / "c", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "corpus.jsonl:81" in line

@@ -1,0 +1,484 @@
+"""Files of a run: the user's layout, strict JSON, harmless CSV, whole files, text that fits a terminal."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maw import methods
+from maw.errors import MAWError
+from maw.methods import METHODS, Method, comparisons, find_method, in_order
+from maw.metrics import METRICS, PRIMARY, compute_metrics
+from maw.report import tables, text
+from maw.report.files import write_csv, write_json, write_text
+from maw.report.layout import write_dataset, write_summary
+
+STAMP = "20250106_143022"
+HOSTILE = [
+    "=1+1",
+    "+cmd",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    '=HYPERLINK("http://x")',
+    "-",
+    "+",
+    "-1.5x",
+]
+
+
+def make_evaluations(names=("zero_shot", "lora", "maw"), queries=30):
+    """Runs of rising quality over the same queries: the relevant passage climbs by a few ranks."""
+    random = np.random.default_rng(0)
+    query_ids = [f"q{each}" for each in range(queries)]
+    docs = [f"d{each}" for each in range(40)]
+    start = random.integers(8, 25, queries)
+    qrels = {query: {"d39": 1} for query in query_ids}
+    found = {}
+    for step, name in enumerate(names):
+        ranks = np.maximum(start - step * random.integers(0, 8, queries), 0)
+        rankings = [[*docs[:rank], "d39", *docs[rank:39]] for rank in ranks]
+        found[name] = compute_metrics(query_ids, rankings, np.tile(-np.arange(40.0), (queries, 1)), qrels)
+    return found
+
+
+def make_result(evaluations, dataset="pystdlib", **changes):
+    seconds = {name: 45.23 * (1 + each) for each, name in enumerate(evaluations)}
+    return {
+        "dataset": dataset,
+        "venue": "Python standard library",
+        "evaluated_at": "2025-01-06T14:30:22",
+        "configuration": {"seed": 42, "num_epochs": 3, "batch_size": 32},
+        "data": {
+            "source": "the running Python's library",
+            "splits": {"train": {"queries": 2000}, "test": {"queries": 30, "qrels_hash": "f" * 64}},
+            "corpus_rule": "every function " * 20,
+            "warnings": ["a warning on data"],
+        },
+        "model": {
+            "pooling": "mean",
+            "similarity": "cosine",
+            "query_prefix": "query: ",
+            "precision": "float32",
+        },
+        "results": {
+            method.key: {
+                "approach": method.approach,
+                "description": method.description,
+                "metrics": dict(evaluations[method.name]),
+                "training_history": [{"epoch": 1, "loss": 0.5}],
+                "trained_parameters": 1234567 if method.trained else 0,
+                "learning_rate": 1e-3 if method.trained else None,
+                "runtime_seconds": seconds[method.name],
+                "runtime_minutes": seconds[method.name] / 60,
+            }
+            for method in in_order(evaluations)
+        },
+        "runtime_summary": tables.runtime_summary(seconds),
+        "improvements": tables.improvements(evaluations),
+        "significance": tables.significance(evaluations, permutations=200),
+        "warnings": ["not zero-shot: the model card names such data"],
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def evaluations():
+    return make_evaluations()
+
+
+@pytest.fixture(scope="module")
+def result(evaluations):
+    return make_result(evaluations)
+
+
+def files_under(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# Layout
+
+
+def test_the_users_tree(tmp_path, result, evaluations):
+    folder = write_dataset(tmp_path, result, evaluations, STAMP)
+    write_summary(tmp_path, [result])
+    assert folder == tmp_path / f"pystdlib_{STAMP}"
+    names = ("dataset", "zeroshot_metrics", "lora_metrics", "maw_metrics", "improvements")
+    assert files_under(tmp_path) == {f"pystdlib_{STAMP}/{name}.json" for name in names} | {
+        "summary/benchmark_summary.txt",
+        "summary/all_results.json",
+        "summary/metrics_comparison.csv",
+    }
+    assert json.loads((folder / "dataset.json").read_text()) == result
+    assert json.loads((tmp_path / "summary" / "all_results.json").read_text()) == {"pystdlib": result}
+    assert json.loads((folder / "improvements.json").read_text())["improvements"] == result["improvements"]
+
+
+def test_per_query_values_come_back_exactly(tmp_path, result, evaluations):
+    folder = write_dataset(tmp_path, result, evaluations, STAMP)
+    for method in METHODS:
+        content = json.loads((folder / f"{method.short}_metrics.json").read_text())
+        evaluation = evaluations[method.name]
+        assert content["metrics"] == dict(evaluation)
+        assert content["per_query"]["query_ids"] == evaluation.query_ids
+        assert list(content["per_query"]["metrics"]) == list(METRICS)
+        for key, values in content["per_query"]["metrics"].items():
+            np.testing.assert_array_equal(values, evaluation.per_query[key])
+
+
+def test_a_folder_is_never_shared(tmp_path, result, evaluations):
+    folders = [write_dataset(tmp_path, result, evaluations, STAMP).name for _ in range(3)]
+    assert folders == [f"pystdlib_{STAMP}", f"pystdlib_{STAMP}_2", f"pystdlib_{STAMP}_3"]
+
+
+def test_only_the_methods_that_ran(tmp_path, evaluations):
+    some = {name: evaluations[name] for name in ("zero_shot", "maw")}
+    result = make_result(some)
+    folder = write_dataset(tmp_path, result, some, STAMP)
+    write_summary(tmp_path, [result])
+    assert not (folder / "lora_metrics.json").exists()
+    assert set(result["significance"]) == {"maw_vs_zeroshot"}
+    assert "LoRA" not in (tmp_path / "summary" / "benchmark_summary.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a\0b", "x" * 300, "a\n", "/etc", "naïve", "-rf"])
+def test_names_that_are_not_safe_for_a_folder(tmp_path, result, evaluations, name):
+    with pytest.raises(MAWError, match="cannot name a folder"):
+        write_dataset(tmp_path / "logs", {**result, "dataset": name}, evaluations, STAMP)
+    with pytest.raises(MAWError, match="cannot name a folder"):
+        write_dataset(tmp_path / "logs", result, evaluations, name)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_log_dir_that_is_a_file(tmp_path, result, evaluations):
+    (tmp_path / "logs").write_text("")
+    with pytest.raises(MAWError, match="is a file"):
+        write_dataset(tmp_path / "logs", result, evaluations, STAMP)
+    with pytest.raises(MAWError, match=r"cannot write .*logs"):
+        write_summary(tmp_path / "logs", [result])
+
+
+# Numbers
+
+
+def test_improvements_by_hand(evaluations):
+    found = tables.improvements(evaluations)
+    assert list(found)[:4] == [
+        "lora_vs_zeroshot_ndcg_cut_10",
+        "maw_vs_lora_ndcg_cut_10",
+        "maw_vs_zeroshot_ndcg_cut_10",
+        "lora_vs_zeroshot_map",
+    ]
+    assert len(found) == 3 * 36
+    new, old = evaluations["maw"]["map"], evaluations["lora"]["map"]
+    assert found["maw_vs_lora_map"] == (new - old) / old
+    assert evaluations["zero_shot"]["success_1"] == 0 and found["maw_vs_zeroshot_success_1"] is None
+
+
+def test_significance_covers_every_pair_and_primary_metric(result):
+    assert list(result["significance"]) == ["lora_vs_zeroshot", "maw_vs_lora", "maw_vs_zeroshot"]
+    for tests in result["significance"].values():
+        assert list(tests) == list(PRIMARY)
+    test = result["significance"]["maw_vs_zeroshot"]["ndcg_cut_10"]
+    metrics = [result["results"][METHODS[each].key]["metrics"]["ndcg_cut_10"] for each in (2, 0)]
+    assert test["mean_difference"] == pytest.approx(metrics[0] - metrics[1], abs=1e-12)
+    assert test["ci_low"] < test["mean_difference"] < test["ci_high"]
+
+
+def test_different_queries_are_not_paired(evaluations):
+    other = make_evaluations(queries=29)
+    with pytest.raises(ValueError, match="different queries"):
+        tables.significance({"zero_shot": evaluations["zero_shot"], "lora": other["lora"]})
+
+
+def test_runtime_summary():
+    assert tables.runtime_summary({"zero_shot": 45.23, "lora": 152.67, "maw": 185.32}) == {
+        "zeroshot_seconds": 45.23,
+        "lora_seconds": 152.67,
+        "maw_seconds": 185.32,
+        "total_dataset_seconds": 383.22,
+        "total_dataset_minutes": 6.39,
+    }
+
+
+def test_comparison_table(tmp_path, result):
+    path = write_summary(tmp_path, [result]) / "metrics_comparison.csv"
+    with path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert list(rows[0]) == list(tables.CSV_HEADER)
+    assert len(rows) == 36 * (1 + 2 + 3)
+    values = {(row["method"], row["metric"]): float(row["value"]) for row in rows if not row["compared_with"]}
+    for method in METHODS:
+        for key in METRICS:
+            assert values[method.name, key] == result["results"][method.key]["metrics"][key]
+    row = next(row for row in rows if (row["method"], row["compared_with"], row["metric"]) == ("maw", "lora", "map"))
+    test = result["significance"]["maw_vs_lora"]["map"]
+    assert float(row["p_value"]) == test["p_value"] and float(row["ci_low"]) == test["ci_low"]
+    assert float(row["relative"]) == result["improvements"]["maw_vs_lora_map"]
+    assert (row["label"], row["family"]) == ("MAP", "other")
+
+
+# Methods
+
+
+def test_methods_are_told_apart():
+    for field in ("name", "short", "key", "label"):
+        assert len({getattr(method, field) for method in METHODS}) == len(METHODS)
+    assert find_method("maw").key == "3_maw_fine_tuned_retriever"
+    assert [method.name for method in in_order(["maw", "zero_shot"])] == ["zero_shot", "maw"]
+    assert [f"{new.short}-{old.short}" for new, old in comparisons(["maw", "zero_shot", "lora"])] == [
+        "lora-zeroshot",
+        "maw-lora",
+        "maw-zeroshot",
+    ]
+
+
+def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
+    more = [
+        Method(
+            f"arm{each}",
+            f"arm{each}",
+            f"{each}_arm",
+            f"Arm {each}",
+            "An arm",
+            True,
+            f"A rather long arm {each}",
+        )
+        for each in range(4, 10)
+    ]
+    table = (*METHODS, *more)
+    for module in (methods, tables, text):
+        monkeypatch.setattr(module, "METHODS", table)
+    names = [method.name for method in table]
+    evaluations = make_evaluations(names)
+    result = make_result(evaluations)
+    folder = write_dataset(tmp_path, result, evaluations, STAMP)
+    write_summary(tmp_path, [result])
+    assert (folder / "arm9_metrics.json").exists()
+    assert "arm9_vs_maw_ndcg_cut_10" in result["improvements"]
+    summary = (tmp_path / "summary" / "benchmark_summary.txt").read_text()
+    assert "(i) A rather long arm 9" in summary
+    assert max(map(len, summary.splitlines())) <= 100
+
+
+# Text
+
+
+def test_summary_says_what_a_reader_needs(result):
+    summary = text.benchmark_summary([result])
+    for expected in (
+        "Python standard library (pystdlib)",
+        "train: queries 2,000",
+        "test: queries 30, qrels hash ffffffffffff",
+        'query prefix           "query: "',
+        "MAW Fine-tuned vs LoRA Fine-tuned",
+        "1,234,567",
+        "Runtime Summary:",
+        "   Zero-shot:       45.23s (0.75 min)",
+        "   Total (dataset): 271.38s (4.52 min)",
+        "not zero-shot: the model card names such data",
+        "a warning on data",
+        "not corrected for the number of tests",
+    ):
+        assert expected in summary
+    assert "f" * 13 not in summary
+    assert max(map(len, summary.splitlines())) <= 100
+    assert summary.isascii()
+
+
+def test_letters_name_the_methods_beaten(result):
+    def with_test(p, difference):
+        test = {
+            **result["significance"]["maw_vs_zeroshot"]["map"],
+            "p_value": p,
+            "mean_difference": difference,
+        }
+        only = {"maw_vs_zeroshot": {"map": test}}
+        table = text.dataset_summary({**result, "significance": only})
+        return next(line for line in table.splitlines() if line.startswith("MAP "))
+
+    assert with_test(0.01, 0.1).endswith(" a")
+    assert with_test(0.05, 0.1)[-1].isdigit()
+    worse = with_test(0.01, -0.1)
+    assert worse.split()[2] == "c" and worse[-1].isdigit()
+
+
+def test_after_each_method(result):
+    record = result["results"]["2_lora_fine_tuned_retriever"]
+    summary = text.method_summary(record)
+    assert summary.startswith("LoRA Fine-tuned results (primary metrics):")
+    assert f"nDCG@10 {record['metrics']['ndcg_cut_10']:.4f}" in summary
+    assert "Runtime: 90.46 seconds (1.51 minutes)" in summary
+    assert text.method_heading(METHODS[1], "NQ").startswith("\nNQ, approach 2: LoRA Fine-tuned\n")
+
+
+def test_show_prints(capsys):
+    text.show("a summary")
+    assert capsys.readouterr().out == "a summary\n"
+
+
+def test_text_that_would_drive_a_terminal_is_only_shown(result):
+    hostile = "\x1b[2Jbad\u202ename\nsecond line\0"
+    summary = text.benchmark_summary(
+        [
+            {
+                **result,
+                "venue": hostile,
+                "warnings": [hostile],
+                "data": {hostile: hostile, "nested": {hostile: {"a": hostile}}},
+            }
+        ]
+    )
+    assert "\x1b" not in summary and "\u202e" not in summary and "\0" not in summary
+    assert "?[2Jbad?name second line?" in summary
+    assert max(map(len, summary.splitlines())) <= 100
+
+
+def test_a_relative_difference_to_nothing_is_left_out(result):
+    test = {**result["significance"]["maw_vs_lora"]["ndcg_cut_10"], "relative": None}
+    summary = text.dataset_summary({**result, "significance": {"maw_vs_lora": {"ndcg_cut_10": test}}})
+    row = next(line for line in summary.splitlines() if line.startswith("MAW Fine-tuned vs LoRA"))
+    assert row.split()[6] == "-"
+
+
+# Files
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan"), np.array([1.0, np.nan])])
+def test_json_names_the_number_that_is_not_finite(tmp_path, value):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(MAWError, match=r"a\.json: results\.2_lora\.history\.1\.loss") as raised:
+        write_json(path, {"results": {"2_lora": {"history": [{}, {"loss": value}]}}})
+    assert "\n" not in str(raised.value)
+    assert path.read_text() == "old" and files_under(tmp_path) == {"a.json"}
+
+
+def test_json_holds_what_python_and_numpy_hold(tmp_path):
+    value = {
+        "array": np.array([[0.1, 2.0], [3.0, 1e-300]]),
+        "numbers": (np.float32(0.5), np.int64(-3), np.bool_(True), True, None, 7),
+        "path": Path("a/b"),
+        "text": ["ünïcode", "\udc80", "a\nb\0"],
+        "empty": [{}, [], ""],
+        3: -0.0,
+    }
+    back = json.loads(write_json(tmp_path / "a.json", value).read_text(encoding="utf-8"))
+    assert back == {
+        "array": [[0.1, 2.0], [3.0, 1e-300]],
+        "numbers": [0.5, -3, True, True, None, 7],
+        "path": "a/b",
+        "text": ["ünïcode", "\udc80", "a\nb\0"],
+        "empty": [{}, [], ""],
+        "3": 0.0,
+    }
+
+
+def test_json_keeps_every_digit(tmp_path):
+    values = np.random.default_rng(0).random(500) * 10.0 ** np.random.default_rng(1).integers(-300, 300, 500)
+    assert json.loads(write_json(tmp_path / "a.json", values).read_text()) == values.tolist()
+
+
+def test_json_of_something_else_is_a_mistake_in_the_program(tmp_path):
+    with pytest.raises(TypeError, match=r"a\.0 is a set"):
+        write_json(tmp_path / "a.json", {"a": [{1}]})
+    with pytest.raises(TypeError, match="two keys"):
+        write_json(tmp_path / "a.json", {1: "a", "1": "b"})
+
+
+def test_csv_cells_cannot_become_formulas(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["id"], [[each] for each in HOSTILE])
+    with path.open(newline="") as lines:
+        assert [row[0] for row in csv.reader(lines)][1:] == ["'" + each for each in HOSTILE]
+
+
+def test_csv_numbers_stay_numbers(tmp_path):
+    row = [-0.5, -3, "-1.5e-3", "+4", np.float32(-0.5), 0.1 + 0.2, None, "plain", 'quo"te,d', "é"]
+    path = write_csv(tmp_path / "a.csv", [f"c{each}" for each in range(len(row))], [row])
+    with path.open(newline="", encoding="utf-8") as lines:
+        back = list(csv.reader(lines))[1]
+    expected = ["-0.5", "-3", "-1.5e-3", "+4", "-0.5", "0.30000000000000004", "", "plain", 'quo"te,d', "é"]
+    assert back == expected
+
+
+def test_csv_refuses_what_is_not_finite(tmp_path):
+    with pytest.raises(MAWError, match=r"a\.csv: value in row 2 is nan"):
+        write_csv(tmp_path / "a.csv", ["id", "value"], [["a", 1.0], ["b", float("nan")]])
+    assert not files_under(tmp_path)
+
+
+WRITERS = {
+    "json": lambda path: write_json(path, {"a": 1}),
+    "csv": lambda path: write_csv(path, ["a"], [[1]]),
+    "text": lambda path: write_text(path, "new"),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_a_failure_halfway_leaves_the_old_file(tmp_path, monkeypatch, write, call, error):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def fail(*_args, **_options):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(MAWError) as raised:
+        write(path)
+    monkeypatch.undo()
+    assert str(path) in str(raised.value) and os.strerror(error) in str(raised.value)
+    assert path.read_text() == "old" and files_under(tmp_path) == {"a"}
+    write(path)
+    assert path.read_text() != "old"
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_an_interruption_halfway_leaves_the_old_file(tmp_path, monkeypatch, write):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(path)
+    assert path.read_text() == "old" and files_under(tmp_path) == {"a"}
+
+
+def test_a_full_disk_in_the_summary_keeps_the_earlier_one(tmp_path, result, monkeypatch):
+    folder = write_summary(tmp_path, [result])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(MAWError, match="No space left"):
+        write_summary(tmp_path, [{**result, "venue": "another"}])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_writers_flush_before_they_rename(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("rename"), replace(*paths))[1])
+    write_text(tmp_path / "a", "x")
+    assert order == ["fsync", "rename", "fsync"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(MAWError, match=r"cannot write .*Permission denied"):
+        write_text(tmp_path / "a", "x")

@@ -1,0 +1,158 @@
+"""What training changes, what it leaves alone, and that it is the same every time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maw.errors import MAWError
+from maw.prefix import ActivationStore
+from maw.retriever import BaselineRetriever, MAWRetriever
+from maw.training import parameter_groups, train_retriever
+
+ARMS = {
+    "lora": (BaselineRetriever, {"use_lora": True}),
+    "maw": (MAWRetriever, {}),
+    "low_rank": (MAWRetriever, {"depth_kernel": "low_rank", "kernel_rank": 2}),
+    "head": (MAWRetriever, {"route_by": "head", "maw_layers": [2, 3]}),
+    "token": (MAWRetriever, {"route_by": "token"}),
+    "all_group": (MAWRetriever, {"encoder_update": "all_group"}),
+    "mcl": (MAWRetriever, {"encoder_update": "mcl", "grpo_reference": "slow"}),
+    "supervised": (MAWRetriever, {"router": "supervised", "route_by": "head"}),
+    "soft": (MAWRetriever, {"router": "soft"}),
+    "random": (MAWRetriever, {"router": "random"}),
+    "fixed": (MAWRetriever, {"router": "fixed", "fixed_depth": 2}),
+}
+
+
+def build(tiny_settings, arm, **changes):
+    retriever, options = ARMS[arm]
+    config = tiny_settings(**{"weight_decay": 0.0, "num_epochs": 4, "patience": 0, **options, **changes})
+    return retriever(config), config
+
+
+def snapshot(model):
+    return {name: parameter.detach().clone() for name, parameter in model.encoder.named_parameters()}
+
+
+@pytest.mark.parametrize("arm", sorted(ARMS))
+def test_every_trainable_parameter_moves_and_no_frozen_one(tiny_settings, tiny_data, arm):
+    model, config = build(tiny_settings, arm, num_epochs=12)
+    model.load_trained_state = lambda state: None  # look at the last weights, not at the best
+    before = snapshot(model)
+    trainable = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+    train_retriever(model, tiny_data, tiny_data, config, "cpu")
+    moved = {name for name, parameter in model.encoder.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == trainable
+    if arm not in ("lora", "fixed"):
+        (kernels,) = [name for name in moved if name.endswith(("kernels.weight", "kernels.up"))][-1:]
+        change = (dict(model.encoder.named_parameters())[kernels] - before[kernels]).abs()
+        assert (change.amax(dim=[0, *range(2, change.ndim)]) > 0).all(), "every depth is trained"
+
+
+def test_a_maw_layer_outside_the_layers_to_fine_tune_keeps_its_weights(tiny_settings, tiny_data):
+    model, config = build(tiny_settings, "maw", maw_layers=[1, 3], finetune_layers=[3])
+    before = snapshot(model)
+    assert model.layers["prefix"] == 0
+    train_retriever(model, tiny_data, tiny_data, config, "cpu")
+    changed = {name for name, p in model.encoder.named_parameters() if not torch.equal(p, before[name])}
+    first = {name.rpartition("layer.0.")[2] for name in changed if "layer.0." in name}
+    assert first and all("kernels" in name or "router" in name for name in first)
+
+
+@pytest.mark.parametrize("arm", ["lora", "maw", "token", "random"])
+def test_the_same_seed_gives_the_same_weights(tiny_settings, tiny_data, arm):
+    states, histories = [], []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # whatever ran before must not matter
+        model, config = build(tiny_settings, arm)
+        history = train_retriever(model, tiny_data, tiny_data, config, "cpu")
+        states.append(model.trained_state())
+        histories.append([{k: v for k, v in record.items() if k != "seconds"} for record in history])
+    assert histories[0] == histories[1]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    model, config = build(tiny_settings, arm, seed=7)
+    train_retriever(model, tiny_data, tiny_data, config, "cpu")
+    assert any(not torch.equal(states[0][name], each) for name, each in model.trained_state().items())
+
+
+@pytest.mark.parametrize("arm", ["lora", "maw", "token", "soft"])
+def test_stored_activations_change_no_loss(tiny_settings, tiny_data, tmp_path, arm):
+    losses = []
+    for limit in (None, 1.0, 2e-5):  # without; all stored; only the first few texts stored
+        model, config = build(tiny_settings, arm)
+        if limit is None:
+            history = train_retriever(model, tiny_data, tiny_data, config, "cpu")
+        else:
+            with ActivationStore(tmp_path / "activations", limit) as store:
+                history = train_retriever(model, tiny_data, tiny_data, config, "cpu", activations=store)
+                assert (store.free_bytes < limit * 1e9) and list(store.folder.iterdir())
+        losses.append([record["train_loss"] for record in history])
+    assert not list((tmp_path / "activations").iterdir())
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_frozen_layers_never_drop_out(tiny_settings):
+    model, _ = build(tiny_settings, "maw")
+    model.train()
+    layers = model.encoder.architecture.layers(model.encoder.backbone)
+    assert [any(m.training for m in layer.modules()) for layer in layers] == [False, False, True]
+    assert not model.encoder.backbone.embeddings.dropout.training
+
+
+def test_kernels_and_vectors_are_not_decayed(tiny_settings):
+    model, config = build(tiny_settings, "maw", weight_decay=0.1)
+    for group in parameter_groups(model, config):
+        names = {n for n, p in model.encoder.named_parameters() for q in group["params"] if p is q}
+        assert not any("router" in name for name in names), "a learner's routers have their own optimizer"
+        if group["weight_decay"]:
+            assert names and not any("kernels" in n or "LayerNorm" in n or n.endswith("bias") for n in names)
+    model, config = build(tiny_settings, "soft")
+    trained = {id(p) for group in parameter_groups(model, config) for p in group["params"]}
+    assert all(id(p) in trained for p in model.parameters() if p.requires_grad)
+
+
+def test_accumulated_batches_are_averaged(tiny_settings, tiny_data):
+    """Two batches of 12 accumulated: one update an epoch, with the mean of the two gradients."""
+    model, config = build(tiny_settings, "lora", batch_size=12, gradient_accumulation_steps=2, num_epochs=1)
+    history = train_retriever(model, tiny_data, tiny_data, config, "cpu")
+    assert history[0]["learning_rate"] == 0.0, "the one update of the run used the whole schedule"
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training(tiny_settings, tiny_data, monkeypatch):
+    scores = iter([0.3, 0.5, 0.4, 0.45, 0.9])
+
+    class Fixed(dict):
+        facts = {}  # noqa: RUF012
+
+    monkeypatch.setattr("maw.training.evaluate_retriever", lambda *a, **k: Fixed(ndcg_cut_10=next(scores)))
+    model, config = build(tiny_settings, "lora", num_epochs=5, patience=2)
+    seen = []
+
+    def on_epoch(record, best):
+        seen.append((record["epoch"], best, model.trained_state()))
+
+    history = train_retriever(model, tiny_data, tiny_data, config, "cpu", on_epoch=on_epoch)
+    assert [(epoch, best) for epoch, best, _ in seen] == [(1, True), (2, True), (3, False), (4, False)]
+    assert len(history) == 4
+    assert all(torch.equal(each, seen[1][2][name]) for name, each in model.trained_state().items())
+
+
+def test_what_cannot_be_trained_is_said(tiny_settings, tiny_data):
+    config = tiny_settings()
+    with pytest.raises(MAWError, match="nothing of the model is trainable"):
+        train_retriever(BaselineRetriever(config), tiny_data, tiny_data, config, "cpu", "tiny", "zero_shot")
+    one = {"queries": ["a"], "docs": ["a file"], "qrels": {0: {0: 1}}}
+    model, config = build(tiny_settings, "lora")
+    with pytest.raises(MAWError, match="single training query"):
+        train_retriever(model, one, tiny_data, config, "cpu")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_settings, tiny_data):
+    model, config = build(tiny_settings, "lora", learning_rate=1e-2)
+    before = snapshot(model)
+    model.spec.__dict__["temperature"] = float("nan")
+    with pytest.raises(MAWError, match="step 0"):
+        train_retriever(model, tiny_data, tiny_data, config, "cpu", "tiny", "lora")
+    assert all(torch.equal(p, before[name]) for name, p in model.encoder.named_parameters())
