@@ -35,7 +35,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
         _flush(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
         raise MAWError(f"cannot write {path}: {error.strerror or error}; nothing there was changed") from error

@@ -105,7 +105,7 @@ class PrefixSource:
         self.tokens = np.zeros(count, dtype=np.int32)
         self.keys = np.zeros(count, dtype=np.int64)
         self.path, self.stored = path, 0
-        self.file = open(path, "wb")  # noqa: SIM115 - kept open for appending; closed by `close`
+        self.file = path.open("wb")  # kept open for appending; closed by `close`
         self._map: np.ndarray | None = None
         self.encoder: nn.Module | None = None
         self.device = torch.device("cpu")

@@ -222,7 +222,7 @@ def test_called_through_hugging_face_the_layer_takes_greedy_depths(models, model
 
 
 def test_a_soft_router_uses_the_expected_kernel(models):
-    backbone, tokenizer = load(models, "bert")
+    backbone, _ = load(models, "bert")
     encoder = maw_encoder(backbone, "bert", router="soft", layers=(3,))
     layer = encoder.maw_attention[0]
     perturb(layer)

@@ -151,5 +151,5 @@ def test_a_random_router_is_a_hash_of_the_text_at_evaluation():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="'word'"):
         build_router("grpo", H, E, D, "word")
-    with pytest.raises(ValueError, match="0..7, got 8"):
+    with pytest.raises(ValueError, match=r"0\.\.7, got 8"):
         build_router("fixed", H, E, D, fixed_depth=8)
