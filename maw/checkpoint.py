@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from maw.config import Tier1Config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from maw.config import Tier1Config
 from maw.errors import MAWError, ModelError
 from maw.files import write_atomically, write_json
 from maw.retriever import BaselineRetriever, MAWRetriever

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from maw.config import Tier1Config
-from maw.metrics import EvaluationResult, compute_metrics
-from maw.search import top_k
 
+from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.encoding import Embeddings, encode
 from maw.inputs import ListTexts
+from maw.metrics import EvaluationResult, compute_metrics
 from maw.parallel import replicate
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
+from maw.search import top_k
 
 logger = logging.getLogger(__name__)
 

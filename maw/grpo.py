@@ -29,9 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from maw.config import Tier1Config
 from torch import Tensor, nn
 
+from maw.config import Tier1Config
 from maw.contrastive import Batch
 from maw.routing import noise_keys
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from maw.config import Tier1Config
 from torch import Tensor, nn
 
+from maw.config import Tier1Config
 from maw.contrastive import Batch, contrastive_loss
 from maw.grpo import GRPOLearner, Rollout
 from maw.retriever import MAWWithGRPOEncoder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import torch
-from maw.config import Tier1Config
 from torch import nn
 
+from maw.config import Tier1Config
 from maw.errors import MAWError
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from maw.config import Tier1Config, parse_layers
-from maw.pretrained import ModelSpec, model_spec, verify_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
@@ -25,9 +23,11 @@ from transformers.utils import logging as transformers_logging
 
 from maw.architectures import Architecture, architecture_of
 from maw.attention import MAWAttentionLayer, build_kernels
+from maw.config import Tier1Config, parse_layers
 from maw.errors import ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora
+from maw.pretrained import ModelSpec, model_spec, verify_weights
 from maw.routing import Routing, build_router, mix64, text_keys
 
 logger = logging.getLogger(__name__)
