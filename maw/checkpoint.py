@@ -26,6 +26,7 @@ from torch import Tensor
 from maw.config import Tier1Config
 from maw.errors import MAWError, ModelError
 from maw.files import write_atomically, write_json
+from maw.model_files import WEIGHTS
 from maw.retriever import BaselineRetriever, MAWRetriever
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def save_checkpoint(
             "best_val_metric": best_val_metric,
             "weights": target.name,
             "weights_sha256": digest,
-            "pretrained_sha256": model.spec.weights_sha256,
+            "pretrained_sha256": _pretrained_sha256(model),
             "config": config.to_dict(),
             "training_history": list(training_history),
         },
@@ -98,7 +99,7 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
     if _sha256(path) != record["weights_sha256"]:
         raise MAWError(f"{path}: damaged (its SHA-256 is not the one recorded); train again or use another checkpoint")
     model = RETRIEVERS[record["retriever"]](Tier1Config.from_dict(record["config"]))
-    if record["pretrained_sha256"] != model.spec.weights_sha256:
+    if record["pretrained_sha256"] != _pretrained_sha256(model):
         raise ModelError(f"{folder}: was trained from other weights than those that {model.spec.name} has now")
     try:
         model.load_trained_state(load_file(path))
@@ -123,6 +124,12 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
     return {name: each.detach().cpu().clone() for name, each in model.encoder.state_dict().items()}
+
+
+def _pretrained_sha256(model: BaselineRetriever) -> str | None:
+    """Of the weights' file that the model was built from; None for a model that its hub's name stands for."""
+    path = model.spec.folder / WEIGHTS if model.spec.folder else None
+    return _sha256(path) if path and path.is_file() else None
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The configuration of a run: every setting with its default, one line on what it does, and what it may hold.
 
-    Tier1Config(batch_size=64, maw_layers=[10, 11, 12])        # from Python python tier_1.py --batch-size 64
-    --maw-layers 10,11,12     # the same; the flags are derived from the fields
+    Tier1Config(batch_size=64, maw_layers=[10, 11, 12])        # from Python
+    python tier_1.py --batch-size 64 --maw-layers 10,11,12     # the same; the flags are derived from the fields
 
 The annotations are the rules (`maw.rules`), and the line under a field is its help. A configuration is
 checked when it is made, all mistakes at once; what depends on the model, the data or the methods is
@@ -153,7 +153,7 @@ class Tier1Config:
     kernel_init_std: Annotated[float, Range(0, 1, open_low=True)] = 0.02
     """Standard deviation of the noise that sets the depths apart at the start."""
     kernel_learning_rate: Rate | None = None
-    """Peak learning rate of the depth kernels; unset: that of MAW's encoder layers."""
+    """Peak learning rate of the depth kernels; unset: 0.01."""
 
     router: Literal["grpo", "supervised", "soft", "random", "fixed"] = "grpo"
     """What picks the depth of a text."""

@@ -32,7 +32,7 @@ SAMPLES = {"train_samples": 2, "val_samples": 2, "test_samples": 2}
 
 @pytest.fixture
 def load(tmp_path):
-    """`load({"qrels/dev.tsv": None})` loads the good folder with that change; bytes are written as they are."""
+    """`load({"qrels/dev.tsv": None})` loads the good folder with that change; bytes stay as they are."""
 
     def call(changes=None, methods=("zero_shot", "lora", "maw"), **settings):
         call.folder = tmp_path / "tiny"
@@ -86,7 +86,11 @@ def test_a_good_folder(load):
 def test_fewer_queries_than_asked_for_is_a_warning(load, caplog):
     with caplog.at_level(logging.WARNING):
         warnings = load(train_samples=5).facts["warnings"]
-    assert warnings == ["tiny: train_samples asks for 5 queries and train has 3; all are used"] == caplog.messages
+    assert (
+        warnings
+        == ["tiny: train_samples asks for 5 queries and train has 3; all are used"]
+        == caplog.messages
+    )
 
 
 def test_samples_do_not_depend_on_the_order_of_the_files(load):
@@ -128,7 +132,9 @@ def test_forms_of_text_files_that_mean_the_same(load, form):
 
 @pytest.mark.parametrize("title", ["", '"title": null, ', '"title": "", '])
 def test_the_title_may_be_missing(load, title):
-    data = load({"corpus.jsonl": lines(GOOD["corpus.jsonl"], (6, f'  {{"_id": "d5", {title}"text": "alone"}}'))})
+    data = load(
+        {"corpus.jsonl": lines(GOOD["corpus.jsonl"], (6, f'  {{"_id": "d5", {title}"text": "alone"}}'))}
+    )
     assert data.test.corpus.take(data.test.corpus.rows_of(["d5"])) == ["alone"]
 
 
@@ -153,7 +159,9 @@ def test_zero_shot_needs_no_training_queries(load, dev):
     changes = {"qrels/train.tsv": None, "qrels/dev.tsv": dev}
     data = load(changes, methods=["zero_shot"])
     assert (len(data.train), len(data.validation), len(data.test)) == (0, 2 if dev else 0, 2)
-    with pytest.raises(DataError, match=r"qrels/train\.tsv: there is no such file and lora, maw must train; add it"):
+    with pytest.raises(
+        DataError, match=r"qrels/train\.tsv: there is no such file and lora, maw must train; add it"
+    ):
         load(changes)
 
 
@@ -462,7 +470,9 @@ def test_a_folder_that_is_not_there_is_refused(folder):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["two words", "-rf", ".hidden", "caf\u00e9", "x" * 65, "a;b", "=1+1", "new\nline"])
+@pytest.mark.parametrize(
+    "name", ["two words", "-rf", ".hidden", "caf\u00e9", "x" * 65, "a;b", "=1+1", "new\nline"]
+)
 def test_a_folder_whose_name_is_unfit_for_results_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match="the folder's name becomes that of the results") as caught:
@@ -479,9 +489,9 @@ def test_the_name_is_that_of_the_folder_however_it_is_written(load, tmp_path, pa
 
 FUZZ_SEED = 20240607
 PIECES = [
-    b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n", b"\t", b'"', b"{", b"}", b"[" * 2000, b",", b":",
-    b"\\ud800", b"\\u0000", b"\\", b"null", b"1.5", b"-1", b"0", b"99999999999", b"NaN", b" ", b"q1", b"d1", b"_id",
-    "\u2028".encode(), "\u0085".encode(), b"x" * 3000,
+    b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n", b"\t", b'"', b"{", b"}", b"[" * 2000, b",",
+    b":", b"\\ud800", b"\\u0000", b"\\", b"null", b"1.5", b"-1", b"0", b"99999999999", b"NaN", b" ", b"q1",
+    b"d1", b"_id", "\u2028".encode(), "\u0085".encode(), b"x" * 3000,
 ]  # fmt: skip
 
 
@@ -514,7 +524,9 @@ def test_a_mutated_file_is_parsed_or_refused_with_its_line(load, round_):
         data = load({name: content})
     except DataError as error:
         text = str(error)
-        left = f"{load.folder}/qrels: no (train|validation) query is left"  # emptied by questions in two splits
+        left = (
+            f"{load.folder}/qrels: no (train|validation) query is left"  # emptied by questions in two splits
+        )
         assert re.match(rf"{load.folder}/[a-z./]+:\d+: |{left}", text), (FUZZ_SEED + round_, text)
         assert text.isprintable(), FUZZ_SEED + round_
         assert len(text) < 600, FUZZ_SEED + round_

@@ -2,10 +2,10 @@
 
     logs/tier1/
         msmarco_20250106_143022/
-            zeroshot_metrics.json, lora_metrics.json, maw_metrics.json     means, per-query values, that
-            method's facts improvements.json                                             relative differences
-            and paired tests dataset.json                                                  all results of the
-            dataset; written last
+            zeroshot_metrics.json, lora_metrics.json, maw_metrics.json
+                means, per-query values and that method's facts
+            improvements.json   relative differences and paired tests
+            dataset.json        all results of the dataset; written last
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
 
