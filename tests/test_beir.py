@@ -86,11 +86,7 @@ def test_a_good_folder(load):
 def test_fewer_queries_than_asked_for_is_a_warning(load, caplog):
     with caplog.at_level(logging.WARNING):
         warnings = load(train_samples=5).facts["warnings"]
-    assert (
-        warnings
-        == ["tiny: train_samples asks for 5 queries and train has 3; all are used"]
-        == caplog.messages
-    )
+    assert warnings == ["tiny: train_samples asks for 5 queries and train has 3; all are used"] == caplog.messages
 
 
 def test_samples_do_not_depend_on_the_order_of_the_files(load):
@@ -132,9 +128,7 @@ def test_forms_of_text_files_that_mean_the_same(load, form):
 
 @pytest.mark.parametrize("title", ["", '"title": null, ', '"title": "", '])
 def test_the_title_may_be_missing(load, title):
-    data = load(
-        {"corpus.jsonl": lines(GOOD["corpus.jsonl"], (6, f'  {{"_id": "d5", {title}"text": "alone"}}'))}
-    )
+    data = load({"corpus.jsonl": lines(GOOD["corpus.jsonl"], (6, f'  {{"_id": "d5", {title}"text": "alone"}}'))})
     assert data.test.corpus.take(data.test.corpus.rows_of(["d5"])) == ["alone"]
 
 
@@ -159,9 +153,7 @@ def test_zero_shot_needs_no_training_queries(load, dev):
     changes = {"qrels/train.tsv": None, "qrels/dev.tsv": dev}
     data = load(changes, methods=["zero_shot"])
     assert (len(data.train), len(data.validation), len(data.test)) == (0, 2 if dev else 0, 2)
-    with pytest.raises(
-        DataError, match=r"qrels/train\.tsv: there is no such file and lora, maw must train; add it"
-    ):
+    with pytest.raises(DataError, match=r"qrels/train\.tsv: there is no such file and lora, maw must train; add it"):
         load(changes)
 
 
@@ -470,9 +462,7 @@ def test_a_folder_that_is_not_there_is_refused(folder):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    "name", ["two words", "-rf", ".hidden", "caf\u00e9", "x" * 65, "a;b", "=1+1", "new\nline"]
-)
+@pytest.mark.parametrize("name", ["two words", "-rf", ".hidden", "caf\u00e9", "x" * 65, "a;b", "=1+1", "new\nline"])
 def test_a_folder_whose_name_is_unfit_for_results_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(DataError, match="the folder's name becomes that of the results") as caught:
@@ -524,9 +514,7 @@ def test_a_mutated_file_is_parsed_or_refused_with_its_line(load, round_):
         data = load({name: content})
     except DataError as error:
         text = str(error)
-        left = (
-            f"{load.folder}/qrels: no (train|validation) query is left"  # emptied by questions in two splits
-        )
+        left = f"{load.folder}/qrels: no (train|validation) query is left"  # emptied by questions in two splits
         assert re.match(rf"{load.folder}/[a-z./]+:\d+: |{left}", text), (FUZZ_SEED + round_, text)
         assert text.isprintable(), FUZZ_SEED + round_
         assert len(text) < 600, FUZZ_SEED + round_

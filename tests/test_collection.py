@@ -335,10 +335,7 @@ print(Corpus.cached(folder / "store", {"a": 1}, make).fingerprint)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
-    runs = [
-        subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, env=environment)
-        for n in range(3)
-    ]
+    runs = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, env=environment) for n in range(3)]
     fingerprints = {run.communicate(timeout=60)[0] for run in runs}
     assert [run.returncode for run in runs] == [0, 0, 0]
     assert len(fingerprints) == 1
@@ -357,9 +354,7 @@ class TestRetrievalData:
 
     @pytest.mark.parametrize("judged", [{}, {"a": 0}, {"b": -1}, {"gone": 1}])
     def test_each_query_has_a_relevant_passage_in_the_corpus(self, judged):
-        with pytest.raises(
-            DataError, match=r"test: the query 'q2' has no relevant passage \(grade 1 or more\)"
-        ):
+        with pytest.raises(DataError, match=r"test: the query 'q2' has no relevant passage \(grade 1 or more\)"):
             self.make({"q1": {"a": 1, "gone": 1}, "q2": judged})
 
     @pytest.mark.parametrize(

@@ -60,9 +60,7 @@ def test_disjoint_splits_pass():
 )
 def test_a_planted_leak_is_named(train, test, message):
     with pytest.raises(DataError) as caught:
-        check_disjoint(
-            split("train", train), split("validation", {}), split("test", test), collection="planted"
-        )
+        check_disjoint(split("train", train), split("validation", {}), split("test", test), collection="planted")
     assert str(caught.value).startswith(f"planted: {message}")
     assert "\n" not in str(caught.value)
 

@@ -66,10 +66,7 @@ def test_retrieval_data_passes_through():
 
 
 def test_empty_documents_are_counted():
-    assert (
-        as_retrieval_data(LISTS | {"docs": ["doc", " \t", ""], "qrels": {0: {0: 1}, 1: {0: 1}}}).corpus.empty
-        == 2
-    )
+    assert as_retrieval_data(LISTS | {"docs": ["doc", " \t", ""], "qrels": {0: {0: 1}, 1: {0: 1}}}).corpus.empty == 2
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,9 @@ def module_of(identifier):
 
 
 def test_no_text_and_no_relevant_passage_serves_two_splits(loaded):
-    texts = Counter(
-        text for split in splits_of(loaded) for text in {normalise(query) for query in split.queries}
-    )
+    texts = Counter(text for split in splits_of(loaded) for text in {normalise(query) for query in split.queries})
     relevant = Counter(
-        doc
-        for split in splits_of(loaded)
-        for doc in {doc for judged in split.qrels.values() for doc in judged}
+        doc for split in splits_of(loaded) for doc in {doc for judged in split.qrels.values() for doc in judged}
     )
     assert max(texts.values()) == 1
     assert max(relevant.values()) == 1
@@ -163,25 +159,17 @@ def test_no_passage_holds_its_query(loaded, passages):
 
 
 def test_known_functions(loaded, passages):
-    queries = {
-        q: (split.name, text)
-        for split in splits_of(loaded)
-        for q, text in zip(split.query_ids, split.queries)
-    }
+    queries = {q: (split.name, text) for split in splits_of(loaded) for q, text in zip(split.query_ids, split.queries)}
     split, query = queries["q-textwrap.dedent"]
     assert split == split_of("textwrap")
     assert query == " ".join(inspect.getdoc(textwrap.dedent).split("\n\n")[0].split())
     source = inspect.getsource(textwrap.dedent)
     start, end = source.index('"""'), source.index('"""', source.index('"""') + 3) + 3
     assert passages["textwrap.dedent"] == (source[:start].rstrip() + source[end:]).rstrip()
-    assert passages["json.decoder.JSONDecoder.decode"].startswith(
-        "def decode(self, s, _w=WHITESPACE.match):\n    "
-    )
+    assert passages["json.decoder.JSONDecoder.decode"].startswith("def decode(self, s, _w=WHITESPACE.match):\n    ")
 
 
-@pytest.mark.parametrize(
-    "part", ["test", "tests", "idle_test", "site-packages", "turtledemo", "idlelib", "lib2to3"]
-)
+@pytest.mark.parametrize("part", ["test", "tests", "idle_test", "site-packages", "turtledemo", "idlelib", "lib2to3"])
 def test_what_is_no_library_is_left_out(part):
     library = pystdlib.library_folder()
     files = pystdlib.library_files(library)
@@ -191,9 +179,7 @@ def test_what_is_no_library_is_left_out(part):
 
 def test_the_second_load_uses_the_store(loaded, cache, monkeypatch):
     monkeypatch.setattr(pystdlib, "read_library", lambda *_: pytest.fail("read again"))
-    small = load_collection(
-        "pystdlib", Tier1Config(datasets=["pystdlib"], cache_dir=cache, train_samples=100)
-    )
+    small = load_collection("pystdlib", Tier1Config(datasets=["pystdlib"], cache_dir=cache, train_samples=100))
     assert len(small.train) == 100
     assert small.train.query_ids == loaded.train.query_ids[:100]
     assert small.test.corpus.fingerprint == loaded.test.corpus.fingerprint
@@ -334,9 +320,7 @@ def test_names_and_encodings(tmp_path):
     files = {"package/__init__.py": function, "twice.py": function + function, "broken.py": "def f(:\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "latin.py").write_bytes(
-        f"# coding: latin-1\r\n{function}".replace("\n", "\r\n").encode("latin-1")
-    )
+    (tmp_path / "latin.py").write_bytes(f"# coding: latin-1\r\n{function}".replace("\n", "\r\n").encode("latin-1"))
     found, counts = read_library(tmp_path, pystdlib.library_files(tmp_path))
     assert [each.id for each in found] == ["latin.f", "package.f", "twice.f", "twice.f~2"]
     assert {each.query for each in found} == {"\u00c9tat of the thing."}

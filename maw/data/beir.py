@@ -224,9 +224,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
         raise DataError(f"{path}:{number}: the JSON is nested too deeply; write a flat object") from None
     except ValueError as error:
         reason = "it holds a NUL character" if "\0" in line else show(str(error))
-        raise DataError(
-            f"{path}:{number}: the line is not JSON ({reason}); write one object a line"
-        ) from error
+        raise DataError(f"{path}:{number}: the line is not JSON ({reason}); write one object a line") from error
     if not isinstance(value, dict):
         raise DataError(
             f"{path}:{number}: the line is not a JSON object but a {type(value).__name__}; "
@@ -239,9 +237,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields number and text of each line, from 1, its end included; never more than one in memory."""
     try:
         if not path.is_file():
-            raise DataError(
-                f"{path}: there is no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
-            )
+            raise DataError(f"{path}: there is no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
         with path.open("rb") as file:
             lines = iter(partial(file.readline, LONGEST_LINE + 1), b"")
             for number, line in enumerate(lines, start=1):
@@ -284,9 +280,7 @@ def _qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         if "\0" in line:
             raise DataError(f"{path}:{number}: the line holds a NUL character; remove it")
         if not columns[0] or not columns[1]:
-            raise DataError(
-                f"{path}:{number}: the {HEADER[0] if not columns[0] else HEADER[1]} is empty; fill it in"
-            )
+            raise DataError(f"{path}:{number}: the {HEADER[0] if not columns[0] else HEADER[1]} is empty; fill it in")
         yield number, columns
     if not header:
         raise DataError(f"{path}:1: the file is empty; it needs a header and one judgement a line")
@@ -356,9 +350,7 @@ def _qrels_files(folder: Path, config: Tier1Config) -> dict[str, Path]:
     qrels = folder / "qrels"
     dev, validation = qrels / "dev.tsv", qrels / "validation.tsv"
     if dev.exists() and validation.exists():
-        raise DataError(
-            f"{validation}: there is a dev.tsv too and both are the validation split; keep one of them"
-        )
+        raise DataError(f"{validation}: there is a dev.tsv too and both are the validation split; keep one of them")
     files = {"train": qrels / "train.tsv", "validation": dev if dev.exists() else validation}
     files = {split: path for split, path in files.items() if path.exists()}
     if trains(config) and "train" not in files:
@@ -401,9 +393,7 @@ def _pool(judged: Judgements, queries: dict[str, str]) -> Pool:
 
 def _complete(pools: dict[str, Pool], config: Tier1Config, folder: Path) -> str:
     """Adds the validation split where the folder has none; gives the rule by which the splits came about."""
-    rule = (
-        "the folder's own qrels files; a question in two splits stays in test before validation before train"
-    )
+    rule = "the folder's own qrels files; a question in two splits stays in test before validation before train"
     train = pools.get("train", Pool())
     if "validation" not in pools and len(train) > 1:
         pools["train"], pools["validation"] = hold_out(train, config)

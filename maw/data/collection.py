@@ -67,9 +67,7 @@ def hash_ids(ids: pa.Array) -> np.ndarray:
 
     Source: S. Vigna, splitmix64.c, https://prng.di.unimi.it.
     """
-    offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(
-        np.int64
-    )
+    offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     data = ids.buffers()[2]
     start, end = int(offsets[0]), int(offsets[-1])
     letters = np.frombuffer(data, np.uint8)[start:end] if end > start else np.empty(0, np.uint8)
@@ -149,9 +147,7 @@ class _Contents:
 def update_fingerprint(sha: Any, batch: pa.RecordBatch) -> None:
     """Adds a batch to a SHA-256; batches are cut by content alone, so equal passages give equal hashes."""
     for column in batch.columns:
-        offsets = np.frombuffer(column.buffers()[1], np.int32)[
-            column.offset : column.offset + len(column) + 1
-        ]
+        offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
         sha.update(np.diff(offsets).astype("<i4").tobytes())
         if offsets[-1] > offsets[0]:
             sha.update(memoryview(column.buffers()[2])[offsets[0] : offsets[-1]])
@@ -172,9 +168,7 @@ def _batches(records: Iterable[Record], where: Where) -> Iterator[pa.RecordBatch
 
 def _batch(rows: Sequence[Record], done: int, where: Where) -> pa.RecordBatch:
     try:
-        return pa.record_batch(
-            [pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=SCHEMA
-        )
+        return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=SCHEMA)
     except UnicodeEncodeError as error:  # a lone surrogate: legal as a JSON escape, yet not text
         row = next(row for row, values in enumerate(rows) if not all(map(_encodable, values)))
         raise DataError(
@@ -242,9 +236,7 @@ class Corpus:
             (len(ids),) int64.
         """
         rows = np.full(len(ids), -1, np.int64)
-        wanted = [
-            text if len(text) <= LONGEST_ID and _encodable(text) else "" for text in ids
-        ]  # "" is never stored
+        wanted = [text if len(text) <= LONGEST_ID and _encodable(text) else "" for text in ids]  # "" is never stored
         hashes = hash_ids(pa.array(wanted, pa.string()))
         place, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
         open_ = np.flatnonzero(place < end)
@@ -259,9 +251,7 @@ class Corpus:
 
     def lengths(self) -> np.ndarray:
         """Characters of each text that `take` gives, as (N,) int64, without a Python object for any text."""
-        title, text = (
-            pc.utf8_length(self.dataset.data.column(name)).to_numpy() for name in ("title", "text")
-        )
+        title, text = (pc.utf8_length(self.dataset.data.column(name)).to_numpy() for name in ("title", "text"))
         return title.astype(np.int64) + text + ((title > 0) & (text > 0))
 
     def tie_order(self) -> np.ndarray:
@@ -301,9 +291,7 @@ class Corpus:
         return self._arrow[rows] if rows.size else SCHEMA.empty_table()
 
     @classmethod
-    def from_lists(
-        cls, ids: Sequence[str], texts: Sequence[str], titles: Sequence[str] | None = None
-    ) -> Corpus:
+    def from_lists(cls, ids: Sequence[str], texts: Sequence[str], titles: Sequence[str] | None = None) -> Corpus:
         """A corpus in memory, equal to a stored one with the same passages.
 
         Raises:
@@ -320,9 +308,7 @@ class Corpus:
 
         fingerprint = contents.sha.hexdigest()
         table = InMemoryTable(pa.Table.from_batches(batches, SCHEMA))
-        corpus = cls(
-            Dataset(table, fingerprint=fingerprint[:16]), contents.index(), fingerprint, contents.empty
-        )
+        corpus = cls(Dataset(table, fingerprint=fingerprint[:16]), contents.index(), fingerprint, contents.empty)
         corpus._refuse_duplicates(contents.where)
         return corpus
 
@@ -386,9 +372,7 @@ class Corpus:
             dataset = Dataset.from_file(str(folder / "passages.arrow"))
             index = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise DataError(
-                f"{folder}: the passage store cannot be read ({show(str(error))}); delete it"
-            ) from error
+            raise DataError(f"{folder}: the passage store cannot be read ({show(str(error))}); delete it") from error
         count = manifest["count"]
         if len(dataset) != count or index.shape != (2, count) or dataset.column_names != SCHEMA.names:
             raise DataError(
@@ -474,9 +458,7 @@ class Corpus:
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
     reason = error.strerror or show(str(error))
-    return DataError(
-        f"{folder}: cannot write the passage store ({reason}); free space or choose another cache_dir"
-    )
+    return DataError(f"{folder}: cannot write the passage store ({reason}); free space or choose another cache_dir")
 
 
 def _write_store(
@@ -551,9 +533,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float) -
         try:
             good = path.stat().st_size == size and (size > read_up_to or _file_sha(path) == sha)
         except OSError as error:
-            raise DataError(
-                f"{path}: the file cannot be read ({error.strerror}); delete the folder"
-            ) from error
+            raise DataError(f"{path}: the file cannot be read ({error.strerror}); delete the folder") from error
         if not good:
             raise DataError(f"{path}: the file was changed after it was written; delete the folder")
 
@@ -605,9 +585,7 @@ class RetrievalData:
             raise DataError(f"{self.name}: a query id occurs twice; give each query its own")
         stray = (known ^ self.qrels.keys()) | (self.negatives.keys() - known)
         if stray:
-            raise DataError(
-                f"{self.name}: the query {show(min(stray))} is in only one of queries and judgements"
-            )
+            raise DataError(f"{self.name}: the query {show(min(stray))} is in only one of queries and judgements")
         pairs = [(q, d) for q in self.query_ids for d, grade in self.qrels[q].items() if grade >= 1]
         there = self.corpus.rows_of([d for _, d in pairs]) >= 0
         answered = {q for (q, _), ok in zip(pairs, there, strict=True) if ok}

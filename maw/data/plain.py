@@ -78,9 +78,7 @@ class _Reader:
         elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             pairs = enumerate(value)
         else:
-            raise self._error(
-                key, f"a list of texts or a dictionary of id to text is needed, not {_kind(value)}"
-            )
+            raise self._error(key, f"a list of texts or a dictionary of id to text is needed, not {_kind(value)}")
         texts: dict[str, str] = {}
         for place, text in pairs:
             where = f"{key}[{show(place)}]"
@@ -106,9 +104,7 @@ class _Reader:
         if identifier in known:
             return identifier
         if by_position:
-            raise self._error(
-                where, f"{show(value)} is no position in {key}; they go from 0 to {len(known) - 1}"
-            )
+            raise self._error(where, f"{show(value)} is no position in {key}; they go from 0 to {len(known) - 1}")
         raise self._error(where, f"there is no {show(value)} in {key}; add it or remove this")
 
     def _qrels(

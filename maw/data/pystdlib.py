@@ -105,9 +105,7 @@ def open_corpus(library: Path, stores: Path) -> Corpus:
     """
     files = library_files(library)
     if not files:
-        raise DataError(
-            f"{library}: this Python has no library sources here; use another Python or another dataset"
-        )
+        raise DataError(f"{library}: this Python has no library sources here; use another Python or another dataset")
     sha = hashlib.sha256()
     for path in files:
         stat = path.stat()
@@ -132,9 +130,7 @@ def library_files(library: Path) -> list[Path]:
     """The source files of the library proper, in order of their names."""
     found: list[Path] = []
     for folder, subfolders, names in os.walk(library):
-        subfolders[:] = [
-            name for name in subfolders if name not in EXCLUDED and not name.startswith("config-")
-        ]
+        subfolders[:] = [name for name in subfolders if name not in EXCLUDED and not name.startswith("config-")]
         found += [Path(folder, name) for name in names if name.endswith(".py")]
     return sorted(found)
 
@@ -292,7 +288,6 @@ def _inside_literals(node: AnyFunction) -> set[int]:
     strings = (
         each
         for each in ast.walk(node)
-        if isinstance(each, ast.JoinedStr)
-        or (isinstance(each, ast.Constant) and isinstance(each.value, (str, bytes)))
+        if isinstance(each, ast.JoinedStr) or (isinstance(each, ast.Constant) and isinstance(each.value, (str, bytes)))
     )
     return {number for each in strings for number in range(each.lineno, each.end_lineno)}
