@@ -62,12 +62,15 @@ def text_keys(input_ids_BT: Tensor, padding_BT: Tensor) -> Tensor:
     return mix64(token_hash.sum(-1))[:, None]
 
 
-def uniform_noise(keys_BG: Tensor, layer: int, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float32, (B, G, *shape), for one MAW layer."""
-    counter = torch.arange(torch.Size(shape).numel(), device=keys_BG.device)
+def uniform_noise(keys_BG: Tensor, layer: int, heads: int, tokens: int, depths: int = 1) -> Tensor:
+    """Uniform numbers in the open interval (0, 1), float32 (B, G, h, t, depths), for one MAW layer.
+
+    Numbers are counted token by token, so those of a token do not depend on how far its text is padded.
+    """
+    counter = torch.arange(tokens * heads * depths, device=keys_BG.device)
     keys = mix64(keys_BG ^ mix64(torch.full_like(keys_BG, layer)))
     bits = _shift_right(mix64(keys[..., None] ^ counter), 40)  # 24 bits, all that float32 resolves
-    return ((bits.float() + 0.5) * 2.0**-24).unflatten(-1, shape)
+    return ((bits.float() + 0.5) * 2.0**-24).unflatten(-1, (tokens, heads, depths)).transpose(2, 3)
 
 
 @dataclass
@@ -175,7 +178,7 @@ class PolicyRouter(Router):
         logits = self.logits(state)
         if routing.keys_BG is None:
             return logits.argmax(-1).expand(-1, routing.samples, -1, -1)
-        noise = uniform_noise(routing.keys_BG, routing.layer, tuple(logits.shape[2:]))
+        noise = uniform_noise(routing.keys_BG, routing.layer, *logits.shape[2:])
         gumbel = -torch.log(-torch.log(noise))  # argmax(logits + Gumbel) is a draw from softmax(logits)
         return (logits + gumbel).argmax(-1)
 
@@ -213,7 +216,7 @@ class RandomRouter(Router):
         keys = routing.text_keys_B1 if routing.keys_BG is None else routing.keys_BG
         if keys is None:
             raise ValueError("a random router needs the texts' keys: pass keys or text_keys in the inputs")
-        noise = uniform_noise(keys, routing.layer, tuple(state.shape[2:4]))
+        noise = uniform_noise(keys, routing.layer, *state.shape[2:4])[..., 0]
         return (noise * self.depths).long().expand(-1, routing.samples, -1, -1)
 
 

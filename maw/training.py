@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from maw.chunks import LengthChunks
 from maw.config import Tier1Config
 from maw.contrastive import TrainingPairs
 from maw.data.collection import RetrievalData, as_retrieval_data
@@ -173,7 +174,7 @@ class Trainer:
         self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         if activations is not None:
             self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
-        self.engine = replicate(model.encoder, config, device)
+        self.engine = LengthChunks(replicate(model.encoder, config, device))
         groups = parameter_groups(model, config)
         if not groups:
             raise MAWError(f"{label}: nothing of the model is trainable; give it LoRA, or use MAWRetriever")

@@ -49,7 +49,7 @@ def test_mix64_is_splitmix64():
 
 def test_noise_is_uniform_and_independent_of_its_neighbours():
     keys = noise_keys(42, 7, torch.arange(500), 4)
-    noise = uniform_noise(keys, 0, (1, 1, 50)).flatten(0, 1).flatten(1)  # (2000, 50)
+    noise = uniform_noise(keys, 0, 1, 1, 50).flatten(0, 1).flatten(1)  # (2000, 50)
     assert 0 < noise.min() and noise.max() < 1
     assert abs(noise.mean() - 0.5) < 4 * math.sqrt(1 / 12 / noise.numel())
     counts = torch.histc(noise, 20, 0, 1)
@@ -71,7 +71,12 @@ def test_noise_of_a_text_depends_on_its_index_and_not_on_its_batch():
     ]
     assert all((whole != other).all() for other in different)
     assert len(whole.unique()) == whole.numel()
-    assert (uniform_noise(whole, 0, (1, 1, 4)) != uniform_noise(whole, 1, (1, 1, 4))).any()
+    assert (uniform_noise(whole, 0, 1, 1, 4) != uniform_noise(whole, 1, 1, 1, 4)).any()
+
+
+def test_noise_of_a_token_does_not_depend_on_padding():
+    keys = noise_keys(42, 7, torch.arange(5), 3)
+    assert torch.equal(uniform_noise(keys, 0, H, 9, D)[:, :, :, :4], uniform_noise(keys, 0, H, 4, D))
 
 
 def test_text_keys_do_not_see_padding_but_see_order():
