@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 VALIDATION_METRIC = "ndcg_cut_10"
 
 # Chosen on the validation queries of pystdlib with all-MiniLM-L6-v2; `--learning-rate` overrides all of them.
-DEFAULT_LEARNING_RATES = {"lora": 1e-3, "maw": 2e-4}
+DEFAULT_LEARNING_RATES = {"lora": 3e-3, "maw": 2e-4}
 DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
 History = list[dict[str, Any]]
