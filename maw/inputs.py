@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Texts(Protocol):
-    """Rows of text; a `maw.data.collection.Corpus` is one."""
+    """Rows of text; a `maw.data.corpus.Corpus` is one."""
 
     fingerprint: str
 

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from maw.data import collection
-from maw.data.collection import Corpus, RetrievalData
+from maw.data import store
+from maw.data.collection import RetrievalData
+from maw.data.corpus import Corpus
 from maw.errors import DataError
 
 LETTERS = "aZ09-_. \u00e9\u4e2d\U0001f600\uffee\u07ff"
@@ -135,7 +136,7 @@ def test_store_and_memory_agree(records, tmp_path):
 
 
 def test_batches_are_cut_by_size_too(monkeypatch, records, tmp_path):
-    monkeypatch.setattr(collection, "BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(store, "BATCH_CHARACTERS", 200)
     corpus = Corpus.build(iter(records), tmp_path / "store")
     assert corpus.ids.arrow.num_chunks > 100
     assert corpus.take(range(len(records))) == [expected_text(record) for record in records]
@@ -147,8 +148,8 @@ class TestCollisions:
 
     @pytest.fixture(autouse=True)
     def weak_hash(self, monkeypatch):
-        real = collection.hash_ids
-        monkeypatch.setattr(collection, "hash_ids", lambda ids: real(ids) % np.uint64(3))
+        real = store.hash_ids
+        monkeypatch.setattr(store, "hash_ids", lambda ids: real(ids) % np.uint64(3))
 
     def test_rows_are_found(self, records):
         ids = [record[0] for record in records[:200]]
@@ -165,9 +166,9 @@ class TestCollisions:
 
 def test_hashes_do_not_depend_on_neighbours(records):
     ids = ["", *(record[0] for record in records), "x" * 1000]
-    together = collection.hash_ids(pa.array(ids, pa.string()))
-    assert together.tolist() == [int(collection.hash_ids(pa.array([i], pa.string()))[0]) for i in ids]
-    assert collection.hash_ids(pa.array(ids, pa.string())[10:20]).tolist() == together[10:20].tolist()
+    together = store.hash_ids(pa.array(ids, pa.string()))
+    assert together.tolist() == [int(store.hash_ids(pa.array([i], pa.string()))[0]) for i in ids]
+    assert store.hash_ids(pa.array(ids, pa.string())[10:20]).tolist() == together[10:20].tolist()
     assert len(set(together.tolist())) == len(ids)
 
 
@@ -264,7 +265,7 @@ class TestCached:
         cached()
         path = cached.folder / "passages.arrow"
         path.write_bytes(path.read_bytes().replace(b"text 42", b"text 43"))
-        monkeypatch.setattr(collection, "VERIFY_BYTES", 0)
+        monkeypatch.setattr(store, "VERIFY_BYTES", 0)
         corpus = cached()
         with pytest.raises(DataError, match=r"passages\.arrow: the file was changed after it was written"):
             corpus.verify()
@@ -281,7 +282,7 @@ class TestCached:
         path = cached.folder / "manifest.json"
         manifest = json.loads(path.read_text()) | {"count": 101}
         del manifest["sha256"]
-        path.write_text(json.dumps(manifest | {"sha256": collection._json_sha(manifest)}))
+        path.write_text(json.dumps(manifest | {"sha256": store.json_sha(manifest)}))
         with pytest.raises(DataError, match="holds 100 passages and its manifest says 101"):
             Corpus.open(cached.folder)
         assert len(cached()) == 100
@@ -311,7 +312,7 @@ class TestCached:
         def full(_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(collection.os, "fsync", full)
+        monkeypatch.setattr(store.os, "fsync", full)
         with pytest.raises(
             DataError, match=r"store: cannot write the passage store \(No space left on device\); free"
         ):
@@ -325,7 +326,7 @@ def test_processes_that_start_together_build_once(tmp_path):
     program = """
 import sys, time
 from pathlib import Path
-from maw.data.collection import Corpus
+from maw.data.corpus import Corpus
 folder = Path(sys.argv[1])
 def make():
     (folder / f"built by {sys.argv[2]}").touch()

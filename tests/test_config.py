@@ -104,7 +104,8 @@ def test_an_int_is_fine_where_a_float_is_asked_and_a_tuple_where_a_list_is():
     ],
 )  # fmt: skip
 def test_values_at_the_edge_are_taken(good):
-    Tier1Config(**good)
+    config = Tier1Config(**good)
+    assert Tier1Config.from_dict(config.to_dict()) == config
 
 
 def test_cache_folder_prefers_the_setting_then_the_environment(monkeypatch, tmp_path):
@@ -282,9 +283,9 @@ def test_a_run_that_cannot_work(spec, settings, start, words):
 
 def test_none_for_layers_is_fine_for_methods_that_need_none(spec):
     common = {"datasets": ["pystdlib"], "maw_layers": "none"}
-    validate(Tier1Config(**common, methods=["zero_shot", "lora"]), spec)
-    validate(Tier1Config(**common, methods=["zero_shot"], finetune_layers="none", batch_size=1), spec)
-    validate(Tier1Config(datasets=["pystdlib"], methods=["maw"], finetune_layers="none"), spec)
+    assert validate(Tier1Config(**common, methods=["zero_shot", "lora"]), spec) is spec
+    assert validate(Tier1Config(**common, methods=["zero_shot"], finetune_layers="none", batch_size=1), spec) is spec
+    assert validate(Tier1Config(datasets=["pystdlib"], methods=["maw"], finetune_layers="none"), spec) is spec
 
 
 def test_beir_folders(spec, tmp_path):

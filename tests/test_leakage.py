@@ -8,7 +8,8 @@ import pytest
 
 from maw.config import Tier1Config
 from maw.data import load_collection
-from maw.data.collection import Corpus, RetrievalData
+from maw.data.collection import RetrievalData
+from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint, drop_overlap, normalise
 from maw.data.splits import Pool
 from maw.errors import DataError

@@ -348,7 +348,14 @@ def test_weights_are_compared_with_their_hash(write, tmp_path):
 
 
 def test_the_packaged_weights_are_the_published_ones():
-    verify_weights(model_spec(Tier1Config.from_preset("offline")))
+    spec = model_spec(Tier1Config.from_preset("offline"))
+    verify_weights(spec)
+    published = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert (
+        spec.weights_sha256
+        == published
+        == hashlib.sha256((spec.folder / "model.safetensors").read_bytes()).hexdigest()
+    )
 
 
 def test_a_copy_of_minilm_is_recognised_by_its_weights_alone(write, tmp_path, monkeypatch):

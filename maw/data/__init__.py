@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from maw.config import Tier1Config
 from maw.data import beir, pystdlib
-from maw.data.collection import Collection, Corpus, RetrievalData, as_retrieval_data
+from maw.data.collection import Collection, RetrievalData, as_retrieval_data
+from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint
 from maw.errors import DataError
 from maw.rules import show, suggestion

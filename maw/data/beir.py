@@ -37,9 +37,11 @@ from pathlib import Path
 from typing import Any
 
 from maw.config import TRAINED_METHODS, Tier1Config, cache_folder
-from maw.data.collection import UNFIT_ID, Collection, Corpus, Record, Where
+from maw.data.collection import Collection
+from maw.data.corpus import Corpus
 from maw.data.leakage import drop_overlap
 from maw.data.splits import Pool, draw_splits, hold_out, trains
+from maw.data.store import UNFIT_ID, Record, Where
 from maw.errors import DataError
 from maw.rules import show
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from maw.data.collection import Corpus, RetrievalData
+from maw.data.collection import RetrievalData
+from maw.data.corpus import Corpus
 from maw.errors import DataError
 from maw.rules import show, suggestion
 

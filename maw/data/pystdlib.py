@@ -34,7 +34,8 @@ from typing import Any
 
 from maw.config import Tier1Config, cache_folder
 from maw.data import leakage, sampling
-from maw.data.collection import Collection, Corpus
+from maw.data.collection import Collection
+from maw.data.corpus import Corpus
 from maw.data.leakage import KEEPS_FIRST, normalise
 from maw.data.sampling import fraction
 from maw.data.splits import Pool, draw_splits

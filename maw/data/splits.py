@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maw.config import TRAINED_METHODS, Tier1Config
-from maw.data.collection import Corpus, RetrievalData
+from maw.data.collection import RetrievalData
+from maw.data.corpus import Corpus
 from maw.data.sampling import draw
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,298 @@
+"""A corpus: passages in a memory-mapped Arrow store, opened as a `datasets.Dataset`, never all in Python objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maw.data import store
+from maw.data.store import Ids, Record, Where
+from maw.errors import DataError
+from maw.rules import show
+
+logger = logging.getLogger(__name__)
+
+
+class Corpus:
+    """Passages in a memory-mapped Arrow store, addressed by row.
+
+    Make one with `Corpus.cached`, `Corpus.build`, `Corpus.open` or `Corpus.from_lists`.
+
+    Attributes:
+        dataset: the `datasets.Dataset` with the columns id, title and text.
+        fingerprint: SHA-256 over all ids, titles and texts in order.
+        empty: number of passages with no text at all, title included.
+        manifest: what `manifest.json` says; empty for a corpus in memory.
+        folder: where the store lies; None for a corpus in memory.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        index: np.ndarray,
+        fingerprint: str,
+        empty: int,
+        manifest: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ):
+        self.dataset, self.fingerprint, self.empty = dataset, fingerprint, empty
+        self.manifest, self.folder = dict(manifest or {}), folder
+        self._hashes, self._rows = index
+        self._arrow = dataset.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def ids(self) -> Ids:
+        """The ids in row order, read from the store on demand."""
+        return Ids(self.dataset.data.column("id"))
+
+    def take(self, rows: Sequence[int]) -> list[str]:
+        """The texts at `rows`: title, one blank and text; the one that is there where the other is empty."""
+        table = self._gather(rows)
+        pairs = zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
+        return [f"{title} {text}" if title and text else title or text for title, text in pairs]
+
+    def id_of(self, rows: Sequence[int]) -> list[str]:
+        """The ids at `rows`."""
+        return self._gather(rows)["id"].to_pylist()
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Rows of `ids`, -1 where the corpus has no such passage.
+
+        Returns:
+            (len(ids),) int64.
+        """
+        rows = np.full(len(ids), -1, np.int64)
+        wanted = [
+            text if len(text) <= store.LONGEST_ID and store.encodable(text) else "" for text in ids
+        ]  # "" is never stored
+        hashes = store.hash_ids(pa.array(wanted, pa.string()))
+        place, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        open_ = np.flatnonzero(place < end)
+        while open_.size:  # a second round only where two ids share a hash
+            candidates = np.asarray(self._rows[place[open_]]).astype(np.int64)
+            found = np.array([wanted[i] == got for i, got in zip(open_, self.id_of(candidates), strict=True)])
+            rows[open_[found]] = candidates[found]
+            open_ = open_[~found]
+            place[open_] += 1
+            open_ = open_[place[open_] < end[open_]]
+        return rows
+
+    def lengths(self) -> np.ndarray:
+        """Characters of each text that `take` gives, as (N,) int64, without a Python object for any text."""
+        title, text = (pc.utf8_length(self.dataset.data.column(name)).to_numpy() for name in ("title", "text"))
+        return title.astype(np.int64) + text + ((title > 0) & (text > 0))
+
+    def tie_order(self) -> np.ndarray:
+        """Rank of each row when ids are sorted descending by their UTF-8 bytes: trec_eval's rule for ties.
+
+        Returns:
+            (N,) int64, read-only; 0 for the id that sorts first.
+        """
+        return self._tie_order
+
+    @cached_property
+    def _tie_order(self) -> np.ndarray:
+        column = self.dataset.data.column("id").cast(pa.large_binary())
+        order = pc.array_sort_indices(column.combine_chunks(), order="descending").to_numpy()
+        ranks = np.empty(len(self), np.int64)
+        ranks[order] = np.arange(len(self))
+        ranks.flags.writeable = False
+        return ranks
+
+    def attachment(self, name: str) -> Any:
+        """The JSON value that the loader stored beside the passages under `name`."""
+        return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+
+    def verify(self) -> None:
+        """Compares every byte of the store with its manifest; a corpus in memory has none and passes.
+
+        Raises:
+            DataError: the store was changed after it was written.
+        """
+        if self.folder is not None:
+            store.check_files(self.folder, self.manifest, math.inf)
+
+    def _gather(self, rows: Sequence[int]) -> pa.Table:
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows must be in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+        return self._arrow[rows] if rows.size else store.SCHEMA.empty_table()
+
+    @classmethod
+    def from_lists(cls, ids: Sequence[str], texts: Sequence[str], titles: Sequence[str] | None = None) -> Corpus:
+        """A corpus in memory, equal to a stored one with the same passages.
+
+        Raises:
+            DataError: an id that is empty or repeated, or a text with a NUL.
+        """
+        titles = [""] * len(ids) if titles is None else titles
+        contents = store.Contents(lambda row: f"passage {row}")
+        batches = []
+        for batch in store.batches(zip(ids, titles, texts, strict=True), contents.where):
+            contents.add(batch)
+            batches.append(batch)
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+
+        fingerprint = contents.sha.hexdigest()
+        table = InMemoryTable(pa.Table.from_batches(batches, store.SCHEMA))
+        corpus = cls(Dataset(table, fingerprint=fingerprint[:16]), contents.index(), fingerprint, contents.empty)
+        corpus._refuse_duplicates(contents.where)
+        return corpus
+
+    @classmethod
+    def build(
+        cls,
+        records: Iterable[Record],
+        folder: Path,
+        *,
+        source: Mapping[str, Any] | None = None,
+        where: Where | None = None,
+        attachments: Mapping[str, Any] | None = None,
+    ) -> Corpus:
+        """Writes (id, title, text) records to a new store in bounded memory, and opens it.
+
+        Args:
+            records: the passages; read once, about 8 million characters held at a time and 8 bytes a passage.
+            folder: the store, replaced if it is there. Its parents are made.
+            source: JSON-able description of where the passages come from; compared by `cached`.
+            where: row -> "file:line" for messages about a passage.
+            attachments: name -> JSON-able value, stored as `<name>.json` beside the passages.
+
+        Raises:
+            DataError: a malformed or repeated id, a NUL, or a folder that cannot be written.
+        """
+        folder, where = Path(folder), where or (lambda row: f"passage {row}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+        except OSError as error:
+            raise store.unwritable(folder, error) from error
+        try:
+            manifest = store.write_store(temporary, records, where, dict(source or {}), attachments or {})
+            cls._open(temporary, manifest)._refuse_duplicates(where)
+            store.replace_folder(temporary, folder)
+        except OSError as error:
+            raise store.unwritable(folder, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return cls._open(folder, manifest)
+
+    @classmethod
+    def open(cls, folder: Path) -> Corpus:
+        """Opens a store by memory map, in milliseconds at any size.
+
+        Contents are compared with the manifest only in files of up to 64 MiB; `verify` does so for all.
+
+        Raises:
+            DataError: there is no whole store of this version in `folder`.
+        """
+        folder = Path(folder)
+        manifest = store.read_manifest(folder)
+        store.check_files(folder, manifest, store.VERIFY_BYTES)
+        return cls._open(folder, manifest)
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: Mapping[str, Any]) -> Corpus:
+        from datasets import Dataset
+
+        try:
+            dataset = Dataset.from_file(str(folder / "passages.arrow"))
+            index = np.load(folder / "index.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{folder}: the passage store cannot be read ({show(str(error))}); delete it") from error
+        count = manifest["count"]
+        if len(dataset) != count or index.shape != (2, count) or dataset.column_names != store.SCHEMA.names:
+            raise DataError(
+                f"{folder}: the store holds {len(dataset)} passages and its manifest says {count}; delete it"
+            )
+        return cls(dataset, index, manifest["fingerprint"], manifest["empty"], manifest, folder)
+
+    @classmethod
+    def cached(
+        cls,
+        folder: Path,
+        source: Mapping[str, Any],
+        make: Callable[[], tuple[Iterable[Record], Where, Mapping[str, Any]]],
+    ) -> Corpus:
+        """Opens the store in `folder` if it was built from `source`, else builds it; once among processes.
+
+        A store that is damaged is built anew with a warning.
+
+        Args:
+            folder: the store.
+            source: JSON-able; everything on which the passages depend.
+            make: called only to build; gives records, `where` and attachments for `build`.
+        """
+        from filelock import FileLock, Timeout
+
+        folder = Path(folder)
+        corpus = cls._usable(folder, source, quiet=True)
+        if corpus is not None:
+            return corpus
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{folder}.lock")
+            try:
+                lock.acquire(timeout=0.05)
+            except Timeout:
+                logger.info("waiting for another process that builds %s", folder)
+                lock.acquire()
+        except OSError as error:
+            raise store.unwritable(folder, error) from error
+        try:
+            corpus = cls._usable(folder, source)
+            if corpus is None:
+                for stray in folder.parent.glob(f"{folder.name}.*.tmp"):  # left by a builder that was killed
+                    shutil.rmtree(stray, ignore_errors=True)
+                records, where, attachments = make()
+                corpus = cls.build(records, folder, source=source, where=where, attachments=attachments)
+            return corpus
+        finally:
+            lock.release()
+
+    @classmethod
+    def _usable(cls, folder: Path, source: Mapping[str, Any], quiet: bool = False) -> Corpus | None:
+        if not folder.exists():
+            return None
+        try:
+            corpus = cls.open(folder)
+        except DataError as error:
+            if not quiet:
+                logger.warning("%s; building it again", error)
+            return None
+        if corpus.manifest["source"] != json.loads(json.dumps(source)):
+            if not quiet:
+                logger.info("the source of %s has changed; building it again", folder)
+            return None
+        return corpus
+
+    def _refuse_duplicates(self, where: Where) -> None:
+        same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
+        for start in same:  # rows ascend within a run of equal hashes
+            first, end = (
+                int(self._rows[start]),
+                int(np.searchsorted(self._hashes, self._hashes[start], "right")),
+            )
+            rows = np.asarray(self._rows[start:end]).astype(np.int64)
+            ids = self.id_of(rows)
+            if ids[0] in ids[1:]:
+                second = int(rows[ids.index(ids[0], 1)])
+                raise DataError(
+                    f"{where(second)}: the passage id {show(ids[0])} was used before, at {where(first)}; "
+                    "give each passage its own id"
+                )

@@ -1,0 +1,281 @@
+"""Files and columns of a passage store: reading records in batches, hashing ids, writing and checking the folder.
+
+`maw.data.corpus` is what others use. A store is a folder:
+
+    passages.arrow   record batches with the columns id, title and text
+    index.npy        two rows of uint64: the hashes of all ids in ascending order, and the row of each
+    *.json           attachments of the loader, where it has any
+    manifest.json    counts, fingerprint, source, and size and SHA-256 of every file; written last
+
+It is built in a temporary folder beside its own and renamed when whole, under a lock, so that a reader sees a
+whole store or none and several processes build it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maw.errors import DataError
+from maw.rules import show
+
+STORE_VERSION = 1
+SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+BATCH_ROWS = 4096
+BATCH_CHARACTERS = 8 << 20
+VERIFY_BYTES = 64 << 20
+HASH_BASE = 0x9E3779B97F4A7C15
+UNFIT_ID = r"[\x00-\x1f\x7f]"
+LONGEST_ID = 1000  # bytes
+
+Record = tuple[str, str, str]
+Where = Callable[[int], str]
+
+
+def hash_ids(ids: pa.Array) -> np.ndarray:
+    """64-bit hashes of strings, without a Python object for any of them.
+
+    The bytes of an id are the coefficients of a polynomial modulo 2^64, mixed by the splitmix64 finaliser.
+    Ids that collide are told apart by comparing the ids themselves, so that nothing rests on the hash.
+
+    Args:
+        ids: (N,) Arrow strings without nulls.
+
+    Returns:
+        (N,) uint64.
+
+    Source: S. Vigna, splitmix64.c, https://prng.di.unimi.it.
+    """
+    offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+    data = ids.buffers()[2]
+    start, end = int(offsets[0]), int(offsets[-1])
+    letters = np.frombuffer(data, np.uint8)[start:end] if end > start else np.empty(0, np.uint8)
+    lengths = np.diff(offsets)
+    place = np.arange(end - start) - np.repeat(offsets[:-1] - start, lengths)
+    powers = np.ones(int(lengths.max(initial=0)) + 1, np.uint64)
+    powers[1:] = HASH_BASE
+    powers = np.multiply.accumulate(powers)
+    sums = np.zeros(end - start + 1, np.uint64)
+    np.cumsum((letters.astype(np.uint64) + np.uint64(1)) * powers[place], out=sums[1:])
+    mixed = sums[offsets[1:] - start] - sums[offsets[:-1] - start]
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+class Ids(Sequence):
+    """The ids of a corpus as a sequence of str that reads from the store on demand."""
+
+    def __init__(self, column: pa.ChunkedArray):
+        self.arrow = column
+
+    def __len__(self) -> int:
+        return len(self.arrow)
+
+    def __getitem__(self, item: int | slice) -> str | list[str]:
+        if isinstance(item, slice):
+            return [self[row] for row in range(*item.indices(len(self)))]
+        return self.arrow[int(item)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.arrow.chunks:
+            yield from chunk.to_pylist()
+
+
+class Contents:
+    """What a writer learns of the passages while they pass: fingerprint, hashes of ids, counts."""
+
+    def __init__(self, where: Where):
+        self.where, self.rows, self.empty = where, 0, 0
+        self.sha, self.hashes = hashlib.sha256(), array("Q")
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._refuse(pc.equal(pc.binary_length(batch["id"]), 0), "the passage has an empty id; give it one")
+        self._refuse(
+            pc.greater(pc.binary_length(batch["id"]), LONGEST_ID),
+            f"the passage id is longer than {LONGEST_ID} bytes; shorten it",
+        )
+        self._refuse(
+            pc.match_substring_regex(batch["id"], UNFIT_ID),
+            "the passage id holds a control character (tab, line end, NUL); remove it",
+        )
+        for column in ("title", "text"):
+            if not np.frombuffer(batch[column].buffers()[2] or b"", np.uint8).all():
+                wrong = pc.match_substring(batch[column], "\0")
+                self._refuse(wrong, f"the {column} holds a NUL character; remove it")
+        update_fingerprint(self.sha, batch)
+        self.hashes.frombytes(hash_ids(batch["id"]).tobytes())
+        blank = [pc.equal(pc.binary_length(pc.utf8_trim_whitespace(batch[c])), 0) for c in ("title", "text")]
+        self.empty += pc.sum(pc.and_(*blank)).as_py() or 0
+        self.rows += len(batch)
+
+    def _refuse(self, wrong: pa.BooleanArray, message: str) -> None:
+        first = pc.index(wrong, True).as_py()
+        if first >= 0:
+            raise DataError(f"{self.where(self.rows + first)}: {message}")
+
+    def index(self) -> np.ndarray:
+        """(2, N) uint64: ascending hashes and the row of each; rows ascend among equal hashes."""
+        if not self.rows:
+            raise DataError(f"{self.where(0)}: there is no passage at all; give at least one")
+        hashes = np.frombuffer(self.hashes, np.uint64)
+        rows = np.argsort(hashes, kind="stable")
+        return np.stack([hashes[rows], rows.astype(np.uint64)])
+
+
+def update_fingerprint(sha: Any, batch: pa.RecordBatch) -> None:
+    """Adds a batch to a SHA-256; batches are cut by content alone, so equal passages give equal hashes."""
+    for column in batch.columns:
+        offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+        sha.update(np.diff(offsets).astype("<i4").tobytes())
+        if offsets[-1] > offsets[0]:
+            sha.update(memoryview(column.buffers()[2])[offsets[0] : offsets[-1]])
+
+
+def batches(records: Iterable[Record], where: Where) -> Iterator[pa.RecordBatch]:
+    """Records as Arrow batches, bounded in rows and in characters; refuses a record that cannot be stored."""
+    done, size, rows = 0, 0, []
+    for record in records:
+        identifier, title, text = record
+        rows.append(record)
+        size += len(identifier) + len(title) + len(text)
+        if size >= BATCH_CHARACTERS or len(rows) == BATCH_ROWS:
+            yield _batch(rows, done, where)
+            done, size, rows = done + len(rows), 0, []
+    if rows:
+        yield _batch(rows, done, where)
+
+
+def _batch(rows: Sequence[Record], done: int, where: Where) -> pa.RecordBatch:
+    try:
+        return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=SCHEMA)
+    except UnicodeEncodeError as error:  # a lone surrogate: legal as a JSON escape, yet not text
+        row = next(row for row, values in enumerate(rows) if not all(map(encodable, values)))
+        raise DataError(
+            f"{where(done + row)}: an escape is half of a surrogate pair; write the whole character"
+        ) from error
+
+
+def encodable(text: str) -> bool:
+    """Whether a string is valid Unicode, free of lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unwritable(folder: Path, error: OSError) -> DataError:
+    """The error of a store that cannot be written: where, why, and what to do."""
+    reason = error.strerror or show(str(error))
+    return DataError(f"{folder}: cannot write the passage store ({reason}); free space or choose another cache_dir")
+
+
+def write_store(
+    folder: Path,
+    records: Iterable[Record],
+    where: Where,
+    source: dict[str, Any],
+    attachments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes every file of a store into `folder`, the manifest last, each flushed to disk; gives the manifest."""
+    contents = Contents(where)
+    with (folder / "passages.arrow").open("wb") as file:
+        with pa.ipc.new_stream(file, SCHEMA) as writer:
+            for batch in batches(records, where):
+                contents.add(batch)
+                writer.write_batch(batch)
+        _sync(file)
+    with (folder / "index.npy").open("wb") as file:
+        np.save(file, contents.index(), allow_pickle=False)
+        _sync(file)
+    for name, value in attachments.items():
+        _write_json(folder / f"{name}.json", value)
+    manifest = {
+        "version": STORE_VERSION,
+        "count": contents.rows,
+        "empty": contents.empty,
+        "fingerprint": contents.sha.hexdigest(),
+        "source": source,
+        "files": {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.iterdir())},
+    }
+    _write_json(folder / "manifest.json", manifest | {"sha256": json_sha(manifest)})
+    return manifest
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, allow_nan=False)
+        _sync(file)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _file_sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A store's manifest.
+
+    Raises:
+        DataError: it is missing, damaged, or of another version.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        whole = manifest.pop("sha256") == json_sha(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = show(getattr(error, "strerror", None) or str(error))
+        raise DataError(f"{folder}: manifest.json cannot be read ({reason}); delete the folder") from error
+    if not whole:
+        raise DataError(f"{folder}: manifest.json was changed after it was written; delete the folder")
+    if manifest["version"] != STORE_VERSION:
+        raise DataError(f"{folder}: the store has version {manifest['version']}; delete it")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float) -> None:
+    """Compares the size of each file with the manifest, and the contents up to `read_up_to` bytes."""
+    for name, (size, sha) in manifest["files"].items():
+        path = folder / name
+        try:
+            good = path.stat().st_size == size and (size > read_up_to or _file_sha(path) == sha)
+        except OSError as error:
+            raise DataError(f"{path}: the file cannot be read ({error.strerror}); delete the folder") from error
+        if not good:
+            raise DataError(f"{path}: the file was changed after it was written; delete the folder")
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Puts a whole new store in the place of an old one."""
+    if folder.exists():  # whoever has the old store open keeps it: its files live until they are unmapped
+        old = new.with_name(f"{new.name[:-4]}.old.tmp")
+        folder.rename(old)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        new.rename(folder)
+    handle = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
