@@ -59,6 +59,7 @@ Size = Annotated[int, Range(1, 65_536)]
 Rate = Annotated[float, Range(0, 1, open_low=True)]
 Share = Annotated[float, Range(0, 1)]
 Temperature = Annotated[float, Range(0, 1000, open_low=True)]
+Amount = Annotated[int, Range(1, 1_000_000_000)] | Literal["full"]
 Line = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "one line of text that is not empty")]
 Device = Annotated[str, Pattern(r"cpu|mps|cuda(:[0-9]{1,2})?", "cpu, cuda, cuda:N or mps")]
 
@@ -104,11 +105,25 @@ class Tier1Config:
     """Validation queries drawn per dataset."""
     test_samples: Count = 1000
     """Test queries drawn per dataset."""
+    corpus_size: Amount = 100_000
+    """Passages searched for the test queries: judged ones, BM25's best for the queries, others by hash; or full."""
+    val_corpus_size: Amount = 20_000
+    """The same for the validation queries, which every epoch encodes."""
+    distractors: list[str] | None = None
+    """Folders in BEIR layout whose passages join the corpus of every dataset."""
+    relevance_level: Annotated[int, Range(1, 1000)] = 1
+    """Grade from which a passage counts as relevant in the binary metrics; TREC DL has its own, 2."""
 
     batch_size: Annotated[int, Range(1, 65_536)] = 32
     """Queries per training batch; the other passages of a batch are each query's negatives."""
     num_negatives: Annotated[int, Range(0, 1000)] = 1
-    """Hard negatives used per training query, of those that the data gives."""
+    """Negatives used per training query, beside the passages of the other queries in its batch."""
+    negative_source: Literal["auto", "given", "bm25", "dense", "none"] = "auto"
+    """Where hard negatives come from: the data, BM25, the pretrained retriever; auto: the data, else BM25."""
+    hard_negative_ratio: Share = 1.0
+    """Share of the negatives that are hard; the others are drawn from the whole corpus."""
+    negative_margin: Annotated[float, Range(0, 1, open_low=True)] = 0.95
+    """A mined passage that scores above this share of the positive's score may be relevant, and is not used."""
     num_epochs: Annotated[int, Range(1, 10_000)] = 10
     """Passes over the training queries."""
     learning_rate: Rate | None = None
@@ -190,6 +205,8 @@ class Tier1Config:
     """Run datasets side by side; this version runs them one after the other."""
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
+    dry_run: bool = False
+    """Print what the run would download, store and encode, and stop."""
 
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""

@@ -232,7 +232,8 @@ def _add_argument(group: Any, name: str, kind: Kind, documentation: str) -> None
         group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
         return
     metavar = {int: "N", float: "X", str: "TEXT", list: "A,B", "layers": "LAYERS"}[kind.base]
-    group.add_argument(flag_of(name), metavar="|".join(kind.choices) or metavar, help=text)
+    words = kind.choices or ((metavar, kind.word) if kind.word else (metavar,))
+    group.add_argument(flag_of(name), metavar="|".join(words), help=text)
 
 
 def field_documentation() -> dict[str, str]:

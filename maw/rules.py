@@ -68,6 +68,8 @@ class Kind(NamedTuple):
     optional: bool
     choices: tuple[str, ...] = ()
     rule: Range | Pattern | None = None
+    word: str = ""
+    """A word that is taken in place of a number, such as full."""
 
 
 def kinds_of(config_class: type) -> dict[str, Kind]:
@@ -80,15 +82,19 @@ def _kind(hint: Any) -> Kind:
     if hint == Layers:
         return Kind("layers", optional=True)
     optional = False
+    word = ""
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (arg for arg in get_args(hint) if arg is not NoneType)
-        optional = True
+        others = [arg for arg in get_args(hint) if arg is not NoneType]
+        optional = len(others) < len(get_args(hint))
+        words = [arg for arg in others if get_origin(arg) is Literal and len(others) > 1]
+        (hint,) = (arg for arg in others if arg not in words)
+        word = get_args(words[0])[0] if words else ""
     if get_origin(hint) is Literal:
         return Kind(str, optional, choices=get_args(hint))
     rule = None
     if get_origin(hint) is Annotated:
         hint, rule = get_args(hint)
-    return Kind(get_origin(hint) or hint, optional, rule=rule)
+    return Kind(get_origin(hint) or hint, optional, rule=rule, word=word)
 
 
 def show(value: Any) -> str:
@@ -164,8 +170,10 @@ def check(kind: Kind, value: Any) -> tuple[Any, str | None]:
 
 def _check_number(kind: Kind, value: Any) -> tuple[Any, str | None]:
     types, what = (int, "a whole number") if kind.base is int else ((int, float), "a number")
+    if kind.word and isinstance(value, str) and value.strip().lower() == kind.word:
+        return kind.word, None
     if not isinstance(value, types) or isinstance(value, bool):
-        return value, f"must be {what}, got {show(value)}"
+        return value, f"must be {what}{f' or {kind.word}' if kind.word else ''}, got {show(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return value, f"must be a finite number, got {value}"
     if not kind.rule.holds(value):

@@ -100,7 +100,7 @@ def test_an_int_is_fine_where_a_float_is_asked_and_a_tuple_where_a_list_is():
         {"seed": 0}, {"seed": 2**32 - 1}, {"patience": 0}, {"warmup_ratio": 0}, {"grpo_kl": 0.0}, {"learning_rate": 1},
         {"grpo_reference_decay": 1.0}, {"prefix_cache_gb": 0}, {"device": "cuda:3"}, {"device": "cpu"},
         {"query_prefix": ""}, {"query_prefix": "Instruct: find\nQuery: "}, {"depth_dim": 1}, {"batch_size": 1},
-        {"fixed_depth": 31}, {"maw_layers": []}, {"maw_layers": "NONE"}, {"maw_layers": "5, 6"}, {"methods": ["maw"]},
+        {"fixed_depth": 31}, {"corpus_size": "full"}, {"val_corpus_size": 1}, {"distractors": ["a", "b"]}, {"maw_layers": []}, {"maw_layers": "NONE"}, {"maw_layers": "5, 6"}, {"methods": ["maw"]},
     ],
 )  # fmt: skip
 def test_values_at_the_edge_are_taken(good):
@@ -123,21 +123,27 @@ INTEGERS = [
     "hidden_dim", "num_heads", "num_layers", "max_query_length", "max_document_length", "train_samples", "val_samples",
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
-    "grpo_group_size", "grpo_inner_epochs",
+    "grpo_group_size", "grpo_inner_epochs", "relevance_level",
 ]  # fmt: skip
 FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
-    "prefix_cache_gb",
+    "prefix_cache_gb", "hard_negative_ratio", "negative_margin",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
-    "save_epoch_checkpoints", "checkpoint_compression", "compress_logs",
+    "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
+    "negative_source",
 ]  # fmt: skip
+AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [
+    *((name, value, "whole number or full") for name in AMOUNTS for value in (True, 1.0, "3", "all", NAN, None)),
+    *((name, 0, "at least 1") for name in AMOUNTS),
+    ("distractors", [], "at least one"),
+    ("distractors", "nq", "must be a list of names"),
     *((name, value, "whole number") for name in INTEGERS for value in (True, 1.0, "3", NAN)),
     *((name, -1, "must be at least") for name in INTEGERS),
     *((name, 10**400, "at most") for name in INTEGERS),
@@ -184,9 +190,9 @@ def test_a_bad_value_is_one_problem_that_names_the_field(name, value, words):
 
 def test_there_are_enough_bad_values():
     assert len(BAD_VALUES) >= 100
-    assert {*INTEGERS, *FLOATS, *SWITCHES, *CHOICES} | {
+    assert {*INTEGERS, *FLOATS, *SWITCHES, *CHOICES, *AMOUNTS} | {
         "model", "query_prefix", "document_prefix", "datasets", "methods", "maw_layers", "finetune_layers",
-        "device", "log_dir", "cache_dir",
+        "device", "log_dir", "cache_dir", "distractors",
     } == set(kinds())  # fmt: skip
 
 

@@ -29,7 +29,9 @@ class RetrievalData:
         queries: (Q,) texts.
         qrels: query id -> passage id -> grade, with exactly the ids of `query_ids`. A grade of 1 or more is
             relevant; 0 and below is judged not relevant. Each query has a relevant passage in the corpus.
-        negatives: query id -> ids of hard negatives.
+        negatives: query id -> ids of hard negatives, the best to train against first.
+        answers: query id -> strings of which a passage that answers it holds one; for some collections only.
+        relevance_level: grade from which a passage counts as relevant in the binary metrics.
 
     Raises:
         DataError: one of the above does not hold.
@@ -41,6 +43,8 @@ class RetrievalData:
     queries: list[str]
     qrels: dict[str, dict[str, int]]
     negatives: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    relevance_level: int = 1
 
     def __post_init__(self) -> None:
         if len(self.query_ids) != len(self.queries):

@@ -23,10 +23,15 @@ SAMPLE_FIELDS = {"train": "train_samples", "validation": "val_samples", "test": 
 
 @dataclass(frozen=True)
 class Pool:
-    """All queries of one split, before any is drawn: texts and judgements by query id."""
+    """All queries of one split, before any is drawn: texts and judgements by query id.
+
+    `negatives` and `answers` are as in `RetrievalData`; not every query needs to have them.
+    """
 
     queries: dict[str, str] = field(default_factory=dict)
     qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+    negatives: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -34,7 +39,12 @@ class Pool:
     def only(self, ids: Iterable[str]) -> Pool:
         """The part of the pool that holds `ids`."""
         ids = list(ids)
-        return Pool({i: self.queries[i] for i in ids}, {i: self.qrels[i] for i in ids})
+        return Pool(
+            {i: self.queries[i] for i in ids},
+            {i: self.qrels[i] for i in ids},
+            {i: self.negatives[i] for i in ids if i in self.negatives},
+            {i: self.answers[i] for i in ids if i in self.answers},
+        )
 
 
 def trains(config: Tier1Config) -> bool:
@@ -54,15 +64,20 @@ def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:
 
 
 def draw_splits(
-    config: Tier1Config, corpus: Corpus, pools: Mapping[str, Pool], dataset: str
+    config: Tier1Config,
+    corpora: Corpus | Mapping[str, Corpus],
+    pools: Mapping[str, Pool],
+    dataset: str,
+    relevance_level: int | None = None,
 ) -> tuple[dict[str, RetrievalData], dict[str, Any], list[str]]:
     """Draws the samples of a run.
 
     Args:
         config: its sample sizes and seed are used.
-        corpus: shared by the splits.
+        corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
         dataset: for messages.
+        relevance_level: of the test split's binary metrics; the configuration's, if not given.
 
     Returns:
         The splits by name, the facts on each, and one warning for each split that is smaller than asked for.
@@ -77,7 +92,16 @@ def draw_splits(
             )
             logger.warning(warnings[-1])
         drawn = pool.only(ids)
-        splits[name] = RetrievalData(corpus, name, ids, list(drawn.queries.values()), drawn.qrels)
+        splits[name] = RetrievalData(
+            corpora[name] if isinstance(corpora, Mapping) else corpora,
+            name,
+            ids,
+            list(drawn.queries.values()),
+            drawn.qrels,
+            drawn.negatives,
+            drawn.answers,
+            relevance_level or config.relevance_level,
+        )
         facts[name] = split_facts(splits[name], available=len(pool))
     return splits, facts, warnings
 
