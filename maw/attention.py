@@ -198,7 +198,7 @@ class MAWAttentionLayer(nn.Module):
         weighted = self.kernels(query, self.kernels.features(hidden), gate).flatten(0, 1)
         if copies > 1:
             key, value = key.repeat_interleave(copies, 0), value.repeat_interleave(copies, 0)
-        weighted, key = self.architecture.rotate((weighted, key), inputs)
+        weighted, key = self.architecture.rotate((weighted.to(key.dtype), key), inputs)
         return self.architecture.attend(self.base, weighted, key, value, inputs), None
 
     def _gate(self, query: Tensor, routing: Routing, copies: int) -> Tensor:

@@ -29,6 +29,7 @@ from maw.inputs import ListTexts
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.parallel import clear_cache, pick_device
+from maw.precision import name_of
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec
 from maw.report import layout, tables, text
@@ -203,7 +204,7 @@ class DatasetRun:
             "max_query_length": spec.max_query_length,
             "max_document_length": spec.max_document_length,
             "test_queries_cut_at_that_length": queries.truncated(),
-            "precision": "float32",
+            "precision": name_of(model.precision),
             "fine_tuned_layers": _layers(layers["finetune"]),
             "maw_layers": _layers(layers["maw"]),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,

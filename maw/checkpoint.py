@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,10 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
-    return {name: each.detach().cpu().clone() for name, each in model.encoder.state_dict().items()}
+    """All weights as they were read and trained: layers that nothing trains may be at work in a narrower format."""
+    original = type(model)(replace(model.config, precision="float32"))
+    original.load_trained_state(model.trained_state())
+    return {name: each.detach().cpu().clone() for name, each in original.encoder.state_dict().items()}
 
 
 def _pretrained_sha256(model: BaselineRetriever) -> str | None:

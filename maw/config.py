@@ -48,7 +48,7 @@ SECTIONS = {
     "use_lora": "LoRA",
     "maw_layers": "MAW: layers and kernels",
     "router": "MAW: router",
-    "device": "devices",
+    "precision": "precision and devices",
     "log_dir": "storage",
 }
 """The field that opens each section of the help, and the section's title."""
@@ -197,6 +197,8 @@ class Tier1Config:
     mcl_temperature: Temperature = 1.0
     """Temperature of the reward weights of mcl."""
 
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""
     device: Device | None = None
     """Where to compute: cpu, cuda, cuda:N or mps; unset: the GPUs there are, or the CPU."""
     use_multi_gpu: bool = True

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from maw.errors import MAWError
 from maw.inputs import TextSource
+from maw.precision import name_of
 from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
+_BITS = {torch.bfloat16: torch.int16}
 
 
 class ActivationStore:
@@ -71,10 +73,10 @@ class ActivationStore:
         """
         if encoder.prefix_layers == 0 or self.free_bytes <= 0:
             return source
-        key = (source.texts.fingerprint, source.prefix, source.max_length, encoder.prefix_layers)
+        key = (source.texts.fingerprint, source.prefix, source.max_length, encoder.prefix_layers, encoder.precision)
         if key not in self._sources:
-            path = self.folder / f"{len(self._sources)}.f32"
-            self._sources[key] = PrefixSource(source, path, self)
+            path = self.folder / f"{len(self._sources)}.{name_of(encoder.precision)}"
+            self._sources[key] = PrefixSource(source, path, self, encoder.precision)
         self._sources[key].use(encoder, device)
         return self._sources[key]
 
@@ -95,11 +97,13 @@ class ActivationStore:
 class PrefixSource:
     """Texts as hidden states that leave the frozen layers.
 
-    `batch(rows)` gives {"hidden" (B, T, C) float32, "attention_mask" (B, T), "text_keys" (B, 1)}.
+    `batch(rows)` gives {"hidden" (B, T, C), "attention_mask" (B, T), "text_keys" (B, 1)}; hidden states have the
+    encoder's precision.
     """
 
-    def __init__(self, source: TextSource, path: Path, store: ActivationStore):
+    def __init__(self, source: TextSource, path: Path, store: ActivationStore, precision: torch.dtype):
         self.inner, self.store = source, store
+        self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
         count = len(source)
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
         self.tokens = np.zeros(count, dtype=np.int32)
@@ -151,7 +155,8 @@ class PrefixSource:
 
     def _append(self, rows: np.ndarray, fresh: dict[str, Tensor]) -> bool:
         real = fresh["attention_mask"].bool()
-        packed = fresh["hidden"][real].numpy()  # (tokens, C), padding left out
+        packed = fresh["hidden"][real]  # (tokens, C), padding left out
+        packed = (packed if self.bits is None else packed.view(self.bits)).numpy()
         if not self.store.reserve(packed.nbytes):
             return False
         try:
@@ -168,15 +173,17 @@ class PrefixSource:
 
     def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
         if self._map is None:
-            width = self.path.stat().st_size // 4 // self.stored
-            self._map = np.memmap(self.path, dtype=np.float32, mode="r", shape=(self.stored, width))
+            dtype = np.dtype(np.float32 if self.bits is None else np.int16)
+            width = self.path.stat().st_size // dtype.itemsize // self.stored
+            self._map = np.memmap(self.path, dtype=dtype, mode="r", shape=(self.stored, width))
         lengths = self.tokens[rows]
         steps = np.arange(lengths.max())
         mask = steps < lengths[:, None]
         # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
         where = self.offset[rows][:, None] + np.where(mask, steps, 0)
+        hidden = torch.from_numpy(self._map[where])
         return {
-            "hidden": torch.from_numpy(self._map[where]),
+            "hidden": hidden if self.bits is None else hidden.view(torch.bfloat16),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "text_keys": torch.from_numpy(self.keys[rows][:, None]),
         }

@@ -27,6 +27,8 @@ from maw.config import Tier1Config, parse_layers
 from maw.errors import ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora
+from maw.parallel import pick_device
+from maw.precision import computing_in, pick_precision
 from maw.pretrained import ModelSpec, model_spec, verify_weights
 from maw.routing import Routing, build_router, mix64, text_keys
 
@@ -44,6 +46,8 @@ class NonMAWEncoder(nn.Module):
         trained_layers: layers (from 1) that run in training mode when the encoder does; all others always run as at
             evaluation, dropout off, so that their output for a text is one fixed thing.
         prefix_layers: how many layers from the bottom no arm of the run trains; `mode="prefix"` ends there.
+        precision: number format of matrix products, see `maw.precision`. The weights of the prefix layers, which
+            nothing trains, are brought into it.
     """
 
     def __init__(
@@ -55,12 +59,15 @@ class NonMAWEncoder(nn.Module):
         normalize: bool = True,
         trained_layers: Sequence[int] = (),
         prefix_layers: int = 0,
+        precision: torch.dtype = torch.float32,
     ):
         super().__init__()
         self.backbone = backbone
         self.architecture = architecture
         self.pooling, self.normalize = pooling, normalize
         self.trained_layers, self.prefix_layers = tuple(trained_layers), prefix_layers
+        self.precision = precision
+        architecture.layers(backbone)[:prefix_layers].to(precision)
 
     def train(self, mode: bool = True) -> NonMAWEncoder:
         super().train(mode)
@@ -94,13 +101,16 @@ class NonMAWEncoder(nn.Module):
         if "hidden" in inputs:
             return inputs["hidden"]
         hidden = self.architecture.embed(self.backbone, inputs["input_ids"])
+        if self.prefix_layers:
+            hidden = hidden.to(self.precision)
         return self._run(hidden, inputs["attention_mask"], None, 0, self.prefix_layers)
 
     def _layers(self, hidden_BTC: Tensor, padding_BT: Tensor, routing: Routing | None) -> Tensor:
-        """From the prefix's output through the last layer."""
+        """From the prefix's output through the last layer; float32 between its matrix products."""
         total = len(self.architecture.layers(self.backbone))
-        hidden = self._run(hidden_BTC, padding_BT, routing, self.prefix_layers, total)
-        return self.architecture.finish(self.backbone, hidden)
+        with computing_in(self.precision, hidden_BTC.device.type):
+            hidden = self._run(hidden_BTC.float(), padding_BT, routing, self.prefix_layers, total)
+            return self.architecture.finish(self.backbone, hidden).float()
 
     def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
         """Layers start..stop-1 (from 0). With a routing plan of G samples, the first MAW layer's output is G-fold."""
@@ -274,7 +284,13 @@ class BaselineRetriever(nn.Module):
             "pooling": self.spec.pooling,
             "normalize": self.spec.similarity == "cosine",
             "prefix_layers": self.layers["prefix"],
+            "precision": pick_precision(self.config.precision, pick_device(self.config)),
         }
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Number format of the encoder's matrix products."""
+        return self.encoder.precision
 
     @property
     def device(self) -> torch.device:

@@ -128,8 +128,8 @@ class Router(nn.Module):
         self.heads, self.head_size, self.depths, self.route_by = heads, head_size, depths, route_by
 
     def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
-        """The layer's query states, reduced to what is routed, (B, h, t, F), detached."""
-        query_BHTE = query_BHTE.detach()
+        """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached."""
+        query_BHTE = query_BHTE.detach().float()
         if self.route_by == "token":
             return query_BHTE
         mean_BHE = masked_mean(query_BHTE, padding_BT)
@@ -145,7 +145,8 @@ class Router(nn.Module):
         state = self.state(query_BHTE, routing.flat_padding(batch))
         state = state.unflatten(0, (len(routing.padding_BT), -1))
         given = routing.depths
-        taken = self.pick(state, routing) if given is None else given[routing.layer]
+        with torch.autocast(state.device.type, enabled=False):  # a policy's probabilities need all their digits
+            taken = self.pick(state, routing) if given is None else given[routing.layer]
         routing.states.append(state)
         routing.taken.append(taken)
         routing.layer += 1

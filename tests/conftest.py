@@ -170,6 +170,7 @@ def tiny_settings(models, tmp_path):
             "cache_dir": str(tmp_path / "cache"),
             "log_dir": str(tmp_path / "logs"),
             "device": "cpu",
+            "precision": "float32",
         }
         return Tier1Config(**(settings | changes))
 

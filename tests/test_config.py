@@ -137,7 +137,7 @@ SWITCHES = [
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
-    "negative_source",
+    "negative_source", "precision",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [

@@ -19,7 +19,7 @@ PASSAGES = 600
 def task(tmp_path_factory):
     """Real queries and passages: the first of Python's own library."""
     cache = str(tmp_path_factory.mktemp("cache"))
-    config = Tier1Config.from_preset("offline", cache_dir=cache, test_samples=400, device="cpu")
+    config = Tier1Config.from_preset("offline", cache_dir=cache, test_samples=400, device="cpu", precision="float32")
     collection = load_collection("pystdlib", config)
     rows = np.argsort(collection.test.corpus.lengths(), kind="stable")[:PASSAGES]
     ids = collection.test.corpus.id_of(rows)
