@@ -1,11 +1,14 @@
 """Texts to embeddings, in batches of like length, longest first.
 
-Longest first, so that a batch too large for the device fails at once, and the time left is never underestimated.
+Longest first, so that a batch too large for the device fails at once, and the time left is never underestimated. On
+a CPU a batch has a budget of tokens, beyond which its states no longer fit the caches; on a GPU it has
+`eval_batch_size` texts.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from maw.errors import MAWError
-from maw.inputs import TextSource
+from maw.inputs import CPU_TOKENS, TextSource
 from maw.prefix import PrefixSource
 
 logger = logging.getLogger(__name__)
@@ -58,14 +61,16 @@ def encode(
     encoder.eval()
     order = np.argsort(-source.lengths(), kind="stable")
     outputs: dict[str, np.ndarray] = {}
+    tokens, started = 0, time.perf_counter()
     progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
     with torch.inference_mode(), progress:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            inputs = {name: each.to(device) for name, each in source.batch(rows).items()}
-            for name, value in encoder(inputs).items():
+        for rows, inputs in source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None):
+            on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
+            for name, value in encoder(on_device).items():
                 _store(outputs, name, value.float().cpu().numpy(), rows, len(order))
+            tokens += int(inputs["attention_mask"].sum())
             progress.update(len(rows))
+            progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
     encoder.train(was_training)
     finite = np.isfinite(outputs["embedding"]).all(1)
     if not finite.all():

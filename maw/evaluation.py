@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from maw.chunks import LengthChunks
 from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.encoding import Embeddings, encode
@@ -126,7 +125,7 @@ def _encode(
     if activations is not None:
         source = activations.source(source, model.encoder, device)
     return encode(
-        LengthChunks(replicate(model.encoder, config, device)),
+        replicate(model.encoder, config, device),
         source,
         batch_size=config.eval_batch_size,
         device=device,

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from maw.errors import MAWError
-from maw.inputs import TextSource
+from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, windows
 from maw.precision import name_of
 from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
+GPU_TOKENS = 32_768  # of a batch on a GPU
 _BITS = {torch.bfloat16: torch.int16}
 
 
@@ -108,7 +111,7 @@ class PrefixSource:
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
         self.tokens = np.zeros(count, dtype=np.int32)
         self.keys = np.zeros(count, dtype=np.int64)
-        self.path, self.stored = path, 0
+        self.path, self.stored, self.full = path, 0, False
         self.file = path.open("wb")  # kept open for appending; closed by `close`
         self._map: np.ndarray | None = None
         self.encoder: nn.Module | None = None
@@ -133,20 +136,48 @@ class PrefixSource:
 
     def lengths(self) -> np.ndarray:
         """What to sort by, (N,)."""
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
         return self.inner.lengths()
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """As `TextSource.batch`, past the frozen layers."""
         rows = np.asarray(rows, dtype=np.int64)
-        missing = np.unique(rows[self.offset[rows] < 0])
-        if len(missing):
-            fresh = self._compute(missing)
-            if not self._append(missing, fresh):
-                return self._compute(rows)
-        return self._read(rows)
+        return self._read(rows) if self.fill(rows) else self._compute(self.inner.batch(rows))
 
-    def _compute(self, rows: np.ndarray) -> dict[str, Tensor]:
-        inputs = self.inner.batch(rows)
+    def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
+        """As `TextSource.batches`, past the frozen layers."""
+        for rows in windows(order):
+            if self.fill(rows):
+                parts = [rows[part] for part in cut(self.tokens[rows], size, budget)]
+                yield from ahead(parts, lambda part: (part, self._read(part)))
+            else:
+                yield from ((part, self._compute(inputs)) for part, inputs in self.inner.batches(rows, size, budget))
+
+    def fill(self, rows: np.ndarray, label: str | None = None) -> bool:
+        """Stores what of these rows is not stored yet; False if the allowance does not suffice.
+
+        Args:
+            label: of a progress bar; None for no bar.
+        """
+        missing = np.unique(rows[self.offset[rows] < 0])
+        if not len(missing):
+            return True
+        if self.full:
+            return False
+        longest_first = missing[np.argsort(-self.lengths()[missing], kind="stable")]
+        budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        with tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None) as progress:
+            for part, inputs in self.inner.batches(longest_first, WINDOW, budget):
+                self.full = self.full or not self._append(part, self._compute(inputs))
+                if self.full:
+                    return False
+                progress.update(len(part))
+        return True
+
+    def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         was_training = self.encoder.training
         hidden = self.encoder.eval()({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
         self.encoder.train(was_training)

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -29,7 +30,7 @@ from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
 from maw.objective import build_objective
 from maw.parallel import replicate
-from maw.prefix import ActivationStore
+from maw.prefix import ActivationStore, PrefixSource
 from maw.retriever import BaselineRetriever, MAWRetriever
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,7 @@ class Trainer:
         self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         if activations is not None:
             self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
+            self._fill_activations()
         self.engine = LengthChunks(replicate(model.encoder, config, device))
         groups = parameter_groups(model, config)
         if not groups:
@@ -190,6 +192,12 @@ class Trainer:
             self.optimizer, lambda step: _warmup_decay(step, warmup, total)
         )
         self.step = 0
+
+    def _fill_activations(self) -> None:
+        """Passes the training texts through the frozen layers, in batches of like length, before they are shuffled."""
+        for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
+            if isinstance(source, PrefixSource):
+                source.fill(rows, f"{self.label} texts through the frozen layers")
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training queries; gives the epoch's record."""

@@ -1,0 +1,1 @@
+"""Measurements by hand: `make bench` runs them all; none is part of the tests."""

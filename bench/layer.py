@@ -1,0 +1,99 @@
+"""One encoder layer with depth attention against the same layer with ordinary fused attention, and against 5-D.
+
+    python -m bench.layer
+
+The layer is all-MiniLM-L6-v2's last, whole: attention, router, feed-forward part, norms. Sides alternate in one run.
+Memory is the peak of a process that does nothing else, above one that loads the model and stops.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+
+from bench.common import alternate, median, own_peak_bytes, peak_bytes, ratio, report
+from maw.config import Tier1Config
+from maw.retriever import BaselineRetriever, MAWRetriever
+from maw.routing import Routing
+
+TOKENS = 4096
+LENGTHS = (64, 128, 256)
+
+
+def make_layer(kind: str, precision: str) -> torch.nn.Module:
+    """The last layer: "plain", "diagonal" or "low_rank"."""
+    config = Tier1Config.from_preset("offline", precision=precision, device="cpu")
+    if kind == "plain":
+        retriever = BaselineRetriever(config)
+    else:
+        config.depth_kernel = "low_rank" if kind == "low_rank" else "diagonal"
+        retriever = MAWRetriever(config)
+    encoder = retriever.encoder
+    return encoder.architecture.layers(encoder.backbone)[-1].requires_grad_(True)
+
+
+def runner(kind: str, length: int, backward: bool, precision: str, reference: bool = False) -> Callable[[], None]:
+    """A call that passes a batch through the layer, and back if asked."""
+    layer = make_layer(kind, precision)
+    batch = TOKENS // length
+    hidden = torch.linspace(-1, 1, batch * length * 384).sin().view(batch, length, 384)
+    padding = torch.ones(batch, length, dtype=torch.long)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+    def forward() -> torch.Tensor:
+        if reference:
+            attention, value = layer.attention.self.reference(hidden)
+            mixed = torch.einsum("bhqk,bhke->bqhe", attention[..., 0], value).flatten(2)
+            output = layer.attention.output(mixed, hidden)
+            return layer.output(layer.intermediate(output), output)
+        inputs = {} if kind == "plain" else {"routing": Routing(padding)}
+        return layer(hidden, **inputs)
+
+    def run() -> None:
+        with torch.set_grad_enabled(backward), autocast:
+            output = forward()
+            if backward:
+                output.float().sum().backward()
+                layer.zero_grad()
+
+    return run
+
+
+def main() -> None:
+    """Measures times and peaks, and reports them."""
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        for length in LENGTHS:
+            for backward in (False, True):
+                sides = {kind: runner(kind, length, backward, precision) for kind in ("plain", "diagonal", "low_rank")}
+                if precision == "float32":
+                    sides["5-D"] = runner("diagonal", length, backward, precision, reference=True)
+                seconds = alternate(sides)
+                for kind in sides:
+                    rows.append(
+                        [
+                            precision,
+                            length,
+                            "forward+backward" if backward else "forward",
+                            kind,
+                            1000 * median(seconds[kind]),
+                            ratio(seconds, kind, "plain"),
+                            peak_bytes("bench.layer", kind, str(length), str(int(backward)), precision) / 2**20,
+                        ]
+                    )
+    report("layer", ["precision", "length", "pass", "layer", "ms", "x plain", "peak MiB"], rows)
+
+
+def measure_peak(kind: str, length: str, backward: str, precision: str) -> None:
+    """The peak of one side, above what loading it takes; printed for `peak_bytes`."""
+    reference = kind == "5-D"
+    run = runner("diagonal" if reference else kind, int(length), backward == "1", precision, reference)
+    before = own_peak_bytes()
+    run()
+    sys.stdout.write(f"{own_peak_bytes() - before}\n")
+
+
+if __name__ == "__main__":
+    measure_peak(*sys.argv[1:]) if len(sys.argv) > 1 else main()

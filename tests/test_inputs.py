@@ -1,0 +1,93 @@
+"""Batches of like length: every text once, budgets kept, padding alone, and the next batch made ahead."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_texts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maw.inputs import ahead, chunk_sizes, cut, windows
+from maw.prefix import ActivationStore
+from maw.retriever import BaselineRetriever
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 9), st.one_of(st.none(), st.integers(1, 200)))
+def test_every_text_is_in_one_batch_and_no_budget_is_passed(lengths, size, budget):
+    lengths = np.array(lengths)
+    parts = list(cut(lengths, size, budget))
+    assert sorted(np.concatenate(parts)) == list(range(len(lengths)))
+    longest = [lengths[part].max() for part in parts]
+    assert longest == sorted(longest, reverse=True)
+    for part in parts:
+        assert len(part) <= size
+        assert budget is None or len(part) == 1 or len(part) * lengths[part].max() <= budget
+
+
+@given(LENGTHS, st.integers(1, 200))
+def test_chunks_are_as_large_as_the_budget_allows(lengths, budget):
+    costs = np.sort(lengths)
+    sizes = chunk_sizes(costs, budget)
+    assert sum(sizes) == len(costs) and min(sizes) >= 1
+    for end, size in zip(np.cumsum(sizes)[:-1], sizes):
+        assert (size + 1) * costs[end] > budget
+
+
+def test_ahead_keeps_order_works_elsewhere_and_passes_errors_on():
+    threads = []
+
+    def make(item):
+        threads.append(threading.get_ident())
+        return item * item
+
+    assert list(ahead(range(5), make)) == [0, 1, 4, 9, 16]
+    assert threading.get_ident() not in threads
+    assert list(ahead([], make)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(ahead([1, 0], lambda item: 1 // item))
+
+
+def test_windows_cover_the_order():
+    order = np.arange(10_000)[::-1]
+    assert np.array_equal(np.concatenate(windows(order)), order)
+    assert max(map(len, windows(order))) == 4096
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_batches_hold_what_the_tokenizer_gives(tiny_settings, model_type):
+    model = BaselineRetriever(tiny_settings(model_type))
+    texts = random_texts(50, seed=4, longest=80)  # some are cut at 64 tokens
+    source = model.source(texts, "document")
+    order = np.argsort(-source.lengths(), kind="stable")
+    seen = []
+    for rows, inputs in source.batches(order, 8, 100):
+        expected = model.tokenizer(
+            [texts[row] for row in rows], padding=True, truncation=True, max_length=64, return_tensors="pt"
+        )
+        assert torch.equal(inputs["input_ids"], expected["input_ids"])
+        assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
+        seen += list(rows)
+    assert sorted(seen) == list(range(50))
+
+
+@pytest.mark.parametrize("limit_gb", [1.0, 4e-6])
+def test_stored_activations_come_in_the_same_batches(tiny_settings, tmp_path, limit_gb):
+    model = BaselineRetriever(tiny_settings())
+    source = model.source(random_texts(50, seed=4, longest=30), "document")
+    order = np.argsort(-source.lengths(), kind="stable")
+    with ActivationStore(tmp_path, limit_gb) as store:
+        stored = store.source(source, model.encoder, torch.device("cpu"))
+        seen = {}
+        for rows, inputs in stored.batches(order, 8, 100):
+            assert len(rows) <= 8 and (len(rows) == 1 or inputs["attention_mask"].numel() <= 100)
+            embedding = model.encoder(inputs)["embedding"].detach()
+            seen |= dict(zip(rows.tolist(), embedding))
+        assert stored.full == (limit_gb < 1)
+    expected = model.encoder(source.batch(range(50)))["embedding"]
+    torch.testing.assert_close(torch.stack([seen[row] for row in range(50)]), expected, atol=1e-5, rtol=1e-5)
