@@ -13,10 +13,13 @@ whole store or none and several processes build it once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +31,8 @@ import pyarrow.compute as pc
 
 from maw.errors import DataError
 from maw.rules import show
+
+logger = logging.getLogger(__name__)
 
 STORE_VERSION = 1
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
@@ -175,10 +180,57 @@ def encodable(text: str) -> bool:
     return True
 
 
-def unwritable(folder: Path, error: OSError) -> DataError:
-    """The error of a store that cannot be written: where, why, and what to do."""
+def unwritable(folder: Path, error: OSError, what: str = "the passage store") -> DataError:
+    """The error of a folder that cannot be written: where, why, and what to do."""
     reason = error.strerror or show(str(error))
-    return DataError(f"{folder}: cannot write the passage store ({reason}); free space or choose another cache_dir")
+    return DataError(f"{folder}: cannot write {what} ({reason}); free space or choose another cache_dir")
+
+
+@contextlib.contextmanager
+def only_builder(folder: Path, what: str = "the passage store") -> Iterator[None]:
+    """Waits until no other process builds `folder`, and clears away what a builder that was killed left there.
+
+    Raises:
+        DataError: the folder's parent cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=0.05)
+        except Timeout:
+            logger.info("waiting for another process that builds %s", folder)
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(folder, error, what) from error
+    try:
+        for stray in folder.parent.glob(f"{folder.name}.*.tmp"):
+            shutil.rmtree(stray, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, what: str = "the passage store") -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+        yield temporary
+        replace_folder(temporary, folder)
+    except OSError as error:
+        raise unwritable(folder, error, what) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_store(
@@ -201,14 +253,15 @@ def write_store(
         _sync(file)
     for name, value in attachments.items():
         _write_json(folder / f"{name}.json", value)
-    manifest = {
-        "version": STORE_VERSION,
-        "count": contents.rows,
-        "empty": contents.empty,
-        "fingerprint": contents.sha.hexdigest(),
-        "source": source,
-        "files": {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.iterdir())},
-    }
+    return write_manifest(
+        folder, count=contents.rows, empty=contents.empty, fingerprint=contents.sha.hexdigest(), source=source
+    )
+
+
+def write_manifest(folder: Path, **values: Any) -> dict[str, Any]:
+    """Writes manifest.json: `values`, and the size and hash of every file that is there already."""
+    files = {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.glob("[!.]*"))}
+    manifest = {"version": STORE_VERSION, **values, "files": files}
     _write_json(folder / "manifest.json", manifest | {"sha256": json_sha(manifest)})
     return manifest
 
