@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import tantivy
 
 from maw.data import bm25
 from maw.data.bm25 import Bm25Index, stored_length
@@ -78,10 +79,8 @@ def test_stored_lengths_are_lucenes():
 
 def test_scores_are_the_index_own_up_to_rounding(many):
     """Long passages too, whose lengths the index rounds."""
-    corpus, index = many
+    _, index = many
     query = "wab wbc whg"
-    import tantivy
-
     clauses = [
         (tantivy.Occur.Should, tantivy.Query.term_query(index._schema, bm25.TEXT, word, "freq"))
         for word in query.split()

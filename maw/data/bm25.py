@@ -44,10 +44,12 @@ from maw.errors import DataError
 logger = logging.getLogger(__name__)
 
 K1, B = 1.2, 0.75
-STOP_WORDS = (
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
-    "this to was will with"
-).split()
+# fmt: off
+STOP_WORDS = [
+    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of",
+    "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
+]
+# fmt: on
 SETTINGS = {
     "engine": tantivy.__version__,
     "analyzer": "simple, shorter than 40 bytes, lower case, Lucene's 33 English stop words, English Snowball stemmer",

@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maw.data.sampling import mix64
 from maw.errors import DataError
 from maw.rules import show
 
@@ -58,8 +59,6 @@ def hash_ids(ids: pa.Array) -> np.ndarray:
 
     Returns:
         (N,) uint64.
-
-    Source: S. Vigna, splitmix64.c, https://prng.di.unimi.it.
     """
     offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     data = ids.buffers()[2]
@@ -72,10 +71,7 @@ def hash_ids(ids: pa.Array) -> np.ndarray:
     powers = np.multiply.accumulate(powers)
     sums = np.zeros(end - start + 1, np.uint64)
     np.cumsum((letters.astype(np.uint64) + np.uint64(1)) * powers[place], out=sums[1:])
-    mixed = sums[offsets[1:] - start] - sums[offsets[:-1] - start]
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    return mix64(sums[offsets[1:] - start] - sums[offsets[:-1] - start])
 
 
 class Ids(Sequence):
