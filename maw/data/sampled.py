@@ -73,7 +73,7 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
             corpus, sample_facts = sample_corpus(data, getattr(config, field), config)
             splits[name] = replace(data, corpus=corpus)
             corpora[name] = sample_facts | facts
-            if sample_facts.get("judged", 0) > len(corpus) - 1 and len(corpus) < len(joined):
+            if sample_facts.get("judged") == len(corpus):
                 warnings.append(_only_judged(collection.name, field, len(corpus)))
                 logger.warning(warnings[-1])
     if len(collection.train):
@@ -133,7 +133,8 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
 
     corpus = Corpus.cached(cache_folder(config) / "corpora" / f"sampled-{json_sha(source)[:24]}", source, make)
     counts = corpus.attachment("counts")
-    return corpus, {"passages": f"sampled: {len(corpus):,} of {total:,} passages", "rule": RULE} | counts
+    facts = {"passages": f"sampled: {len(corpus):,} of {total:,} passages", "asked_for": size, "rule": RULE}
+    return corpus, facts | counts
 
 
 def choose(data: RetrievalData, size: int, config: Tier1Config) -> dict[str, np.ndarray]:
