@@ -90,7 +90,7 @@ def sample_by_hand(size, seed, index):
     ranked = {}
     for query in QUERIES:
         scores = index.scores(QUERIES[query], range(len(TEXTS)))
-        rows = [row for row in np.argsort(-scores, kind="stable")[::1] if scores[row] > 0]
+        rows = [row for row in range(len(TEXTS)) if scores[row] > 0]
         rows.sort(key=lambda row: (scores[row], f"d{row}".encode()), reverse=True)
         ranked[query] = [f"d{row}" for row in rows]
     hard = []
