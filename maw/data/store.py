@@ -40,6 +40,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.str
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 8 << 20
 VERIFY_BYTES = 64 << 20
+INDEX_PART = 1 << 20  # passages
 HASH_BASE = 0x9E3779B97F4A7C15
 UNFIT_ID = r"[\x00-\x1f\x7f]"
 LONGEST_ID = 1000  # bytes
@@ -127,11 +128,32 @@ class Contents:
 
     def index(self) -> np.ndarray:
         """(2, N) uint64: ascending hashes and the row of each; rows ascend among equal hashes."""
+        return np.stack([np.concatenate(part) for part in zip(*self.index_parts(), strict=True)])
+
+    def index_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The index in pieces of ascending hashes, about a million each: no more than 10 bytes a passage in memory."""
         if not self.rows:
             raise DataError(f"{self.where(0)}: there is no passage at all; give at least one")
         hashes = np.frombuffer(self.hashes, np.uint64)
-        rows = np.argsort(hashes, kind="stable")
-        return np.stack([hashes[rows], rows.astype(np.uint64)])
+        parts = -(-self.rows // INDEX_PART)
+        for part in range(parts):
+            inside = hashes >= np.uint64((part << 64) // parts)
+            if part + 1 < parts:
+                inside &= hashes < np.uint64((part + 1 << 64) // parts)
+            rows = np.flatnonzero(inside)
+            rows = rows[np.argsort(hashes[rows], kind="stable")]
+            yield hashes[rows], rows.astype(np.uint64)
+
+    def write_index(self, file: Any) -> None:
+        """Writes `index` as an .npy file without ever holding the whole."""
+        header = {"descr": "<u8", "fortran_order": False, "shape": (2, self.rows)}
+        np.lib.format.write_array_header_1_0(file, header)
+        start, done = file.tell(), 0
+        for part in self.index_parts():
+            for line, values in enumerate(part):
+                file.seek(start + 8 * (line * self.rows + done))
+                file.write(values.astype("<u8", copy=False).data)
+            done += len(part[0])
 
 
 def update_fingerprint(sha: Any, batch: pa.RecordBatch) -> None:
@@ -245,7 +267,7 @@ def write_store(
                 writer.write_batch(batch)
         _sync(file)
     with (folder / "index.npy").open("wb") as file:
-        np.save(file, contents.index(), allow_pickle=False)
+        contents.write_index(file)
         _sync(file)
     for name, value in attachments.items():
         _write_json(folder / f"{name}.json", value)
