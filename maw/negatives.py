@@ -92,10 +92,11 @@ def prepare_training(
         cut = f"cut to the {len(train.corpus):,} of {whole:,} passages that training reads"
         corpora["train"] = {"passages": cut}
     warnings = list(collection.facts.get("warnings", ()))
-    if facts.get("queries_without"):
+    without = facts.get("queries_without_a_hard_one")
+    if without:
         warnings.append(
-            f"{collection.name}: {facts['queries_without']} of {len(train)} training queries have no hard negative "
-            "that may be used, and train against the other passages of their batches alone"
+            f"{collection.name}: {without} of {len(train)} training queries have no hard negative that may be used, "
+            "and train against the other passages of their batches alone"
         )
         logger.warning(warnings[-1])
     facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
@@ -212,7 +213,7 @@ def _choose(
         "hard": hard,
         "drawn_from_the_corpus": sum(map(len, negatives.values())) - hard,
         "kept_out": {reason: count for reason, count in sorted(kept_out.items()) if count},
-        "queries_without": sum(not chosen for chosen in negatives.values()) if hard_wanted else 0,
+        "queries_without_a_hard_one": sum(not chosen for chosen in negatives.values()) if hard_wanted else 0,
         "margin": config.negative_margin,
     }
     return {query_id: negatives[query_id] for query_id in data.query_ids}, facts

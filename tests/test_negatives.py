@@ -93,7 +93,7 @@ def test_bm25_negatives_are_those_of_the_rule(config, tmp_path, margin, count):
     assert data.negatives == expected
     assert_clean(data)
     assert facts["hard"] == sum(map(len, expected.values()))
-    assert facts["queries_without"] == sum(not each for each in expected.values())
+    assert facts["queries_without_a_hard_one"] == sum(not each for each in expected.values())
     assert facts["queries_by_source"] == {"bm25": 10}
 
 
@@ -176,7 +176,7 @@ def test_the_share_that_is_hard(config, ratio, hard):
     assert_clean(data)
     assert facts["drawn_from_the_corpus"] == 10 * (4 - hard)
     if not hard:
-        assert facts["queries_without"] == 0
+        assert facts["queries_without_a_hard_one"] == 0
 
 
 def test_drawn_negatives_differ_by_query_and_seed(config):

@@ -112,14 +112,14 @@ def test_the_three_parts_are_those_of_the_rule(config, size, tmp_path):
     index = Bm25Index.cached(data.corpus, tmp_path / "cache" / "bm25")
     expected = sample_by_hand(size, 7, index)
     got = [set(data.corpus.id_of(rows)) for rows in parts.values()]
-    assert list(parts) == ["judged", "bm25", "by_hash"]
+    assert list(parts) == ["judged", "hard", "by_hash"]
     assert got == list(expected)
     assert sum(map(len, parts.values())) == size
 
 
 def test_every_rank_is_used_where_there_is_room(config):
     data = make_split()
-    hard = choose(data, 599, config())["bm25"]
+    hard = choose(data, 599, config())["hard"]
     index = Bm25Index.cached(data.corpus, Path(config().cache_dir) / "bm25")
     best, _ = index.search(list(QUERIES.values()), DEEPEST_RANK)
     judged = data.corpus.rows_of([p for q in QRELS for p in QRELS[q]])
@@ -144,7 +144,7 @@ def test_a_sample_is_a_store_of_its_own_in_the_order_of_the_whole(config):
     assert corpus.take(range(100)) == data.corpus.take(rows)
     assert corpus.fingerprint == Corpus.from_lists(list(corpus.ids), corpus.take(range(100))).fingerprint
     assert facts["passages"] == "sampled: 100 of 600 passages"
-    assert (facts["judged"], facts["bm25"], facts["by_hash"]) == (36, 32, 32)
+    assert (facts["judged"], facts["hard"], facts["by_hash"]) == (36, 32, 32)
     corpus.verify()
 
 
@@ -345,12 +345,17 @@ def test_a_dataset_is_sampled_when_it_is_loaded(config, beir):
     assert facts["passages"] == 100
     assert facts["passages_of_the_source"] == 600
     assert facts["corpus_sha256"] == collection.test.corpus.fingerprint
-    assert facts["corpus_rule"].startswith("sampled: 100 of 600 passages (judged passages")
+    assert facts["corpus_rule"] == "sampled: 100 of 600 passages"
+    assert facts["sampling_rule"] == sampled.RULE
+    assert facts["corpora"]["test"] == {
+        "passages": "sampled: 100 of 600 passages", "asked_for": 100, "judged": 4, "hard": 48, "by_hash": 48,
+        "sha256": collection.test.corpus.fingerprint,
+    }  # fmt: skip
     assert facts["corpora"]["train"] == {"passages": "all 600 passages"}
     assert json.loads(json.dumps(facts)) == facts
     unchanged = load_collection(f"beir:{beir}", config())
     assert unchanged.facts["passages"] == 600
-    assert "passages_of_the_source" not in unchanged.facts
+    assert not {"passages_of_the_source", "sampling_rule"} & unchanged.facts.keys()
     assert unchanged.test.corpus.fingerprint == collection.train.corpus.fingerprint
 
 
@@ -359,6 +364,6 @@ def test_a_summary_never_shows_a_sample_as_the_whole(config, beir):
     result = {"dataset": "beir_small", "venue": "small", "evaluated_at": "now", "results": {}, "data": facts}
     summary = " ".join(text.benchmark_summary([result]).split())
     assert "beir_small sampled: 100 of 600 passages; scores on the whole corpus would be lower" in summary
-    assert "corpus rule sampled: 100 of 600 passages (" in summary
+    assert "corpus rule sampled: 100 of 600 passages" in summary
     whole = text.benchmark_summary([result | {"data": load_collection(f"beir:{beir}", config()).facts}])
     assert "sampled" not in whole

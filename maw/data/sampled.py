@@ -72,13 +72,15 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
             data = replace(data, corpus=joined)
             corpus, sample_facts = sample_corpus(data, getattr(config, field), config)
             splits[name] = replace(data, corpus=corpus)
-            corpora[name] = sample_facts | facts
+            corpora[name] = sample_facts | facts | {"sha256": corpus.fingerprint}
             if sample_facts.get("judged") == len(corpus):
                 warnings.append(_only_judged(collection.name, field, len(corpus)))
                 logger.warning(warnings[-1])
     if len(collection.train):
         corpora["train"] = {"passages": f"all {len(collection.train.corpus):,} passages"}
     facts = collection.facts | _headline(collection.test, splits.get("test"), corpora)
+    if any("judged" in each for each in corpora.values()):
+        facts["sampling_rule"] = RULE
     return replace(collection, **splits, facts=facts | {"corpora": corpora, "warnings": warnings})
 
 
@@ -95,7 +97,7 @@ def _headline(before: RetrievalData, after: RetrievalData | None, corpora: dict[
         "passages_of_the_source": len(before.corpus),
         "empty_passages": after.corpus.empty,
         "corpus_sha256": after.corpus.fingerprint,
-        "corpus_rule": f"{corpora['test']['passages']} ({corpora['test']['rule']})",
+        "corpus_rule": corpora["test"]["passages"],
     }
 
 
@@ -112,7 +114,7 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
     """
     total = len(data.corpus)
     if size == "full" or size >= total:
-        return data.corpus, {"passages": f"all {total:,} passages", "rule": "all of the corpus"}
+        return data.corpus, {"passages": f"all {total:,} passages"}
     queries = sorted(zip(data.query_ids, data.queries, strict=True))
     source = {
         "format": "sampled",
@@ -133,18 +135,18 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
 
     corpus = Corpus.cached(cache_folder(config) / "corpora" / f"sampled-{json_sha(source)[:24]}", source, make)
     counts = corpus.attachment("counts")
-    facts = {"passages": f"sampled: {len(corpus):,} of {total:,} passages", "asked_for": size, "rule": RULE}
+    facts = {"passages": f"sampled: {len(corpus):,} of {total:,} passages", "asked_for": size}
     return corpus, facts | counts
 
 
 def choose(data: RetrievalData, size: int, config: Tier1Config) -> dict[str, np.ndarray]:
-    """The rows that a sample keeps: "judged", "bm25" and "by_hash", without overlap."""
+    """The rows that a sample keeps: "judged", "hard" and "by_hash", without overlap."""
     judged = judged_rows(data)
     left = max(0, size - len(judged))
     hard = _bm25_rows(data, judged, left // 2, config) if left > 1 else np.empty(0, np.int64)
     taken = np.concatenate([judged, hard])
     rest = lowest_rows(data.corpus, left - len(hard), taken, config.seed, f"{data.name} corpus")
-    return {"judged": judged, "bm25": hard, "by_hash": rest}
+    return {"judged": judged, "hard": hard, "by_hash": rest}
 
 
 def judged_rows(data: RetrievalData) -> np.ndarray:
