@@ -28,6 +28,7 @@ from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
+from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device
 from maw.precision import name_of
 from maw.prefix import ActivationStore
@@ -91,6 +92,7 @@ class DatasetRun:
         started = datetime.now()
         folder = cache_folder(self.config) / "activations"
         with ActivationStore(folder, self.config.prefix_cache_gb) as activations:
+            self._prepare_training(activations)
             for method in in_order(self.config.methods):
                 text.show(text.method_heading(method, self.collection.title))
                 self._run_method(method, activations)
@@ -99,6 +101,13 @@ class DatasetRun:
         folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, started.strftime("%Y%m%d_%H%M%S"))
         text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
         return result
+
+    def _prepare_training(self, activations: ActivationStore) -> None:
+        """Chooses the hard negatives that every trained method will see."""
+        if any(method.trained for method in in_order(self.config.methods)):
+            dense = self.config.negative_source == "dense" and self.config.num_negatives
+            retriever = BaselineRetriever(replace(self.config, use_lora=False)).to(self.device) if dense else None
+            self.collection = prepare_training(self.collection, self.config, retriever, activations)
 
     def _run_method(self, method: Method, activations: ActivationStore) -> None:
         started = time.perf_counter()

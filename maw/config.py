@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train_samples": 2000,
         "val_samples": 500,
         "test_samples": 1000,
+        "num_negatives": 0,
         "num_epochs": 3,
     },
     "quick": {"train_samples": 500, "val_samples": 500, "test_samples": 500, "num_epochs": 3},

@@ -49,7 +49,8 @@ def find_problems(
     Once there is a problem the network is left alone: a model that would have to be downloaded is then not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
-    found = _dataset_problems(config) + _method_problems(config) + _folder_problems(config)
+    found = _dataset_problems(config) + _distractor_problems(config)
+    found += _method_problems(config) + _folder_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -91,6 +92,22 @@ def _dataset_problem(name: str) -> str | None:
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"
     return None if _is_beir_folder(name) else f"{show(name)}: there is no such folder"
+
+
+def _distractor_problems(config: Tier1Config) -> list[Problem]:
+    found, names = [], []
+    for name in config.distractors or ():
+        try:
+            folder = Path(name.removeprefix(BEIR)).expanduser().resolve()
+            there = folder.is_dir() and (folder / "corpus.jsonl").is_file()
+        except (OSError, RuntimeError, ValueError):  # too long a name, ~ of an unknown user, a NUL
+            folder, there = Path(), False
+        if not there:
+            found.append(f"{show(name)}: there is no folder with a corpus.jsonl; give folders in BEIR layout")
+        elif folder.name in names:
+            found.append(f"two folders are called {show(folder.name)}, so their passages would mix; rename one")
+        names.append(folder.name)
+    return [Problem("distractors", text) for text in found]
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:

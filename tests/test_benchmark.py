@@ -116,6 +116,8 @@ def test_the_results_have_the_users_keys(finished):
         history[0]
     )
     assert len(history[0]["val_routing"]["query"]["depth_histogram"][0]) == 4
+    assert result["data"]["hard_negatives"]["queries_by_source"]["bm25"] > 10
+    assert result["data"]["corpora"]["test"]["passages"] == "all 80 passages"
     assert json.loads((folder / "logs/tier1/summary/all_results.json").read_text())["beir_tiny"] == result
 
 

@@ -143,6 +143,18 @@ def test_batches_are_cut_by_size_too(monkeypatch, records, tmp_path):
     corpus.verify()
 
 
+@pytest.mark.parametrize("part", [1, 7, 1000, 2999, 3000])
+def test_the_index_does_not_depend_on_its_parts(monkeypatch, records, tmp_path, part):
+    ids, titles, texts = zip(*records)
+    whole = np.stack(Corpus.from_lists(ids, texts, titles).id_hashes())
+    assert whole.dtype == np.uint64 and (np.diff(whole[0].astype(object)) > 0).all()
+    assert np.array_equal(store.hash_ids(pa.array(ids))[whole[1].astype(int)], whole[0])
+    monkeypatch.setattr(store, "INDEX_PART", part)
+    built = Corpus.build(iter(records), tmp_path / "store")
+    assert np.array_equal(np.load(tmp_path / "store" / "index.npy"), whole)
+    assert np.array_equal(np.stack(built.id_hashes()), whole)
+
+
 class TestCollisions:
     """A hash with three values: all that must hold is that ids are compared themselves."""
 

@@ -16,6 +16,7 @@ from maw.data import beir, pystdlib
 from maw.data.collection import Collection, RetrievalData, as_retrieval_data
 from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint
+from maw.data.sampled import sample_corpora
 from maw.errors import DataError
 from maw.rules import show, suggestion
 
@@ -31,11 +32,11 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def load_collection(name: str, config: Tier1Config) -> Collection:
-    """Loads a dataset, draws the samples of `config`, and checks that no query stands in two splits.
+    """Loads a dataset, draws its queries, checks that none stands in two splits, and draws the passages to search.
 
     Args:
         name: one of `dataset_names()`.
-        config: sample sizes, seed, methods and cache folder are used.
+        config: sample and corpus sizes, distractors, seed, methods and cache folder are used.
 
     Raises:
         DataError: no such dataset, malformed files, or queries shared between splits; one line.
@@ -51,6 +52,5 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
         )
     splits = (collection.train, collection.validation, collection.test)
     check_disjoint(*splits, collection=collection.name)
-    return replace(
-        collection, facts=collection.facts | {"leakage": "no query in two splits, by id or normalised text"}
-    )
+    facts = collection.facts | {"leakage": "no query in two splits, by id or normalised text"}
+    return sample_corpora(replace(collection, facts=facts), config)

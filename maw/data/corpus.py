@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,6 +88,20 @@ class Corpus:
             place[open_] += 1
             open_ = open_[place[open_] < end[open_]]
         return rows
+
+    def records(self, rows: Sequence[int] | None = None) -> Iterator[Record]:
+        """The (id, title, text) of `rows` in their order, or of all passages; some thousand at a time in memory."""
+        if rows is None:
+            tables: Iterable[Any] = self.dataset.data.to_batches(max_chunksize=store.BATCH_ROWS)
+        else:
+            starts = range(0, len(rows), store.BATCH_ROWS)
+            tables = (self._gather(rows[start : start + store.BATCH_ROWS]) for start in starts)
+        for table in tables:
+            yield from zip(*(table[name].to_pylist() for name in store.SCHEMA.names), strict=True)
+
+    def id_hashes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The 64-bit hashes of all ids, ascending, and the row of each: (N,) uint64 each, read from the store."""
+        return self._hashes, self._rows
 
     def lengths(self) -> np.ndarray:
         """Characters of each text that `take` gives, as (N,) int64, without a Python object for any text."""
@@ -177,19 +189,9 @@ class Corpus:
             DataError: a malformed or repeated id, a NUL, or a folder that cannot be written.
         """
         folder, where = Path(folder), where or (lambda row: f"passage {row}")
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
-        except OSError as error:
-            raise store.unwritable(folder, error) from error
-        try:
+        with store.new_folder(folder) as temporary:
             manifest = store.write_store(temporary, records, where, dict(source or {}), attachments or {})
             cls._open(temporary, manifest)._refuse_duplicates(where)
-            store.replace_folder(temporary, folder)
-        except OSError as error:
-            raise store.unwritable(folder, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return cls._open(folder, manifest)
 
     @classmethod
@@ -238,32 +240,16 @@ class Corpus:
             source: JSON-able; everything on which the passages depend.
             make: called only to build; gives records, `where` and attachments for `build`.
         """
-        from filelock import FileLock, Timeout
-
         folder = Path(folder)
         corpus = cls._usable(folder, source, quiet=True)
         if corpus is not None:
             return corpus
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{folder}.lock")
-            try:
-                lock.acquire(timeout=0.05)
-            except Timeout:
-                logger.info("waiting for another process that builds %s", folder)
-                lock.acquire()
-        except OSError as error:
-            raise store.unwritable(folder, error) from error
-        try:
+        with store.only_builder(folder):
             corpus = cls._usable(folder, source)
             if corpus is None:
-                for stray in folder.parent.glob(f"{folder.name}.*.tmp"):  # left by a builder that was killed
-                    shutil.rmtree(stray, ignore_errors=True)
                 records, where, attachments = make()
                 corpus = cls.build(records, folder, source=source, where=where, attachments=attachments)
             return corpus
-        finally:
-            lock.release()
 
     @classmethod
     def _usable(cls, folder: Path, source: Mapping[str, Any], quiet: bool = False) -> Corpus | None:

@@ -13,10 +13,13 @@ whole store or none and several processes build it once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,14 +29,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maw.data.sampling import mix64
 from maw.errors import DataError
 from maw.rules import show
+
+logger = logging.getLogger(__name__)
 
 STORE_VERSION = 1
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 8 << 20
 VERIFY_BYTES = 64 << 20
+INDEX_PART = 1 << 20  # passages
 HASH_BASE = 0x9E3779B97F4A7C15
 UNFIT_ID = r"[\x00-\x1f\x7f]"
 LONGEST_ID = 1000  # bytes
@@ -53,8 +60,6 @@ def hash_ids(ids: pa.Array) -> np.ndarray:
 
     Returns:
         (N,) uint64.
-
-    Source: S. Vigna, splitmix64.c, https://prng.di.unimi.it.
     """
     offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     data = ids.buffers()[2]
@@ -67,10 +72,7 @@ def hash_ids(ids: pa.Array) -> np.ndarray:
     powers = np.multiply.accumulate(powers)
     sums = np.zeros(end - start + 1, np.uint64)
     np.cumsum((letters.astype(np.uint64) + np.uint64(1)) * powers[place], out=sums[1:])
-    mixed = sums[offsets[1:] - start] - sums[offsets[:-1] - start]
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    return mix64(sums[offsets[1:] - start] - sums[offsets[:-1] - start])
 
 
 class Ids(Sequence):
@@ -126,11 +128,32 @@ class Contents:
 
     def index(self) -> np.ndarray:
         """(2, N) uint64: ascending hashes and the row of each; rows ascend among equal hashes."""
+        return np.stack([np.concatenate(part) for part in zip(*self.index_parts(), strict=True)])
+
+    def index_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The index in pieces of ascending hashes, about a million each: no more than 10 bytes a passage in memory."""
         if not self.rows:
             raise DataError(f"{self.where(0)}: there is no passage at all; give at least one")
         hashes = np.frombuffer(self.hashes, np.uint64)
-        rows = np.argsort(hashes, kind="stable")
-        return np.stack([hashes[rows], rows.astype(np.uint64)])
+        parts = -(-self.rows // INDEX_PART)
+        for part in range(parts):
+            inside = hashes >= np.uint64((part << 64) // parts)
+            if part + 1 < parts:
+                inside &= hashes < np.uint64((part + 1 << 64) // parts)
+            rows = np.flatnonzero(inside)
+            rows = rows[np.argsort(hashes[rows], kind="stable")]
+            yield hashes[rows], rows.astype(np.uint64)
+
+    def write_index(self, file: Any) -> None:
+        """Writes `index` as an .npy file without ever holding the whole."""
+        header = {"descr": "<u8", "fortran_order": False, "shape": (2, self.rows)}
+        np.lib.format.write_array_header_1_0(file, header)
+        start, done = file.tell(), 0
+        for part in self.index_parts():
+            for line, values in enumerate(part):
+                file.seek(start + 8 * (line * self.rows + done))
+                file.write(values.astype("<u8", copy=False).data)
+            done += len(part[0])
 
 
 def update_fingerprint(sha: Any, batch: pa.RecordBatch) -> None:
@@ -175,10 +198,57 @@ def encodable(text: str) -> bool:
     return True
 
 
-def unwritable(folder: Path, error: OSError) -> DataError:
-    """The error of a store that cannot be written: where, why, and what to do."""
+def unwritable(folder: Path, error: OSError, what: str = "the passage store") -> DataError:
+    """The error of a folder that cannot be written: where, why, and what to do."""
     reason = error.strerror or show(str(error))
-    return DataError(f"{folder}: cannot write the passage store ({reason}); free space or choose another cache_dir")
+    return DataError(f"{folder}: cannot write {what} ({reason}); free space or choose another cache_dir")
+
+
+@contextlib.contextmanager
+def only_builder(folder: Path, what: str = "the passage store") -> Iterator[None]:
+    """Waits until no other process builds `folder`, and clears away what a builder that was killed left there.
+
+    Raises:
+        DataError: the folder's parent cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=0.05)
+        except Timeout:
+            logger.info("waiting for another process that builds %s", folder)
+            lock.acquire()
+    except OSError as error:
+        raise unwritable(folder, error, what) from error
+    try:
+        for stray in folder.parent.glob(f"{folder.name}.*.tmp"):
+            shutil.rmtree(stray, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, what: str = "the passage store") -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+        yield temporary
+        replace_folder(temporary, folder)
+    except OSError as error:
+        raise unwritable(folder, error, what) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_store(
@@ -197,18 +267,19 @@ def write_store(
                 writer.write_batch(batch)
         _sync(file)
     with (folder / "index.npy").open("wb") as file:
-        np.save(file, contents.index(), allow_pickle=False)
+        contents.write_index(file)
         _sync(file)
     for name, value in attachments.items():
         _write_json(folder / f"{name}.json", value)
-    manifest = {
-        "version": STORE_VERSION,
-        "count": contents.rows,
-        "empty": contents.empty,
-        "fingerprint": contents.sha.hexdigest(),
-        "source": source,
-        "files": {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.iterdir())},
-    }
+    return write_manifest(
+        folder, count=contents.rows, empty=contents.empty, fingerprint=contents.sha.hexdigest(), source=source
+    )
+
+
+def write_manifest(folder: Path, **values: Any) -> dict[str, Any]:
+    """Writes manifest.json: `values`, and the size and hash of every file that is there already."""
+    files = {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.glob("[!.]*"))}
+    manifest = {"version": STORE_VERSION, **values, "files": files}
     _write_json(folder / "manifest.json", manifest | {"sha256": json_sha(manifest)})
     return manifest
 

@@ -93,7 +93,17 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
         values = [f"{record['metrics'][_HEADLINE]:.4f}" if record else "-" for record in records]
         rows.append([_clean(result["dataset"]), *values])
     table = _table([METRIC_LABELS[_HEADLINE], *(method.label for method in methods)], rows)
-    return "\n\n".join([table, *_evaluated(results)])
+    return "\n\n".join([table, *_sampled(results), *_evaluated(results)])
+
+
+def _sampled(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which numbers are not of a whole corpus, and so not comparable with published ones."""
+    lines = []
+    for result in results:
+        searched = result.get("data", {}).get("corpora", {}).get("test", {}).get("passages", "")
+        if searched.startswith("sampled"):
+            lines += _bullet(f"{result['dataset']} {searched}; scores on the whole corpus would be lower")
+    return ["\n".join(lines)] if lines else []
 
 
 def _evaluated(results: Sequence[Mapping[str, Any]]) -> list[str]:
