@@ -212,7 +212,7 @@ class DatasetRun:
 
     def _warnings(self) -> list[str]:
         found = []
-        if self.collection.name in self.spec.trained_on:
+        if {self.collection.name, self.collection.facts.get("known_as")} & set(self.spec.trained_on):
             found.append(
                 f"{self.spec.name} was trained on data like {self.collection.title} (its model card says on what), so "
                 "its scores without training are not zero-shot in the strict sense, and gains over them say little "

@@ -1,6 +1,6 @@
 """Whether a server can be reached, asked before a client that would try for minutes.
 
-    HF_HUB_OFFLINE=1 python tier_1.py ...      # no connection is tried, neither to the hub nor for a dataset
+HF_HUB_OFFLINE=1 python tier_1.py ...      # no connection is tried, neither to the hub nor for a dataset
 """
 
 from __future__ import annotations
