@@ -21,7 +21,7 @@ import torch
 
 from maw.checkpoint import save_checkpoint
 from maw.config import Tier1Config, cache_folder
-from maw.data import load_collection
+from maw.data import check_sources, load_collection
 from maw.data.collection import Collection
 from maw.errors import ConfigError
 from maw.evaluation import evaluate_retriever
@@ -56,6 +56,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """
     config = config or Tier1Config()
     spec = validate(config)
+    check_sources(config.datasets, config)
     device = pick_device(config)
     results: dict[str, Any] = {}
     for name in config.datasets:

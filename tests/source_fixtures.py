@@ -157,7 +157,7 @@ def context(key: str, passage: int, score: float) -> dict[str, object]:
 
 
 def write_questions(home: Path, file: str, questions: Sequence[tuple[str, Sequence[str]]], key: str) -> Path:
-    """A biencoder file: question i has the positives i+1 (gold where the key is NQ's) and i+2, negatives 50, 40, 30."""
+    """A biencoder file: question i has the positives i+1 (gold for NQ's key) and i+2, and negatives 50, 40, 30."""
     records = [
         {
             "dataset": "x",

@@ -9,7 +9,7 @@ A dataset is one small module with a loader; `LOADERS` is the list of them. `nee
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from maw.data.collection import Collection, RetrievalData, as_retrieval_data
 from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint
 from maw.data.needs import Needs
+from maw.data.published import refuse_without_network
 from maw.errors import DataError
 from maw.rules import show, suggestion
 
@@ -28,6 +29,7 @@ __all__ = [
     "Needs",
     "RetrievalData",
     "as_retrieval_data",
+    "check_sources",
     "dataset_names",
     "load_collection",
     "needs_of",
@@ -91,6 +93,17 @@ def needs_of(name: str, config: Tier1Config) -> Needs:
     """
     _check_name(name)
     return NEEDS[name](config) if name in NEEDS else Needs(name)
+
+
+def check_sources(names: Iterable[str], config: Tier1Config) -> None:
+    """Makes sure that what datasets need is there or can be fetched, before the first of them is loaded.
+
+    Raises:
+        DataError: files are missing and there is no network; names all of them.
+    """
+    files = dict.fromkeys(file for name in names for file in needs_of(name, config).files if not file.present)
+    if files:
+        refuse_without_network(list(files), "the datasets")
 
 
 def _check_name(name: str) -> None:

@@ -111,11 +111,6 @@ def trec_qrels(path: Path, lowest: int | None = None) -> tuple[dict[str, dict[st
     return qrels, rows - sum(map(len, qrels.values()))
 
 
-def judged_in_trec(dataset: str, path: Path, texts: Mapping[str, str]) -> Judged:
-    """A split whose judgements are in TREC's format, all grades kept."""
-    return judged(dataset, path, texts, *trec_qrels(path))
-
-
 def judged_in_beir(dataset: str, path: Path, texts: Mapping[str, str]) -> Judged:
     """A split whose judgements are in BEIR's format."""
     found = read_qrels(path)

@@ -129,5 +129,6 @@ def _test_id(name: str) -> str:
 
 def _split(dataset: str, queries: Published, qrels: Published, config: Tier1Config) -> Judged:
     path = irds.qrels_path(dataset, qrels, config)
+    graded, repeated = irds.trec_qrels(path)  # first, since ir_datasets reads them too and names no line
     texts = {query.query_id: query.text for query in irds.read_queries(dataset, queries, config)}
-    return irds.judged_in_trec(dataset, path, texts)
+    return irds.judged(dataset, path, texts, graded, repeated)

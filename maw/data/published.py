@@ -171,9 +171,10 @@ def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> No
     Raises:
         DataError: a file is missing and cannot be fetched, or is not the published one.
     """
+    files = list(dict.fromkeys(files))
     missing = [file for file in files if not file.present]
     if missing:
-        _refuse_without_network(missing, dataset)
+        refuse_without_network(missing, dataset)
     for file in files:
         if file.md5 and not file.path.is_file() and not file.unpacked:
             _fetch(file, config)
@@ -181,7 +182,12 @@ def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> No
             verify(file, config)
 
 
-def _refuse_without_network(missing: Sequence[Published], dataset: str) -> None:
+def refuse_without_network(missing: Sequence[SourceFile], dataset: str) -> None:
+    """Names the files that are missing and cannot be fetched: where from, and where to put them.
+
+    Raises:
+        DataError: connections are forbidden, or a publisher's server takes none; within seconds.
+    """
     if told_to_stay_offline():
         why = "HF_HUB_OFFLINE forbids connections"
     else:
@@ -190,19 +196,24 @@ def _refuse_without_network(missing: Sequence[Published], dataset: str) -> None:
             return
         why = "the network cannot be reached"
         missing = [file for file in missing if file.url in dead]
-    places = "; ".join(
-        f"{file.name} from {file.url}, to be placed {'at' if file.md5 else 'unpacked at'} {file.path}"
-        for file in missing
-    )
+    places = "; ".join(f"{file.name} from {file.url}, to be placed {_where(file)}" for file in missing)
     count = f"{len(missing)} source file{'s are' if len(missing) > 1 else ' is'} missing"
     raise DataError(f"{dataset}: {count} and {why}: {places}; or run with --preset offline, which needs none")
+
+
+def _where(file: SourceFile) -> str:
+    packed = [name.endswith(".gz") for name in (file.name, file.path.name)]
+    return f"{'unpacked ' if packed == [True, False] else ''}at {file.path}"
 
 
 def _fetch(file: Published, config: Tier1Config) -> None:
     with lock(f"{file.group}-{file.key}", config):
         if file.path.is_file():  # another process was faster
             return
-        logger.info("fetching %s to %s", file.url, file.path)
+        if file.copy is not None and file.copy.is_file():
+            _compare(file, file.copy, "remove it")
+        else:
+            logger.info("fetching %s to %s", file.url, file.path)
         with reading(file.path, file.url):
             ir_datasets().util.DownloadConfig.context(file.group, home(file.group))[file.key].path()
         _remember(file, config)  # it was compared while it came in
@@ -218,14 +229,15 @@ def verify(file: Published, config: Tier1Config) -> None:
         if _read_marker(file, config) == _state(file):
             return
         logger.info("comparing %s with its published MD5", file.path)
-        with file.path.open("rb") as opened:
-            found = hashlib.file_digest(opened, "md5").hexdigest()
-        if found != file.md5:
-            raise DataError(
-                f"{file.path}: this is not {file.url} as published: MD5 {found} instead of {file.md5}; remove it "
-                "and it is fetched again, or use it all the same with --no-verify-sources"
-            )
+        _compare(file, file.path, "remove it and it is fetched again, or use it all the same with --no-verify-sources")
         _remember(file, config)
+
+
+def _compare(file: Published, path: Path, advice: str) -> None:
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "md5").hexdigest()
+    if found != file.md5:
+        raise DataError(f"{path}: this is not {file.url} as published: MD5 {found} instead of {file.md5}; {advice}")
 
 
 def _state(file: Published) -> dict[str, Any]:
@@ -301,4 +313,4 @@ def _reason(error: Exception) -> str:
         error = error.args[1][-1][-1]
     text = getattr(error, "strerror", None) or str(error)
     name = type(error).__name__
-    return " ".join((f"{name}: {text}" if isinstance(error, LookupError) or not text else text).split())[:200]
+    return " ".join((f"{name}: {text}" if isinstance(error, LookupError) or not text else text).split())[:300]
