@@ -12,24 +12,10 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import pytest
-
 from maw.config import Tier1Config
 
 QUOTED = 'He said "hello" to all'
 QUERIES, PASSAGES = 30, 60
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """An empty home folder for ir_datasets, which reads the variable when it is imported."""
-    folder = tmp_path / "ir_datasets"
-    monkeypatch.setenv("IR_DATASETS_HOME", str(folder))
-    monkeypatch.setenv("IR_DATASETS_TMP", str(tmp_path / "tmp"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    forget_library()
-    yield folder
-    forget_library()
 
 
 def forget_library() -> None:

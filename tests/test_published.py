@@ -19,7 +19,6 @@ import pytest
 from source_fixtures import (
     PASSAGES,
     context,
-    home,  # noqa: F401
     settings,
     tar,
     tsv,
@@ -44,7 +43,7 @@ WRITERS = {"msmarco": write_msmarco, "nq": write_nq, "hotpotqa": write_hotpotqa,
 
 
 @pytest.fixture
-def refusal(home, tmp_path):  # noqa: F811
+def refusal(home, tmp_path):
     """`refusal(name)` gives the one line with which loading a dataset is refused."""
 
     def refusal(name: str, **changes) -> str:
@@ -82,7 +81,7 @@ def md5(path: Path) -> str:
         ("hotpotqa", "beir/hotpotqa/source.zip"),
     ],
 )
-def test_a_file_that_is_cut_short(home, refusal, name, file):  # noqa: F811
+def test_a_file_that_is_cut_short(home, refusal, name, file):
     WRITERS.get(name, write_msmarco)(home)
     path = cut(home / file)
     message = refusal(name)
@@ -90,7 +89,7 @@ def test_a_file_that_is_cut_short(home, refusal, name, file):  # noqa: F811
     assert "it is fetched again" in message
 
 
-def test_no_store_is_left_of_a_corpus_that_is_cut_short(home, refusal, tmp_path):  # noqa: F811
+def test_no_store_is_left_of_a_corpus_that_is_cut_short(home, refusal, tmp_path):
     write_triviaqa(home)
     cut(home / "dpr-w100" / "docs.tsv.gz")
     refusal("triviaqa")
@@ -100,7 +99,7 @@ def test_no_store_is_left_of_a_corpus_that_is_cut_short(home, refusal, tmp_path)
     assert len(load_collection("triviaqa", settings(tmp_path)).test.corpus) == PASSAGES
 
 
-def test_a_byte_changed_within_a_zip_archive(home, refusal):  # noqa: F811
+def test_a_byte_changed_within_a_zip_archive(home, refusal):
     write_beir_nq(home)
     path = home / "beir" / "nq" / "source.zip"
     data = bytearray(path.read_bytes())
@@ -110,7 +109,7 @@ def test_a_byte_changed_within_a_zip_archive(home, refusal):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["msmarco", "nq", "hotpotqa", "triviaqa"])
-def test_a_file_that_is_not_the_published_one(home, refusal, name):  # noqa: F811
+def test_a_file_that_is_not_the_published_one(home, refusal, name):
     WRITERS[name](home)
     message = refusal(name, verify_sources=True)
     path = Path(message.split(": ")[0])
@@ -119,7 +118,7 @@ def test_a_file_that_is_not_the_published_one(home, refusal, name):  # noqa: F81
     assert re.search(r"instead of [0-9a-f]{32};", message)
 
 
-def test_a_wrong_copy_among_the_downloads(home, refusal):  # noqa: F811
+def test_a_wrong_copy_among_the_downloads(home, refusal):
     write_beir_nq(home)
     (home / "beir" / "nq" / "source.zip").unlink()
     copy = write(home / "downloads" / published.published("beir", "nq").md5, b"something else")
@@ -127,7 +126,7 @@ def test_a_wrong_copy_among_the_downloads(home, refusal):  # noqa: F811
     assert message.startswith(f"{copy}: this is not https://") and f"MD5 {md5(copy)} instead of {copy.name}" in message
 
 
-def test_a_file_is_compared_once_until_it_changes(home, tmp_path):  # noqa: F811
+def test_a_file_is_compared_once_until_it_changes(home, tmp_path):
     write_beir_nq(home)
     config = settings(tmp_path, verify_sources=True)
     file = published.published("beir", "nq")
@@ -143,7 +142,7 @@ def test_a_file_is_compared_once_until_it_changes(home, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("count", [PASSAGES, 2_681_468])
-def test_another_number_of_passages_than_was_published(home, tmp_path, count):  # noqa: F811
+def test_another_number_of_passages_than_was_published(home, tmp_path, count):
     write_beir_nq(home)
     source = beir_source("nq", mean_characters=1)
     source = replace(source, file=replace(source.file, md5=md5(source.file.path)))
@@ -172,13 +171,13 @@ def doc(i: int, **more) -> dict:
         ([doc(0), {"_id": "x"}], 'corpus.jsonl:2: there is no "text"'),
     ],
 )
-def test_bad_passages_of_a_beir_archive(home, refusal, passages, words):  # noqa: F811
+def test_bad_passages_of_a_beir_archive(home, refusal, passages, words):
     write_beir_nq(home, passages=passages)
     message = refusal("nq", methods=["zero_shot"])
     assert message.startswith(str(home / "beir" / "nq")) and words in message
 
 
-def test_a_beir_archive_without_its_files(home, refusal):  # noqa: F811
+def test_a_beir_archive_without_its_files(home, refusal):
     import zipfile
 
     path = write(home / "beir" / "nq" / "source.zip", b"")
@@ -198,7 +197,7 @@ def test_a_beir_archive_without_its_files(home, refusal):  # noqa: F811
         ("", "collection.tsv:1: there is no passage at all"),
     ],
 )
-def test_bad_passages_of_msmarco(home, refusal, collection, words):  # noqa: F811
+def test_bad_passages_of_msmarco(home, refusal, collection, words):
     write_msmarco(home)
     members = {"collection.tsv": collection, "queries.dev.small.tsv": "1\tq\n", "qrels.dev.small.tsv": "1\t0\t1\t1\n"}
     write(home / "msmarco-passage" / "collectionandqueries.tar.gz", tar(members))
@@ -220,13 +219,13 @@ def test_bad_passages_of_msmarco(home, refusal, collection, words):  # noqa: F81
         ("100\t0\t777\t1\n101\t0\t1\t1\n", "train/qrels: the passage '777', judged for the query '100'"),
     ],
 )
-def test_bad_judgements(home, refusal, qrels, words):  # noqa: F811
+def test_bad_judgements(home, refusal, qrels, words):
     write_msmarco(home)
     write(home / "msmarco-passage" / "train" / "qrels", qrels)
     assert words in refusal("msmarco", val_samples=1)
 
 
-def test_a_query_id_used_twice(home, refusal):  # noqa: F811
+def test_a_query_id_used_twice(home, refusal):
     write_msmarco(home)
     queries = tsv([(100, "a question"), (100, "another")])
     write(home / "msmarco-passage" / "queries.tar.gz", tar({"queries.train.tsv": queries}))
@@ -242,14 +241,14 @@ def test_a_query_id_used_twice(home, refusal):  # noqa: F811
         (b"[]", "no query has a relevant passage"),
     ],
 )
-def test_bad_questions_of_dpr(home, refusal, content, words):  # noqa: F811
+def test_bad_questions_of_dpr(home, refusal, content, words):
     write_triviaqa(home)
     write(home / "dpr-w100" / "tqa-dev.json.gz", gzip.compress(content))
     message = refusal("triviaqa")
     assert message.startswith(str(home / "dpr-w100" / "tqa-dev")) and words in message
 
 
-def test_questions_without_a_relevant_passage_are_counted(home, tmp_path):  # noqa: F811
+def test_questions_without_a_relevant_passage_are_counted(home, tmp_path):
     write_triviaqa(home)
     path = write_questions(home, "tqa-dev.json.gz", [("one", ["1"]), ("two", ["2"])], "psg_id")
     records = json.loads(gzip.decompress(path.read_bytes()))
@@ -261,13 +260,13 @@ def test_questions_without_a_relevant_passage_are_counted(home, tmp_path):  # no
     assert found.facts["skipped"]["queries_without_relevant_passage"] == {"train": 0, "test": 1}
 
 
-def test_wikipedia_without_its_header(home, tmp_path):  # noqa: F811
+def test_wikipedia_without_its_header(home, tmp_path):
     path = write(home / "docs.tsv.gz", gzip.compress(b"1\ttext\ttitle\n"))
     with pytest.raises(DataError, match=re.escape(f"{path}:1: the header is ['1', 'text', 'title']; it must be id")):
         list(dpr.read_passages(published.Inside(path)))
 
 
-def test_another_locale_is_refused(home, monkeypatch):  # noqa: F811
+def test_another_locale_is_refused(home, monkeypatch):
     monkeypatch.setattr("locale.getpreferredencoding", lambda _: "ISO-8859-1")
     with pytest.raises(DataError, match="read texts as ISO-8859-1, the locale's encoding; set PYTHONUTF8=1"):
         published.ir_datasets()
@@ -277,7 +276,7 @@ def test_another_locale_is_refused(home, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_without_network_all_missing_files_are_named(home, refusal, name):  # noqa: F811
+def test_without_network_all_missing_files_are_named(home, refusal, name):
     started = time.perf_counter()
     message = refusal(name)
     assert time.perf_counter() - started < 5
@@ -289,13 +288,13 @@ def test_without_network_all_missing_files_are_named(home, refusal, name):  # no
     assert message.endswith("or run with --preset offline, which needs none")
 
 
-def test_what_has_to_be_unpacked_by_hand_is_called_so(home, refusal):  # noqa: F811
+def test_what_has_to_be_unpacked_by_hand_is_called_so(home, refusal):
     place = home / "msmarco-passage" / "trec-dl-2019" / "queries.tsv"
     assert "msmarco-test2019-queries.tsv.gz from" in refusal("trec_dl_2019")
     assert f"to be placed unpacked at {place}" in refusal("trec_dl_2019")
 
 
-def test_only_what_is_missing_is_named(home, refusal):  # noqa: F811
+def test_only_what_is_missing_is_named(home, refusal):
     write_msmarco(home)
     (home / "msmarco-passage" / "train" / "qrels").unlink()
     message = refusal("msmarco")
@@ -303,7 +302,7 @@ def test_only_what_is_missing_is_named(home, refusal):  # noqa: F811
     assert "queries.tar.gz" not in message
 
 
-def test_files_of_all_datasets_are_named_at_once(home, tmp_path):  # noqa: F811
+def test_files_of_all_datasets_are_named_at_once(home, tmp_path):
     names = ["msmarco", "nq", "hotpotqa", "triviaqa", "pystdlib"]
     with pytest.raises(DataError) as caught:
         check_sources(names, settings(tmp_path))
@@ -329,7 +328,7 @@ def use_proxy(monkeypatch, port: int) -> None:
         monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
 
 
-def test_a_network_that_does_not_answer(home, refusal, monkeypatch):  # noqa: F811
+def test_a_network_that_does_not_answer(home, refusal, monkeypatch):
     use_proxy(monkeypatch, free_port())
     started = time.perf_counter()
     message = refusal("hotpotqa")
@@ -339,7 +338,7 @@ def test_a_network_that_does_not_answer(home, refusal, monkeypatch):  # noqa: F8
     )
 
 
-def test_a_server_that_refuses(home, refusal, monkeypatch):  # noqa: F811
+def test_a_server_that_refuses(home, refusal, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -396,7 +395,7 @@ def test_the_main_command_without_network(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- needs
 
 
-def test_needs(home, tmp_path):  # noqa: F811
+def test_needs(home, tmp_path):
     config = Tier1Config(cache_dir=str(tmp_path / "cache"))
     msmarco, nq, hotpotqa, triviaqa = (needs_of(name, config) for name in WRITERS)
     assert msmarco.passages == {"msmarco-passage": 8_841_823}
@@ -418,7 +417,7 @@ def test_needs(home, tmp_path):  # noqa: F811
     assert [each.queries["test"] for each in years] == [43, 54]
 
 
-def test_needs_shrink_as_files_come_in_and_stores_are_built(home, tmp_path):  # noqa: F811
+def test_needs_shrink_as_files_come_in_and_stores_are_built(home, tmp_path):
     config = settings(tmp_path)
     before = needs_of("triviaqa", config)
     write_triviaqa(home)
@@ -430,7 +429,7 @@ def test_needs_shrink_as_files_come_in_and_stores_are_built(home, tmp_path):  # 
     assert (after.download_bytes, after.disk_bytes, len(after.files)) == (0, 0, 2)
 
 
-def test_needs_without_training(home):  # noqa: F811
+def test_needs_without_training(home):
     nq = needs_of("nq", Tier1Config(methods=["zero_shot"]))
     assert nq.passages == {"beir/nq": 2_681_468} and nq.queries == {"test": 3_452}
     assert [file.name for file in nq.files] == ["nq.zip"]

@@ -10,7 +10,6 @@ from source_fixtures import (
     PASSAGES,
     QUOTED,
     forget_library,
-    home,  # noqa: F401
     settings,
     write,
     write_hotpotqa,
@@ -19,7 +18,7 @@ from source_fixtures import (
     write_triviaqa,
 )
 
-from maw.data import dpr, load_collection, msmarco, nq
+from maw.data import dpr, load_collection, msmarco, nq, published
 from maw.data.leakage import normalise
 from maw.data.splits import Pool
 
@@ -48,7 +47,7 @@ def collections(tmp_path_factory):
 
 
 @pytest.fixture
-def load(home, tmp_path):  # noqa: F811
+def load(home, tmp_path):
     return lambda name, **changes: load_collection(name, settings(tmp_path, **changes))
 
 
@@ -115,7 +114,7 @@ def test_msmarco(collections):
     assert found.facts["split_rule"].endswith("5 of 32 training queries, held out by hash")
 
 
-def test_twins_are_never_on_both_sides_of_the_held_out_queries(home, tmp_path):  # noqa: F811
+def test_twins_are_never_on_both_sides_of_the_held_out_queries(home, tmp_path):
     write_msmarco(home)
     seen = set()
     for seed in range(12):
@@ -208,7 +207,7 @@ def test_answers_are_joined_by_normalised_text():
 
 
 @pytest.mark.parametrize(("name", "writer"), [("msmarco", write_msmarco), ("hotpotqa", write_hotpotqa)])
-def test_the_order_of_the_files_does_not_matter(home, tmp_path, name, writer):  # noqa: F811
+def test_the_order_of_the_files_does_not_matter(home, tmp_path, name, writer):
     drawn = []
     for order in (1, -1):
         forget_library()
@@ -221,7 +220,7 @@ def test_the_order_of_the_files_does_not_matter(home, tmp_path, name, writer):  
 
 
 @pytest.mark.parametrize("name", ["msmarco", "nq", "hotpotqa", "triviaqa"])
-def test_a_stored_corpus_is_not_read_again(home, load, name):  # noqa: F811
+def test_a_stored_corpus_is_not_read_again(home, load, name):
     WRITERS[name](home)
     first = load(name)
     for path in [*home.glob("*/docs.tsv.gz"), *home.glob("beir/*/source.zip"), *home.glob("*/collection*")]:
@@ -235,7 +234,7 @@ def test_a_stored_corpus_is_not_read_again(home, load, name):  # noqa: F811
     assert load(name).facts == first.facts
 
 
-def test_another_source_makes_another_store(home, load):  # noqa: F811
+def test_another_source_makes_another_store(home, load):
     write_hotpotqa(home)
     first = load("hotpotqa")
     path = home / "beir" / "hotpotqa" / "source.zip"
@@ -246,7 +245,7 @@ def test_another_source_makes_another_store(home, load):  # noqa: F811
     assert store.stat().st_mtime_ns > before
 
 
-def test_pickled_copies_are_left_alone(home, load, collections):  # noqa: F811
+def test_pickled_copies_are_left_alone(home, load, collections):
     forget_library()
     os.environ["IR_DATASETS_HOME"] = str(home)
     write_msmarco(home)
@@ -255,11 +254,15 @@ def test_pickled_copies_are_left_alone(home, load, collections):  # noqa: F811
     for copy in ("msmarco-passage/collection.tsv", "dpr-w100/docs.tsv.gz", "beir/nq/docs"):
         for name in ("bin", "bin.meta", "bin.pos", "idx.doc_id.key.bin"):
             write(home / f"{copy}.pklz4" / name, b"not a pickle")
+    for dataset in ("msmarco-passage", "dpr-w100"):
+        with pytest.raises(AssertionError, match="fields do not match"):  # ir_datasets' own way opens it
+            published.ir_datasets().load(dataset).docs_iter()
     for name in ("msmarco", "nq"):
         assert load(name).test.corpus.fingerprint == collections[name].test.corpus.fingerprint
+    assert (home / "beir" / "nq" / "docs.pklz4" / "bin").read_bytes() == b"not a pickle"
 
 
-def test_without_a_method_that_trains_only_the_test_is_needed(home, load):  # noqa: F811
+def test_without_a_method_that_trains_only_the_test_is_needed(home, load):
     write_nq(home)
     for path in (home / "dpr-w100").iterdir():
         path.unlink()
@@ -268,7 +271,7 @@ def test_without_a_method_that_trains_only_the_test_is_needed(home, load):  # no
     assert found.facts["answers"]["with_answers"] == 0
 
 
-def test_ir_datasets_chatter_stays_out_of_the_way(home, load, capfd, caplog):  # noqa: F811
+def test_ir_datasets_chatter_stays_out_of_the_way(home, load, capfd, caplog):
     write_msmarco(home)
     caplog.set_level("INFO", logger="maw")
     load("msmarco")
@@ -277,7 +280,7 @@ def test_ir_datasets_chatter_stays_out_of_the_way(home, load, capfd, caplog):  #
     assert not any(record.getMessage().startswith("[") for record in caplog.records)
 
 
-def test_a_collection_that_ir_datasets_would_delete_is_refused(home, load):  # noqa: F811
+def test_a_collection_that_ir_datasets_would_delete_is_refused(home, load):
     write_msmarco(home)
     path = write(home / "msmarco-passage" / "collection.tsv", "0\ttext\n")
     with pytest.raises(Exception, match="ir_datasets would delete this file"):
