@@ -21,7 +21,7 @@ import torch
 
 from maw.checkpoint import save_checkpoint
 from maw.config import Tier1Config, cache_folder
-from maw.data import load_collection
+from maw.data import check_sources, load_collection
 from maw.data.collection import Collection
 from maw.errors import ConfigError
 from maw.evaluation import evaluate_retriever
@@ -58,6 +58,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """
     config = config or Tier1Config()
     spec = validate(config)
+    check_sources(config.datasets, config)
     device = pick_device(config)
     results: dict[str, Any] = {}
     for name in config.datasets:
@@ -222,7 +223,7 @@ class DatasetRun:
 
     def _warnings(self) -> list[str]:
         found = []
-        if self.collection.name in self.spec.trained_on:
+        if {self.collection.name, self.collection.facts.get("known_as")} & set(self.spec.trained_on):
             found.append(
                 f"{self.spec.name} was trained on data like {self.collection.title} (its model card says on what), so "
                 "its scores without training are not zero-shot in the strict sense, and gains over them say little "

@@ -23,6 +23,7 @@ from maw.rules import Kind, Layers, Pattern, Problem, Range, check, check_all, k
 METHODS = ("zero_shot", "lora", "maw")
 TRAINED_METHODS = ("lora", "maw")
 PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
+OTHER_DATASETS = ("trec_dl_2019", "trec_dl_2020", "pystdlib")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "offline": {
@@ -97,7 +98,7 @@ class Tier1Config:
     """Tokens kept of a passage, special tokens included, in place of the model's own limit."""
 
     datasets: list[str] = field(default_factory=lambda: list(PUBLIC_DATASETS))
-    """Datasets to run: pystdlib, or beir:DIR for a folder in BEIR layout."""
+    """Datasets to run: msmarco, nq, hotpotqa, triviaqa, trec_dl_2019, trec_dl_2020, pystdlib, or beir:DIR."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     """Methods to run: zero_shot, lora, maw."""
     train_samples: Count = 2000
@@ -114,6 +115,8 @@ class Tier1Config:
     """Folders in BEIR layout whose passages join the corpus of every dataset."""
     relevance_level: Annotated[int, Range(1, 1000)] = 1
     """Grade from which a passage counts as relevant in the binary metrics; TREC DL has its own, 2."""
+    verify_sources: bool = True
+    """Compare source files placed by hand, and their counts, with those published."""
 
     batch_size: Annotated[int, Range(1, 65_536)] = 32
     """Queries per training batch; the other passages of a batch are each query's negatives."""

@@ -11,15 +11,12 @@ import hashlib
 import importlib.util
 import json
 import re
-import socket
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from maw.errors import ModelError
+from maw.network import reachable
 from maw.rules import show, suggestion
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -135,7 +132,7 @@ def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
     missing = f"model {name}: {filename} is not in the local cache"
     if local_only:
         raise NotCachedError(missing)
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
         raise ModelError(f"{missing} and the hub cannot be reached; {_ELSEWHERE}")
     try:
         return Path(hf_hub_download(name, filename))
@@ -146,19 +143,6 @@ def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = _first_line(error)
         raise ModelError(f"model {name}: the hub says: {reason}; check the name, or {_ELSEWHERE}") from error
-
-
-@cache
-def _reachable(endpoint: str) -> bool:
-    """Whether the hub answers at all; without asking, its client tries for half a minute. A proxy is trusted."""
-    address = urlsplit(endpoint)
-    if address.scheme in getproxies():
-        return True
-    try:
-        with socket.create_connection((address.hostname, address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def is_minilm(folder: Path) -> bool:

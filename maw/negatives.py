@@ -11,10 +11,10 @@ No negative of a query is
 - judged relevant to it (a grade of 1 or more), or a copy of such a passage (equal normalised text);
 - a passage with an answer to it, where the data has answers;
 - for mined ones, a passage whose score is above `negative_margin` times the positive's by the same miner: it may well
-  be relevant. This is TopK-PercPos. The paper judges pairs of a query and one positive. Here any positive of the query
-  may be drawn beside its negatives, so they must hold for each: the positive of lowest score decides, as in
-  sentence-transformers. The limit is positive - (1 - margin) * |positive|: the paper's for positive scores, and below
-  the positive for others too, as dot products may give.
+  be relevant. This is TopK-PercPos. The paper judges pairs of a query and one positive; of several positives the one
+  of highest score decides here. With the lowest, a question that needs two passages would have no hard negative at
+  all where the second passage shares no word with it. The limit is positive - (1 - margin) * |positive|: the paper's
+  for positive scores, and below the positive for others too, as dot products may give.
 
 The negatives that are not hard (one minus `hard_negative_ratio` of them) are drawn from the whole training corpus: all
 ids stand on a ring by their hash, and each draw takes the first fitting one after a point that belongs to seed and
@@ -166,7 +166,7 @@ def _weights_sha(retriever: BaselineRetriever) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(retriever.encoder.state_dict().items()):
         sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -317,8 +317,8 @@ def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[s
 
 def limit(positive_scores: np.ndarray, margin: float) -> float:
     """The highest score that a mined negative may have beside positives of these scores."""
-    lowest = float(positive_scores.min())
-    return lowest - (1 - margin) * abs(lowest)
+    highest = float(positive_scores.max())
+    return highest - (1 - margin) * abs(highest)
 
 
 def _relevant(data: RetrievalData, query_id: str) -> list[str]:

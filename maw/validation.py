@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from maw.config import PUBLIC_DATASETS, TRAINED_METHODS, Tier1Config, gather, parse_layers
+from maw.config import OTHER_DATASETS, PUBLIC_DATASETS, TRAINED_METHODS, Tier1Config, gather, parse_layers
 from maw.errors import ConfigError, ModelError
 from maw.model_files import NotCachedError
 from maw.pretrained import ModelSpec, disagreements, read_spec
 from maw.rules import Problem, show, suggestion
 
-BUILT_DATASETS = ("pystdlib",)
+BUILT_DATASETS = (*PUBLIC_DATASETS, *OTHER_DATASETS)
 BEIR = "beir:"
 
 
@@ -66,11 +66,7 @@ def find_problems(
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:
-    unbuilt = [name for name in config.datasets if name in PUBLIC_DATASETS]
-    found = [_dataset_problem(name) for name in config.datasets if name not in (*PUBLIC_DATASETS, *BUILT_DATASETS)]
-    if unbuilt:
-        text = f"this version has no loader for {', '.join(unbuilt)} yet; --preset offline and beir:DIR work"
-        found.append(text)
+    found = [_dataset_problem(name) for name in config.datasets if name not in BUILT_DATASETS]
     beir = [Path(name.removeprefix(BEIR)).resolve() for name in config.datasets if _is_beir_folder(name)]
     alike = sorted({path.name for path in beir if [other.name for other in beir].count(path.name) > 1})
     if alike:
@@ -87,8 +83,8 @@ def _is_beir_folder(name: str) -> bool:
 
 def _dataset_problem(name: str) -> str | None:
     if not name.startswith(BEIR):
-        known = (*BUILT_DATASETS, *PUBLIC_DATASETS)
-        return f"unknown dataset {show(name)}{suggestion(name, known)}; there are {', '.join(known)} and beir:DIR"
+        known = ", ".join(BUILT_DATASETS)
+        return f"unknown dataset {show(name)}{suggestion(name, BUILT_DATASETS)}; there are {known} and beir:DIR"
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"
     return None if _is_beir_folder(name) else f"{show(name)}: there is no such folder"

@@ -175,3 +175,17 @@ def tiny_settings(models, tmp_path):
         return Tier1Config(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty home folder for ir_datasets, which reads the variable when it is imported."""
+    from source_fixtures import forget_library
+
+    folder = tmp_path / "ir_datasets"
+    monkeypatch.setenv("IR_DATASETS_HOME", str(folder))
+    monkeypatch.setenv("IR_DATASETS_TMP", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    forget_library()
+    yield folder
+    forget_library()

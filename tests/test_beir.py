@@ -14,6 +14,7 @@ import pytest
 from maw.config import Tier1Config
 from maw.data import beir, collection, dataset_names, load_collection
 from maw.errors import DataError
+from maw.validation import BUILT_DATASETS
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -446,9 +447,9 @@ def test_an_unknown_dataset_is_refused(name):
     with pytest.raises(DataError) as caught:
         load_collection(name, Tier1Config())
     assert str(caught.value).startswith("there is no dataset ")
-    assert "this version has pystdlib and beir:DIR" in str(caught.value)
+    assert "pystdlib and beir:DIR, a folder in BEIR layout" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert dataset_names() == ("pystdlib", "beir:DIR")
+    assert dataset_names() == (*BUILT_DATASETS, "beir:DIR")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ FLOATS = [
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
-    "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run",
+    "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
@@ -267,8 +267,7 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"kernel_rank": 33}, "kernel_rank", "hidden size 32"),
         ({"batch_size": 1}, "batch_size", "at least 2"),
         ({"train_samples": 1}, "train_samples", "at least 2"),
-        ({"datasets": ["msmarco"]}, "datasets", "no loader for msmarco yet; --preset offline and beir:DIR work"),
-        ({"datasets": ["nq", "pystdlib", "triviaqa"]}, "datasets", "no loader for nq, triviaqa yet"),
+        ({"datasets": ["msmarko"]}, "datasets", "(did you mean msmarco?)"),
         ({"datasets": ["pystdlb"]}, "datasets", "(did you mean pystdlib?)"),
         ({"datasets": ["../etc"]}, "datasets", "unknown dataset"),
         ({"datasets": ["x" * 300]}, "datasets", "unknown dataset"),

@@ -126,7 +126,7 @@ def test_the_offline_preset_is_a_whole_run():
         (["--router", "gpro"], "(did you mean grpo?)"),
         (["--preset", "offlin"], "(did you mean offline?)"),
         (["--methods", "lora,lora"], "--methods: names 'lora' more than once"),
-        (["--datasets", "msmarco"], "--datasets: this version has no loader for msmarco yet"),
+        (["--datasets", "msmarko"], "--datasets: unknown dataset 'msmarko' (did you mean msmarco?)"),
         (["--maw-layers", "7"], "--maw-layers: no layer 7 in a model of 6 layers; use 1 to 6"),
         (["--maw-layers", "none"], "--maw-layers: none leaves the method maw without MAW"),
         (["--hidden-dim", "768"], "--hidden-dim: 768 is not what the model has"),

@@ -77,7 +77,7 @@ def by_hand(data, query_id, count, margin, index):
     relevant = {passage for passage, grade in data.qrels[query_id].items() if grade >= 1}
     texts = {normalise(text_of(i)) for i in relevant}
     best = sorted((i for i in ids if score_of[i] > 0), key=lambda i: (score_of[i], i.encode()), reverse=True)[:100]
-    highest = margin * min(score_of[i] for i in relevant)
+    highest = margin * max(score_of[i] for i in relevant)
     return [i for i in best if i not in relevant and score_of[i] <= highest and normalise(text_of(i)) not in texts][
         :count
     ]
@@ -106,11 +106,11 @@ def test_passages_above_the_margin_are_counted_and_kept_out(config):
 
 @pytest.mark.parametrize(
     "scores,margin,expected",
-    [([10.0], 0.95, 9.5), ([10.0, 4.0], 0.95, 3.8), ([-2.0], 0.95, -2.1), ([0.0], 0.5, 0.0), ([-4.0, 3.0], 1.0, -4.0)],
+    [([10.0], 0.95, 9.5), ([10.0, 4.0], 0.95, 9.5), ([-2.0], 0.95, -2.1), ([0.0], 0.5, 0.0), ([-4.0, 3.0], 1.0, 3.0)],
 )
-def test_the_limit_lies_below_the_lowest_positive_whatever_its_sign(scores, margin, expected):
+def test_the_limit_lies_below_the_highest_positive_whatever_its_sign(scores, margin, expected):
     assert limit(np.array(scores), margin) == pytest.approx(expected)
-    assert limit(np.array(scores), margin) <= min(scores)
+    assert limit(np.array(scores), margin) <= max(scores)
 
 
 def test_order_makes_no_difference(config, tmp_path):
@@ -212,13 +212,13 @@ def test_dense_negatives_are_the_retrievers_own_best(config):
     for query_id, query in QUERIES.items():
         scores = dict(zip(ids, (vectors @ retriever.encode([query], "query")[0]).tolist()))
         relevant = [i for i, grade in data.qrels[query_id].items() if grade >= 1]
-        lowest = min(scores[i] for i in relevant)
+        highest = max(scores[i] for i in relevant)
         chosen = data.negatives[query_id]
-        assert all(scores[i] <= lowest - 0.02 * abs(lowest) + 1e-5 for i in chosen)
+        assert all(scores[i] <= highest - 0.02 * abs(highest) + 1e-5 for i in chosen)
         assert [scores[i] for i in chosen] == sorted((scores[i] for i in chosen), reverse=True)
         best = sorted(scores, key=scores.get, reverse=True)[:100]
         texts = {normalise(text_of(i)) for i in relevant}
-        fitting = [i for i in best if scores[i] < lowest - 0.02 * abs(lowest) - 1e-5 and i not in relevant]
+        fitting = [i for i in best if scores[i] < highest - 0.02 * abs(highest) - 1e-5 and i not in relevant]
         fitting = [i for i in fitting if normalise(text_of(i)) not in texts]
         assert np.allclose([scores[i] for i in fitting[:6]], [scores[i] for i in chosen], atol=1e-5)
     assert_clean(data)
@@ -320,7 +320,8 @@ def test_the_training_corpus_is_cut_to_what_training_reads(config):
     assert got.facts["corpora"]["train"] == {"passages": f"cut to the {count} of 310 passages that training reads"}
     assert got.facts["hard_negatives"]["hard"] == sum(map(len, got.train.negatives.values()))
     pairs = TrainingPairs(got.train, negatives=5)
-    assert len(pairs.corpus_rows) == count - len(judged - {p for e in got.train.qrels.values() for p in e if e[p] > 0})
+    relevant = {p for each in got.train.qrels.values() for p, grade in each.items() if grade > 0}
+    assert len(pairs.corpus_rows) == len(relevant | used)
     json.dumps(got.facts)
 
 

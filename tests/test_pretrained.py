@@ -399,7 +399,7 @@ def hub(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(model_files, "_reachable", lambda endpoint: True)
+    monkeypatch.setattr(model_files, "reachable", lambda endpoint: True)
     return files
 
 
@@ -445,7 +445,7 @@ def test_errors_of_the_hub_are_one_line(hub, monkeypatch):
 
 
 def test_without_network_the_hub_is_not_asked(hub, monkeypatch):
-    monkeypatch.setattr(model_files, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(model_files, "reachable", lambda endpoint: False)
     assert "or use --model packaged:all-MiniLM-L6-v2" in refusal("org/model")
     assert hub["asked"] == []
 

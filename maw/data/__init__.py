@@ -1,28 +1,58 @@
 """Datasets: from a name on the command line to a `Collection` whose splits are drawn and checked.
 
+    python tier_1.py --datasets msmarco,nq,hotpotqa,triviaqa
     python tier_1.py --datasets pystdlib
     python tier_1.py --datasets beir:path/to/folder
 
-A dataset is one small module with a loader; `LOADERS` is the list of them.
+A dataset is one small module with a loader; `LOADERS` is the list of them. `needs_of` says what one needs beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from maw.config import Tier1Config
-from maw.data import beir, pystdlib
+from maw.data import beir, hotpotqa, msmarco, nq, pystdlib, triviaqa
 from maw.data.collection import Collection, RetrievalData, as_retrieval_data
 from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint
+from maw.data.needs import Needs
+from maw.data.published import refuse_without_network
 from maw.data.sampled import sample_corpora
 from maw.errors import DataError
 from maw.rules import show, suggestion
 
-__all__ = ["Collection", "Corpus", "RetrievalData", "as_retrieval_data", "dataset_names", "load_collection"]
+__all__ = [
+    "Collection",
+    "Corpus",
+    "Needs",
+    "RetrievalData",
+    "as_retrieval_data",
+    "check_sources",
+    "dataset_names",
+    "load_collection",
+    "needs_of",
+]
 
-LOADERS: dict[str, Callable[[Tier1Config], Collection]] = {"pystdlib": pystdlib.load}
+LOADERS: dict[str, Callable[[Tier1Config], Collection]] = {
+    "msmarco": msmarco.load,
+    "nq": nq.load,
+    "hotpotqa": hotpotqa.load,
+    "triviaqa": triviaqa.load,
+    "trec_dl_2019": partial(msmarco.load, name="trec_dl_2019"),
+    "trec_dl_2020": partial(msmarco.load, name="trec_dl_2020"),
+    "pystdlib": pystdlib.load,
+}
+NEEDS: dict[str, Callable[[Tier1Config], Needs]] = {
+    "msmarco": msmarco.needs,
+    "nq": nq.needs,
+    "hotpotqa": hotpotqa.needs,
+    "triviaqa": triviaqa.needs,
+    "trec_dl_2019": partial(msmarco.needs, name="trec_dl_2019"),
+    "trec_dl_2020": partial(msmarco.needs, name="trec_dl_2020"),
+}
 BEIR_PREFIX = "beir:"
 
 
@@ -41,16 +71,44 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     Raises:
         DataError: no such dataset, malformed files, or queries shared between splits; one line.
     """
+    _check_name(name)
     if name.startswith(BEIR_PREFIX):
         collection = beir.load(name.removeprefix(BEIR_PREFIX), config)
-    elif name in LOADERS:
-        collection = LOADERS[name](config)
     else:
-        raise DataError(
-            f"there is no dataset {show(name)}{suggestion(name, LOADERS)}; "
-            f"this version has {' and '.join(dataset_names())}, a folder in BEIR layout"
-        )
+        collection = LOADERS[name](config)
     splits = (collection.train, collection.validation, collection.test)
     check_disjoint(*splits, collection=collection.name)
     facts = collection.facts | {"leakage": "no query in two splits, by id or normalised text"}
     return sample_corpora(replace(collection, facts=facts), config)
+
+
+def needs_of(name: str, config: Tier1Config) -> Needs:
+    """What a dataset needs before it is loaded, without fetching or reading any of it.
+
+    What lies on this machine anyway, pystdlib and folders in BEIR layout, needs nothing; how many passages it has is
+    not known beforehand.
+
+    Raises:
+        DataError: no such dataset.
+    """
+    _check_name(name)
+    return NEEDS[name](config) if name in NEEDS else Needs(name)
+
+
+def check_sources(names: Iterable[str], config: Tier1Config) -> None:
+    """Makes sure that what datasets need is there or can be fetched, before the first of them is loaded.
+
+    Raises:
+        DataError: files are missing and there is no network; names all of them.
+    """
+    files = dict.fromkeys(file for name in names for file in needs_of(name, config).files if not file.present)
+    if files:
+        refuse_without_network(list(files), "the datasets")
+
+
+def _check_name(name: str) -> None:
+    if not name.startswith(BEIR_PREFIX) and name not in LOADERS:
+        raise DataError(
+            f"there is no dataset {show(name)}{suggestion(name, LOADERS)}; "
+            f"this version has {', '.join(LOADERS)} and {BEIR_PREFIX}DIR, a folder in BEIR layout"
+        )

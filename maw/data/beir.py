@@ -120,7 +120,7 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
         if _stat(path) != source["stat"]:
             raise DataError(f"{path}: the file changed while it was read; start again when it is whole")
 
-    return Corpus.cached(stores / f"beir-{key}", source, lambda: (records(), _line_finder(path), {}))
+    return Corpus.cached(stores / f"beir-{key}", source, lambda: (records(), line_finder(path), {}))
 
 
 def read_corpus(path: Path) -> Iterator[Record]:
@@ -310,12 +310,12 @@ def _unfit(identifier: str, text: str) -> str | None:
     return None
 
 
-def _line_finder(path: Path) -> Where:
-    """row -> "file:line"; reads the file again, since only errors ask for it."""
+def line_finder(path: Path, header: int = 0) -> Where:
+    """row -> "file:line" below so many header lines; reads the file again, since only errors ask for it."""
 
     def where(row: int) -> str:
         lines = (number for number, line in read_lines(path) if not line.isspace())
-        return f"{path}:{next(itertools.islice(lines, row, None), 1)}"
+        return f"{path}:{next(itertools.islice(lines, row + header, None), 1)}"
 
     return where
 

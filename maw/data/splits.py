@@ -100,7 +100,7 @@ def draw_splits(
             drawn.qrels,
             drawn.negatives,
             drawn.answers,
-            relevance_level or config.relevance_level,
+            (relevance_level if name == "test" else None) or config.relevance_level,
         )
         facts[name] = split_facts(splits[name], available=len(pool))
     return splits, facts, warnings
