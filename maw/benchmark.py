@@ -30,7 +30,7 @@ from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.parallel import clear_cache, pick_device
 from maw.prefix import ActivationStore
-from maw.pretrained import ModelSpec
+from maw.pretrained import ModelSpec, source_of
 from maw.report import layout, tables, text
 from maw.retriever import BaselineRetriever, MAWRetriever, trained_layers
 from maw.training import learning_rate, train_retriever
@@ -211,15 +211,26 @@ class DatasetRun:
         }
 
     def _warnings(self) -> list[str]:
-        found = []
-        if self.collection.name in self.spec.trained_on:
+        test, level = self.collection.test, self.collection.test.relevance_level
+        bpref = bpref_warning(test.qrels, level)
+        found = [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
+        found += [bpref] if bpref else []
+        low = sum(max(judged.values()) < level for judged in test.qrels.values())
+        if low:
             found.append(
-                f"{self.spec.name} was trained on data like {self.collection.title} (its model card says on what), so "
-                "its scores without training are not zero-shot in the strict sense, and gains over them say little "
-                "about models that never saw such data"
+                f"{low} of {len(test)} test queries have no passage of grade {level} or more, the relevance level, "
+                "and score 0 in the binary metrics"
             )
-        bpref = bpref_warning(self.collection.test.qrels)
-        return [*found, *([bpref] if bpref else [])]
+        return found
+
+    def _not_zero_shot(self) -> str:
+        name, source = self.collection.name, source_of(self.collection.name)
+        by_name = f" (recognised by its name: {source})" if name != source else ""
+        return (
+            f"{self.spec.name} was trained on data like {self.collection.title}{by_name}, as its model card says, so "
+            "its scores without training are not zero-shot in the strict sense, and gains over them say little "
+            "about models that never saw such data"
+        )
 
 
 def _layers(numbers: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ checked when it is made, all mistakes at once; what depends on the model, the da
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
@@ -23,6 +24,9 @@ from maw.rules import Kind, Layers, Pattern, Problem, Range, check, check_all, k
 METHODS = ("zero_shot", "lora", "maw")
 TRAINED_METHODS = ("lora", "maw")
 PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""What may name a dataset's results and judgements."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "offline": {
@@ -342,3 +346,22 @@ def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[
 def cache_folder(config: Tier1Config) -> Path:
     """Where built corpora and activations are kept."""
     return Path(config.cache_dir or os.environ.get("MAW_CACHE") or "~/.cache/maw").expanduser()
+
+
+def beir_parts(text: str) -> tuple[str, str | None]:
+    """The folder and the name of the test judgements in DIR or DIR@NAME; the name is None where none is given.
+
+    A folder that exists by the whole text, @ included, is meant before any judgements.
+    """
+    folder, _, name = text.rpartition("@")
+    if not folder or "/" in name or is_folder(text):
+        return text, None
+    return folder, name
+
+
+def is_folder(text: str) -> bool:
+    """Whether there is a folder of this name, in which ~ is the home folder."""
+    try:
+        return bool(text) and "\0" not in text and Path(text).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name longer than the system allows; no home folder
+        return False

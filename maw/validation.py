@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from maw.config import PUBLIC_DATASETS, TRAINED_METHODS, Tier1Config, gather, parse_layers
+from maw.config import (
+    PUBLIC_DATASETS,
+    SAFE_NAME,
+    TRAINED_METHODS,
+    Tier1Config,
+    beir_parts,
+    gather,
+    is_folder,
+    parse_layers,
+)
 from maw.errors import ConfigError, ModelError
 from maw.model_files import NotCachedError
 from maw.pretrained import ModelSpec, disagreements, read_spec
@@ -70,18 +79,17 @@ def _dataset_problems(config: Tier1Config) -> list[Problem]:
     if unbuilt:
         text = f"this version has no loader for {', '.join(unbuilt)} yet; --preset offline and beir:DIR work"
         found.append(text)
-    beir = [Path(name.removeprefix(BEIR)).resolve() for name in config.datasets if _is_beir_folder(name)]
-    alike = sorted({path.name for path in beir if [other.name for other in beir].count(path.name) > 1})
+    names = [_results_name(name) for name in config.datasets if name.startswith(BEIR) and not _dataset_problem(name)]
+    alike = sorted({name for name in names if names.count(name) > 1})
     if alike:
         found.append(f"two BEIR folders are called {show(alike[0])}, so their results would mix; rename one")
     return [Problem("datasets", text) for text in found if text]
 
 
-def _is_beir_folder(name: str) -> bool:
-    try:
-        return name.startswith(BEIR) and Path(name.removeprefix(BEIR)).is_dir()
-    except OSError:  # a name longer than the file system allows
-        return False
+def _results_name(name: str) -> str:
+    """What the results of a BEIR folder are called."""
+    folder, judgements = beir_parts(name.removeprefix(BEIR))
+    return "_".join([Path(folder).expanduser().resolve().name, *([judgements] if judgements else [])])
 
 
 def _dataset_problem(name: str) -> str | None:
@@ -90,7 +98,15 @@ def _dataset_problem(name: str) -> str | None:
         return f"unknown dataset {show(name)}{suggestion(name, known)}; there are {', '.join(known)} and beir:DIR"
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"
-    return None if _is_beir_folder(name) else f"{show(name)}: there is no such folder"
+    folder, judgements = beir_parts(name.removeprefix(BEIR))
+    if not is_folder(folder):
+        return f"{show(name)}: there is no such folder"
+    if judgements is None:
+        return None
+    if not SAFE_NAME.fullmatch(judgements):
+        return f"{show(name)}: what follows @ names the test judgements, qrels/NAME.tsv; {show(judgements)} is no name"
+    path = Path(folder).expanduser() / "qrels" / f"{judgements}.tsv"
+    return None if path.is_file() else f"{show(name)}: there is no {path} with test judgements"
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:
