@@ -29,9 +29,11 @@ from maw.inputs import ListTexts
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.parallel import clear_cache, pick_device
+from maw.plan import make_plan
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.report import layout, tables, text
+from maw.report.plan import plan_text
 from maw.retriever import BaselineRetriever, MAWRetriever, trained_layers
 from maw.training import learning_rate, train_retriever
 from maw.validation import validate
@@ -44,11 +46,13 @@ RETRIEVERS = {"zero_shot": BaselineRetriever, "lora": BaselineRetriever, "maw": 
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """Runs every method of `config.methods` on every dataset of `config.datasets` and writes the results.
 
+    Before anything is downloaded or written it shows what it needs, and stops if a disk is too small for it.
+
     Args:
         config: what to run; the defaults, if not given.
 
     Returns:
-        What `summary/all_results.json` holds: each dataset's results by its name.
+        What `summary/all_results.json` holds: each dataset's results by its name. Nothing if `config.dry_run`.
 
     Raises:
         ConfigError: every mistake in the configuration, before anything is loaded.
@@ -57,6 +61,11 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     config = config or Tier1Config()
     spec = validate(config)
     device = pick_device(config)
+    plan = make_plan(config, spec)
+    text.show(plan_text(plan))
+    if config.dry_run:
+        return {}
+    plan.check_disks()
     results: dict[str, Any] = {}
     for name in config.datasets:
         collection = load_collection(name, config)

@@ -17,10 +17,19 @@ from maw.data.collection import Collection, RetrievalData, as_retrieval_data
 from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint
 from maw.data.near_duplicates import leakage_facts
+from maw.data.needs import Needs
 from maw.errors import DataError
 from maw.rules import show, suggestion
 
-__all__ = ["Collection", "Corpus", "RetrievalData", "as_retrieval_data", "dataset_names", "load_collection"]
+__all__ = [
+    "Collection",
+    "Corpus",
+    "RetrievalData",
+    "as_retrieval_data",
+    "dataset_names",
+    "load_collection",
+    "needs_of",
+]
 
 LOADERS: dict[str, Callable[[Tier1Config], Collection]] = {"pystdlib": pystdlib.load}
 BEIR_PREFIX = "beir:"
@@ -55,3 +64,8 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     splits = (collection.train, collection.validation, collection.test)
     check_disjoint(*splits, collection=collection.name)
     return replace(collection, facts=collection.facts | {"leakage": leakage_facts(*splits)})
+
+
+def needs_of(name: str, config: Tier1Config) -> Needs:
+    """What a dataset needs before it is loaded; nothing, where it lies on this machine or nothing is known."""
+    return Needs(dataset=name)

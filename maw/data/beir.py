@@ -120,7 +120,7 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
         DataError: the file is missing, malformed, or changes while it is read.
     """
     source = {"format": "beir", "path": str(path.resolve()), "stat": _stat(path)}
-    key = hashlib.sha256(source["path"].encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    key = store_key(path)
 
     def records() -> Iterator[Record]:
         yield from read_corpus(path)
@@ -128,6 +128,11 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
             raise DataError(f"{path}: the file changed while it was read; start again when it is whole")
 
     return Corpus.cached(stores / f"beir-{key}", source, lambda: (records(), _line_finder(path), {}))
+
+
+def store_key(path: Path) -> str:
+    """By which the store of a corpus.jsonl is found, as the folder `beir-<key>`."""
+    return hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def read_corpus(path: Path) -> Iterator[Record]:
