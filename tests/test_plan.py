@@ -111,6 +111,12 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec):
         assert expected in shown
     for expected in ("hotpotqa.zip (size not known)", "an estimate", "100 tokens a second on cpu", "total", "Memory"):
         assert expected in " ".join(shown.split())
+    lines = {line.split()[0]: " ".join(line.split()[1:4]) for line in shown.splitlines() if line.strip()}
+    assert [lines[name] for name in ("nq", "hotpotqa", "total")] == [
+        "7.0 GB 23,696,792",
+        "unknown 5,233,329 100,000",
+        "9.0 GB +",
+    ]
     assert shown.count("psgs_w100.tsv.gz") == 1, "what two datasets share is fetched once"
     downloads = next(room for disk in plan.disks for room in disk.rooms if room.what == "downloads")
     assert (downloads.size, downloads.folder) == (9 * GB, tmp_path / "ir")

@@ -46,12 +46,12 @@ def _short(dataset: str) -> str:
 
 def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
     one = works[0] if len(works) == 1 else None
-    files = {file.path: file for work in works for file in work.needs.files if not file.present}
+    files = {file.path: file.size for work in works for file in work.needs.files if not file.present}
     passages = sum(sum(work.needs.passages.values()) for work in works)
     seconds = [plan.seconds(work) for work in works]
     return [
         _clean(name),
-        size_text(sum(file.size or 0 for file in files.values())) if files else "none",
+        _download_size(list(files.values())),
         f"{passages:,}" if one and passages else "unknown" if one else "",
         f"{one.searched:,}" if one and one.searched else "",
         " / ".join(f"{sum(work.queries[split] for work in works):,}" for split in works[0].queries),
@@ -60,6 +60,14 @@ def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
         else "unknown",
         "unknown" if None in seconds else _duration(sum(filter(None, seconds))),
     ]
+
+
+def _download_size(sizes: Sequence[int | None]) -> str:
+    """A sum to which files of unknown size may add."""
+    if not sizes:
+        return "none"
+    known = [size for size in sizes if size is not None]
+    return f"{size_text(sum(known))}{' +' if len(known) < len(sizes) else ''}" if known else "unknown"
 
 
 def _downloads(plan: Plan) -> list[str]:
