@@ -178,13 +178,8 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     once = searched + (0 if shared else validated + used["training"][0])
     once_tokens = once * tokens["document"] + sum(queries.values()) * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
-    prefix = _frozen_layers(config, spec)
-    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if prefix and config.prefix_cache_gb and searched else 0
-    share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
-    all_tokens = sum(pass_tokens[part] * times[part] for part in used)
-    upper_tokens = sum(pass_tokens[part] * times[part] for part in ("test", "validation"))
-    upper_tokens += pass_tokens["training"] * config.num_epochs * sum(_training_passes(m, config) for m in trained)
-    frozen = prefix / spec.num_layers
+    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES
+    keeps = bool(_frozen_layers(config, spec) and config.prefix_cache_gb and searched)
     return Work(
         needs=needs,
         searched=searched,
@@ -193,9 +188,29 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         queries=queries,
         tokens=tokens,
         encoded={part: sum(used[part]) * times[part] if searched else 0 for part in used},
-        activation_bytes=stored,
-        token_passes=frozen * (share * once_tokens + (1 - share) * all_tokens) + (1 - frozen) * upper_tokens,
+        activation_bytes=stored if keeps else 0,
+        token_passes=_token_passes(once_tokens, pass_tokens, times, stored if keeps else 0, config, spec),
     )
+
+
+def _token_passes(
+    once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, config: Tier1Config, spec: ModelSpec
+) -> float:
+    """Tokens that pass through the whole model, or as much work.
+
+    Args:
+        once: tokens of all different texts, which pass the frozen layers once as far as their output is stored.
+        by_pass: "test", "validation" and "training" -> tokens of one pass over its texts.
+        times: how often each is done, over all methods and epochs.
+        stored: bytes that storing the output of all would take.
+    """
+    share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
+    every = sum(by_pass[part] * times[part] for part in by_pass)
+    trained = sum(_training_passes(method, config) for method in config.methods if method in TRAINED_METHODS)
+    upper = by_pass["test"] * times["test"] + by_pass["validation"] * times["validation"]
+    upper += by_pass["training"] * config.num_epochs * trained
+    frozen = _frozen_layers(config, spec) / spec.num_layers
+    return frozen * (share * once + (1 - share) * every) + (1 - frozen) * upper
 
 
 def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:

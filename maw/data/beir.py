@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 LONGEST_LINE = 16 << 20
 BOM = b"\xef\xbb\xbf"
 HEADER = ["query-id", "corpus-id", "score"]
+LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
 GRADE = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
 
 
@@ -350,17 +351,13 @@ def _checked_folder(text: str | Path) -> tuple[Path, str, str | None]:
     path = Path(folder).expanduser()
     name = path.name if path.name not in ("", "..") else path.resolve().name
     if not SAFE_NAME.fullmatch(name):
-        raise DataError(
-            f"{where}: the folder's name becomes that of the results, so it may hold only "
-            "letters, digits, dot, underscore and hyphen, 64 at most; rename it or link to it"
-        )
+        text = "the folder's name becomes that of the results, so it may hold only"
+        raise DataError(f"{where}: {text} {LETTERS}; rename it or link to it")
     if judgements is None:
         return path, name, None
     if not (SAFE_NAME.fullmatch(judgements) and SAFE_NAME.fullmatch(f"{name}_{judgements}")):
-        raise DataError(
-            f"{where}: what follows @ names the test judgements, qrels/NAME.tsv, and may hold only letters, digits, "
-            "dot, underscore and hyphen, 64 at most with the folder's name"
-        )
+        text = "what follows @ names the test judgements, qrels/NAME.tsv, and may with the folder's name hold only"
+        raise DataError(f"{where}: {text} {LETTERS}")
     return path, f"{name}_{judgements}", judgements
 
 
