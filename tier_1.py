@@ -2,6 +2,7 @@
 
     python tier_1.py --preset offline            # no network: a packaged model, Python's own library as the data
     python tier_1.py --datasets beir:path/to/scifact --maw-layers 11,12 --num-epochs 5
+    python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))

@@ -30,10 +30,12 @@ from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device
+from maw.plan import make_plan
 from maw.precision import name_of
 from maw.prefix import ActivationStore
-from maw.pretrained import ModelSpec
+from maw.pretrained import ModelSpec, source_of
 from maw.report import layout, tables, text
+from maw.report.plan import plan_text
 from maw.retriever import BaselineRetriever, MAWRetriever, trained_layers
 from maw.training import learning_rate, train_retriever
 from maw.validation import validate
@@ -46,11 +48,13 @@ RETRIEVERS = {"zero_shot": BaselineRetriever, "lora": BaselineRetriever, "maw": 
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """Runs every method of `config.methods` on every dataset of `config.datasets` and writes the results.
 
+    Before anything is downloaded or written it shows what it needs, and stops if a disk is too small for it.
+
     Args:
         config: what to run; the defaults, if not given.
 
     Returns:
-        What `summary/all_results.json` holds: each dataset's results by its name.
+        What `summary/all_results.json` holds: each dataset's results by its name. Nothing if `config.dry_run`.
 
     Raises:
         ConfigError: every mistake in the configuration, before anything is loaded.
@@ -58,8 +62,13 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """
     config = config or Tier1Config()
     spec = validate(config)
-    check_sources(config.datasets, config)
     device = pick_device(config)
+    plan = make_plan(config, spec)
+    text.show(plan_text(plan))
+    if config.dry_run:
+        return {}
+    plan.check_disks()
+    check_sources(config.datasets, config)
     results: dict[str, Any] = {}
     for name in config.datasets:
         collection = load_collection(name, config)
@@ -222,15 +231,26 @@ class DatasetRun:
         }
 
     def _warnings(self) -> list[str]:
-        found = []
-        if {self.collection.name, self.collection.facts.get("known_as")} & set(self.spec.trained_on):
+        test, level = self.collection.test, self.collection.test.relevance_level
+        bpref = bpref_warning(test.qrels, level)
+        found = [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
+        found += [bpref] if bpref else []
+        low = sum(max(judged.values()) < level for judged in test.qrels.values())
+        if low:
             found.append(
-                f"{self.spec.name} was trained on data like {self.collection.title} (its model card says on what), so "
-                "its scores without training are not zero-shot in the strict sense, and gains over them say little "
-                "about models that never saw such data"
+                f"{low} of {len(test)} test queries have no passage of grade {level} or more, the relevance level, "
+                "and score 0 in the binary metrics"
             )
-        bpref = bpref_warning(self.collection.test.qrels)
-        return [*found, *([bpref] if bpref else [])]
+        return found
+
+    def _not_zero_shot(self) -> str:
+        name, source = self.collection.name, source_of(self.collection.name)
+        by_name = f" (recognised by its name: {source})" if name != source else ""
+        return (
+            f"{self.spec.name} was trained on data like {self.collection.title}{by_name}, as its model card says, so "
+            "its scores without training are not zero-shot in the strict sense, and gains over them say little "
+            "about models that never saw such data"
+        )
 
 
 def _layers(numbers: tuple[int, ...]) -> str:

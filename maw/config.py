@@ -11,6 +11,7 @@ checked when it is made, all mistakes at once; what depends on the model, the da
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
@@ -24,6 +25,9 @@ METHODS = ("zero_shot", "lora", "maw")
 TRAINED_METHODS = ("lora", "maw")
 PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
 OTHER_DATASETS = ("trec_dl_2019", "trec_dl_2020", "pystdlib")
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+"""What may name a dataset's results and judgements."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "offline": {
@@ -98,7 +102,7 @@ class Tier1Config:
     """Tokens kept of a passage, special tokens included, in place of the model's own limit."""
 
     datasets: list[str] = field(default_factory=lambda: list(PUBLIC_DATASETS))
-    """Datasets to run: msmarco, nq, hotpotqa, triviaqa, trec_dl_2019, trec_dl_2020, pystdlib, or beir:DIR."""
+    """Datasets to run: msmarco, nq, hotpotqa, triviaqa, trec_dl_2019, trec_dl_2020, pystdlib, or beir:DIR[@NAME]."""
     methods: list[str] = field(default_factory=lambda: list(METHODS))
     """Methods to run: zero_shot, lora, maw."""
     train_samples: Count = 2000
@@ -348,3 +352,22 @@ def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[
 def cache_folder(config: Tier1Config) -> Path:
     """Where built corpora and activations are kept."""
     return Path(config.cache_dir or os.environ.get("MAW_CACHE") or "~/.cache/maw").expanduser()
+
+
+def beir_parts(text: str) -> tuple[str, str | None]:
+    """The folder and the name of the test judgements in DIR or DIR@NAME; the name is None where none is given.
+
+    A folder that exists by the whole text, @ included, is meant before any judgements.
+    """
+    folder, _, name = text.rpartition("@")
+    if not folder or "/" in name or is_folder(text):
+        return text, None
+    return folder, name
+
+
+def is_folder(text: str) -> bool:
+    """Whether there is a folder of this name, in which ~ is the home folder."""
+    try:
+        return bool(text) and "\0" not in text and Path(text).expanduser().is_dir()
+    except (OSError, RuntimeError):  # a name longer than the system allows; no home folder
+        return False

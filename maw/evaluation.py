@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from maw.answers import answer_match
 from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.encoding import Embeddings, encode
@@ -49,7 +50,8 @@ def evaluate_retriever(
 
     Returns:
         Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
-        `facts`: counts, seconds, queries a second and, for MAW, which depths were picked.
+        `facts`: counts, seconds, queries a second, the answer match (`maw.answers`) where the data has answers, the
+        relevance level where it is not 1 and, for MAW, which depths were picked.
 
     Raises:
         DataError: data that cannot be evaluated.
@@ -62,7 +64,8 @@ def evaluate_retriever(
     encoded = time.perf_counter()
     scores, rows = search(queries, documents, data, config, device)
     searched = time.perf_counter()
-    result = compute_metrics(data.query_ids, [data.corpus.id_of(row) for row in rows], scores, data.qrels)
+    ids = [data.corpus.id_of(row) for row in rows]
+    result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
     result.run = {"rows": rows, "scores": scores}
     result.facts = {
         "split": split,
@@ -72,6 +75,10 @@ def evaluate_retriever(
         "search_seconds": searched - encoded,
         "queries_per_second": len(data.query_ids) / (searched - encoded),
     }
+    if data.relevance_level != 1:
+        result.facts["relevance_level"] = data.relevance_level
+    if data.answers:
+        result.facts["answer_match"] = answer_match(data, rows)
     if documents.depth_share is not None:
         result.facts["routing"] = {
             "query": depth_use(queries.depth_share),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maw.config import Tier1Config
+from maw.config import PUBLIC_DATASETS, Tier1Config
 from maw.errors import ConfigError, ModelError
 from maw.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm, sha256
 from maw.rules import Problem, show
@@ -96,6 +96,23 @@ class ModelSpec:
     trained_on: tuple[str, ...] = ()
     weights_sha256: str | None = None
     max_positions: int = DEFAULT_MAX_LENGTH
+
+    def was_trained_on(self, collection: str) -> bool:
+        """Whether the model's training data held a collection's, or its source; see `source_of`."""
+        return source_of(collection) in self.trained_on
+
+
+def source_of(collection: str) -> str:
+    """The public dataset that a collection's name points to, or the name itself.
+
+    TREC DL judges passages of MS MARCO. A folder in BEIR layout is recognised by its name alone, with or without
+    the name of its test judgements: beir_nq, beir_msmarco_dl19.
+    """
+    is_folder, name = collection.startswith("beir_"), collection.removeprefix("beir_")
+    if name.startswith("trec_dl_"):
+        return "msmarco"
+    known = (each for each in PUBLIC_DATASETS if name == each or (is_folder and name.startswith(f"{each}_")))
+    return next(known, collection)
 
 
 def model_spec(config: Tier1Config) -> ModelSpec:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from maw.config import OTHER_DATASETS, PUBLIC_DATASETS, TRAINED_METHODS, Tier1Config, gather, parse_layers
+from maw.config import (
+    OTHER_DATASETS,
+    PUBLIC_DATASETS,
+    SAFE_NAME,
+    TRAINED_METHODS,
+    Tier1Config,
+    beir_parts,
+    gather,
+    is_folder,
+    parse_layers,
+)
 from maw.errors import ConfigError, ModelError
 from maw.model_files import NotCachedError
 from maw.pretrained import ModelSpec, disagreements, read_spec
@@ -17,6 +27,7 @@ from maw.rules import Problem, show, suggestion
 
 BUILT_DATASETS = (*PUBLIC_DATASETS, *OTHER_DATASETS)
 BEIR = "beir:"
+BEIR_DATASETS = ("nq", "hotpotqa")  # whose results the user knows by the names beir_nq and beir_hotpotqa
 
 
 def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
@@ -66,28 +77,39 @@ def find_problems(
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:
-    found = [_dataset_problem(name) for name in config.datasets if name not in BUILT_DATASETS]
-    beir = [Path(name.removeprefix(BEIR)).resolve() for name in config.datasets if _is_beir_folder(name)]
-    alike = sorted({path.name for path in beir if [other.name for other in beir].count(path.name) > 1})
+    found = [_dataset_problem(name) for name in config.datasets]
+    names = [_results_name(name) for name in config.datasets if not _dataset_problem(name)]
+    alike = sorted({name for name in names if names.count(name) > 1})
     if alike:
-        found.append(f"two BEIR folders are called {show(alike[0])}, so their results would mix; rename one")
+        found.append(f"the results of two datasets would both be called {show(alike[0])}; rename a BEIR folder")
     return [Problem("datasets", text) for text in found if text]
 
 
-def _is_beir_folder(name: str) -> bool:
-    try:
-        return name.startswith(BEIR) and Path(name.removeprefix(BEIR)).is_dir()
-    except OSError:  # a name longer than the file system allows
-        return False
+def _results_name(name: str) -> str:
+    """What the results of a dataset are called."""
+    if not name.startswith(BEIR):
+        return f"beir_{name}" if name in BEIR_DATASETS else name
+    folder, judgements = beir_parts(name.removeprefix(BEIR))
+    return "_".join(["beir", Path(folder).expanduser().resolve().name, *([judgements] if judgements else [])])
 
 
 def _dataset_problem(name: str) -> str | None:
+    if name in BUILT_DATASETS:
+        return None
     if not name.startswith(BEIR):
         known = ", ".join(BUILT_DATASETS)
         return f"unknown dataset {show(name)}{suggestion(name, BUILT_DATASETS)}; there are {known} and beir:DIR"
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"
-    return None if _is_beir_folder(name) else f"{show(name)}: there is no such folder"
+    folder, judgements = beir_parts(name.removeprefix(BEIR))
+    if not is_folder(folder):
+        return f"{show(name)}: there is no such folder"
+    if judgements is None:
+        return None
+    if not SAFE_NAME.fullmatch(judgements):
+        return f"{show(name)}: what follows @ names the test judgements, qrels/NAME.tsv; {show(judgements)} is no name"
+    path = Path(folder).expanduser() / "qrels" / f"{judgements}.tsv"
+    return None if path.is_file() else f"{show(name)}: there is no {path} with test judgements"
 
 
 def _distractor_problems(config: Tier1Config) -> list[Problem]:

@@ -478,6 +478,51 @@ def test_the_name_is_that_of_the_folder_however_it_is_written(load, tmp_path, pa
     assert load_collection(f"beir:{tmp_path}/{path}", config).name == "beir_tiny"
 
 
+GRADED = {"qrels/dl19.tsv": HEADER + "q7\td7\t3\nq7\td6\t1\nq0\td2\t1\n"}
+
+
+def test_other_test_judgements(load, tmp_path):
+    plain = load(GRADED)
+    assert (plain.name, plain.facts["test_judgements"], plain.test.relevance_level) == ("beir_tiny", "test.tsv", 1)
+    (load.folder / "qrels" / "test.tsv").unlink()
+    config = Tier1Config(cache_dir=str(tmp_path / "cache"), methods=["zero_shot"], relevance_level=2, **SAMPLES)
+    data = load_collection(f"beir:{tmp_path}/tiny@dl19", config)
+    assert data.name == "beir_tiny_dl19"
+    assert sorted(data.test.query_ids) == ["q0", "q7"] and data.test.qrels["q7"] == {"d7": 3, "d6": 1}
+    assert "q0" not in data.train.query_ids, "a question stays in test before train"
+    assert data.test.relevance_level == data.facts["relevance_level"] == 2
+    assert data.facts["test_judgements"] == "dl19.tsv"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a b", "x" * 61, "-x", "caf\u00e9"])
+def test_a_name_of_judgements_that_is_unfit_is_refused(load, tmp_path, name):
+    load()
+    with pytest.raises(DataError, match="what follows @ names the test judgements") as caught:
+        load_collection(f"beir:{tmp_path}/tiny@{name}", Tier1Config())
+    assert "\n" not in str(caught.value)
+
+
+def test_judgements_that_are_not_there_are_named(load, tmp_path):
+    load()
+    with pytest.raises(DataError, match=r"qrels/dl19\.tsv: there is no such file, and @dl19 asks for its judgements"):
+        load_collection(f"beir:{tmp_path}/tiny@dl19", Tier1Config())
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_collection(f"beir:{tmp_path}/nowhere@dl19", Tier1Config())
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(load, tmp_path):
+    load(GRADED)
+    whole = tmp_path / "at@dir" / "tiny"
+    whole.parent.mkdir()
+    (tmp_path / "tiny").rename(whole)
+    config = Tier1Config(cache_dir=str(tmp_path / "cache"), methods=["zero_shot"], **SAMPLES)
+    assert load_collection(f"beir:{whole}", config).name == "beir_tiny"
+    assert load_collection(f"beir:{whole}@dl19", config).name == "beir_tiny_dl19"
+    whole.rename(tmp_path / "tiny@dl19")
+    with pytest.raises(DataError, match="the folder's name becomes that of the results"):
+        load_collection(f"beir:{tmp_path}/tiny@dl19", config)
+
+
 FUZZ_SEED = 20240607
 PIECES = [
     b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n", b"\t", b'"', b"{", b"}", b"[" * 2000, b",",
@@ -563,3 +608,16 @@ def test_the_real_collections_have_their_published_counts(tmp_path, name, passag
     assert data.test.corpus.take(range(passages)) == texts
     assert data.test.corpus.rows_of([row["_id"] for row in rows]).tolist() == list(range(passages))
     assert collection.Corpus.open(data.test.corpus.folder).fingerprint == data.facts["corpus_sha256"]
+
+
+@pytest.mark.parametrize("name, queries, grades", [("dl19", 43, (1591, 1592, 1788, 692)), ("dl20", 54, None)])
+def test_graded_judgements_of_real_queries(tmp_path, name, queries, grades):
+    if not (SHARED / "msmarco" / "qrels" / f"{name}.tsv").is_file():
+        pytest.skip(f"there is no {SHARED / 'msmarco'} with {name}.tsv")
+    config = Tier1Config(cache_dir=str(tmp_path), methods=["zero_shot"], relevance_level=2)
+    data = load_collection(f"beir:{SHARED / 'msmarco'}@{name}", config)
+    assert (data.name, len(data.test)) == (f"beir_msmarco_{name}", queries)
+    assert all(max(judged.values()) >= 2 for judged in data.test.qrels.values())
+    found = [grade for judged in data.test.qrels.values() for grade in judged.values()]
+    if grades:
+        assert tuple(found.count(grade) for grade in range(4)) == grades

@@ -7,6 +7,7 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,48 @@ def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "corpus.jsonl:81" in line
+
+
+def graded(level, name="tiny"):
+    """A collection of three graded test queries, of which one has no passage of grade 2."""
+    from maw.data.collection import Collection, as_retrieval_data
+
+    docs = list(dict.fromkeys(random_texts(30, seed=2)))[:12]
+    qrels = {0: {0: 3, 4: 1}, 1: {1: 2, 5: 0}, 2: {2: 1, 6: 1}}
+    data = replace(as_retrieval_data({"queries": docs[:3], "docs": docs, "qrels": qrels}), relevance_level=level)
+    return Collection(name, "Tiny", data, data, data, {})
+
+
+def test_grades_count_from_the_relevance_level(tiny_settings):
+    from maw.evaluation import evaluate_retriever
+    from maw.metrics import compute_metrics
+    from maw.retriever import BaselineRetriever
+
+    config = tiny_settings()
+    model = BaselineRetriever(config)
+    one, two = (evaluate_retriever(model, graded(level).test, config) for level in (1, 2))
+    assert "relevance_level" not in one.facts and two.facts["relevance_level"] == 2
+    assert one["ndcg_cut_10"] == two["ndcg_cut_10"], "grades are gains whatever the level"
+    assert one["map"] > two["map"] and two.per_query["map"][2] == 0.0
+    rows, scores = two.run["rows"], two.run["scores"]
+    again = compute_metrics(["0", "1", "2"], rows.astype(str), scores, graded(2).test.qrels, relevance_level=2)
+    assert dict(two) == dict(again)
+
+
+def test_warnings_depend_on_level_and_name():
+    from maw.benchmark import DatasetRun
+    from maw.config import Tier1Config
+    from maw.pretrained import model_spec
+
+    config = Tier1Config.from_preset("offline")
+
+    def warnings(level, name):
+        return " ".join(DatasetRun(graded(level, name), config, model_spec(config), "cpu")._warnings())
+
+    assert warnings(2, "tiny") == (
+        "1 of 3 test queries have no passage of grade 2 or more, the relevance level, "
+        "and score 0 in the binary metrics"
+    )
+    assert warnings(1, "tiny") == "", "a grade of 0 is judged not relevant, so bpref says something"
+    assert "was trained on data like Tiny (recognised by its name: msmarco), as" in warnings(1, "beir_msmarco_dl19")
+    assert "was trained on data like Tiny, as its model card" in warnings(1, "nq")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 
@@ -294,13 +295,36 @@ def test_none_for_layers_is_fine_for_methods_that_need_none(spec):
     assert validate(Tier1Config(datasets=["pystdlib"], methods=["maw"], finetune_layers="none"), spec) is spec
 
 
+def test_test_judgements_of_a_beir_folder(spec, tmp_path):
+    qrels = tmp_path / "some" / "qrels"
+    qrels.mkdir(parents=True)
+    (qrels / "dl19.tsv").touch()
+    (qrels / "dl20.tsv").touch()
+    name = f"beir:{tmp_path}/some"
+    assert validate(Tier1Config(datasets=[name, f"{name}@dl19", f"{name}@dl20"]), spec) is spec
+    for wrong, message in [
+        (f"{name}@dl21", f"there is no {qrels / 'dl21.tsv'} with test judgements"),
+        (f"{name}@", "'' is no name"),
+        (f"{name}@..", "'..' is no name"),
+        (f"beir:{tmp_path}/nowhere@dl19", "there is no such folder"),
+        (f"{name}@x/y", "there is no such folder"),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            validate(Tier1Config(datasets=[wrong]), spec)
+    (tmp_path / "some_dl19").mkdir()
+    with pytest.raises(ConfigError, match="both be called 'beir_some_dl19'"):
+        validate(Tier1Config(datasets=[f"{name}@dl19", f"{name}_dl19"]), spec)
+    (tmp_path / "some@dl21").mkdir()
+    assert validate(Tier1Config(datasets=[f"{name}@dl21"]), spec) is spec, "a folder of the whole name wins"
+
+
 def test_beir_folders(spec, tmp_path):
     for name in ("a/same", "b/same"):
         (tmp_path / name).mkdir(parents=True)
     first, second = f"beir:{tmp_path}/a/same", f"beir:{tmp_path}/b/same"
     validate(Tier1Config(datasets=[first, "pystdlib"]), spec)
     (problem,) = problems_of(lambda: validate(Tier1Config(datasets=[first, second]), spec))
-    assert "called 'same'" in problem
+    assert "called 'beir_same'" in problem
 
 
 def test_settings_changed_after_the_start_are_checked_again(spec):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 
 import pytest
+from conftest import random_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from maw.config import Tier1Config
-from maw.data import load_collection
+from maw.data import load_collection, near_duplicates
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint, drop_overlap, normalise
+from maw.data.near_duplicates import leakage_facts
 from maw.data.splits import Pool
 from maw.errors import DataError
 
@@ -118,3 +124,93 @@ def test_loading_checks_what_a_loader_gives(tmp_path, monkeypatch):
     config = Tier1Config(cache_dir=str(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"beir_leaky: train and test share 1 questions .*'a' and 'b'"):
         load_collection(f"beir:{folder}", config)
+
+
+# ------------------------------------------------------------------------------------------------ near-duplicates
+
+LONG = "who wrote the first book on the history of the city of lisbon in portugal"
+
+
+def every_pair(one, other):
+    """All pairs compared, with sets of tuples of words."""
+
+    def triples(text):
+        words = normalise(text).split()
+        return {tuple(words[i : i + 3]) for i in range(len(words) - 2)} or {tuple(words)}
+
+    found = []
+    for (i, a), (j, b) in itertools.product(enumerate(map(triples, one)), enumerate(map(triples, other))):
+        if 10 * len(a & b) >= 8 * len(a | b):
+            found.append((i, j, len(a & b) / len(a | b)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "one, other, similar",
+    [
+        (LONG, LONG.upper() + "?", True),
+        (LONG, LONG + " today", True),  # 13 of 14 shingles
+        (LONG, LONG.replace("history", "story"), False),  # three shingles of 13 differ: 10 of 16
+        ("one two three four five six", "one two three four five six seven", True),  # 4 of 5: exactly 0.8
+        ("one two three four five", "one two three four five six", False),  # 3 of 4
+        ("cheap hotels", "Cheap  hotels!", True),  # fewer than three words: the whole
+        ("cheap hotels", "cheap hotel", False),
+        ("???", "!!!", False),
+        ("a b c a b c", "b c a b c a", True),  # sets, not counts
+    ],
+)
+def test_what_is_nearly_the_same(one, other, similar):
+    assert bool(near_duplicates.near_duplicates([one], [other])) == similar
+    assert near_duplicates.near_duplicates([one], [other]) == every_pair([one], [other])
+
+
+words = st.lists(st.sampled_from("abcd"), min_size=1, max_size=14).map(" ".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(words, max_size=12), st.lists(words, max_size=12))
+def test_every_pair_is_found_and_no_other(one, other):
+    found = near_duplicates.near_duplicates(one, other)
+    assert found == every_pair(one, other)
+    back = near_duplicates.near_duplicates(other, one)
+    assert sorted((i, j, s) for j, i, s in back) == found, "it does not matter which split comes first"
+
+
+def test_a_prefix_one_too_short_misses_pairs(monkeypatch):
+    """Planted: the prefix of the filter cut by one, its classic mistake, which the reference catches."""
+    one, other = ["one two three four five six"], ["one two three four five six seven"]
+    whole = near_duplicates._rarest
+    monkeypatch.setattr(near_duplicates, "_rarest", lambda each, frequency: whole(each, frequency)[:-1])
+    assert near_duplicates.near_duplicates(one, other) != every_pair(one, other)
+
+
+def test_facts_of_planted_near_duplicates():
+    train = split("train", {"1": LONG, "2": "something else altogether here", "3": LONG + " now"})
+    test = split("test", {"8": LONG + " today", "9": "not like any other question"})
+    facts = leakage_facts(train, split("validation", {"5": "other words"}), test)
+    assert facts["near_duplicates"] == {"validation_near_train": 0, "test_near_train": 1, "test_near_validation": 0}
+    assert facts["examples"][0].startswith("test 'who wrote") and facts["examples"][0].endswith(f"{LONG!r} (0.93)")
+    assert len(facts["examples"]) == 2 and "(0.87)" in facts["examples"][1]
+    assert facts["exact"] == "no query in two splits, by id or normalised text"
+    assert json.loads(json.dumps(facts)) == facts
+    assert "examples" not in leakage_facts(split("train", {"1": "a"}), split("test", {"2": "b"}))
+    assert leakage_facts(split("train", {}), split("test", {}))["near_duplicates"] == {"test_near_train": 0}
+
+
+def test_thousands_of_queries_take_less_than_a_second():
+    one, other = random_texts(2000, seed=1, longest=14), random_texts(1000, seed=2, longest=14)
+    started = time.perf_counter()
+    near_duplicates.near_duplicates(one, other)
+    assert time.perf_counter() - started < 2  # about 0.1 where nothing else runs
+
+
+def test_loading_reports_near_duplicates_and_goes_on(tmp_path):
+    folder = tmp_path / "near"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": "text"}))
+    texts = {"a": LONG, "b": LONG + " today", "c": "other words entirely"}
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": i, "text": t}) for i, t in texts.items()))
+    for name, query in (("train", "a"), ("test", "b"), ("dev", "c")):
+        (folder / "qrels" / f"{name}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{query}\td\t1\n")
+    facts = load_collection(f"beir:{folder}", Tier1Config(cache_dir=str(tmp_path / "cache"))).facts["leakage"]
+    assert facts["near_duplicates"] == {"validation_near_train": 0, "test_near_train": 1, "test_near_validation": 0}

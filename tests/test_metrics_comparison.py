@@ -23,11 +23,11 @@ _IR_MEASURES_NAMES = {
 }
 
 
-def in_ir_measures(key: str):
+def in_ir_measures(key: str, level: int = 1):
     name, _, cutoff = key.rpartition("_")
-    return ir_measures.parse_measure(
-        f"{_IR_MEASURES_NAMES[name]}@{cutoff}" if cutoff.isdigit() else _IR_MEASURES_NAMES[key]
-    )
+    ours = _IR_MEASURES_NAMES[name if cutoff.isdigit() else key]
+    graded = f"{ours}(rel={level})" if level != 1 and ours != "nDCG" else ours
+    return ir_measures.parse_measure(f"{graded}@{cutoff}" if cutoff.isdigit() else graded)
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -70,13 +70,37 @@ def test_ir_measures_agrees(case):
     )
 
 
-def test_our_two_agree_with_pytrec_eval_on_a_run_cut_to_ten(case):
-    result, run, qrels = case
+@pytest.mark.parametrize("level", [2, 3])
+def test_ir_measures_agrees_from_a_higher_grade(case, level):
+    """Binary metrics count from the level; nDCG keeps the grades as gains."""
+    first, run, qrels = case
+    docs, scores = zip(*((list(found), list(found.values())) for found in run.values()))
+    result = compute_metrics(list(run), docs, scores, qrels, relevance_level=level)
+    measures = {in_ir_measures(key, level): key for key in METRICS if key not in ("F1_10", "recip_rank_10")}
+    position = {query: index for index, query in enumerate(result.query_ids)}
+    compared = 0
+    for each in ir_measures.iter_calc(list(measures), qrels, run):
+        key = measures[each.measure]
+        assert result.per_query[key][position[each.query_id]] == pytest.approx(each.value, abs=1e-9), key
+        compared += 1
+    assert compared == 34 * len(position)
+    binary = [key for key in METRICS if not key.startswith("ndcg")]
+    assert all(result[key] == first[key] for key in METRICS if key not in binary)
+    unequal = [key for key in binary if result[key] != first[key]]
+    assert {"recip_rank_10", "F1_10", "success_1", "bpref", "Rprec", "map", "P_10", "recall_100"} <= set(unequal)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_our_two_agree_with_pytrec_eval_on_a_run_cut_to_ten(case, level):
+    _, run, qrels = case
+    docs, scores = zip(*((list(found), list(found.values())) for found in run.values()))
+    result = compute_metrics(list(run), docs, scores, qrels, relevance_level=level)
     cut = {
         query: dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)[:10])
         for query, found in run.items()
     }
-    values = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank", "P.10", "recall.10"}).evaluate(cut)
+    wanted = {"recip_rank", "P.10", "recall.10"}
+    values = pytrec_eval.RelevanceEvaluator(qrels, wanted, relevance_level=level).evaluate(cut)
     for position, query in enumerate(result.query_ids):
         precision, recall = values[query]["P_10"], values[query]["recall_10"]
         f1 = 2 * precision * recall / (precision + recall) if precision else 0.0

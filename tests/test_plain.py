@@ -60,6 +60,13 @@ def test_negatives_are_resolved():
     assert as_retrieval_data(LISTS | {"negatives": None}, "train").negatives == {}
 
 
+def test_answers_are_resolved():
+    data = as_retrieval_data(LISTS | {"answers": {0: ["ten", "10", "ten"], "1": []}}, "test")
+    assert data.answers == {"0": ["ten", "10"]}
+    assert as_retrieval_data(LISTS | {"answers": {0: ("a",), "0": ["b"]}}, "test").answers == {"0": ["a", "b"]}
+    assert as_retrieval_data(LISTS | {"answers": None}, "test").answers == {}
+
+
 def test_retrieval_data_passes_through():
     data = as_retrieval_data(LISTS, "test")
     assert as_retrieval_data(data, "anything") is data
@@ -103,6 +110,11 @@ def test_empty_documents_are_counted():
         ({"negatives": {0: [0]}}, "negatives[0]: '0' is relevant in qrels"),
         ({"negatives": {0: 1}}, "negatives[0]: a list of documents is needed, not 1 (int)"),
         ({"negatives": {0: ["nowhere"]}}, "negatives[0]: 'nowhere' is no position in docs"),
+        ({"answers": ["ten"]}, "answers: a dictionary is needed, not ['ten'] (list)"),
+        ({"answers": {7: ["ten"]}}, "answers[7]: 7 is no position in queries"),
+        ({"answers": {0: "ten"}}, "answers[0]: a list of texts is needed, not 'ten' (str)"),
+        ({"answers": {0: ["ten", 10]}}, "answers[0][1]: a text is needed, not 10 (int)"),
+        ({"answers": {0: [" "]}}, "answers[0][0]: the answer is empty"),
         ({"qrel": {}}, "'qrel': there is no such key (did you mean qrels?)"),
     ],
 )

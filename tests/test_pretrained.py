@@ -15,7 +15,7 @@ from maw import model_files
 from maw.config import Tier1Config
 from maw.errors import ConfigError, ModelError
 from maw.model_files import NotCachedError, find_model
-from maw.pretrained import KNOWN, SUPPORTED_MODEL_TYPES, model_spec, read_spec, verify_weights
+from maw.pretrained import KNOWN, SUPPORTED_MODEL_TYPES, model_spec, read_spec, source_of, verify_weights
 
 BERT = {
     "model_type": "bert", "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32,
@@ -426,6 +426,30 @@ def test_a_half_cached_model_is_not_guessed_at(hub):
     with pytest.raises(NotCachedError, match=r"modules\.json is not in the local cache"):
         read_spec(Tier1Config(model="org/model"), local_only=True)
     assert hub["asked"] == []
+
+
+@pytest.mark.parametrize(
+    "collection, source",
+    [
+        ("msmarco", "msmarco"),
+        ("trec_dl_2019", "msmarco"),
+        ("trec_dl_2020", "msmarco"),
+        ("beir_trec_dl_2020", "msmarco"),
+        ("beir_msmarco", "msmarco"),
+        ("beir_msmarco_dl19", "msmarco"),
+        ("beir_nq", "nq"),
+        ("beir_hotpotqa", "hotpotqa"),
+        ("triviaqa", "triviaqa"),
+        ("pystdlib", "pystdlib"),
+        ("beir_nqx", "beir_nqx"),
+        ("beir_scifact_nq", "beir_scifact_nq"),
+        ("nq_else", "nq_else"),
+    ],
+)
+def test_a_collection_is_recognised_by_its_name(collection, source):
+    assert source_of(collection) == source
+    spec = model_spec(Tier1Config(model="packaged:all-MiniLM-L6-v2"))
+    assert spec.was_trained_on(collection) == (source in ("msmarco", "nq", "triviaqa", "pystdlib"))
 
 
 def test_the_card_of_a_hub_model_says_what_it_was_trained_on(hub):

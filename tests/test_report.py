@@ -311,6 +311,34 @@ def test_letters_name_the_methods_beaten(result):
     assert worse.split()[2] == "c" and worse[-1].isdigit()
 
 
+def test_answer_match_has_a_table_of_its_own(result):
+    assert "Answer match" not in text.dataset_summary(result)
+    match = {"top_1": 0.5, "top_5": 0.625, "top_20": 0.75, "top_100": None, "queries": 16, "coverage": 0.53125}
+    match["first_hit"] = [1, 0, None]
+    records = {
+        key: record | {"evaluation": {"answer_match": match}} if key != "2_lora_fine_tuned_retriever" else record
+        for key, record in result["results"].items()
+    }
+    summary = text.dataset_summary({**result, "results": records})
+    lines = summary[summary.index("Answer match (not among the 36)") :].splitlines()
+    assert lines[0].split()[-3:] == ["Zero-shot", "MAW", "Fine-tuned"]
+    assert [line.split() for line in lines[2:6]] == [
+        ["Top-1", "0.5000", "0.5000"],
+        ["Top-5", "0.6250", "0.6250"],
+        ["Top-20", "0.7500", "0.7500"],
+        ["Top-100", "-", "-"],
+    ]
+    assert lines[6] == "over the 16 queries with answers (53.1% of all)"
+    assert "first hit" not in summary and "first_hit" not in summary
+
+
+@pytest.mark.parametrize("fact", ["not available: BEIR gives no answers", {"test_queries": 30, "with_answers": 0}])
+def test_a_collection_without_answers_says_so_once(result, fact):
+    summary = text.dataset_summary({**result, "data": {**result["data"], "answers": fact}})
+    assert summary.count("Answer match (not among the 36): not available") == 1
+    assert summary.count("not available") == 1
+
+
 def test_after_each_method(result):
     record = result["results"]["2_lora_fine_tuned_retriever"]
     summary = text.method_summary(record)

@@ -21,6 +21,7 @@ from source_fixtures import (
 from maw.data import dpr, load_collection, msmarco, nq, published
 from maw.data.leakage import normalise
 from maw.data.splits import Pool
+from maw.pretrained import source_of
 
 WRITERS = {
     "msmarco": write_msmarco,
@@ -93,11 +94,8 @@ def test_names_are_those_of_the_result_folders(collections):
         "hotpotqa": "beir_hotpotqa",
         "triviaqa": "triviaqa",
     }
-    assert [collections[name].facts["known_as"] for name in WRITERS] == ["msmarco"] * 3 + [
-        "nq",
-        "hotpotqa",
-        "triviaqa",
-    ]
+    sources = [source_of(collections[name].name) for name in WRITERS]
+    assert sources == ["msmarco"] * 3 + ["nq", "hotpotqa", "triviaqa"]
 
 
 def test_msmarco(collections):

@@ -18,6 +18,7 @@ from maw.data import beir, hotpotqa, msmarco, nq, pystdlib, triviaqa
 from maw.data.collection import Collection, RetrievalData, as_retrieval_data
 from maw.data.corpus import Corpus
 from maw.data.leakage import check_disjoint
+from maw.data.near_duplicates import leakage_facts
 from maw.data.needs import Needs
 from maw.data.published import refuse_without_network
 from maw.data.sampled import sample_corpora
@@ -64,6 +65,8 @@ def dataset_names() -> tuple[str, ...]:
 def load_collection(name: str, config: Tier1Config) -> Collection:
     """Loads a dataset, draws its queries, checks that none stands in two splits, and draws the passages to search.
 
+    Queries that are nearly those of another split are allowed, and counted in the facts.
+
     Args:
         name: one of `dataset_names()`.
         config: sample and corpus sizes, distractors, seed, methods and cache folder are used.
@@ -78,7 +81,7 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
         collection = LOADERS[name](config)
     splits = (collection.train, collection.validation, collection.test)
     check_disjoint(*splits, collection=collection.name)
-    facts = collection.facts | {"leakage": "no query in two splits, by id or normalised text"}
+    facts = collection.facts | {"leakage": leakage_facts(*splits)}
     return sample_corpora(replace(collection, facts=facts), config)
 
 

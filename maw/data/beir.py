@@ -1,10 +1,11 @@
-"""Any folder in BEIR layout, as `--datasets beir:DIR`.
+"""Any folder in BEIR layout, as `--datasets beir:DIR`, or `beir:DIR@NAME` for other test judgements.
 
     DIR/corpus.jsonl      {"_id": ..., "title": ..., "text": ...} a line; the title may be missing
     DIR/queries.jsonl     {"_id": ..., "text": ...} a line
     DIR/qrels/test.tsv    query-id, corpus-id and score, separated by tabs, under a header of these names
     DIR/qrels/dev.tsv     the same; validation.tsv where there is no dev.tsv
     DIR/qrels/train.tsv   the same; needed by methods that train
+    DIR/qrels/NAME.tsv    with @NAME: the test judgements, in place of test.tsv
 
 What is malformed stops the run with one line that names file and line. What is merely unusable is counted, in
 the facts of the collection and in a warning:
@@ -14,7 +15,8 @@ the facts of the collection and in a warning:
 - a judgement that is repeated with the same grade counts once;
 - passages without any text are kept, since they are part of the corpus.
 
-Grades of 0 and below are judged not relevant, and kept for the metrics that tell them from unjudged ones.
+Grades of 0 and below are judged not relevant, and kept for the metrics that tell them from unjudged ones. From which
+grade a passage is relevant in the binary metrics is the configuration's `relevance_level`: 2 for TREC DL.
 Without a validation file, `val_samples` training queries (a fifth at most) are held out by hash. A byte order
 mark, CRLF line ends and blank lines are accepted.
 
@@ -36,7 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maw.config import TRAINED_METHODS, Tier1Config, cache_folder
+from maw.config import SAFE_NAME, TRAINED_METHODS, Tier1Config, beir_parts, cache_folder, is_folder
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
 from maw.data.leakage import drop_overlap
@@ -50,8 +52,8 @@ logger = logging.getLogger(__name__)
 LONGEST_LINE = 16 << 20
 BOM = b"\xef\xbb\xbf"
 HEADER = ["query-id", "corpus-id", "score"]
+LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
 GRADE = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,16 @@ class Judgements:
 def load(folder: str | Path, config: Tier1Config) -> Collection:
     """Loads a folder in BEIR layout and draws its samples.
 
+    Args:
+        folder: its path, or path@NAME to take the test judgements from qrels/NAME.tsv.
+        config: sample sizes, seed, methods, relevance level and cache folder are used.
+
     Raises:
         DataError: a missing or malformed file, a judgement of something unknown, a split without any relevant
             passage, or no training queries for a method that trains.
     """
-    folder, name = _checked_folder(folder)
-    judged = {split: read_qrels(path) for split, path in _qrels_files(folder, config).items()}
+    folder, name, judgements = _checked_folder(folder)
+    judged = {split: read_qrels(path) for split, path in _qrels_files(folder, judgements, config).items()}
     wanted = {query_id for each in judged.values() for query_id in each.qrels}
     queries, empty_queries = read_queries(folder / "queries.jsonl", wanted)
     corpus = open_corpus(folder / "corpus.jsonl", cache_folder(config) / "corpora")
@@ -99,6 +105,8 @@ def load(folder: str | Path, config: Tier1Config) -> Collection:
         "corpus_sha256": corpus.fingerprint,
         "corpus_rule": "all passages of corpus.jsonl, for every split",
         "split_rule": split_rule,
+        "test_judgements": judged["test"].path.name,
+        "relevance_level": splits["test"].relevance_level,
         "splits": split_facts,
         "skipped": skipped,
         "warnings": warnings,
@@ -113,7 +121,7 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
         DataError: the file is missing, malformed, or changes while it is read.
     """
     source = {"format": "beir", "path": str(path.resolve()), "stat": _stat(path)}
-    key = hashlib.sha256(source["path"].encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    key = store_key(path)
 
     def records() -> Iterator[Record]:
         yield from read_corpus(path)
@@ -121,6 +129,11 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
             raise DataError(f"{path}: the file changed while it was read; start again when it is whole")
 
     return Corpus.cached(stores / f"beir-{key}", source, lambda: (records(), line_finder(path), {}))
+
+
+def store_key(path: Path) -> str:
+    """By which the store of a corpus.jsonl is found, as the folder `beir-<key>`."""
+    return hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def read_corpus(path: Path) -> Iterator[Record]:
@@ -328,27 +341,27 @@ def _stat(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _checked_folder(folder: str | Path) -> tuple[Path, str]:
-    text = str(folder)
-    try:
-        path = Path(text).expanduser()
-        there = bool(text) and "\0" not in text and path.is_dir()
-    except (OSError, RuntimeError):  # a name longer than the system allows; no home folder
-        there = False
-    if not there:
-        raise DataError(
-            f"beir:{show(text)[1:-1]}: there is no such folder; write beir:DIR with a folder in BEIR layout"
-        )
+def _checked_folder(text: str | Path) -> tuple[Path, str, str | None]:
+    """The folder, the name of its results, and that of the test judgements, if the text gives one."""
+    text = str(text)
+    where = f"beir:{show(text)[1:-1]}"
+    folder, judgements = beir_parts(text)
+    if not is_folder(folder):
+        raise DataError(f"{where}: there is no such folder; write beir:DIR with a folder in BEIR layout")
+    path = Path(folder).expanduser()
     name = path.name if path.name not in ("", "..") else path.resolve().name
-    if not NAME.fullmatch(name):
-        raise DataError(
-            f"beir:{show(text)[1:-1]}: the folder's name becomes that of the results, so it may hold only "
-            "letters, digits, dot, underscore and hyphen, 64 at most; rename it or link to it"
-        )
-    return path, name
+    if not SAFE_NAME.fullmatch(name):
+        text = "the folder's name becomes that of the results, so it may hold only"
+        raise DataError(f"{where}: {text} {LETTERS}; rename it or link to it")
+    if judgements is None:
+        return path, name, None
+    if not (SAFE_NAME.fullmatch(judgements) and SAFE_NAME.fullmatch(f"{name}_{judgements}")):
+        text = "what follows @ names the test judgements, qrels/NAME.tsv, and may with the folder's name hold only"
+        raise DataError(f"{where}: {text} {LETTERS}")
+    return path, f"{name}_{judgements}", judgements
 
 
-def _qrels_files(folder: Path, config: Tier1Config) -> dict[str, Path]:
+def _qrels_files(folder: Path, judgements: str | None, config: Tier1Config) -> dict[str, Path]:
     qrels = folder / "qrels"
     dev, validation = qrels / "dev.tsv", qrels / "validation.tsv"
     if dev.exists() and validation.exists():
@@ -361,7 +374,10 @@ def _qrels_files(folder: Path, config: Tier1Config) -> dict[str, Path]:
             f"{qrels / 'train.tsv'}: there is no such file and {methods} must train; add it, or run with "
             "--methods zero_shot"
         )
-    return files | {"test": qrels / "test.tsv"}
+    test = qrels / f"{judgements or 'test'}.tsv"
+    if judgements and not test.is_file():
+        raise DataError(f"{test}: there is no such file, and @{judgements} asks for its judgements as the test split")
+    return files | {"test": test}
 
 
 def _check_known(judged: Judgements, queries: dict[str, str], corpus: Corpus, folder: Path) -> None:

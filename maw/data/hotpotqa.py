@@ -38,7 +38,6 @@ def load(config: Tier1Config) -> Collection:
     pools, facts = irds.separate(splits, config)
     facts = {
         "source": split_ids(config),
-        "known_as": "hotpotqa",
         "corpus_rule": "all passages of BEIR's HotpotQA, for every split",
         **facts,
         "labels": "two passages a query are judged, both relevant",

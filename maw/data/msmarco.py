@@ -63,7 +63,6 @@ def load(config: Tier1Config, name: str = "msmarco") -> Collection:
     pools, facts = irds.separate(splits, config)
     facts = {
         "source": {split: each.id for split, each in splits.items()},
-        "known_as": "msmarco",
         "corpus_rule": "all passages of MS MARCO, for every split",
         **facts,
         "labels": "incomplete: about one passage a query is judged"

@@ -53,7 +53,6 @@ def load(config: Tier1Config) -> Collection:
         pools["train"] = dpr.with_negatives(pools["train"], splits["train"], config)
     facts = {
         "source": ids,
-        "known_as": "nq",
         "corpus_rule": "test: all passages of BEIR's NQ; train and validation: all of DPR's Wikipedia passages",
         **facts,
         "grades": dpr.GRADES_RULE,

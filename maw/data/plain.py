@@ -3,7 +3,8 @@
     {"queries": ["a question", ...],            # or {id: text}
      "docs": ["a passage", ...],                # or {id: text}
      "qrels": {0: {0: 1, 4: 2}, ...},           # by position or by id
-     "negatives": {0: [7, 9], ...}}             # optional: passages to train against
+     "negatives": {0: [7, 9], ...},             # optional: passages to train against
+     "answers": {0: ["forty-two"], ...}}        # optional: texts of which a passage that answers holds one
 
 Where queries or docs are a list, their ids are the positions as strings, "0", "1" and so on, and judgements
 may give either form. Where they are a dictionary, judgements give its keys.
@@ -21,7 +22,8 @@ from maw.errors import DataError
 from maw.rules import show, suggestion
 
 GRADE_LIMIT = 10**9
-KEYS = ("queries", "docs", "qrels", "negatives")
+REQUIRED = ("queries", "docs", "qrels")
+KEYS = (*REQUIRED, "negatives", "answers")
 
 
 def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
@@ -33,7 +35,7 @@ def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
 
     Raises:
         DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no
-            integer, an empty query, a query without a relevant document, or a negative that is relevant.
+            integer, an empty query or answer, a query without a relevant document, or a negative that is relevant.
     """
     return _Reader(name).read(data)
 
@@ -51,11 +53,12 @@ class _Reader:
         by_position = {key: not isinstance(data[key], Mapping) for key in ("queries", "docs")}
         qrels = self._qrels(data["qrels"], queries, docs, by_position)
         negatives = self._negatives(data.get("negatives") or {}, queries, docs, by_position, qrels)
+        answers = self._answers(data.get("answers") or {}, queries, by_position)
         try:
             corpus = Corpus.from_lists(list(docs), list(docs.values()))
         except DataError as error:
             raise self._error("docs", str(error)) from error
-        return RetrievalData(corpus, self.name, list(queries), list(queries.values()), qrels, negatives)
+        return RetrievalData(corpus, self.name, list(queries), list(queries.values()), qrels, negatives, answers)
 
     def _error(self, key: str, message: str) -> DataError:
         return DataError(f"{self.name} data, {key}: {message}")
@@ -69,7 +72,7 @@ class _Reader:
             if key not in KEYS:
                 hint = suggestion(str(key), KEYS)
                 raise self._error(show(key), f"there is no such key{hint}; the keys are {', '.join(KEYS)}")
-        for key in KEYS[:3]:
+        for key in REQUIRED:
             if key not in data:
                 raise self._error(key, "the key is missing; add it")
 
@@ -160,6 +163,23 @@ class _Reader:
                 raise self._error(where, f"{show(relevant)} is relevant in qrels; a negative must not be")
             negatives[query_id] = list(dict.fromkeys([*negatives.get(query_id, []), *ids]))
         return negatives
+
+    def _answers(
+        self, value: Any, queries: Mapping[str, str], by_position: Mapping[str, bool]
+    ) -> dict[str, list[str]]:
+        answers: dict[str, list[str]] = {}
+        for query, listed in self._mapping("answers", value).items():
+            where = f"answers[{show(query)}]"
+            query_id = self._known(where, "queries", query, queries, by_position["queries"])
+            if not isinstance(listed, Sequence) or isinstance(listed, (str, bytes)):
+                raise self._error(where, f"a list of texts is needed, not {_kind(listed)}")
+            for number, text in enumerate(listed):
+                if not isinstance(text, str):
+                    raise self._error(f"{where}[{number}]", f"a text is needed, not {_kind(text)}")
+                if not text.strip():
+                    raise self._error(f"{where}[{number}]", "the answer is empty; give it a text or remove it")
+            answers[query_id] = list(dict.fromkeys([*answers.get(query_id, []), *listed]))
+        return {query_id: listed for query_id, listed in answers.items() if listed}
 
     def _mapping(self, key: str, value: Any) -> Mapping[Any, Any]:
         if not isinstance(value, Mapping):

@@ -40,7 +40,6 @@ def load(config: Tier1Config) -> Collection:
         pools["train"] = dpr.with_negatives(pools["train"], splits["train"], config)
     facts = {
         "source": split_ids(config),
-        "known_as": "triviaqa",
         "note": NOTE,
         "corpus_rule": "all of DPR's Wikipedia passages, for every split",
         **facts,

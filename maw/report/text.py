@@ -18,6 +18,8 @@ _HEADLINE = PRIMARY[0]
 _LEVEL = 0.05
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SETTINGS = ("seed", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
+_ANSWER_MATCH = "Answer match (not among the 36)"
+_NO_ANSWERS = "not available"
 _HASHES = ("hash", "sha256", "fingerprint")
 _HASH_LENGTH = 12
 
@@ -56,6 +58,7 @@ def dataset_summary(result: Mapping[str, Any]) -> str:
         _heading(title, "="),
         _setting(result),
         _metrics_table(result),
+        _answer_match(result),
         _differences(result),
         _training(result),
         _runtimes(result),
@@ -117,9 +120,14 @@ def _setting(result: Mapping[str, Any]) -> str:
     sections = {"Data": result.get("data", {}), "Model": result.get("model", {}), "Training": settings}
     lines = []
     for name, facts in sections.items():
-        body = [line for key, value in facts.items() if key != "warnings" for line in _fact(key, value)]
+        body = [line for key, value in facts.items() if _is_setting(key, value) for line in _fact(key, value)]
         lines += [name, *body] if body else []
     return "\n".join(lines)
+
+
+def _is_setting(key: str, value: Any) -> bool:
+    """Whether a fact stands in the list of facts; what has a part of its own does not."""
+    return key != "warnings" and not (key == "answers" and str(value).startswith(_NO_ANSWERS))
 
 
 def _metrics_table(result: Mapping[str, Any]) -> str:
@@ -149,6 +157,31 @@ def _beaten(result: Mapping[str, Any], methods: Iterable[Method]) -> dict[tuple[
                 letters = beaten.get((winner.short, key), "") + names[loser]
                 beaten[winner.short, key] = "".join(sorted(letters))
     return beaten
+
+
+def _answer_match(result: Mapping[str, Any]) -> str:
+    """Share of queries with an answer in their first k passages, or that the data has no answers.
+
+    A collection whose facts say "answers": "not available", with a reason or without, is one that might be expected
+    to have some.
+    """
+    answers = result.get("data", {}).get("answers")
+    if str(answers).startswith(_NO_ANSWERS):
+        return "\n".join(_wrapped("", f"{_ANSWER_MATCH}: {_clean(answers)}"))
+    found = {method: result["results"][method.key].get("evaluation", {}) for method in _methods(result)}
+    found = {method: facts["answer_match"] for method, facts in found.items() if "answer_match" in facts}
+    if not found:
+        none = isinstance(answers, Mapping) and not answers.get("with_answers", 1)
+        return f"{_ANSWER_MATCH}: {_NO_ANSWERS}" if none else ""
+    first = next(iter(found.values()))
+    cutoffs = [key for key in first if key.startswith("top_")]
+    rows = [[f"Top-{key.removeprefix('top_')}", *(_share(match[key]) for match in found.values())] for key in cutoffs]
+    table = _table([_ANSWER_MATCH, *(method.label for method in found)], rows)
+    return f"{table}\nover the {first['queries']:,} queries with answers ({first['coverage']:.1%} of all)"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _differences(result: Mapping[str, Any]) -> str:
