@@ -25,6 +25,7 @@ from maw.data import load_collection
 from maw.data.collection import Collection
 from maw.errors import ConfigError
 from maw.evaluation import evaluate_retriever
+from maw.files import check_writable
 from maw.inputs import ListTexts
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
@@ -57,6 +58,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     config = config or Tier1Config()
     spec = validate(config)
     device = pick_device(config)
+    check_writable(config.log_dir)
     results: dict[str, Any] = {}
     for name in config.datasets:
         collection = load_collection(name, config)
@@ -212,7 +214,7 @@ class DatasetRun:
 
     def _warnings(self) -> list[str]:
         found = []
-        if self.collection.name in self.spec.trained_on:
+        if self.collection.name.removeprefix("beir_") in self.spec.trained_on:
             found.append(
                 f"{self.spec.name} was trained on data like {self.collection.title} (its model card says on what), so "
                 "its scores without training are not zero-shot in the strict sense, and gains over them say little "

@@ -8,9 +8,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import random_texts
+
+from maw.benchmark import DatasetRun
+from maw.errors import MAWError
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,3 +176,31 @@ def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "corpus.jsonl:81" in line
+
+
+def test_a_notebook_learns_at_once_that_it_cannot_write(beir, models, tmp_path):
+    from tier_1 import Tier1Config, run_complete_benchmark
+
+    (tmp_path / "file").write_text("")
+    config = Tier1Config(
+        datasets=[f"beir:{beir}"],
+        model=str(models("bert")),
+        methods=["zero_shot"],
+        log_dir=str(tmp_path / "file" / "logs"),
+        cache_dir=str(tmp_path / "cache"),
+        device="cpu",
+    )
+    with pytest.raises(MAWError, match=r"cannot write to .*logs"):
+        run_complete_benchmark(config)
+    assert not (tmp_path / "cache").exists(), "nothing was loaded"
+
+
+@pytest.mark.parametrize(("name", "warned"), [("beir_nq", True), ("nq", True), ("beir_mine", False)])
+def test_a_model_trained_on_a_dataset_is_not_called_zero_shot_there(name, warned):
+    qrels = SimpleNamespace(qrels={"q": {"d": 1, "e": 0}})
+    run = SimpleNamespace(
+        collection=SimpleNamespace(name=name, title=name, test=qrels),
+        spec=SimpleNamespace(name="model", trained_on=("nq",)),
+    )
+    found = DatasetRun._warnings(run)
+    assert any("not zero-shot" in text for text in found) == warned

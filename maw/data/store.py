@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maw.errors import DataError
+from maw.files import sha256
 from maw.rules import show
 
 STORE_VERSION = 1
@@ -207,7 +208,7 @@ def write_store(
         "empty": contents.empty,
         "fingerprint": contents.sha.hexdigest(),
         "source": source,
-        "files": {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.iterdir())},
+        "files": {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.iterdir())},
     }
     _write_json(folder / "manifest.json", manifest | {"sha256": json_sha(manifest)})
     return manifest
@@ -222,11 +223,6 @@ def _write_json(path: Path, value: Any) -> None:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _file_sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_sha(value: Any) -> str:
@@ -258,7 +254,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float) ->
     for name, (size, sha) in manifest["files"].items():
         path = folder / name
         try:
-            good = path.stat().st_size == size and (size > read_up_to or _file_sha(path) == sha)
+            good = path.stat().st_size == size and (size > read_up_to or sha256(path) == sha)
         except OSError as error:
             raise DataError(f"{path}: the file cannot be read ({error.strerror}); delete the folder") from error
         if not good:
