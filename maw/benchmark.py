@@ -58,8 +58,8 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     config = config or Tier1Config()
     spec = validate(config)
     device = pick_device(config)
-    check_writable(config.log_dir)
     results: dict[str, Any] = {}
+    check_writable(config.log_dir)
     for name in config.datasets:
         collection = load_collection(name, config)
         if collection.name in results:
@@ -214,7 +214,7 @@ class DatasetRun:
 
     def _warnings(self) -> list[str]:
         found = []
-        if self.collection.name.removeprefix("beir_") in self.spec.trained_on:
+        if self.collection.name in self.spec.trained_on:
             found.append(
                 f"{self.spec.name} was trained on data like {self.collection.title} (its model card says on what), so "
                 "its scores without training are not zero-shot in the strict sense, and gains over them say little "

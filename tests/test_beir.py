@@ -13,7 +13,6 @@ import pytest
 
 from maw.config import Tier1Config
 from maw.data import beir, collection, dataset_names, load_collection
-from maw.data.splits import Pool, hold_out
 from maw.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -563,15 +562,3 @@ def test_the_real_collections_have_their_published_counts(tmp_path, name, passag
     assert data.test.corpus.take(range(passages)) == texts
     assert data.test.corpus.rows_of([row["_id"] for row in rows]).tolist() == list(range(passages))
     assert collection.Corpus.open(data.test.corpus.folder).fingerprint == data.facts["corpus_sha256"]
-
-
-def test_a_question_asked_twice_is_not_both_trained_on_and_held_out():
-    """Without a validation file, copies of a held-out question leave the training queries."""
-    train = Pool(
-        {f"q{i}": f"Question {i // 2}" + "?" * (i % 2) for i in range(60)}, {f"q{i}": {"d": 1} for i in range(60)}
-    )
-    left, held = hold_out(train, Tier1Config(val_samples=10))
-    assert len(held) == 10
-    texts = [{text.rstrip("?") for text in pool.queries.values()} for pool in (left, held)]
-    assert not texts[0] & texts[1]
-    assert len(left) == 60 - sum(train.queries[f"q{i}"].rstrip("?") in texts[1] for i in range(60))

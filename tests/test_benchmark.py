@@ -8,12 +8,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import random_texts
 
-from maw.benchmark import DatasetRun
 from maw.errors import MAWError
 
 ROOT = Path(__file__).parents[1]
@@ -163,21 +161,6 @@ def test_a_notebook_gets_the_same_numbers_as_the_shell(finished, beir, models, t
     )
 
 
-def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
-    broken = tmp_path / "broken"
-    (broken / "qrels").mkdir(parents=True)
-    for path in beir.rglob("*.*"):
-        target = broken / path.relative_to(beir)
-        target.write_bytes(path.read_bytes())
-    with (broken / "corpus.jsonl").open("a") as file:
-        file.write("\n{not json\n")
-    done = run("--datasets", f"beir:{broken}", "--model", models("bert"), "--cache-dir", tmp_path / "c", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "corpus.jsonl:81" in line
-
-
 def test_a_notebook_learns_at_once_that_it_cannot_write(beir, models, tmp_path):
     from tier_1 import Tier1Config, run_complete_benchmark
 
@@ -195,12 +178,16 @@ def test_a_notebook_learns_at_once_that_it_cannot_write(beir, models, tmp_path):
     assert not (tmp_path / "cache").exists(), "nothing was loaded"
 
 
-@pytest.mark.parametrize(("name", "warned"), [("beir_nq", True), ("nq", True), ("beir_mine", False)])
-def test_a_model_trained_on_a_dataset_is_not_called_zero_shot_there(name, warned):
-    qrels = SimpleNamespace(qrels={"q": {"d": 1, "e": 0}})
-    run = SimpleNamespace(
-        collection=SimpleNamespace(name=name, title=name, test=qrels),
-        spec=SimpleNamespace(name="model", trained_on=("nq",)),
-    )
-    found = DatasetRun._warnings(run)
-    assert any("not zero-shot" in text for text in found) == warned
+def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
+    broken = tmp_path / "broken"
+    (broken / "qrels").mkdir(parents=True)
+    for path in beir.rglob("*.*"):
+        target = broken / path.relative_to(beir)
+        target.write_bytes(path.read_bytes())
+    with (broken / "corpus.jsonl").open("a") as file:
+        file.write("\n{not json\n")
+    done = run("--datasets", f"beir:{broken}", "--model", models("bert"), "--cache-dir", tmp_path / "c", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "corpus.jsonl:81" in line
