@@ -40,6 +40,11 @@ def setting(tiny_settings, **changes):
     return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), comparable)
 
 
+def tried(model, queries, passages, batch, query_picks, passage_picks, kind="log_prob"):
+    picks = {"query_picks": query_picks, "passage_picks": passage_picks}
+    return try_routings(model.encoder, queries, passages, batch, temperature=TAU, reward=kind, **picks)
+
+
 def greedy(model, inputs):
     model.encoder.eval()
     with torch.no_grad():
@@ -72,16 +77,7 @@ def reward_by_hand(kind, scores, b, allowed):
 def test_rewards_of_both_sides_are_those_of_each_routing_by_itself(tiny_settings, route_by, kind):
     model, _, queries, passages, batch = setting(tiny_settings, route_by=route_by)
     keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
-    rollouts = try_routings(
-        model.encoder,
-        queries,
-        passages,
-        batch,
-        temperature=TAU,
-        reward=kind,
-        query_picks={"keys": keys[0]},
-        passage_picks={"keys": keys[1]},
-    )
+    rollouts = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]}, kind)
     assert model.encoder.training, "the mode is given back"
     positives = {name: each[:B] for name, each in passages.items()}
     query_BC, passage_PC = greedy(model, queries), greedy(model, passages)
@@ -167,13 +163,11 @@ def test_a_step_updates_the_routers_by_the_formulas_and_nothing_else(tiny_settin
     twin = copy.deepcopy(model)
     *rollouts, statistics = learner.step(queries, passages, batch, step=3)
 
-    positives = {name: each[:B] for name, each in passages.items()}
-    for stream, (rollout, inputs) in enumerate(zip(rollouts, (queries, positives))):
-        keys = noise_keys(5, 3, torch.from_numpy(batch.queries), G, stream)
-        twin.encoder.eval()
-        with torch.no_grad():
-            wanted = twin.encoder(inputs, mode="group", keys=keys)["depths"]
-        assert all(torch.equal(got, want) for got, want in zip(rollout.depths, wanted))
+    keys = [noise_keys(5, 3, torch.from_numpy(batch.queries), G, stream) for stream in (0, 1)]
+    wanted = tried(twin, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]})
+    for got, want in zip(rollouts, wanted):
+        assert all(torch.equal(*pair) for pair in zip(got.depths, want.depths))
+        torch.testing.assert_close(got.reward_BG, want.reward_BG)
     routers = expected_routers(twin, config, rollouts, anchor)
     for got, want in zip(learner.routers.parameters(), routers.parameters()):
         torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
@@ -249,16 +243,7 @@ class Recorder:
 def test_the_encoder_trains_on_the_samples_that_the_update_names(tiny_settings, update):
     model, config, queries, passages, batch = setting(tiny_settings, encoder_update=update, mcl_temperature=0.5)
     keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
-    rollouts = try_routings(
-        model.encoder,
-        queries,
-        passages,
-        batch,
-        temperature=TAU,
-        reward="log_prob",
-        query_picks={"keys": keys[0]},
-        passage_picks={"keys": keys[1]},
-    )
+    rollouts = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]}, "log_prob")
     model.encoder.eval()
     objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(rollouts), config)
     got, _ = objective(queries, passages, batch, 0)
