@@ -119,9 +119,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise MAWError(f"{path}: {error.strerror}; a checkpoint is a folder with this file in it") from error
     except ValueError as error:
         raise MAWError(f"{path}: not a checkpoint record ({error})") from error
-    if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in FIELDS.items()):
-        raise MAWError(f"{path}: not a checkpoint record of this version")
-    if record["retriever"] not in RETRIEVERS:
+    whole = isinstance(record, dict) and FIELDS.keys() <= record.keys()
+    whole = whole and all(isinstance(record[key], kind) for key, kind in FIELDS.items())
+    if not whole or record["retriever"] not in RETRIEVERS:
         raise MAWError(f"{path}: not a checkpoint record of this version")
     return record
 

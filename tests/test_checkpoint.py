@@ -130,14 +130,24 @@ def test_other_pretrained_weights_are_refused(tiny_settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"config": [1]}, {"config": None}, {"weights": 5}, {"retriever": ["maw"]}, {"weights_sha256": None}]
+    "change",
+    [
+        {"config": [1]},
+        {"config": None},
+        {"weights": 5},
+        {"retriever": ["maw"]},
+        {"weights_sha256": None},
+        {"pretrained_sha256": 1},
+    ],
 )
 def test_a_record_of_other_types_is_refused(tiny_settings, tmp_path, change):
     folder = save(perturbed(tiny_settings), tmp_path / "best")
     record = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps(record | change))
-    with pytest.raises(MAWError, match="not a checkpoint record"):
-        load_checkpoint(folder)
+    without = {key: value for key, value in record.items() if key not in change}
+    for wrong in (record | change, without):
+        (folder / "checkpoint.json").write_text(json.dumps(wrong))
+        with pytest.raises(MAWError, match="not a checkpoint record"):
+            load_checkpoint(folder)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tiny_settings, tmp_path, monkeypatch):
