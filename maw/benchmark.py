@@ -25,6 +25,7 @@ from maw.data import check_sources, load_collection
 from maw.data.collection import Collection
 from maw.errors import ConfigError
 from maw.evaluation import evaluate_retriever
+from maw.files import check_writable
 from maw.inputs import ListTexts
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
@@ -70,6 +71,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     plan.check_disks()
     check_sources(config.datasets, config)
     results: dict[str, Any] = {}
+    check_writable(config.log_dir)
     for name in config.datasets:
         collection = load_collection(name, config)
         if collection.name in results:

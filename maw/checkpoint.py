@@ -11,7 +11,6 @@ one at every moment, and never a mixture.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,12 +26,13 @@ from torch import Tensor
 from maw.config import Tier1Config
 from maw.errors import MAWError, ModelError
 from maw.files import write_atomically, write_json
-from maw.model_files import WEIGHTS
+from maw.model_files import WEIGHTS, sha256
 from maw.retriever import BaselineRetriever, MAWRetriever
 
 logger = logging.getLogger(__name__)
 
 RECORD = "checkpoint.json"
+FIELDS = {"weights": str, "weights_sha256": str, "retriever": str, "config": dict, "pretrained_sha256": str | None}
 RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
 
 
@@ -58,8 +58,11 @@ def save_checkpoint(
     config = model.config
     weights = model.trained_state() if config.checkpoint_compression else _whole_state(model)
     temporary_name = folder / "weights.safetensors"
-    write_atomically(temporary_name, lambda path: save_file(weights, path))
-    digest = _sha256(temporary_name)
+    try:
+        write_atomically(temporary_name, lambda path: save_file(weights, path))
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise MAWError(f"cannot write {temporary_name}: {error}; nothing there was changed") from error
+    digest = sha256(temporary_name)
     target = folder / f"weights-{digest[:16]}.safetensors"
     temporary_name.replace(target)
     write_json(
@@ -97,7 +100,7 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
     path = folder / record["weights"]
     if path.parent != folder or not path.is_file():
         raise MAWError(f"{folder / RECORD}: its weights, {record['weights']!r}, are not in the folder")
-    if _sha256(path) != record["weights_sha256"]:
+    if sha256(path) != record["weights_sha256"]:
         raise MAWError(f"{path}: damaged (its SHA-256 is not the one recorded); train again or use another checkpoint")
     model = RETRIEVERS[record["retriever"]](Tier1Config.from_dict(record["config"]))
     if record["pretrained_sha256"] != _pretrained_sha256(model):
@@ -117,8 +120,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise MAWError(f"{path}: {error.strerror}; a checkpoint is a folder with this file in it") from error
     except ValueError as error:
         raise MAWError(f"{path}: not a checkpoint record ({error})") from error
-    wanted = {"weights", "weights_sha256", "retriever", "config", "pretrained_sha256"}
-    if not isinstance(record, dict) or not wanted <= set(record) or record["retriever"] not in RETRIEVERS:
+    whole = isinstance(record, dict) and FIELDS.keys() <= record.keys()
+    whole = whole and all(isinstance(record[key], kind) for key, kind in FIELDS.items())
+    if not whole or record["retriever"] not in RETRIEVERS:
         raise MAWError(f"{path}: not a checkpoint record of this version")
     return record
 
@@ -133,9 +137,4 @@ def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
 def _pretrained_sha256(model: BaselineRetriever) -> str | None:
     """Of the weights' file that the model was built from; None for a model that its hub's name stands for."""
     path = model.spec.folder / WEIGHTS if model.spec.folder else None
-    return _sha256(path) if path and path.is_file() else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path) if path and path.is_file() else None

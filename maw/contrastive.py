@@ -74,21 +74,26 @@ class TrainingPairs:
 
     def batches(self, epoch: int, size: int) -> Iterator[Batch]:
         """The batches of one epoch. A last batch of one query is left out: it has nothing to compare with."""
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self))
+        random = self._random(epoch)
+        groups = self._groups(random.permutation(len(self)), size)
         draw = random.random(len(self))
-        for start in range(0, len(order), size):
-            queries = order[start : start + size]
-            if len(queries) > 1 or any(len(self.negatives[query]) for query in queries):
-                yield self._batch(queries, draw)
+        return (self._batch(queries, draw) for queries in groups)
 
-    def count_batches(self, size: int) -> int:
-        """How many batches an epoch has."""
-        return sum(1 for _ in self.batches(0, size))
+    def count_batches(self, epoch: int, size: int) -> int:
+        """How many batches an epoch has: whether its last one counts depends on who is in it."""
+        return len(self._groups(self._random(epoch).permutation(len(self)), size))
 
     def source_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """The batch as rows of the split's queries and rows of the corpus."""
         return batch.queries, self.corpus_rows[batch.passages]
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
+
+    def _groups(self, order: np.ndarray, size: int) -> list[np.ndarray]:
+        """The queries of each batch."""
+        parts = (order[start : start + size] for start in range(0, len(order), size))
+        return [part for part in parts if len(part) > 1 or len(self.negatives[part[0]])]
 
     def _batch(self, queries: np.ndarray, draw: np.ndarray) -> Batch:
         positives = [self.positives[query][int(draw[query] * len(self.positives[query]))] for query in queries]

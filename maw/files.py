@@ -1,8 +1,13 @@
-"""Files that are either whole or not there: written beside their place, flushed to disk, then renamed into it."""
+"""Files that are either whole or not there: written beside their place, flushed to disk, then renamed into it.
+
+JSON is strict, without NaN and infinity, and reads well. `maw.report.files` adds tables.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -47,33 +52,100 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes UTF-8 text; see `write_atomically`."""
-    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Writes UTF-8 text, with lone surrogates as the escapes that JSON, too, has for them.
+
+    Raises:
+        MAWError: a path that cannot be written.
+    """
+    content = text.encode("utf-8", errors="backslashreplace")
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Writes strict JSON, in which NaN and infinity do not exist.
+    """Writes strict JSON, indented, with lists of plain values on one line each.
+
+    Args:
+        path: the file; its folder is made.
+        value: nested dictionaries, lists, tuples, dataclasses, numpy arrays and numbers, paths, and JSON's
+            own types.
+
+    Returns:
+        `path`.
 
     Raises:
-        MAWError: a number that is not finite, named by its keys; or as `write_atomically`.
+        MAWError: a number that JSON has no way to write (NaN, infinity), named by its keys; a path that
+            cannot be written.
+        TypeError: an object that is none of the above, or two keys that read the same.
     """
-    bad = not_finite(value)
-    if bad is not None:
-        raise MAWError(f"cannot write {path}: the number at {bad} is not finite")
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        text = _render(_plain(value, ()), "")
+    except _NotFiniteError as error:
+        raise MAWError(f"cannot write {path}: {error} is not a finite number; an earlier step went wrong") from None
+    return write_text(path, text + "\n")
 
 
-def not_finite(value: Any, where: str = "$") -> str | None:
-    """The place of the first number in nested dictionaries and lists that is NaN or infinite, or None."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else where
+def check_writable(folder: Path | str) -> None:
+    """Makes the folder and, for a moment, a file in it, so that a run does not learn at its end that it cannot write.
+
+    Raises:
+        MAWError: names the folder.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise MAWError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _NotFiniteError(ValueError):
+    """A NaN or infinity; the message is its keys, joined by dots."""
+
+
+def _plain(value: Any, keys: tuple[str, ...]) -> Any:
+    """The same in JSON's own types."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers, which are not loaded for this
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _NotFiniteError(".".join(keys) or "the value")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Mapping):
-        parts = ((f"{where}.{key}", each) for key, each in value.items())
-    elif isinstance(value, (list, tuple)):
-        parts = ((f"{where}[{index}]", each) for index, each in enumerate(value))
-    else:
-        return None
-    return next((found for place, each in parts if (found := not_finite(each, place))), None)
+        return _plain_mapping(value, keys)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain_mapping({each.name: getattr(value, each.name) for each in dataclasses.fields(value)}, keys)
+    if isinstance(value, list | tuple):
+        return [_plain(each, (*keys, str(index))) for index, each in enumerate(value)]
+    raise TypeError(f"{'.'.join(keys) or 'the value'} is a {type(value).__name__}, which JSON cannot hold")
+
+
+def _plain_mapping(value: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    plain = {str(key): _plain(each, (*keys, str(key))) for key, each in value.items()}
+    if len(plain) < len(value):
+        raise TypeError(f"{'.'.join(keys) or 'the value'} has two keys that read the same in JSON")
+    return plain
+
+
+def _render(value: Any, indent: str) -> str:
+    """JSON of plain values; a list without lists or dictionaries in it takes one line, however long."""
+    deeper = indent + "  "
+    if isinstance(value, dict) and value:
+        lines = [f"{deeper}{_scalar(key)}: {_render(each, deeper)}" for key, each in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        return "[\n" + ",\n".join(deeper + _render(each, deeper) for each in value) + f"\n{indent}]"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _umask() -> int:

@@ -7,7 +7,6 @@ carries the weights.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from maw import files
 from maw.errors import ModelError
 from maw.network import reachable
 from maw.rules import show, suggestion
@@ -158,8 +158,7 @@ def sha256(path: Path) -> str:
         ModelError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -5,16 +5,19 @@ fixed array. It is computed when first asked for, appended to a file, and read b
 later epoch and every method of the run. The file is bounded: once the allowance is used up, further texts are simply
 computed each time, with the same result.
 
-The files live in a temporary folder of the run and go with it, so nothing stale can be read.
+The files have no name: they go with the process, however it ends, so nothing stale is read or left on the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -23,7 +26,6 @@ from tqdm.auto import tqdm
 
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, windows
-from maw.precision import name_of
 from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
@@ -37,22 +39,18 @@ class ActivationStore:
     """The prefix activations of one model within one run.
 
     Args:
-        folder: where to put a temporary folder of files; created if missing.
+        folder: where to put the files; created if missing.
         limit_gb: how much disk all files together may take, in 10^9 bytes.
 
     Use as a context manager, or call `close`.
     """
 
     def __init__(self, folder: Path, limit_gb: float):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._temporary = tempfile.TemporaryDirectory(prefix="activations-", dir=folder)
-        except OSError as error:
-            raise MAWError(f"cannot write activations to {folder}: {error.strerror}; see --cache-dir") from error
-        self.folder = Path(self._temporary.name)
+        self.folder = folder
         self.free_bytes = int(limit_gb * GIGABYTE)
+        self.full = False
         self._sources: dict[tuple, PrefixSource] = {}
-        self._warned = False
+        self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 
     def __enter__(self) -> ActivationStore:
         return self
@@ -65,7 +63,6 @@ class ActivationStore:
         for source in self._sources.values():
             source.close()
         self._sources.clear()
-        self._temporary.cleanup()
 
     def source(self, source: TextSource, encoder: nn.Module, device: torch.device) -> TextSource | PrefixSource:
         """A source that answers with hidden states, shared by all who ask for the same texts read the same way.
@@ -78,20 +75,30 @@ class ActivationStore:
             return source
         key = (source.texts.fingerprint, source.prefix, source.max_length, encoder.prefix_layers, encoder.precision)
         if key not in self._sources:
-            path = self.folder / f"{len(self._sources)}.{name_of(encoder.precision)}"
-            self._sources[key] = PrefixSource(source, path, self, encoder.precision)
+            self._sources[key] = PrefixSource(source, self, encoder.precision)
         self._sources[key].use(encoder, device)
         return self._sources[key]
 
+    def new_file(self) -> IO[bytes]:
+        """An open file without a name.
+
+        Raises:
+            MAWError: the folder cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=self.folder)
+        except OSError as error:
+            raise MAWError(f"cannot write activations to {self.folder}: {error.strerror}; see --cache-dir") from error
+
     def reserve(self, size: int) -> bool:
-        """Takes `size` bytes off the allowance, if they are left."""
+        """Takes `size` bytes off the allowance; once they are not there, nothing more is stored."""
         if size > self.free_bytes:
-            if not self._warned:
-                logger.warning(
-                    "stored activations have reached their limit (--prefix-cache-gb); "
-                    "further texts pass through the frozen layers each time, with the same result"
-                )
-                self._warned = True
+            self.full = True
+            logger.warning(
+                "stored activations have reached their limit (--prefix-cache-gb); "
+                "further texts pass through the frozen layers each time, with the same result"
+            )
             return False
         self.free_bytes -= size
         return True
@@ -104,15 +111,14 @@ class PrefixSource:
     encoder's precision.
     """
 
-    def __init__(self, source: TextSource, path: Path, store: ActivationStore, precision: torch.dtype):
+    def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype):
         self.inner, self.store = source, store
         self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
         count = len(source)
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
         self.tokens = np.zeros(count, dtype=np.int32)
         self.keys = np.zeros(count, dtype=np.int64)
-        self.path, self.stored, self.full = path, 0, False
-        self.file = path.open("wb")  # kept open for appending; closed by `close`
+        self.file, self.stored = store.new_file(), 0
         self._map: np.ndarray | None = None
         self.encoder: nn.Module | None = None
         self.device = torch.device("cpu")
@@ -124,7 +130,8 @@ class PrefixSource:
     def close(self) -> None:
         """Closes the file; stored activations cannot be read after it."""
         self._map = None
-        self.file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take is not needed any more
+            self.file.close()
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -165,22 +172,19 @@ class PrefixSource:
         missing = np.unique(rows[self.offset[rows] < 0])
         if not len(missing):
             return True
-        if self.full:
+        if self.store.full:
             return False
         longest_first = missing[np.argsort(-self.lengths()[missing], kind="stable")]
         budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
         with tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None) as progress:
             for part, inputs in self.inner.batches(longest_first, WINDOW, budget):
-                self.full = self.full or not self._append(part, self._compute(inputs))
-                if self.full:
+                if self.store.full or not self._append(part, self._compute(inputs)):
                     return False
                 progress.update(len(part))
         return True
 
     def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        was_training = self.encoder.training
-        hidden = self.encoder.eval()({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
-        self.encoder.train(was_training)
+        hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
         keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
         return {"hidden": hidden.cpu(), "attention_mask": inputs["attention_mask"], "text_keys": keys}
 
@@ -194,7 +198,9 @@ class PrefixSource:
             self.file.write(packed.data)
             self.file.flush()
         except OSError as error:
-            raise MAWError(f"{self.path}: {error.strerror}; see --cache-dir and --prefix-cache-gb") from error
+            raise MAWError(
+                f"cannot write activations to {self.store.folder}: {error.strerror}; see --prefix-cache-gb"
+            ) from error
         lengths = real.sum(1).numpy()
         self.offset[rows] = self.stored + np.cumsum(lengths) - lengths
         self.tokens[rows], self.keys[rows] = lengths, fresh["text_keys"][:, 0].numpy()
@@ -205,8 +211,8 @@ class PrefixSource:
     def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
         if self._map is None:
             dtype = np.dtype(np.float32 if self.bits is None else np.int16)
-            width = self.path.stat().st_size // dtype.itemsize // self.stored
-            self._map = np.memmap(self.path, dtype=dtype, mode="r", shape=(self.stored, width))
+            width = os.fstat(self.file.fileno()).st_size // dtype.itemsize // self.stored
+            self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, width))
         lengths = self.tokens[rows]
         steps = np.arange(lengths.max())
         mask = steps < lengths[:, None]

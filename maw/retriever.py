@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from maw.architectures import Architecture, architecture_of
 from maw.attention import MAWAttentionLayer, build_kernels
 from maw.config import Tier1Config, parse_layers
-from maw.errors import ModelError
+from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora
 from maw.parallel import pick_device
@@ -258,7 +258,7 @@ class BaselineRetriever(nn.Module):
 
     Raises:
         ModelError: the model cannot be found, loaded, or adapted.
-        ConfigError: layers that the model does not have.
+        ConfigError: layers that the model does not have, or none where there must be one.
     """
 
     def __init__(self, config: Tier1Config):
@@ -272,6 +272,10 @@ class BaselineRetriever(nn.Module):
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
         finetune = self.layers["finetune"] if self.config.use_lora else ()
+        if self.config.use_lora and not finetune:
+            raise ConfigError(
+                ["finetune_layers: none leaves LoRA nothing to adapt; name a layer, or leave use_lora False"]
+            )
         if self.config.use_lora:
             options = {"rank": self.config.lora_rank, "alpha": self.config.lora_alpha}
             with torch.random.fork_rng(devices=[]):
@@ -358,6 +362,10 @@ class MAWRetriever(BaselineRetriever):
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
         config = self.config
+        if not self.layers["maw"]:
+            raise ConfigError(
+                ["maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"]
+            )
         encoder = MAWWithGRPOEncoder(
             backbone,
             architecture,
@@ -385,8 +393,9 @@ class MAWRetriever(BaselineRetriever):
 
 def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
     """Layers by what is done to them: "maw", "finetune" (from 1), and "prefix", how many no arm of the run changes."""
-    maw = parse_layers(config.maw_layers, spec.num_layers)
-    finetune = parse_layers(config.finetune_layers, spec.num_layers)
+    maw, finetune = (
+        parse_layers(getattr(config, name), spec.num_layers, name) for name in ("maw_layers", "finetune_layers")
+    )
     return {
         "maw": maw,
         "finetune": finetune,

@@ -69,8 +69,8 @@ def uniform_noise(keys_BG: Tensor, layer: int, heads: int, tokens: int, depths: 
     """
     counter = torch.arange(tokens * heads * depths, device=keys_BG.device)
     keys = mix64(keys_BG ^ mix64(torch.full_like(keys_BG, layer)))
-    bits = _shift_right(mix64(keys[..., None] ^ counter), 40)  # 24 bits, all that float32 resolves
-    return ((bits.float() + 0.5) * 2.0**-24).unflatten(-1, (tokens, heads, depths)).transpose(2, 3)
+    bits = _shift_right(mix64(keys[..., None] ^ counter), 41)  # 23 bits: with 24, float32 rounds the largest up to 1
+    return ((bits.float() + 0.5) * 2.0**-23).unflatten(-1, (tokens, heads, depths)).transpose(2, 3)
 
 
 @dataclass

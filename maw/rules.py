@@ -99,7 +99,10 @@ def _kind(hint: Any) -> Kind:
 
 def show(value: Any) -> str:
     """A short `repr` on one line, whatever the value is."""
-    return " ".join(_SHORT.repr(value).split())
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -124,13 +124,16 @@ def _p_values(differences_NM: np.ndarray, permutations: int, random: Generator) 
     observed_M = differences_NM.sum(0)
     limit_M = np.abs(observed_M) - 1e-12 * np.abs(differences_NM).sum(0)
     exact = n < permutations.bit_length()  # 2**n <= permutations
-    batches = _all_bits(n) if exact else _in_parts(permutations, n, lambda rows: _random_bits(rows, n, random))
+    batches = _all_bits(n) if exact else _in_parts(permutations, n, lambda _, rows: _random_bits(rows, n, random))
     count_M = sum((np.abs(2 * (bits @ differences_NM) - observed_M) >= limit_M).sum(0) for bits in batches)
     return (count_M / 2**n, 2**n) if exact else ((1 + count_M) / (1 + permutations), permutations)
 
 
 def _all_bits(n: int) -> Iterator[np.ndarray]:
-    yield ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(np.float64)
+    def bits(start: int, rows: int) -> np.ndarray:
+        return ((np.arange(start, start + rows)[:, None] >> np.arange(n)) & 1).astype(np.float64)
+
+    return _in_parts(2**n, n, bits)
 
 
 def _random_bits(rows: int, n: int, random: Generator) -> np.ndarray:
@@ -142,18 +145,18 @@ def _bootstrap_means(differences_NM: np.ndarray, random: Generator) -> np.ndarra
     """Means of samples drawn with replacement, (draws, M): differences times how often each was drawn."""
     n = len(differences_NM)
 
-    def counts(rows: int) -> np.ndarray:
+    def counts(_: int, rows: int) -> np.ndarray:
         drawn = random.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
         return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
     return np.concatenate([part @ differences_NM for part in _in_parts(_BOOTSTRAP_DRAWS, n, counts)]) / n
 
 
-def _in_parts(total: int, n: int, draw: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    """Draws `total` rows of n numbers, a bounded amount at a time."""
+def _in_parts(total: int, n: int, draw: Callable[[int, int], np.ndarray]) -> Iterator[np.ndarray]:
+    """Draws `total` rows of n numbers, a bounded amount at a time; `draw` gets the first row and how many."""
     at_a_time = max(1, _NUMBERS_AT_A_TIME // n)
     for start in range(0, total, at_a_time):
-        yield draw(min(at_a_time, total - start))
+        yield draw(start, min(at_a_time, total - start))
 
 
 def _check(a_NM: np.ndarray, b_NM: np.ndarray, permutations: int) -> None:

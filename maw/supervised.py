@@ -45,12 +45,14 @@ class SupervisedLearner:
         for rollout in rollouts:
             label = rollout.reward_BG.argmax(1)
             for layer, log_policy in enumerate(self.engine({"states": self._state(rollout, label)}, mode="policy")):
-                target = label[:, None, None].expand(log_policy.shape[0], *log_policy.shape[2:4])
-                weight = rollout.weight(layer)[:, 0].expand(target.shape)
-                log_prob = log_policy[:, 0].gather(-1, target[..., None]).squeeze(-1)
-                losses.append(-(log_prob * weight).sum() / weight.sum())
-                entropies.append(-(log_policy.exp() * log_policy).sum(-1).mean().detach())
-                agreements.append((log_policy[:, 0].argmax(-1) == target).float().mean())
+                target = label[:, None, None].expand(len(log_policy), *log_policy.shape[2:4])
+                share = rollout.weight(layer)[:, 0].expand(target.shape)
+                share = share / share.sum()
+                log_policy = log_policy[:, 0]
+                log_prob = log_policy.gather(-1, target[..., None]).squeeze(-1)
+                losses.append(-(log_prob * share).sum())
+                entropies.append(-((log_policy.exp() * log_policy).sum(-1) * share).sum().detach())
+                agreements.append(((log_policy.argmax(-1) == target) * share).sum())
         loss = torch.stack(losses).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

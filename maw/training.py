@@ -28,7 +28,7 @@ from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.errors import MAWError
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
-from maw.objective import build_objective
+from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.retriever import BaselineRetriever, MAWRetriever
@@ -183,10 +183,10 @@ class Trainer:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.AdamW(groups)
         self.objective = build_objective(model.encoder, self.engine, config, model.spec.temperature)
-        self.updates = math.ceil(self.pairs.count_batches(config.batch_size) / config.gradient_accumulation_steps)
-        if self.updates == 0:
-            raise MAWError(f"{label}: a single training query without negatives has nothing to be compared with")
-        total = self.updates * config.num_epochs
+        counts = [self.pairs.count_batches(epoch, config.batch_size) for epoch in range(1, config.num_epochs + 1)]
+        if min(counts) == 0:
+            raise MAWError(f"{label}: a single query in a batch, without negatives, has nothing to be compared with")
+        total = sum(math.ceil(count / config.gradient_accumulation_steps) for count in counts)
         warmup = math.ceil(config.warmup_ratio * total)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _warmup_decay(step, warmup, total)
@@ -220,7 +220,7 @@ class Trainer:
             for name, value in (statistics | {"train_loss": loss}).items():
                 sums[name] = sums.get(name, 0) + value.detach()
             if number % accumulate == 0 or number == len(batches):
-                progress.set_postfix(loss=f"{self._update(loss):.3f}", refresh=False)
+                progress.set_postfix(loss=f"{self._update(loss, statistics):.3f}", refresh=False)
             self.step += 1
         self.engine.eval()
         means = {name: float(value) / len(batches) for name, value in sums.items()}
@@ -231,14 +231,15 @@ class Trainer:
             **means,
         }
 
-    def _update(self, loss: Tensor) -> float:
+    def _update(self, loss: Tensor, statistics: Statistics) -> float:
         """One optimizer step; the only point of a step that waits for the device."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        value, norm = torch.stack((loss.detach(), norm)).cpu().numpy()
-        if not (math.isfinite(value) and math.isfinite(norm)):
+        router_loss = statistics.get("router_loss", torch.zeros_like(norm))
+        value, norm, router_loss = torch.stack((loss.detach(), norm, router_loss)).cpu().numpy()
+        if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss)):
             raise MAWError(
-                f"{self.label}: loss {value} or gradient norm {norm} is not finite at step {self.step}; "
-                "the weights were not changed by it. Try a lower --learning-rate"
+                f"{self.label}: loss {value}, gradient norm {norm} or router loss {router_loss} is not finite at "
+                f"step {self.step}; the encoder was not changed by it. Try lower learning rates"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

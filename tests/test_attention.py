@@ -281,3 +281,47 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="oracle"):
         build_router("oracle", 2, 8, 4)
     assert MAWAttentionLayer.__name__ == "MAWAttentionLayer"
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_without_padding_every_token_is_attended_to(models, model_type):
+    """Hugging Face then gives no mask at all, which a backend may take for causal attention."""
+    plain, tokenizer = load(models, model_type)
+    batch = tokenizer(["file string list number path open close read write sort"] * 2, return_tensors="pt")
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = plain(**batch).last_hidden_state
+    backbone, _ = load(models, model_type)
+    encoder = maw_encoder(backbone, model_type, layers=(1, 2, 3))
+    hidden = encoder._layers(encoder._prefix(batch), batch["attention_mask"], Routing(batch["attention_mask"]))
+    torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=0)
+
+
+def test_low_rank_depths_start_apart():
+    """`up` is zero at the start, so its gradient is what tells depths apart: it comes from `down`."""
+    generator = torch.Generator().manual_seed(0)
+    kernels = LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3, generator=generator)
+    hidden, query = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 2, 5, 8, generator=generator)
+    gate = torch.full((3, 1, 1, 1, DEPTHS), 1 / DEPTHS)
+    kernels(query, kernels.features(hidden), gate).square().sum().backward()
+    by_depth = kernels.up.grad.transpose(0, 1).flatten(1)
+    assert (torch.cdist(by_depth, by_depth) + torch.eye(DEPTHS)).min() > 0.01
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_attention_weights_drop_out_in_training_and_not_at_evaluation(models, model_type):
+    backbone, tokenizer = load(models, model_type)
+    batch = padded_batch(tokenizer)
+    encoder = maw_encoder(backbone, model_type, layers=(3,))
+    encoder.trained_layers = (3,)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    attention = encoder.maw_attention[0].base
+    if model_type == "modernbert":
+        attention.attention_dropout = 0.5
+    else:
+        attention.dropout.p = 0.5
+    at_evaluation = encoder(batch)["embedding"]
+    assert torch.equal(at_evaluation, encoder(batch)["embedding"])
+    encoder.train()
+    assert not torch.allclose(at_evaluation, encoder(batch)["embedding"], atol=1e-3)

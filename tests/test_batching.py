@@ -74,3 +74,12 @@ def test_nothing_to_encode_and_broken_weights_are_said(tiny_settings):
         next(model.parameters()).fill_(torch.nan)
     with pytest.raises(MAWError, match="not finite"):
         encode(model.encoder, model.source(["file"], "document"), label="test documents")
+
+
+def test_encoding_is_without_dropout_and_gives_the_mode_back(tiny_settings):
+    model = MAWRetriever(tiny_settings())
+    texts = random_texts(6, seed=8)
+    expected = model.encode(texts)
+    model.encoder.train()
+    np.testing.assert_array_equal(model.encode(texts), expected)
+    assert model.encoder.training

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import random_texts
 
+from maw.errors import MAWError
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -160,6 +162,23 @@ def test_a_notebook_gets_the_same_numbers_as_the_shell(finished, beir, models, t
     assert model.checkpoint["best_val_metric"] == max(
         record["val_ndcg_cut_10"] for record in again["3_maw_fine_tuned_retriever"]["training_history"]
     )
+
+
+def test_a_notebook_learns_at_once_that_it_cannot_write(beir, models, tmp_path):
+    from tier_1 import Tier1Config, run_complete_benchmark
+
+    (tmp_path / "file").write_text("")
+    config = Tier1Config(
+        datasets=[f"beir:{beir}"],
+        model=str(models("bert")),
+        methods=["zero_shot"],
+        log_dir=str(tmp_path / "file" / "logs"),
+        cache_dir=str(tmp_path / "cache"),
+        device="cpu",
+    )
+    with pytest.raises(MAWError, match=r"cannot write to .*logs"):
+        run_complete_benchmark(config)
+    assert not (tmp_path / "cache").exists(), "nothing was loaded"
 
 
 def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts, write_model
+from safetensors import SafetensorError
 
 from maw.checkpoint import load_checkpoint, save_checkpoint
 from maw.errors import MAWError, ModelError
@@ -126,3 +127,37 @@ def test_other_pretrained_weights_are_refused(tiny_settings, tmp_path):
     write_model(model_folder, seed=2)
     with pytest.raises(ModelError, match="other weights"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": [1]},
+        {"config": None},
+        {"weights": 5},
+        {"retriever": ["maw"]},
+        {"weights_sha256": None},
+        {"pretrained_sha256": 1},
+    ],
+)
+def test_a_record_of_other_types_is_refused(tiny_settings, tmp_path, change):
+    folder = save(perturbed(tiny_settings), tmp_path / "best")
+    record = json.loads((folder / "checkpoint.json").read_text())
+    without = {key: value for key, value in record.items() if key not in change}
+    for wrong in (record | change, without):
+        (folder / "checkpoint.json").write_text(json.dumps(wrong))
+        with pytest.raises(MAWError, match="not a checkpoint record"):
+            load_checkpoint(folder)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tiny_settings, tmp_path, monkeypatch):
+    folder = save(perturbed(tiny_settings), tmp_path / "best")
+
+    def full(weights, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("maw.checkpoint.save_file", full)
+    with pytest.raises(MAWError, match=r"best.*No space left"):
+        save(perturbed(tiny_settings, seed=5), folder, epoch=9)
+    assert load_checkpoint(folder).checkpoint["epoch"] == 2
+    assert len(list(folder.iterdir())) == 2

@@ -71,3 +71,14 @@ def test_chunks_keep_to_the_budget_and_hold_no_needless_padding(tiny_settings):
     assert len(seen) > 2 and sum(map(len, seen)) == TEXTS
     assert all(mask.numel() <= 30 or len(mask) == 1 for mask in seen)
     assert all(mask.any(0).all() for mask in seen)
+
+
+def test_samples_count_in_the_budget(tiny_settings):
+    model = routed(tiny_settings, "sequence")
+    inputs = inputs_of(model)
+    seen = []
+    handle = model.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]["attention_mask"]))
+    LengthChunks(model.encoder, tokens=60)(inputs, mode="group", keys=torch.arange(TEXTS * 3).view(TEXTS, 3))
+    handle.remove()
+    assert len(seen) > 2
+    assert all(3 * mask.numel() <= 60 or len(mask) == 1 for mask in seen)

@@ -409,3 +409,8 @@ def test_all_problems_of_a_file_are_reported(tmp_path):
     path = write(tmp_path, "c.yaml", "seed: x\nrouter: y\nzzz: 1\ndepth_dim: 4\nfixed_depth: 4\n")
     problems = problems_of(lambda: load_config(path))
     assert [problem.split(": ")[0] for problem in problems] == [f"{path}:{line}" for line in (1, 2, 3, 5)]
+
+
+def test_a_number_of_more_digits_than_python_writes_is_refused_like_any_other():
+    with pytest.raises(ConfigError, match="batch_size: must be at least 1 and at most 65536, got a int too long"):
+        Tier1Config(batch_size=10**5000)

@@ -67,7 +67,7 @@ def test_order_follows_from_seed_and_epoch_alone():
 
 def test_a_single_query_without_negatives_is_no_batch():
     assert [len(batch.queries) for batch in pairs().batches(1, 3)] == [3]
-    assert pairs().count_batches(3) == 1
+    assert pairs().count_batches(1, 3) == 1
 
 
 def test_loss_against_cross_entropy_written_out():
@@ -88,3 +88,22 @@ def test_a_passage_that_the_corpus_lacks_is_named():
     wrong = DATA | {"negatives": {"q0": ["nowhere"]}}
     with pytest.raises(DataError, match="nowhere"):
         TrainingPairs(as_retrieval_data(wrong, "train"), negatives=1)
+
+
+def test_the_number_of_batches_is_that_of_the_epoch():
+    """A last batch of one counts if its query has negatives, so epochs differ."""
+    training = pairs(negatives=1)
+    counted = [training.count_batches(epoch, 3) for epoch in range(12)]
+    assert counted == [len(list(training.batches(epoch, 3))) for epoch in range(12)]
+    assert set(counted) == {1, 2}
+
+
+def test_every_relevant_passage_of_a_query_is_its_positive_in_some_epoch():
+    training = pairs()
+    ids = as_retrieval_data(DATA, "train").corpus.id_of(training.corpus_rows)
+    drawn = {
+        ids[batch.passages[list(batch.queries).index(1)]]
+        for epoch in range(20)
+        for batch in training.batches(epoch, 4)
+    }
+    assert drawn == {"a", "b"}

@@ -103,6 +103,8 @@ def test_rewards_by_hand():
         assert float(got) == pytest.approx(score - math.log(math.exp(score) + math.exp(1) + math.exp(0.5)), abs=1e-6)
     assert task_reward("reciprocal_rank", positive, others)[0].tolist() == pytest.approx([1, 1 / 3])
     assert task_reward("ndcg", positive, others)[0].tolist() == pytest.approx([1, 1 / math.log2(4)])
+    tie = task_reward("reciprocal_rank", torch.tensor([[1.0]]), torch.tensor([[[1.0, 2.0, 1.0]]]))
+    assert float(tie) == 0.5, "a tie does not cost the positive its rank"
     with pytest.raises(ValueError, match="'luck'"):
         task_reward("luck", positive, others)
 

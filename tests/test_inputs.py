@@ -88,6 +88,6 @@ def test_stored_activations_come_in_the_same_batches(tiny_settings, tmp_path, li
             assert len(rows) <= 8 and (len(rows) == 1 or inputs["attention_mask"].numel() <= 100)
             embedding = model.encoder(inputs)["embedding"].detach()
             seen |= dict(zip(rows.tolist(), embedding))
-        assert stored.full == (limit_gb < 1)
+        assert store.full == (limit_gb < 1)
     expected = model.encoder(source.batch(range(50)))["embedding"]
     torch.testing.assert_close(torch.stack([seen[row] for row in range(50)]), expected, atol=1e-5, rtol=1e-5)

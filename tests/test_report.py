@@ -13,10 +13,11 @@ import pytest
 
 from maw import methods
 from maw.errors import MAWError
+from maw.files import write_json, write_text
 from maw.methods import METHODS, Method, comparisons, find_method, in_order
 from maw.metrics import METRICS, PRIMARY, compute_metrics
 from maw.report import tables, text
-from maw.report.files import write_csv, write_json, write_text
+from maw.report.files import write_csv
 from maw.report.layout import write_dataset, write_summary
 
 STAMP = "20250106_143022"

@@ -158,3 +158,30 @@ def test_bad_arguments_are_named():
         build_router("grpo", H, E, D, "word")
     with pytest.raises(ValueError, match=r"0\.\.7, got 8"):
         build_router("fixed", H, E, D, fixed_depth=8)
+
+
+def test_a_router_never_bends_the_states_it_sees():
+    states = queries().requires_grad_(True)
+    for name in ("grpo", "soft"):
+        routing = Routing(padding())
+        build_router(name, H, E, D, "token")(states, routing)
+        assert not routing.states[0].requires_grad
+
+
+def test_a_policy_does_not_depend_on_the_length_of_a_state():
+    router = GRPORouter(H, E, D, "head")
+    with torch.no_grad():
+        router.weight.normal_(generator=torch.Generator().manual_seed(0))
+    state = torch.randn(B, H, 1, E, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(router.logits(100 * state), router.logits(state), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [0, -1])
+def test_noise_never_reaches_zero_or_one(monkeypatch, bits):
+    """The extreme bits come once in millions of draws: a one would be a depth that does not exist."""
+    monkeypatch.setattr("maw.routing.mix64", lambda value: torch.full_like(value, bits))
+    noise = uniform_noise(torch.zeros(1, 1, dtype=torch.int64), 0, 1, 1)
+    assert 0 < float(noise) < 1
+    router = build_router("random", H, E, D)
+    taken = router(queries(), Routing(padding(), keys_BG=torch.zeros(B, 1, dtype=torch.int64)))
+    assert taken.min() >= 0 and taken.max() < D

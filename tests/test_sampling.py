@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from maw.config import Tier1Config
 from maw.data.sampling import draw, fraction
+from maw.data.splits import Pool, hold_out
 
 IDS = [f"q{i}" for i in range(500)]
 
@@ -58,3 +60,15 @@ def test_fractions_are_spread_evenly():
     shares = [fraction("split", item) for item in IDS]
     assert all(0 <= share < 1 for share in shares)
     assert 0.2 < sum(share < 0.25 for share in shares) / len(shares) < 0.3
+
+
+def test_a_question_asked_twice_is_not_both_trained_on_and_held_out():
+    """Without a validation file, copies of a held-out question leave the training queries."""
+    train = Pool(
+        {f"q{i}": f"Question {i // 2}" + "?" * (i % 2) for i in range(60)}, {f"q{i}": {"d": 1} for i in range(60)}
+    )
+    left, held = hold_out(train, Tier1Config(val_samples=10))
+    assert len(held) == 10
+    texts = [{text.rstrip("?") for text in pool.queries.values()} for pool in (left, held)]
+    assert not texts[0] & texts[1]
+    assert len(left) == 60 - sum(train.queries[f"q{i}"].rstrip("?") in texts[1] for i in range(60))

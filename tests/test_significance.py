@@ -160,3 +160,11 @@ def test_inputs_that_do_not_fit(a, b):
 def test_values_that_are_not_finite(value):
     with pytest.raises(MAWError, match="query number 2 of the second method"):
         paired_test([1.0, 1.0], [1.0, value])
+
+
+def test_exact_enumeration_is_done_in_parts(monkeypatch):
+    differences = np.random.default_rng(3).choice([0.1, -0.2, 0.3], 9)
+    expected = paired_test(differences, np.zeros(9))
+    assert expected.p_value == enumerated(differences.tolist())
+    monkeypatch.setattr("maw.significance._NUMBERS_AT_A_TIME", 9 * 50)
+    assert paired_test(differences, np.zeros(9)).p_value == expected.p_value

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maw.errors import MAWError
+from maw.data.collection import as_retrieval_data
+from maw.errors import ConfigError, MAWError
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import parameter_groups, train_retriever
+from maw.training import Trainer, parameter_groups, train_retriever
 
 ARMS = {
     "lora": (BaselineRetriever, {"use_lora": True}),
@@ -86,7 +87,7 @@ def test_stored_activations_change_no_loss(tiny_settings, tiny_data, tmp_path, a
         else:
             with ActivationStore(tmp_path / "activations", limit) as store:
                 history = train_retriever(model, tiny_data, tiny_data, config, "cpu", activations=store)
-                assert (store.free_bytes < limit * 1e9) and list(store.folder.iterdir())
+                assert store.free_bytes < limit * 1e9
         losses.append([record["train_loss"] for record in history])
     assert not list((tmp_path / "activations").iterdir())
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
@@ -120,6 +121,89 @@ def test_accumulated_batches_are_averaged(tiny_settings, tiny_data):
     assert history[0]["learning_rate"] == 0.0, "the one update of the run used the whole schedule"
 
 
+class Recorded(torch.optim.SGD):
+    """Notes the gradient of every update and changes nothing."""
+
+    def __init__(self, groups):
+        super().__init__(groups, lr=0.0)
+        self.seen = []
+
+    def step(self):
+        self.seen.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 100])
+def test_an_update_has_the_mean_gradient_of_its_batches(tiny_settings, tiny_data, monkeypatch, accumulate):
+    """24 queries by 5: four batches of 5 and one of 4; the last update may have fewer batches than the others."""
+    monkeypatch.setattr("torch.optim.AdamW", Recorded)
+    found = {}
+    for steps in (1, accumulate):
+        model, config = build(
+            tiny_settings, "lora", batch_size=5, gradient_accumulation_steps=steps, max_grad_norm=1e6
+        )
+        with torch.no_grad():
+            for name, parameter in model.encoder.named_parameters():
+                if "lora_B" in name:
+                    parameter.add_(0.1)
+        trainer = Trainer(model, as_retrieval_data(tiny_data, "train"), config, torch.device("cpu"), "tiny", None)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.run_epoch(1)
+        found[steps] = trainer.optimizer.seen
+    batches = found[1]
+    assert len(batches) == 5 and len(found[accumulate]) == -(-5 // accumulate)
+    for number, update in enumerate(found[accumulate]):
+        parts = batches[number * accumulate : (number + 1) * accumulate]
+        for got, *each in zip(update, *parts):
+            torch.testing.assert_close(got, torch.stack(each).mean(0), atol=1e-6, rtol=1e-4)
+
+
+def test_a_long_gradient_is_cut_and_the_rate_warms_up_and_decays(tiny_settings, tiny_data, monkeypatch):
+    monkeypatch.setattr("torch.optim.AdamW", Recorded)
+    model, config = build(tiny_settings, "lora", batch_size=6, max_grad_norm=1e-3, warmup_ratio=0.5, num_epochs=2)
+    trainer = Trainer(model, as_retrieval_data(tiny_data, "train"), config, torch.device("cpu"), "tiny", None)
+    rate = trainer.schedule.base_lrs[0]
+    rates = []
+    step = trainer.schedule.step
+    trainer.schedule.step = lambda: (rates.append(trainer.optimizer.param_groups[0]["lr"]), step())
+    for epoch in (1, 2):
+        trainer.run_epoch(epoch)
+    assert rates == pytest.approx([rate * each for each in (0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25)])
+    for gradients in trainer.optimizer.seen:
+        norm = torch.stack([each.norm() for each in gradients]).norm()
+        assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_every_step_of_a_run_has_a_number_of_its_own_and_runs_with_dropout(tiny_settings, tiny_data):
+    model, config = build(tiny_settings, "maw")
+    trainer = Trainer(model, as_retrieval_data(tiny_data, "train"), config, torch.device("cpu"), "tiny", None)
+    steps, modes = [], []
+    objective = trainer.objective
+
+    def watched(queries, passages, batch, step):
+        steps.append(step)
+        modes.append(model.encoder.architecture.layers(model.encoder.backbone)[2].training)
+        return objective(queries, passages, batch, step)
+
+    trainer.objective = watched
+    for epoch in (1, 2):
+        trainer.run_epoch(epoch)
+    assert steps == list(range(6)) and all(modes)
+    assert not model.encoder.training
+
+
+def test_kernels_have_a_rate_of_their_own(tiny_settings):
+    model, config = build(tiny_settings, "maw", weight_decay=0.1, learning_rate=1e-4, kernel_learning_rate=0.05)
+    rates = {id(p): group["lr"] for group in parameter_groups(model, config) for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in parameter_groups(model, config) for p in group["params"]}
+    for name, parameter in model.encoder.named_parameters():
+        if id(parameter) in rates:
+            kernel = "kernels" in name
+            assert rates[id(parameter)] == (0.05 if kernel else 1e-4), name
+            assert decays[id(parameter)] == (0.1 if parameter.ndim >= 2 and not kernel else 0.0), name
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_training(tiny_settings, tiny_data, monkeypatch):
     scores = iter([0.3, 0.5, 0.4, 0.45, 0.9])
 
@@ -145,7 +229,7 @@ def test_what_cannot_be_trained_is_said(tiny_settings, tiny_data):
         train_retriever(BaselineRetriever(config), tiny_data, tiny_data, config, "cpu", "tiny", "zero_shot")
     one = {"queries": ["a"], "docs": ["a file"], "qrels": {0: {0: 1}}}
     model, config = build(tiny_settings, "lora")
-    with pytest.raises(MAWError, match="single training query"):
+    with pytest.raises(MAWError, match="a single query in a batch"):
         train_retriever(model, one, tiny_data, config, "cpu")
 
 
@@ -156,3 +240,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_settings, tiny_d
     with pytest.raises(MAWError, match="step 0"):
         train_retriever(model, tiny_data, tiny_data, config, "cpu", "tiny", "lora")
     assert all(torch.equal(p, before[name]) for name, p in model.encoder.named_parameters())
+
+
+def test_a_router_that_is_not_finite_stops_the_run(tiny_settings, tiny_data):
+    model, config = build(tiny_settings, "maw")
+    with torch.no_grad():
+        model.encoder.maw_attention[0].router.weight.fill_(torch.nan)
+    before = {name: each for name, each in snapshot(model).items() if "router" not in name}
+    with pytest.raises(MAWError, match=r"tiny maw: .*router loss nan"):
+        train_retriever(model, tiny_data, tiny_data, config, "cpu", "tiny", "maw")
+    assert all(torch.equal(p, before[n]) for n, p in model.encoder.named_parameters() if n in before)
+
+
+def test_layers_that_leave_nothing_to_do_are_refused(tiny_settings):
+    with pytest.raises(ConfigError, match="maw_layers: none"):
+        MAWRetriever(tiny_settings(maw_layers="none"))
+    with pytest.raises(ConfigError, match="finetune_layers: none"):
+        BaselineRetriever(tiny_settings(use_lora=True, finetune_layers="none"))
+    with pytest.raises(ConfigError, match="maw_layers: no layer 7"):
+        MAWRetriever(tiny_settings(maw_layers=[7]))

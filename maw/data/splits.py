@@ -14,6 +14,7 @@ from typing import Any
 from maw.config import TRAINED_METHODS, Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
+from maw.data.leakage import normalise
 from maw.data.sampling import draw
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,13 @@ def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:
     """Takes a validation split out of the training queries: `val_samples` of them, a fifth of all at most.
 
     Returns:
-        What is left for training, and the validation queries.
+        What is left for training, without other queries of the same normalised text, and the validation queries.
     """
     n = min(config.val_samples, max(1, len(train) // 5))
     held = set(draw(train.queries, n, config.seed, "hold out"))
-    return train.only(i for i in train.queries if i not in held), train.only(sorted(held))
+    texts = {normalise(train.queries[i]) for i in held}
+    stay = [i for i, text in train.queries.items() if i not in held and normalise(text) not in texts]
+    return train.only(stay), train.only(sorted(held))
 
 
 def draw_splits(

@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 
 from maw.data.sampling import mix64
 from maw.errors import DataError
+from maw.files import sha256
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ def write_store(
 
 def write_manifest(folder: Path, **values: Any) -> dict[str, Any]:
     """Writes manifest.json: `values`, and the size and hash of every file that is there already."""
-    files = {path.name: [path.stat().st_size, _file_sha(path)] for path in sorted(folder.glob("[!.]*"))}
+    files = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.glob("[!.]*"))}
     manifest = {"version": STORE_VERSION, **values, "files": files}
     _write_json(folder / "manifest.json", manifest | {"sha256": json_sha(manifest)})
     return manifest
@@ -293,11 +294,6 @@ def _write_json(path: Path, value: Any) -> None:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _file_sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_sha(value: Any) -> str:
@@ -329,7 +325,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float) ->
     for name, (size, sha) in manifest["files"].items():
         path = folder / name
         try:
-            good = path.stat().st_size == size and (size > read_up_to or _file_sha(path) == sha)
+            good = path.stat().st_size == size and (size > read_up_to or sha256(path) == sha)
         except OSError as error:
             raise DataError(f"{path}: the file cannot be read ({error.strerror}); delete the folder") from error
         if not good:

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
+from maw.files import write_json, write_text
 from maw.methods import Method, in_order
 from maw.metrics import EvaluationResult
-from maw.report.files import write_csv, write_json, write_text
+from maw.report.files import write_csv
 from maw.report.tables import CSV_HEADER, comparison_rows
 from maw.report.text import benchmark_summary
 

@@ -1,0 +1,287 @@
+"""One step of the routers' learners on a real batch, against the same step written out text by text."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_texts
+
+from maw.contrastive import Batch
+from maw.grpo import GRPOLearner, try_routings
+from maw.objective import LearnedRoutingObjective, RandomRoutingObjective
+from maw.retriever import MAWRetriever
+from maw.routing import noise_keys
+from maw.supervised import SupervisedLearner
+
+B, P, G, D = 4, 6, 3, 4
+TAU = 0.3
+ROUTES = ("sequence", "head", "token")
+
+
+def setting(tiny_settings, **changes):
+    """A MAW model whose depths and routers differ, in training mode, and a batch with padding and masked pairs."""
+    config = tiny_settings(**({"maw_layers": [2, 3], "grpo_group_size": G, "depth_dim": D} | changes))
+    model = MAWRetriever(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for attention in model.encoder.maw_attention:
+            for parameter in (*attention.kernels.parameters(), *attention.router.parameters()):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    queries = model.source(random_texts(B, seed=21), "query").batch(range(B))
+    passages = model.source(random_texts(P, seed=22, longest=20), "document").batch(range(P))
+    assert not queries["attention_mask"].all() and not passages["attention_mask"].all()
+    comparable = torch.ones(B, P, dtype=torch.bool)
+    comparable[0, 1] = comparable[2, 3] = comparable[3, 5] = False
+    model.encoder.train()
+    return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), comparable)
+
+
+def tried(model, queries, passages, batch, query_picks, passage_picks, kind="log_prob"):
+    picks = {"query_picks": query_picks, "passage_picks": passage_picks}
+    return try_routings(model.encoder, queries, passages, batch, temperature=TAU, reward=kind, **picks)
+
+
+def greedy(model, inputs):
+    model.encoder.eval()
+    with torch.no_grad():
+        return model.encoder(inputs)["embedding"]
+
+
+def at(model, inputs, depths):
+    """Embeddings of each text at each of its samples' depths, (B, G, C), one sample after the other."""
+    model.encoder.eval()
+    with torch.no_grad():
+        parts = [
+            model.encoder(inputs, mode="group", depths=[d[:, g : g + 1] for d in depths])["embedding"]
+            for g in range(depths[0].shape[1])
+        ]
+    return torch.cat(parts, dim=1)
+
+
+def reward_by_hand(kind, scores, b, allowed):
+    """Reward of a query whose positive stands at position b of `scores`."""
+    others = [float(score) for p, score in enumerate(scores) if p != b and allowed[p]]
+    own = float(scores[b])
+    if kind == "log_prob":
+        return own - math.log(math.exp(own) + sum(map(math.exp, others)))
+    rank = 1 + sum(other > own for other in others)
+    return 1 / rank if kind == "reciprocal_rank" else 1 / math.log2(1 + rank)
+
+
+@pytest.mark.parametrize("kind", ["log_prob", "reciprocal_rank", "ndcg"])
+@pytest.mark.parametrize("route_by", ROUTES)
+def test_rewards_of_both_sides_are_those_of_each_routing_by_itself(tiny_settings, route_by, kind):
+    model, _, queries, passages, batch = setting(tiny_settings, route_by=route_by)
+    keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
+    rollouts = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]}, kind)
+    assert model.encoder.training, "the mode is given back"
+    positives = {name: each[:B] for name, each in passages.items()}
+    query_BC, passage_PC = greedy(model, queries), greedy(model, passages)
+    query_BGC, positive_BGC = at(model, queries, rollouts[0].depths), at(model, positives, rollouts[1].depths)
+    for b in range(B):
+        allowed = batch.comparable[b].tolist()
+        for g in range(G):
+            scores = passage_PC @ query_BGC[b, g] / TAU
+            got = float(rollouts[0].reward_BG[b, g])
+            assert got == pytest.approx(reward_by_hand(kind, scores, b, allowed), abs=1e-4)
+            scores = passage_PC @ query_BC[b] / TAU
+            scores[b] = positive_BGC[b, g] @ query_BC[b] / TAU
+            got = float(rollouts[1].reward_BG[b, g])
+            assert got == pytest.approx(reward_by_hand(kind, scores, b, allowed), abs=1e-4)
+    assert all(rollout.reward_BG.std(1).max() > 1e-3 for rollout in rollouts) or kind != "log_prob"
+
+
+def expected_routers(model, config, rollouts, reference):
+    """The routers after the inner epochs, from the formulas, one text and one sample at a time."""
+    routers = copy.deepcopy(torch.nn.ModuleList(layer.router for layer in model.encoder.maw_attention))
+    old = copy.deepcopy(routers)
+    optimizer = torch.optim.AdamW(routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
+    clipped = 0
+    for _ in range(config.grpo_inner_epochs):
+        losses = []
+        for rollout in rollouts:
+            for layer in range(len(routers)):
+                per_sample = []
+                for b in range(B):
+                    rewards = rollout.reward_BG[b]
+                    for g in range(G):
+                        advantage = (rewards[g] - rewards.mean()) / (rewards.std() + 1e-4)
+                        state = rollout.states[layer][b, g if rollout.states[layer].shape[1] > 1 else 0]
+                        new, before, anchor = (
+                            each[layer].logits(state).log_softmax(-1) for each in (routers, old, reference)
+                        )
+                        action = rollout.depths[layer][b, g]
+                        decisions = []
+                        for h in range(action.shape[0]):
+                            for t in range(action.shape[1]):
+                                if action.shape[1] > 1 and not rollout.padding_BT[b, t]:
+                                    continue
+                                a = int(action[h, t])
+                                ratio = (new[h, t, a] - before[h, t, a]).exp()
+                                bounded = ratio.clamp(1 - config.grpo_clip, 1 + config.grpo_clip)
+                                clipped += float(bounded != ratio)
+                                gain = torch.minimum(ratio * advantage, bounded * advantage)
+                                kl = sum(new[h, t, d].exp() * (new[h, t, d] - anchor[h, t, d]) for d in range(D))
+                                decisions.append(config.grpo_kl * kl - gain)
+                        per_sample.append(torch.stack(decisions).mean())
+                losses.append(torch.stack(per_sample).mean())
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert clipped, "the clip must matter"
+    return routers
+
+
+@pytest.mark.parametrize(("route_by", "reference"), [("sequence", "uniform"), ("head", "slow"), ("token", "slow")])
+def test_a_step_updates_the_routers_by_the_formulas_and_nothing_else(tiny_settings, route_by, reference):
+    model, config, queries, passages, batch = setting(
+        tiny_settings,
+        route_by=route_by,
+        grpo_reference=reference,
+        grpo_reference_decay=0.9,
+        grpo_kl=0.5,
+        grpo_clip=0.1,
+        router_learning_rate=0.05,
+        grpo_inner_epochs=3,
+        reward="log_prob",
+        seed=5,
+    )
+    learner = GRPOLearner(model.encoder, model.encoder, config, TAU)
+    with torch.no_grad():
+        for parameter in learner.reference.parameters():
+            parameter.mul_(0.5)  # a reference that differs from the policy
+    anchor = copy.deepcopy(learner.reference)
+    if reference == "uniform":
+        for parameter in anchor.parameters():
+            torch.nn.init.zeros_(parameter)
+    before = {name: each.clone() for name, each in model.encoder.named_parameters()}
+    twin = copy.deepcopy(model)
+    *rollouts, statistics = learner.step(queries, passages, batch, step=3)
+
+    keys = [noise_keys(5, 3, torch.from_numpy(batch.queries), G, stream) for stream in (0, 1)]
+    wanted = tried(twin, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]})
+    for got, want in zip(rollouts, wanted):
+        assert all(torch.equal(*pair) for pair in zip(got.depths, want.depths))
+        torch.testing.assert_close(got.reward_BG, want.reward_BG)
+    routers = expected_routers(twin, config, rollouts, anchor)
+    for got, want in zip(learner.routers.parameters(), routers.parameters()):
+        torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
+    changed = {n for n, each in model.encoder.named_parameters() if not torch.equal(each, before[n])}
+    assert changed and all(".router." in name for name in changed)
+    if reference == "slow":
+        for slow, first, fast in zip(
+            learner.reference.parameters(), anchor.parameters(), learner.routers.parameters()
+        ):
+            torch.testing.assert_close(slow, 0.9 * first + 0.1 * fast)
+    rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
+    assert float(statistics["reward_mean"]) == pytest.approx(float(rewards.mean()), abs=1e-6)
+    assert float(statistics["zero_variance_share"]) == 0
+
+
+@pytest.mark.parametrize("route_by", ROUTES)
+def test_supervised_labels_are_the_best_depths_and_are_learnt(tiny_settings, route_by):
+    model, config, queries, passages, batch = setting(
+        tiny_settings, router="supervised", route_by=route_by, router_learning_rate=0.05
+    )
+    twin = copy.deepcopy(model)
+    learner = SupervisedLearner(model.encoder, model.encoder, config, TAU)
+    *rollouts, statistics = learner.step(queries, passages, batch, step=0)
+
+    query_BC, passage_PC = greedy(twin, queries), greedy(twin, passages)
+    positives = {name: each[:B] for name, each in passages.items()}
+    routers = torch.nn.ModuleList(layer.router for layer in twin.encoder.maw_attention)
+    optimizer = torch.optim.AdamW(routers.parameters(), lr=0.05, weight_decay=0.0)
+    losses, right = [], []
+    for side, (rollout, inputs) in enumerate(zip(rollouts, (queries, positives))):
+        every = [
+            torch.arange(D).view(1, D, 1, 1).expand(B, D, depths.shape[2], depths.shape[3])
+            for depths in rollout.depths
+        ]
+        embeddings = at(twin, inputs, every)
+        for b in range(B):
+            rewards = []
+            for d in range(D):
+                scores = passage_PC @ (query_BC[b] if side else embeddings[b, d]) / TAU
+                if side:
+                    scores[b] = embeddings[b, d] @ query_BC[b] / TAU
+                rewards.append(reward_by_hand("log_prob", scores, b, batch.comparable[b].tolist()))
+            label = int(np.argmax(rewards))
+            assert all((depths[b] == label).all() for depths in rollout.depths)
+            assert float(rollout.reward_BG[b, 0]) == pytest.approx(max(rewards), abs=1e-4)
+        for layer, router in enumerate(routers):
+            log_policy = router.logits(rollout.states[layer]).log_softmax(-1)[:, 0]  # (B, h, t, D)
+            real = torch.ones(log_policy.shape[:3], dtype=torch.bool)
+            if route_by == "token":
+                real &= inputs["attention_mask"].bool()[:, None]
+            target = rollout.depths[layer][:, 0].expand(real.shape)
+            losses.append(torch.nn.functional.cross_entropy(log_policy[real], target[real]))
+            right.append((log_policy.argmax(-1) == target)[real].float().mean())
+    torch.stack(losses).mean().backward()
+    optimizer.step()
+    for got, want in zip(learner.routers.parameters(), routers.parameters()):
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+    assert float(statistics["router_loss"]) == pytest.approx(float(torch.stack(losses).mean().detach()), abs=1e-5)
+    assert float(statistics["router_accuracy"]) == pytest.approx(float(torch.stack(right).mean()), abs=1e-6)
+
+
+class Recorder:
+    """Stands in for a learner: hands out the rollouts that it was given."""
+
+    def __init__(self, rollouts):
+        self.rollouts = rollouts
+
+    def step(self, queries, passages, batch, step):
+        return *self.rollouts, {}
+
+
+@pytest.mark.parametrize("update", ["sampled", "all_group", "mcl"])
+def test_the_encoder_trains_on_the_samples_that_the_update_names(tiny_settings, update):
+    model, config, queries, passages, batch = setting(tiny_settings, encoder_update=update, mcl_temperature=0.5)
+    keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
+    rollouts = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]}, "log_prob")
+    model.encoder.eval()
+    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(rollouts), config)
+    got, _ = objective(queries, passages, batch, 0)
+
+    negative_NC = greedy(model, passages)[B:]
+    positives = {name: each[:B] for name, each in passages.items()}
+    query_BGC, positive_BGC = at(model, queries, rollouts[0].depths), at(model, positives, rollouts[1].depths)
+    expected = 0.0
+    for b in range(B):
+        rewards = [float(rollouts[0].reward_BG[b, g] + rollouts[1].reward_BG[b, g]) / 0.5 for g in range(G)]
+        weights = {
+            "sampled": [1.0, *[0.0] * (G - 1)],
+            "all_group": [1 / G] * G,
+            "mcl": [math.exp(r) / sum(map(math.exp, rewards)) for r in rewards],
+        }[update]
+        for g in range(G):
+            candidates = torch.cat((positive_BGC[:, g], negative_NC))
+            scores = candidates @ query_BGC[b, g] / TAU
+            reward = reward_by_hand("log_prob", scores, b, batch.comparable[b].tolist())
+            expected -= weights[g] * reward / B
+    assert float(got.detach()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_random_routing_draws_anew_at_every_step_and_for_each_side(tiny_settings):
+    model, _, queries, passages, batch = setting(tiny_settings, router="random")
+    model.encoder.eval()
+    objective = RandomRoutingObjective(model.encoder, TAU, seed=3)
+    for step in (0, 1):
+        got, _ = objective(queries, passages, batch, step)
+        with torch.no_grad():
+            query_BC, passage_PC = (
+                model.encoder(inputs, mode="group", keys=noise_keys(3, step, torch.from_numpy(rows), 1, stream))[
+                    "embedding"
+                ][:, 0]
+                for stream, (inputs, rows) in enumerate(((queries, batch.queries), (passages, batch.passages)))
+            )
+        rewards = [
+            reward_by_hand("log_prob", passage_PC @ query_BC[b] / TAU, b, batch.comparable[b].tolist())
+            for b in range(B)
+        ]
+        assert float(got.detach()) == pytest.approx(-np.mean(rewards), abs=1e-4)
