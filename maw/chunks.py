@@ -33,6 +33,7 @@ class LengthChunks(nn.Module):
     def __init__(self, engine: nn.Module, tokens: int = CPU_TOKENS):
         super().__init__()
         self.engine, self.tokens = engine, tokens
+        self.train(engine.training)  # a new module is in training mode, and what asks for the mode asks this one
 
     def forward(
         self,

@@ -34,7 +34,7 @@ def replicate(encoder: nn.Module, config: Tier1Config, device: torch.device) -> 
     if device.type != "cuda" or device.index is not None or not config.use_multi_gpu or count < 2:
         return encoder
     logger.info("using DataParallel across %d GPUs", count)
-    return nn.DataParallel(encoder)
+    return nn.DataParallel(encoder).train(encoder.training)  # a new module is in training mode
 
 
 def unwrap(encoder: nn.Module) -> nn.Module:

@@ -83,3 +83,32 @@ def test_encoding_is_without_dropout_and_gives_the_mode_back(tiny_settings):
     model.encoder.train()
     np.testing.assert_array_equal(model.encode(texts), expected)
     assert model.encoder.training
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_embeddings_are_the_models_states_pooled_as_it_says(tiny_settings, kind, pooling, similarity):
+    """Against the backbone called by itself, one text at a time."""
+    prefixes = {"query_prefix": "read ", "document_prefix": "the last "}
+    model = BaselineRetriever(tiny_settings(pooling=pooling, similarity=similarity, **prefixes))
+    texts = random_texts(5, seed=9)
+    got = model.encode(texts, kind)
+    for row, text in zip(got, texts):
+        tokens = model.tokenizer(prefixes[f"{kind}_prefix"] + text, return_tensors="pt")
+        with torch.no_grad():
+            states = model.encoder.backbone(tokens["input_ids"]).last_hidden_state[0]
+        expected = (states[0] if pooling == "cls" else states.mean(0)).numpy()
+        if similarity == "cosine":
+            expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(row, expected, atol=2e-6)
+
+
+def test_a_random_routers_picks_at_evaluation_follow_the_seed(tiny_settings):
+    texts = random_texts(40, seed=10)
+    shares = []
+    for seed in (1, 1, 2):
+        model = MAWRetriever(tiny_settings(router="random", seed=seed))
+        shares.append(encode(model.encoder, model.source(texts, "document")).depth_share)
+    np.testing.assert_array_equal(shares[0], shares[1])
+    assert (shares[0] != shares[2]).any(axis=(1, 2)).mean() > 0.5

@@ -7,6 +7,7 @@ import torch
 from conftest import random_texts
 
 from maw.chunks import LengthChunks
+from maw.evaluation import evaluate_retriever
 from maw.retriever import BaselineRetriever, MAWRetriever
 
 TEXTS = 9
@@ -82,3 +83,13 @@ def test_samples_count_in_the_budget(tiny_settings):
     handle.remove()
     assert len(seen) > 2
     assert all(3 * mask.numel() <= 60 or len(mask) == 1 for mask in seen)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_leaves_the_mode_as_it_was(tiny_settings, tiny_data, training):
+    config = tiny_settings()
+    model = MAWRetriever(config).train(training)
+    evaluate_retriever(model, tiny_data, config, "cpu")
+    assert model.encoder.training == training
+    layers = model.encoder.architecture.layers(model.encoder.backbone)
+    assert [layer.training for layer in layers] == [False, False, training]
