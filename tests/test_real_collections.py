@@ -14,7 +14,7 @@ from maw.evaluation import evaluate_retriever
 from maw.retriever import BaselineRetriever
 
 COLLECTIONS = Path(__file__).resolve().parents[2] / "shared" / "data"
-PASSAGES, LENGTH = 1500, 128  # a part of the corpus, and half of the model's length limit, for the sake of time
+PASSAGES, LENGTH = 1000, 64  # a part of the corpus, and a quarter of the model's length limit, for the sake of time
 
 
 def part_of(folder: Path, target: Path) -> Path:

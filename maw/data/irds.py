@@ -160,9 +160,9 @@ def separate(splits: Mapping[str, Judged], config: Tier1Config) -> tuple[dict[st
     if "train" in pools and "validation" not in pools:
         available = len(pools["train"])
         train, validation = hold_out(pools["train"], config)
-        parts, again = drop_overlap({"train": train, "validation": validation})
-        pools |= parts
-        shared = {"train": shared["train"] + again["train"], "validation": 0}
+        pools |= {"train": train, "validation": validation}
+        copies = available - len(train) - len(validation)
+        shared = {"train": shared["train"] + copies, "validation": 0}
         rule += f"; validation: {len(validation)} of {available} training queries, held out by hash"
     for name in ("train", "validation"):
         if trains(config) and not pools.get(name):
