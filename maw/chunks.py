@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maw.inputs import CPU_TOKENS, chunk_sizes
+from maw.inputs import CPU_TOKENS, chunk_sizes, padded_length
 
 _BY_TOKEN = ("input_ids", "attention_mask", "hidden")
 
@@ -51,7 +51,7 @@ class LengthChunks(nn.Module):
         order = lengths.argsort(stable=True)
         parts = []
         for rows in order.split(chunk_sizes((lengths[order] * samples).numpy(), self.tokens)):
-            longest = lengths[rows].max()
+            longest = padded_length(int(lengths[rows].max()))
             chunk = {n: each[rows, :longest] if n in _BY_TOKEN else each[rows] for n, each in inputs.items()}
             picked = None if depths is None else [_cut(each[rows], longest) for each in depths]
             parts.append(self.engine(chunk, mode, **_given(picked, None if keys is None else keys[rows])))

@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 
 CPU_TOKENS = 2048  # of a batch on a CPU, samples included; measured best of 2048, 4096 and 8192 on two cores
+LENGTH_STEP = 8
+"""Lengths of batches are multiples of it. A processor's library prepares a kernel for every new shape and keeps it:
+fewer shapes take less time and memory than a little padding costs."""
 WINDOW = 4096  # texts tokenised at once: enough for batches of equal lengths, little enough to hold
 
 Item = TypeVar("Item")
@@ -91,7 +94,7 @@ class TextSource:
         return self.texts.lengths()
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right to the longest of these rows."""
+        """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right; T is a multiple of `LENGTH_STEP`."""
         return self._padded(self._tokens(rows))
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
@@ -114,7 +117,7 @@ class TextSource:
 
     def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(each) for each in tokens])
-        mask_BT = torch.arange(int(lengths.max())) < lengths[:, None]
+        mask_BT = torch.arange(min(self.max_length, padded_length(int(lengths.max())))) < lengths[:, None]
         ids_BT = torch.full(mask_BT.shape, self.tokenizer.pad_token_id)
         ids_BT[mask_BT] = torch.from_numpy(np.fromiter(chain.from_iterable(tokens), np.int64))
         return {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
@@ -124,6 +127,11 @@ class TextSource:
         texts = [self.prefix + text for text in self.texts.take(range(len(self)))]
         lengths = self.tokenizer(texts, return_length=True, verbose=False)["length"]
         return int((np.asarray(lengths) > self.max_length).sum())
+
+
+def padded_length(tokens: int) -> int:
+    """The length of a batch whose longest text has so many tokens."""
+    return -(-tokens // LENGTH_STEP) * LENGTH_STEP
 
 
 def windows(order: np.ndarray) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from maw.errors import MAWError
-from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, windows
+from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, padded_length, windows
 from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ class PrefixSource:
             width = os.fstat(self.file.fileno()).st_size // dtype.itemsize // self.stored
             self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, width))
         lengths = self.tokens[rows]
-        steps = np.arange(lengths.max())
+        steps = np.arange(padded_length(int(lengths.max())))
         mask = steps < lengths[:, None]
         # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
         where = self.offset[rows][:, None] + np.where(mask, steps, 0)

@@ -70,8 +70,12 @@ def test_batches_hold_what_the_tokenizer_gives(tiny_settings, model_type):
         expected = model.tokenizer(
             [texts[row] for row in rows], padding=True, truncation=True, max_length=64, return_tensors="pt"
         )
-        assert torch.equal(inputs["input_ids"], expected["input_ids"])
-        assert torch.equal(inputs["attention_mask"], expected["attention_mask"])
+        length = expected["input_ids"].shape[1]
+        for name in ("input_ids", "attention_mask"):
+            assert torch.equal(inputs[name][:, :length], expected[name])
+        assert inputs["input_ids"].shape[1] == -(-length // 8) * 8
+        assert not inputs["attention_mask"][:, length:].any()
+        assert (inputs["input_ids"][:, length:] == model.tokenizer.pad_token_id).all()
         seen += list(rows)
     assert sorted(seen) == list(range(50))
 
@@ -85,7 +89,9 @@ def test_stored_activations_come_in_the_same_batches(tiny_settings, tmp_path, li
         stored = store.source(source, model.encoder, torch.device("cpu"))
         seen = {}
         for rows, inputs in stored.batches(order, 8, 100):
-            assert len(rows) <= 8 and (len(rows) == 1 or inputs["attention_mask"].numel() <= 100)
+            longest = int(inputs["attention_mask"].sum(1).max())
+            assert len(rows) <= 8 and (len(rows) == 1 or len(rows) * longest <= 100)
+            assert inputs["hidden"].shape[1] == -(-longest // 8) * 8
             embedding = model.encoder(inputs)["embedding"].detach()
             seen |= dict(zip(rows.tolist(), embedding))
         assert store.full == (limit_gb < 1)
