@@ -94,7 +94,7 @@ class TextSource:
         return self.texts.lengths()
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right; T is a multiple of `LENGTH_STEP`."""
+        """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right to a multiple of `LENGTH_STEP`."""
         return self._padded(self._tokens(rows))
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
@@ -103,7 +103,8 @@ class TextSource:
         Args:
             order: rows, by descending length.
             size: most texts of a batch.
-            budget: most tokens of a batch, padding included; None for no limit. One text is never cut by it.
+            budget: most tokens of a batch, padding to its longest text included; None for no limit. One text is
+                never cut by it.
         """
         for rows, tokens in ahead(windows(order), lambda rows: (rows, self._tokens(rows))):
             for part in cut(np.array([len(each) for each in tokens]), size, budget):
@@ -145,7 +146,7 @@ def cut(lengths: np.ndarray, size: int, budget: int | None) -> Iterator[np.ndarr
     Args:
         lengths: tokens of each text, (N,).
         size: most texts of a batch.
-        budget: most tokens of a batch, padding included; None for no limit.
+        budget: most tokens of a batch, padding to its longest text included; None for no limit.
     """
     order = np.argsort(lengths, kind="stable")
     sizes = chunk_sizes(lengths[order], np.inf if budget is None else budget, size)
