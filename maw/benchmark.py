@@ -23,7 +23,7 @@ from maw.checkpoint import save_checkpoint
 from maw.config import Tier1Config, cache_folder
 from maw.data import check_sources, load_collection
 from maw.data.collection import Collection
-from maw.errors import ConfigError
+from maw.errors import ConfigError, DataError
 from maw.evaluation import evaluate_retriever
 from maw.files import check_writable
 from maw.inputs import ListTexts
@@ -120,6 +120,12 @@ class DatasetRun:
             dense = self.config.negative_source == "dense" and self.config.num_negatives
             retriever = BaselineRetriever(replace(self.config, use_lora=False)).to(self.device) if dense else None
             self.collection = prepare_training(self.collection, self.config, retriever, activations)
+            train = self.collection.train
+            if len(train) == 1 and not any(train.negatives.values()):
+                raise DataError(
+                    f"{self.collection.name}: there is one training query, and nothing for it to be compared with; add "
+                    "more, or run with --methods zero_shot"
+                )
 
     def _run_method(self, method: Method, activations: ActivationStore) -> None:
         started = time.perf_counter()

@@ -44,7 +44,7 @@ class Work:
         needs: as its loader says, or estimated from local files.
         searched: passages of the test corpus; 0 where nothing is known beforehand.
         validated: passages of the validation corpus; 0 where no method trains.
-        shared: whether all splits search one and the same corpus.
+        shared: whether test and validation queries search one and the same corpus.
         queries: split -> how many are drawn.
         tokens: "document" and "query" -> of a mean text, as the model reads it.
         encoded: "test", "validation" and "training" -> texts encoded, over all methods and epochs.
@@ -157,9 +157,19 @@ def _known_needs(name: str, config: Tier1Config) -> Needs:
     return needs if needs.passages else local_needs(name, config)
 
 
+def _distractors(config: Tier1Config) -> int:
+    """Passages of the folders that join every corpus that is searched."""
+    folders = [name.removeprefix("beir:") for name in config.distractors or ()]
+    return sum(sum(local_needs(f"beir:{folder}", config).passages.values()) for folder in folders)
+
+
 def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
-    """The first corpus of the needs is searched for the test queries, the last one for the others."""
-    test, other = (list(needs.passages.values()) or [0])[0], (list(needs.passages.values()) or [0])[-1]
+    """The first corpus of the needs is searched for the test queries, the last one for the others.
+
+    Distractors join both, and training then reads another corpus than is searched.
+    """
+    joined = _distractors(config) if needs.passages else 0
+    test, other = ((list(needs.passages.values()) or [0])[which] + joined for which in (0, -1))
     searched = _at_most(config.corpus_size, test)
     validated = _at_most(config.val_corpus_size, other) if trains(config) else 0
     shared = len(needs.passages) == 1 and searched == test and validated in (0, test)
@@ -175,7 +185,7 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     }
     trained = [method for method in config.methods if method in TRAINED_METHODS]
     times = {"test": len(config.methods)} | dict.fromkeys(("validation", "training"), config.num_epochs * len(trained))
-    once = searched + (0 if shared else validated + used["training"][0])
+    once = searched + (0 if shared else validated) + (0 if shared and not joined else used["training"][0])
     once_tokens = once * tokens["document"] + sum(queries.values()) * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
     stored = once_tokens * spec.hidden_dim * FLOAT_BYTES

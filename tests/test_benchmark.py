@@ -196,6 +196,22 @@ def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
     assert "corpus.jsonl:81" in line
 
 
+def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings):
+    import torch
+
+    from maw.benchmark import DatasetRun
+    from maw.pretrained import model_spec
+
+    config = tiny_settings(num_negatives=0)
+    data = graded(1).test
+    first = data.query_ids[0]
+    one = replace(data, query_ids=[first], queries=data.queries[:1], qrels={first: data.qrels[first]})
+    run = DatasetRun(replace(graded(1), train=one), config, model_spec(config), torch.device("cpu"))
+    with pytest.raises(MAWError, match="tiny: there is one training query"):
+        run.run()
+    assert not run.records
+
+
 def graded(level, name="tiny"):
     """A collection of three graded test queries, of which one has no passage of grade 2."""
     from maw.data.collection import Collection, as_retrieval_data

@@ -231,6 +231,18 @@ def test_a_small_folder_is_counted(tmp_path):
     assert needs.disk_bytes > 0
 
 
+def test_distractors_join_what_is_searched(tmp_path, models, spec):
+    main, other = beir(tmp_path / "main", random_texts(60, seed=3)), beir(tmp_path / "other", random_texts(25, seed=4))
+    config = config_of(tmp_path, models, datasets=[f"beir:{main}"], distractors=[str(other)], num_negatives=0)
+    (work,) = make_plan(config, spec).works
+    assert (work.searched, work.validated, work.shared) == (85, 85, True)
+    (plain,) = make_plan(config_of(tmp_path, models, datasets=[f"beir:{main}"], num_negatives=0), spec).works
+    assert (plain.searched, plain.validated, plain.shared) == (60, 60, True)
+    tokens = work.tokens["document"]
+    training = 3  # passages that training reads beside those that are searched
+    assert work.activation_bytes - plain.activation_bytes == (25 + training) * tokens * 16 * 4
+
+
 def test_a_large_folder_is_estimated_from_parts_of_it(tmp_path):
     """Half of the lines are twenty times as long as the others, so the first thousand would mislead."""
     texts = ["short text of a passage"] * 6000 + ["long text of a passage " * 20] * 6000
