@@ -123,7 +123,7 @@ class DatasetRun:
             train = self.collection.train
             if len(train) == 1 and not any(train.negatives.values()):
                 raise DataError(
-                    f"{self.collection.name}: there is one training query, and nothing for it to be compared with; add "
+                    f"{self.collection.name}: there is one training query, with nothing to be compared with; add "
                     "more, or run with --methods zero_shot"
                 )
 
