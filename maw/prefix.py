@@ -214,7 +214,7 @@ class PrefixSource:
             width = os.fstat(self.file.fileno()).st_size // dtype.itemsize // self.stored
             self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, width))
         lengths = self.tokens[rows]
-        steps = np.arange(padded_length(int(lengths.max())))
+        steps = np.arange(min(self.inner.max_length, padded_length(int(lengths.max()))))
         mask = steps < lengths[:, None]
         # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
         where = self.offset[rows][:, None] + np.where(mask, steps, 0)
