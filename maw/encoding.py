@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from maw.cpu import packed_weights
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, TextSource
 from maw.prefix import PrefixSource
@@ -63,7 +64,7 @@ def encode(
     outputs: dict[str, np.ndarray] = {}
     tokens, started = 0, time.perf_counter()
     progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
-    with torch.inference_mode(), progress:
+    with torch.inference_mode(), packed_weights(), progress:
         for rows, inputs in source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None):
             on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
             for name, value in encoder(on_device).items():

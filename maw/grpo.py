@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from maw.config import Tier1Config
 from maw.contrastive import Batch
+from maw.cpu import packed_weights
 from maw.routing import noise_keys
 
 ADVANTAGE_EPSILON = 1e-4
@@ -182,7 +183,7 @@ def try_routings(
     engine.eval()
     size = len(batch.queries)
     positives = {name: each[:size] for name, each in passages.items()}
-    with torch.no_grad():
+    with torch.no_grad(), packed_weights():
         query_BC, passage_PC = engine(queries)["embedding"], engine(passages)["embedding"]
         query_group = engine(queries, mode="group", **query_picks)
         positive_group = engine(positives, mode="group", **passage_picks)

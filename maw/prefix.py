@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from maw.cpu import packed_weights
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, padded_length, windows
 from maw.routing import text_keys
@@ -176,7 +177,8 @@ class PrefixSource:
             return False
         longest_first = missing[np.argsort(-self.lengths()[missing], kind="stable")]
         budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
-        with tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None) as progress:
+        progress = tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None)
+        with progress, packed_weights():
             for part, inputs in self.inner.batches(longest_first, WINDOW, budget):
                 if self.store.full or not self._append(part, self._compute(inputs)):
                     return False

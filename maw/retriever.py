@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from maw.architectures import Architecture, architecture_of
 from maw.attention import MAWAttentionLayer, build_kernels
 from maw.config import Tier1Config, parse_layers
+from maw.cpu import ATTENTION, use_faster_modules
 from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora
@@ -415,13 +416,16 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     transformers_logging.set_verbosity_error()  # a report of the pooler's unused weights is no news here
     transformers_logging.disable_progress_bar()
     try:
-        backbone = AutoModel.from_pretrained(spec.folder or spec.name, attn_implementation="sdpa", dtype=torch.float32)
+        backbone = AutoModel.from_pretrained(
+            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"model {spec.name}: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     if hasattr(backbone, "pooler"):
         backbone.pooler = None  # its output is not used, and unused weights confuse gradient checks
+    use_faster_modules(backbone)
     return backbone.requires_grad_(False), architecture
 
 

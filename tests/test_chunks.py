@@ -8,6 +8,7 @@ from conftest import random_texts
 
 from maw.chunks import LengthChunks
 from maw.evaluation import evaluate_retriever
+from maw.inputs import LENGTH_STEP
 from maw.retriever import BaselineRetriever, MAWRetriever
 
 TEXTS = 9
@@ -72,7 +73,7 @@ def test_chunks_keep_to_the_budget_and_hold_no_needless_padding(tiny_settings):
     assert len(seen) > 2 and sum(map(len, seen)) == TEXTS
     longest = [int(mask.sum(1).max()) for mask in seen]
     assert all(len(mask) * tokens <= 30 or len(mask) == 1 for mask, tokens in zip(seen, longest))
-    assert all(mask.shape[1] - tokens < 8 for mask, tokens in zip(seen, longest))
+    assert all(mask.shape[1] - tokens < LENGTH_STEP for mask, tokens in zip(seen, longest))
 
 
 def test_samples_count_in_the_budget(tiny_settings):

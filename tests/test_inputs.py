@@ -11,7 +11,7 @@ from conftest import random_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maw.inputs import ahead, chunk_sizes, cut, windows
+from maw.inputs import LENGTH_STEP, ahead, chunk_sizes, cut, windows
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
 
@@ -73,7 +73,7 @@ def test_batches_hold_what_the_tokenizer_gives(tiny_settings, model_type):
         length = expected["input_ids"].shape[1]
         for name in ("input_ids", "attention_mask"):
             assert torch.equal(inputs[name][:, :length], expected[name])
-        assert inputs["input_ids"].shape[1] == -(-length // 8) * 8
+        assert inputs["input_ids"].shape[1] == -(-length // LENGTH_STEP) * LENGTH_STEP
         assert not inputs["attention_mask"][:, length:].any()
         assert (inputs["input_ids"][:, length:] == model.tokenizer.pad_token_id).all()
         seen += list(rows)
@@ -91,7 +91,7 @@ def test_stored_activations_come_in_the_same_batches(tiny_settings, tmp_path, li
         for rows, inputs in stored.batches(order, 8, 100):
             longest = int(inputs["attention_mask"].sum(1).max())
             assert len(rows) <= 8 and (len(rows) == 1 or len(rows) * longest <= 100)
-            assert inputs["hidden"].shape[1] == -(-longest // 8) * 8
+            assert inputs["hidden"].shape[1] == -(-longest // LENGTH_STEP) * LENGTH_STEP
             embedding = model.encoder(inputs)["embedding"].detach()
             seen |= dict(zip(rows.tolist(), embedding))
         assert store.full == (limit_gb < 1)
