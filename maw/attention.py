@@ -75,14 +75,16 @@ class DiagonalKernels(nn.Module):
         Args:
             gate: depths, int64 (B, G, h, t), or weights over depths, (B, G, h, t, D).
         """
-        kernels_HDE = self.kernels_HDE
+        change_HDE = self.kernels_HDE - 1
         if gate.is_floating_point():
-            picked = torch.einsum("bghtd,hde->bghte", _over_heads(gate, kernels_HDE), kernels_HDE)
+            picked = torch.einsum("bghtd,hde->bghte", _over_heads(gate, change_HDE), change_HDE)
         else:
-            heads, depths, _ = kernels_HDE.shape
+            heads, depths, _ = change_HDE.shape
             offsets = depths * torch.arange(heads, device=gate.device)[:, None]
-            picked = F.embedding(gate + offsets, kernels_HDE.flatten(0, 1))  # (B, G, H, t, E)
-        return query_BHTE[:, None] * picked
+            picked = F.embedding(gate + offsets, change_HDE.flatten(0, 1))  # (B, G, H, t, E)
+        # q W as q + q (W - 1): in bfloat16 a weight near one has two digits, its distance from one has them all.
+        query = query_BHTE[:, None]
+        return torch.addcmul(query, query, picked.to(query.dtype))
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
         """The query at every depth, (B, H, T, D, E)."""
@@ -195,11 +197,25 @@ class MAWAttentionLayer(nn.Module):
         hidden = hidden_states[::copies]
         query, key, value = self.architecture.project(self.base, hidden)
         gate = self._gate(query, routing, copies)
-        weighted = self.kernels(query, self.kernels.features(hidden), gate).flatten(0, 1)
+        weighted = self.kernels(query, self.kernels.features(hidden), gate).to(key.dtype)  # (texts, samples, H, T, E)
+        if weighted.shape[1] > 1 and not self.architecture.rotary and _is_shared(attention_mask):
+            return self._attend_together(weighted, key, value, inputs), None
         if copies > 1:
             key, value = key.repeat_interleave(copies, 0), value.repeat_interleave(copies, 0)
-        weighted, key = self.architecture.rotate((weighted.to(key.dtype), key), inputs)
+        weighted, key = self.architecture.rotate((weighted.flatten(0, 1), key), inputs)
         return self.architecture.attend(self.base, weighted, key, value, inputs), None
+
+    def _attend_together(
+        self, weighted_BGHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, inputs: dict[str, Any]
+    ) -> Tensor:
+        """The samples of a text as more queries to the same keys and values: (B*G, T, C)."""
+        samples, tokens = weighted_BGHTE.shape[1], weighted_BGHTE.shape[3]
+        query = weighted_BGHTE.transpose(2, 3).flatten(1, 2).transpose(1, 2)  # (B, H, G*T, E)
+        mask = inputs["attention_mask"]
+        if mask is not None:
+            mask = mask[::samples, :, :1].expand(-1, -1, samples * tokens, -1)
+        output = self.architecture.attend(self.base, query, key_BHTE, value_BHTE, inputs | {"attention_mask": mask})
+        return output.unflatten(1, (samples, tokens)).flatten(0, 1)
 
     def _gate(self, query: Tensor, routing: Routing, copies: int) -> Tensor:
         """The picks, shaped for `query`: (texts, samples, h, t[, D]); past the first layer samples are texts."""
@@ -220,6 +236,11 @@ class MAWAttentionLayer(nn.Module):
         every, key = self.architecture.rotate((every, key), inputs)
         every = every.unflatten(1, (depths, heads)).permute(0, 2, 3, 1, 4)
         return attention_5d(every, key, attention_mask, query.shape[-1] ** -0.5), value
+
+
+def _is_shared(mask: Tensor | None) -> bool:
+    """Whether every query token of a text may attend to the same ones, as far as the mask's layout says it."""
+    return mask is None or mask.shape[2] == 1 or mask.stride(2) == 0
 
 
 def _tokens_seen(hidden_BTC: Tensor, mask: Tensor | None) -> Tensor:

@@ -101,8 +101,10 @@ class Routing:
 
 def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
     """Mean over a text's real tokens, (B, H, E)."""
-    weights = padding_BT.to(states_BHTE.dtype)[:, None, :, None]
-    return (states_BHTE * weights).sum(2) / weights.sum(2).clamp(min=1)
+    weights = padding_BT.to(states_BHTE.dtype)[:, None]  # (B, 1, T)
+    total = torch.bmm(weights, states_BHTE.transpose(1, 2).flatten(2))  # one pass over the states, in their own layout
+    mean = total[:, 0] / weights.sum(-1).clamp(min=1)
+    return mean.unflatten(1, (states_BHTE.shape[1], -1))
 
 
 class Router(nn.Module):
