@@ -47,7 +47,9 @@ class Architecture:
         Args:
             padding_BT: 1 for a token, 0 for padding.
         """
-        mask = create_bidirectional_mask(config=backbone.config, inputs_embeds=hidden_BTC, attention_mask=padding_BT)
+        tokens = padding_BT.shape[1]
+        real = padding_BT.bool()
+        mask = None if bool(real.all()) else real[:, None, None].expand(-1, -1, tokens, -1)
         return [{"attention_mask": mask}] * len(self.layers(backbone))
 
     def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 - `attention`: the backward pass of fused attention on a CPU takes several times as long as that of two matrix products
   and a softmax, and with dropout there is no fused forward pass either.
 - `ByteDropout`: eight decisions from each random number, where PyTorch draws one.
-- `PackedLinear`: outside training the weights of linear maps are brought once into the order that the matrix units
-  read them in, instead of in every product, and the bias is added by the product itself.
+- `PackedLinear`: products of few shapes, since the library makes a program for each; weights that do not change are
+  brought once into the order that the matrix units read them in, and the bias is added by the product itself.
 
 On other devices all three are PyTorch's own. `maw.retriever` builds every model with them, so all methods share them.
 
@@ -14,9 +14,12 @@ Letters: B texts, H heads, T tokens, E head size.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,10 +32,19 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 ATTENTION = "maw"
 """Name of `attention` in transformers, for `attn_implementation`."""
 MOST_SCORES = 2**25  # that may be held at once; longer texts are left to the fused kernel, which holds none
+ROWS = 64
 _PACKABLE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
-Packs = dict[tuple[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]]
-_packs: ContextVar[Packs | None] = ContextVar("packs", default=None)
+
+@dataclass(frozen=True)
+class _Packs:
+    """Packed weights by module and format, and whether trained ones may be among them."""
+
+    packed: dict[tuple[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]]
+    trained: bool
+
+
+_packs: ContextVar[_Packs | None] = ContextVar("packs", default=None)
 
 
 def attention(
@@ -143,7 +155,12 @@ class _Masked(torch.autograd.Function):
 
 
 class PackedLinear(nn.Linear):
-    """A linear map that inside `packed_weights`, without gradient and on a CPU, uses weights packed once."""
+    """A linear map whose products on a CPU have few shapes, and which may use weights packed beforehand.
+
+    In bfloat16 the library makes a program for each number of rows, which takes as long as running it: rows are
+    filled up to a multiple of `ROWS`. Inside `packed_weights` those weights that no gradient is asked for are packed
+    once.
+    """
 
     @classmethod
     def of(cls, linear: nn.Linear) -> PackedLinear:
@@ -153,28 +170,98 @@ class PackedLinear(nn.Linear):
         return made.train(linear.training)
 
     def forward(self, values: Tensor) -> Tensor:
-        packs = _packs.get()
-        if packs is None or torch.is_grad_enabled() or values.device.type != "cpu":
-            return super().forward(values)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
-        key = (self, dtype)
-        if key not in packs:
-            weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().to(dtype).contiguous(), None)
-            packs[key] = (weight, None if self.bias is None else self.bias.detach().to(dtype))
-        return torch.ops.mkldnn._linear_pointwise(values.to(dtype), *packs[key], "none", [], "")
+        packed = self._packed(dtype)
+        if values.device.type != "cpu" or (packed is None and dtype != torch.bfloat16):
+            return super().forward(values)
+        with torch.autocast("cpu", enabled=False):
+            bias = packed[1] if packed else _cast(self.bias, dtype)
+            # Packed weights are all that is read, unless a gradient passes through them.
+            weight = self.weight if packed and not torch.is_grad_enabled() else self.weight.to(dtype)
+            return _Product.apply(values.to(dtype), weight, bias, packed[0] if packed else None)
+
+    def _packed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
+        packs = _packs.get()
+        if packs is None or not (_frozen(self) or (packs.trained and not torch.is_grad_enabled())):
+            return None
+        if (self, dtype) not in packs.packed:
+            weight = self.weight.detach().to(dtype).contiguous()
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+            packs.packed[self, dtype] = packed, _cast(self.bias, dtype)
+        return packs.packed[self, dtype]
+
+
+class _Product(torch.autograd.Function):
+    """values @ weight.T + bias over rows filled up with zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
+        rows = _filled_up(values)
+        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        if packed is not None:
+            result = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        else:
+            result = F.linear(rows, weight, bias)
+        return result[: values.shape[:-1].numel()].view(*values.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        above = _filled_up(gradient)
+        to_values, to_weight, to_bias, _ = ctx.needs_input_grad
+        return (
+            (above @ weight)[: gradient.shape[:-1].numel()].view(*gradient.shape[:-1], -1) if to_values else None,
+            above.T @ rows if to_weight else None,
+            above.sum(0) if to_bias else None,
+            None,
+        )
+
+
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if bias is None else bias.to(dtype)
+
+
+def _filled_up(values: Tensor) -> Tensor:
+    """Values as rows, in bfloat16 with rows of zeros behind them."""
+    rows = values.reshape(-1, values.shape[-1])
+    missing = -len(rows) % ROWS if values.dtype == torch.bfloat16 else 0
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 @contextlib.contextmanager
-def packed_weights() -> Iterator[None]:
-    """A block in which no weight changes; packed weights are kept until its end."""
-    if not _PACKABLE or _packs.get() is not None:
-        yield
-        return
-    token = _packs.set({})
+def packed_weights(*, trained: bool = True) -> Iterator[None]:
+    """A block whose products without a gradient for their weights use packed ones, kept until its end.
+
+    Args:
+        trained: whether no trained weight changes inside; if not, frozen weights alone are packed.
+    """
+    outer = _packs.get()
+    inherited = {} if outer is None else {key: each for key, each in outer.packed.items() if _frozen(key[0])}
+    token = _packs.set(_Packs(inherited, trained) if _PACKABLE else None)
     try:
         yield
     finally:
         _packs.reset(token)
+
+
+def _frozen(linear: nn.Module) -> bool:
+    return not any(each.requires_grad for each in linear.parameters())
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Tells the C library to keep what is freed for what comes next, instead of handing every large block back.
+
+    A layer's states are blocks of some megabytes, and taking one anew from the system costs as much as filling it.
+    Only glibc knows how; the most memory in use stays what the largest moment needs.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def use_faster_modules(model: nn.Module) -> None:

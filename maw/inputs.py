@@ -157,15 +157,24 @@ def cut(lengths: np.ndarray, size: int, budget: int | None) -> Iterator[np.ndarr
 def chunk_sizes(costs: np.ndarray, budget: float, most: float = np.inf) -> list[int]:
     """How many texts each chunk takes, where `costs`, ascending, is what each of them costs in tokens.
 
-    A chunk costs the number of its texts times its largest cost, since shorter texts are padded.
+    A chunk costs the number of its texts times its largest cost, since shorter texts are padded. With a budget the
+    numbers are two's powers and three times them: few, for the reason that `LENGTH_STEP` has.
     """
-    sizes, size = [], 0
-    for cost in costs:
-        if size and ((size + 1) * cost > budget or size >= most):
-            sizes.append(size)
-            size = 0
-        size += 1
-    return [*sizes, size]
+    sizes: list[int] = []
+    start, count = 0, len(costs)
+    while start < count:
+        size = 1
+        while start + size < count and size < most and (size + 1) * costs[start + size] <= budget:
+            size += 1
+        sizes.append(size if budget == np.inf else _round_down(size))
+        start += sizes[-1]
+    return sizes
+
+
+def _round_down(size: int) -> int:
+    """The largest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not above `size`."""
+    power = 1 << (size.bit_length() - 1)
+    return power * 3 // 2 if size >= power * 3 // 2 > power else power
 
 
 def ahead(items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[Made]:

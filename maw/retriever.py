@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from maw.architectures import Architecture, architecture_of
 from maw.attention import MAWAttentionLayer, build_kernels
 from maw.config import Tier1Config, parse_layers
-from maw.cpu import ATTENTION, use_faster_modules
+from maw.cpu import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora
@@ -289,6 +289,7 @@ class BaselineRetriever(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 add_lora(backbone, architecture, finetune, **options)
+            use_faster_modules(backbone)  # the adapters' own maps too
         return NonMAWEncoder(backbone, architecture, trained_layers=finetune, **self._encoder_options())
 
     def _encoder_options(self) -> dict[str, Any]:
@@ -432,6 +433,7 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
         transformers_logging.set_verbosity(verbosity)
     if hasattr(backbone, "pooler"):
         backbone.pooler = None  # its output is not used, and unused weights confuse gradient checks
+    keep_freed_memory()
     use_faster_modules(backbone)
     return backbone.requires_grad_(False), architecture
 

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
 from maw.contrastive import TrainingPairs
+from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.errors import MAWError
 from maw.evaluation import evaluate_retriever
@@ -201,6 +202,10 @@ class Trainer:
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """One pass over the training queries; gives the epoch's record."""
+        with packed_weights(trained=False):
+            return self._run_epoch(epoch)
+
+    def _run_epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
         size, accumulate = self.config.batch_size, self.config.gradient_accumulation_steps
         batches = list(self.pairs.batches(epoch, size))

@@ -198,11 +198,62 @@ def test_packed_weights_end_with_their_block_and_are_not_used_in_training():
 
 
 @packing
+def test_trained_weights_are_never_stale_inside_a_block_for_frozen_ones():
+    trained, frozen = (PackedLinear.of(nn.Linear(8, 8)) for _ in range(2))
+    frozen.requires_grad_(False)
+    values = torch.randn(2, 8)
+    with torch.no_grad(), packed_weights(trained=False):
+        for _ in range(3):
+            trained.weight.add_(1.0)
+            torch.testing.assert_close(trained(values), F.linear(values, trained.weight, trained.bias))
+            with packed_weights():
+                torch.testing.assert_close(trained(values), F.linear(values, trained.weight, trained.bias))
+                torch.testing.assert_close(frozen(values), F.linear(values, frozen.weight, frozen.bias))
+
+
+@packing
 def test_packed_weights_are_really_used(monkeypatch):
     packed = PackedLinear.of(nn.Linear(8, 8))
     monkeypatch.setattr(F, "linear", lambda *_: pytest.fail("the plain map ran"))
     with torch.no_grad(), packed_weights():
         packed(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_of_filled_up_rows_give_the_same_map_and_gradients(rows, bias):
+    linear = nn.Linear(24, 40, bias=bias)
+    packed = PackedLinear.of(copy.deepcopy(linear))
+    values = torch.randn(rows, 2, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    upstream = torch.randn(rows, 2, 40, generator=torch.Generator().manual_seed(1))
+    found = []
+    for module in (packed, linear):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = module(values)
+        assert output.dtype == torch.bfloat16
+        found.append([output.float(), *torch.autograd.grad(output.float(), [values, *module.parameters()], upstream)])
+    for ours, theirs in zip(*found):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+
+
+def test_products_have_few_shapes(monkeypatch):
+    seen = set()
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda rows, *rest: seen.add(len(rows)) or plain(rows, *rest))
+    packed = PackedLinear.of(nn.Linear(8, 8)).to(torch.bfloat16)
+    for rows in range(1, 200):
+        packed(torch.randn(rows, 8).to(torch.bfloat16))
+    assert seen == {64, 128, 192, 256}
+
+
+def test_frozen_weights_may_be_packed_in_training():
+    packed = PackedLinear.of(nn.Linear(8, 6)).requires_grad_(False).to(torch.bfloat16)
+    values = torch.randn(5, 8, dtype=torch.bfloat16, requires_grad=True)
+    expected = torch.autograd.grad(packed(values).sum(), values)
+    with packed_weights():
+        got = torch.autograd.grad(packed(values).sum(), values)
+    torch.testing.assert_close(got, expected)
 
 
 def test_faster_modules_keep_parameters_names_and_copies():

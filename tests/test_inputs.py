@@ -35,8 +35,16 @@ def test_chunks_are_as_large_as_the_budget_allows(lengths, budget):
     costs = np.sort(lengths)
     sizes = chunk_sizes(costs, budget)
     assert sum(sizes) == len(costs) and min(sizes) >= 1
-    for end, size in zip(np.cumsum(sizes)[:-1], sizes):
-        assert (size + 1) * costs[end] > budget
+    few = sorted([2**power for power in range(12)] + [3 * 2**power for power in range(10)])
+    assert set(sizes) <= set(few)
+    for end, size in zip(np.cumsum(sizes), sizes):
+        larger = few[few.index(size) + 1]
+        start = end - size
+        assert start + larger > len(costs) or larger * costs[start + larger - 1] > budget
+
+
+def test_without_a_budget_chunks_are_as_large_as_asked():
+    assert chunk_sizes(np.ones(25), np.inf, 11) == [11, 11, 3]
 
 
 def test_ahead_keeps_order_works_elsewhere_and_passes_errors_on():
