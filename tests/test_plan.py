@@ -324,17 +324,17 @@ def test_sizes(size, text):
 
 def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, capsys):
     import maw.benchmark
-    import maw.evaluation
+    import maw.embedding_cache
 
     folder = beir(tmp_path / "tiny", list(dict.fromkeys(random_texts(80, seed=11)))[:50], queries=30)
     encoded = {"test": 0, "validation": 0}
-    real = maw.evaluation.encode
+    real = maw.embedding_cache.encode
 
     def counting(encoder, texts, **options):
         encoded[options["label"].split()[0]] += len(texts)
         return real(encoder, texts, **options)
 
-    monkeypatch.setattr(maw.evaluation, "encode", counting)
+    monkeypatch.setattr(maw.embedding_cache, "encode", counting)
     config = tiny_settings(datasets=[f"beir:{folder}"], patience=0, num_negatives=0)
     (work,) = make_plan(config, model_spec(config)).works
     maw.benchmark.run_complete_benchmark(config)
