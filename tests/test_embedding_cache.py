@@ -368,12 +368,13 @@ def test_the_entry_read_longest_ago_makes_room(tiny_settings, encoded, caplog):
     caplog.set_level(logging.INFO)
     parts = [random_texts(30, seed=seed) for seed in range(4)]
     generous = tiny_settings(methods=["zero_shot"])
-    for part in parts[:3]:
+    for part, written in zip(parts[:3], (100, 300, 200), strict=True):
+        before = entries(generous)
         embed(generous, texts=part)
+        (new,) = set(entries(generous)) - set(before)
+        os.utime(new / "manifest.json", (written, written))
     per_entry = folder_bytes(generous) // 3
-    for age, path in enumerate(entries(generous)):
-        os.utime(path / "manifest.json", (age, age))
-    for part in (parts[0], parts[2]):  # so that the second was read longest ago
+    for part in (parts[0], parts[2]):  # so that the second, written last, was read longest ago
         assert embed(generous, texts=part).from_cache
         time.sleep(0.01)
     tight = replace(generous, embedding_cache_gb=(3 * per_entry + 64) / 1e9)
@@ -632,9 +633,10 @@ def test_stored_activations_are_the_same_whether_embeddings_were_read(tiny_setti
             embedder = Embedder(model, config, CPU, activations)
             embedder.encode(ListTexts(TEXTS), "document", "documents", fill=True)
             (source,) = activations._sources.values()
+            assert (source.offset >= 0).all(), "all of them are stored"
             batch = source.batch(range(30))
             stored.append((source.offset.tobytes(), batch["hidden"].numpy().tobytes()))
-    assert stored[0] == stored[1] and (source.offset >= 0).all()
+    assert stored[0] == stored[1]
 
 
 def test_mining_again_encodes_nothing(tiny_settings, tiny_data, encoded):
