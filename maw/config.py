@@ -221,9 +221,11 @@ class Tier1Config:
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""
     cache_dir: Line | None = None
-    """Folder of built corpora and activations; unset: $MAW_CACHE, or ~/.cache/maw."""
+    """Folder of built corpora, activations and embeddings; unset: $MAW_CACHE, or ~/.cache/maw."""
     prefix_cache_gb: Annotated[float, Range(0, 1e6)] = 20.0
     """Most disk space for activations of the layers that no method trains; 0: compute them anew."""
+    embedding_cache_gb: Annotated[float, Range(0, 1e6)] = 10.0
+    """Most disk space for embeddings of untrained encoders, kept for later runs; 0: encode anew."""
     keep_only_best_checkpoint: bool = True
     """Keep the best checkpoint of each method and not the latest."""
     save_epoch_checkpoints: bool = False
@@ -350,7 +352,7 @@ def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[
 
 
 def cache_folder(config: Tier1Config) -> Path:
-    """Where built corpora and activations are kept."""
+    """Where built corpora, activations and embeddings are kept."""
     return Path(config.cache_dir or os.environ.get("MAW_CACHE") or "~/.cache/maw").expanduser()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from maw.prefix import PrefixSource
 
 logger = logging.getLogger(__name__)
 
+_ROWS_CHECKED = 65_536  # at a time, so that a memory map is never read into memory as a whole
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -31,10 +34,17 @@ class Embeddings:
     Args:
         embeddings: float32 (N, C), rows in the source's order.
         depth_share: (N, M, D), each text's share of depths in each MAW layer; None without MAW.
+        from_cache: whether they were read (`maw.embedding_cache`) and not computed.
     """
 
     embeddings: np.ndarray
     depth_share: np.ndarray | None = None
+    from_cache: bool = False
+
+
+def in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    """An array, not filled yet, for what encoding gives."""
+    return np.empty(shape, dtype=np.float32)
 
 
 def encode(
@@ -44,6 +54,7 @@ def encode(
     batch_size: int = 128,
     device: torch.device | None = None,
     label: str | None = None,
+    place: Callable[[tuple[int, ...]], np.ndarray] = in_memory,
 ) -> Embeddings:
     """Encodes every text of a source, in evaluation mode and without gradient.
 
@@ -51,6 +62,7 @@ def encode(
         encoder: an encoder of `maw.retriever`, or a parallel wrapper of one.
         device: where the encoder is; its own, if not given.
         label: of the progress bar; None for no bar.
+        place: gives the float32 array of a shape to write to, which may be a memory map.
 
     Raises:
         MAWError: the source is empty, or an embedding is not finite.
@@ -68,18 +80,33 @@ def encode(
         for rows, inputs in source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None):
             on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
             for name, value in encoder(on_device).items():
-                _store(outputs, name, value.float().cpu().numpy(), rows, len(order))
+                _store(outputs, name, value.float().cpu().numpy(), rows, len(order), place)
             tokens += int(inputs["attention_mask"].sum())
             progress.update(len(rows))
             progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
     encoder.train(was_training)
-    finite = np.isfinite(outputs["embedding"]).all(1)
-    if not finite.all():
-        raise MAWError(f"the embedding of text {int(np.argmin(finite))} ({label or 'encoding'}) is not finite")
+    wrong = _first_not_finite(outputs["embedding"])
+    if wrong is not None:
+        raise MAWError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite")
     return Embeddings(outputs["embedding"], outputs.get("depth_share"))
 
 
-def _store(outputs: dict[str, np.ndarray], name: str, value: np.ndarray, rows: np.ndarray, total: int) -> None:
+def _store(
+    outputs: dict[str, np.ndarray],
+    name: str,
+    value: np.ndarray,
+    rows: np.ndarray,
+    total: int,
+    place: Callable[[tuple[int, ...]], np.ndarray],
+) -> None:
     if name not in outputs:
-        outputs[name] = np.empty((total, *value.shape[1:]), dtype=np.float32)
+        outputs[name] = place((total, *value.shape[1:]))
     outputs[name][rows] = value
+
+
+def _first_not_finite(embeddings_NC: np.ndarray) -> int | None:
+    for start in range(0, len(embeddings_NC), _ROWS_CHECKED):
+        finite = np.isfinite(embeddings_NC[start : start + _ROWS_CHECKED]).all(1)
+        if not finite.all():
+            return start + int(np.argmin(finite))
+    return None

@@ -18,10 +18,10 @@ import torch
 from maw.answers import answer_match
 from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
-from maw.encoding import Embeddings, encode
+from maw.embedding_cache import Embedder
+from maw.encoding import Embeddings
 from maw.inputs import ListTexts
 from maw.metrics import EvaluationResult, compute_metrics
-from maw.parallel import replicate
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
@@ -50,7 +50,8 @@ def evaluate_retriever(
 
     Returns:
         Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
-        `facts`: counts, seconds, queries a second, the answer match (`maw.answers`) where the data has answers, the
+        `facts`: counts, seconds, queries a second; "embeddings" of the documents, "computed" or "from cache", when
+        "encode_seconds" is not what encoding costs; the answer match (`maw.answers`) where the data has answers, the
         relevance level where it is not 1 and, for MAW, which depths were picked.
 
     Raises:
@@ -59,8 +60,9 @@ def evaluate_retriever(
     device = torch.device(device) if device is not None else model.device
     data = as_retrieval_data(test_data, split)
     started = time.perf_counter()
-    documents = _encode(model, data.corpus, "document", config, device, split, activations)
-    queries = _encode(model, ListTexts(data.queries), "query", config, device, split, activations)
+    embedder = Embedder(model, config, device, activations)
+    documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)
+    queries = embedder.encode(ListTexts(data.queries), "query", f"{split} queries", fill=True)
     encoded = time.perf_counter()
     scores, rows = search(queries, documents, data, config, device)
     searched = time.perf_counter()
@@ -71,6 +73,7 @@ def evaluate_retriever(
         "split": split,
         "queries": len(data.query_ids),
         "documents": len(data.corpus),
+        "embeddings": "from cache" if documents.from_cache else "computed",
         "encode_seconds": encoded - started,
         "search_seconds": searched - encoded,
         "queries_per_second": len(data.query_ids) / (searched - encoded),
@@ -117,24 +120,3 @@ def depth_use(share_NMD: np.ndarray) -> dict[str, list[Any]]:
         "effective_depths": np.exp(entropy).tolist(),
         "top_share": histogram_MD.max(1).tolist(),
     }
-
-
-def _encode(
-    model: BaselineRetriever,
-    texts: Any,
-    kind: str,
-    config: Tier1Config,
-    device: torch.device,
-    split: str,
-    activations: ActivationStore | None,
-) -> Embeddings:
-    source = model.source(texts, kind)
-    if activations is not None:
-        source = activations.source(source, model.encoder, device)
-    return encode(
-        replicate(model.encoder, config, device),
-        source,
-        batch_size=config.eval_batch_size,
-        device=device,
-        label=f"{split} {'queries' if kind == 'query' else 'documents'}",
-    )

@@ -28,7 +28,6 @@ Source: Moreira et al. 2024, "NV-Retriever: Improving text embedding models with
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections import Counter
@@ -50,9 +49,10 @@ from maw.data.leakage import normalise
 from maw.data.sampled import cut_to, judged_rows, sample_corpus
 from maw.data.sampling import place
 from maw.data.store import json_sha, only_builder
-from maw.encoding import encode
+from maw.embedding_cache import Embedder
 from maw.errors import DataError
 from maw.files import write_json
+from maw.fingerprint import weights_sha256
 from maw.inputs import ListTexts
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
@@ -158,16 +158,12 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     }
     if config.negative_source == "dense":
         spec = dataclasses.asdict(retriever.spec) | {"folder": None}
-        key["dense"] = {"weights": _weights_sha(retriever), "spec": json_sha(spec), "corpus_size": config.corpus_size}
+        key["dense"] = {
+            "weights": weights_sha256(retriever.encoder),
+            "spec": json_sha(spec),
+            "corpus_size": config.corpus_size,
+        }
     return key
-
-
-def _weights_sha(retriever: BaselineRetriever) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in sorted(retriever.encoder.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _read(path: Path, key: Mapping[str, Any], warn: bool = False) -> tuple[Negatives, Facts] | None:
@@ -283,15 +279,11 @@ class _Dense:
         activations: ActivationStore | None,
     ):
         self.corpus, _ = sample_corpus(data, config.corpus_size, config)
-        embeddings = []
-        for texts, kind in ((ListTexts(data.queries), "query"), (self.corpus, "document")):
-            source = retriever.source(texts, kind)
-            if activations is not None:
-                source = activations.source(source, retriever.encoder, retriever.device)
-            label = f"hard negatives: {kind} texts"
-            encoded = encode(retriever.encoder, source, batch_size=config.eval_batch_size, label=label)
-            embeddings.append(encoded.embeddings)
-        self.queries, self.passages = embeddings
+        embedder = Embedder(retriever, config, retriever.device, activations)
+        self.queries, self.passages = (
+            embedder.encode(texts, kind, f"hard negatives: {kind} texts").embeddings
+            for texts, kind in ((ListTexts(data.queries), "query"), (self.corpus, "document"))
+        )
         self.device = retriever.device
 
     def search(self) -> tuple[np.ndarray, np.ndarray]:

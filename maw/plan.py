@@ -271,7 +271,7 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     return {
         "libraries": PROGRAM_BYTES,
         "model": 2 * _model_bytes(spec),  # with what training adds, or the next method's while it is loaded
-        "embeddings": most * spec.hidden_dim * FLOAT_BYTES,
+        "embeddings": min(most * spec.hidden_dim * FLOAT_BYTES, _spill_bytes()),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
 
@@ -285,6 +285,9 @@ def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: S
     limit = int(config.prefix_cache_gb * GIGABYTE)
     stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
     rooms.append(Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"))
+    rooms.append(
+        Room(cache / "embeddings", _embedding_bytes(config, spec, works), "embeddings", "--embedding-cache-gb")
+    )
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
     one = trained if config.checkpoint_compression else _model_bytes(spec)
@@ -293,6 +296,21 @@ def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: S
     results = LOG_BYTES + one * kept * methods * len(works)
     rooms.append(Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"))
     return [room for room in rooms if room.size]
+
+
+def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
+    """Those kept for later runs, and the largest of those that are too many for memory while they are searched."""
+    limit = int(config.embedding_cache_gb * GIGABYTE)
+    sizes = [work.searched * spec.hidden_dim * FLOAT_BYTES for work in works]
+    kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
+    large = (size for size in sizes if size > _spill_bytes() and (size > limit or trains(config)))
+    return min(kept, limit) + max(large, default=0)
+
+
+def _spill_bytes() -> int:
+    from maw.embedding_cache import SPILL_BYTES  # torch comes with it, and a plan is shown before anything heavy loads
+
+    return SPILL_BYTES
 
 
 def _store_bytes(works: Sequence[Work]) -> int:

@@ -100,6 +100,7 @@ def test_an_int_is_fine_where_a_float_is_asked_and_a_tuple_where_a_list_is():
     [
         {"seed": 0}, {"seed": 2**32 - 1}, {"patience": 0}, {"warmup_ratio": 0}, {"grpo_kl": 0.0}, {"learning_rate": 1},
         {"grpo_reference_decay": 1.0}, {"prefix_cache_gb": 0}, {"device": "cuda:3"}, {"device": "cpu"},
+        {"embedding_cache_gb": 0},
         {"query_prefix": ""}, {"query_prefix": "Instruct: find\nQuery: "}, {"depth_dim": 1}, {"batch_size": 1},
         {"fixed_depth": 31}, {"corpus_size": "full"}, {"val_corpus_size": 1}, {"distractors": ["a", "b"]},
         {"maw_layers": []}, {"maw_layers": "NONE"}, {"maw_layers": "5, 6"}, {"methods": ["maw"]},
@@ -130,7 +131,7 @@ INTEGERS = [
 FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
-    "prefix_cache_gb", "hard_negative_ratio", "negative_margin",
+    "prefix_cache_gb", "hard_negative_ratio", "negative_margin", "embedding_cache_gb",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",

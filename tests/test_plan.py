@@ -106,7 +106,7 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec):
     plan = make_plan(config_of(tmp_path, models), spec, public(tmp_path / "ir"))
     shown = plan_text(plan)
     assert max(map(len, shown.splitlines())) <= 100 and shown.isascii()
-    assert len(shown.splitlines()) <= 30
+    assert len(shown.splitlines()) <= 31
     for expected in ("8,841,823", "2,000 / 500 / 1,000", "psgs_w100.tsv.gz (5.0 GB) from files.example.org"):
         assert expected in shown
     for expected in ("hotpotqa.zip (size not known)", "an estimate", "100 tokens a second on cpu", "total", "Memory"):
@@ -170,7 +170,7 @@ def test_disks_are_told_apart(tmp_path, models, spec, monkeypatch):
     plan = make_plan(config_of(tmp_path, models), spec, public(tmp_path / "ir"))
     assert [sorted(room.what for room in disk.rooms) for disk in plan.disks] == [
         ["downloads"],
-        ["activations", "passage stores", "results and checkpoints"],
+        ["activations", "embeddings", "passage stores", "results and checkpoints"],
     ]
 
 
@@ -189,6 +189,26 @@ def test_activations_are_bounded_by_their_limit(tmp_path, models, spec):
         assert all(size <= limit * GB for size in sizes) and bool(sizes) == (limit > 0)
     every = config_of(tmp_path, models, finetune_layers="all")
     assert make_plan(every, spec, needs).works[0].activation_bytes == 0, "no layer is frozen"
+
+
+@pytest.mark.parametrize(
+    "settings, kept, spilled",
+    [
+        ({}, 10**6, 0),
+        ({"embedding_cache_gb": 0}, 0, 0),
+        ({"embedding_cache_gb": 0.063}, 0, 0),
+        ({"methods": ["lora"]}, 0, 0),
+        ({"corpus_size": "full"}, 2 * 10**7, 2 * 10**7),
+        ({"corpus_size": "full", "methods": ["zero_shot"]}, 2 * 10**7, 0),
+        ({"corpus_size": "full", "methods": ["zero_shot"], "embedding_cache_gb": 1}, 0, 2 * 10**7),
+    ],
+)
+def test_embeddings_are_kept_within_their_limit_or_spilled(tmp_path, models, spec, settings, kept, spilled):
+    needs = [Needs("x", passages={"a": 2 * 10**7}, mean_characters=400)]
+    plan = make_plan(config_of(tmp_path, models, **({"corpus_size": 10**6} | settings)), spec, needs)
+    sizes = [room.size for disk in plan.disks for room in disk.rooms if room.what == "embeddings"]
+    assert sum(sizes) == (kept + spilled) * 16 * 4
+    assert plan.memory["embeddings"] == min(plan.works[0].searched * 16 * 4, 10**9), "the rest is in a file"
 
 
 # --------------------------------------------------------------------------------------------------- local data
@@ -324,17 +344,17 @@ def test_sizes(size, text):
 
 def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, capsys):
     import maw.benchmark
-    import maw.evaluation
+    import maw.embedding_cache
 
     folder = beir(tmp_path / "tiny", list(dict.fromkeys(random_texts(80, seed=11)))[:50], queries=30)
     encoded = {"test": 0, "validation": 0}
-    real = maw.evaluation.encode
+    real = maw.embedding_cache.encode
 
     def counting(encoder, texts, **options):
         encoded[options["label"].split()[0]] += len(texts)
         return real(encoder, texts, **options)
 
-    monkeypatch.setattr(maw.evaluation, "encode", counting)
+    monkeypatch.setattr(maw.embedding_cache, "encode", counting)
     config = tiny_settings(datasets=[f"beir:{folder}"], patience=0, num_negatives=0)
     (work,) = make_plan(config, model_spec(config)).works
     maw.benchmark.run_complete_benchmark(config)

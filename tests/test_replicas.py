@@ -50,7 +50,7 @@ def test_replicas_change_nothing(tiny_settings, tiny_data, monkeypatch, router, 
     monkeypatch.setattr("torch.optim.AdamW", torch.optim.SGD)  # Adam would make much of a rounding error
     found = []
     for count in (1, 3):
-        for module in ("training", "evaluation"):
+        for module in ("training", "embedding_cache"):
             monkeypatch.setattr(f"maw.{module}.replicate", lambda encoder, *_, count=count: Replicas(encoder, count))
         config = tiny_settings(
             router=router,

@@ -349,6 +349,17 @@ def test_after_each_method(result):
     assert text.method_heading(METHODS[1], "NQ").startswith("\nNQ, approach 2: LoRA Fine-tuned\n")
 
 
+def test_a_runtime_without_encoding_is_said_to_be_one(result):
+    key = "1_normal_retriever"
+    for embeddings, note in (("from cache", "  (embeddings from cache)"), ("computed", "")):
+        record = {**result["results"][key], "evaluation": {"embeddings": embeddings}}
+        summary = text.dataset_summary({**result, "results": {**result["results"], key: record}})
+        (line,) = (line for line in summary.splitlines() if line.startswith("   Zero-shot: "))
+        assert line == f"   Zero-shot:       45.23s (0.75 min){note}"
+        assert ("embeddings from cache" in summary) is bool(note)
+        assert text.method_summary(record).endswith(f"Runtime: 45.23 seconds (0.75 minutes){note}")
+
+
 def test_show_prints(capsys):
     text.show("a summary")
     assert capsys.readouterr().out == "a summary\n"

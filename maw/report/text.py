@@ -47,8 +47,13 @@ def method_summary(record: Mapping[str, Any]) -> str:
     return "\n".join(
         [f"{_clean(record['approach'])} results (primary metrics):"]
         + [f"   {line}" for line in lines]
-        + [f"   Runtime: {seconds:.2f} seconds ({seconds / 60:.2f} minutes)"]
+        + [f"   Runtime: {seconds:.2f} seconds ({seconds / 60:.2f} minutes){_cached(record)}"]
     )
+
+
+def _cached(record: Mapping[str, Any]) -> str:
+    """What stands behind a runtime in which the documents were not encoded."""
+    return "  (embeddings from cache)" if record.get("evaluation", {}).get("embeddings") == "from cache" else ""
 
 
 def dataset_summary(result: Mapping[str, Any]) -> str:
@@ -223,12 +228,16 @@ def _training(result: Mapping[str, Any]) -> str:
 
 def _runtimes(result: Mapping[str, Any]) -> str:
     summary = result.get("runtime_summary", {})
-    lines = [(method.label, summary.get(f"{method.short}_seconds")) for method in METHODS]
-    lines.append(("Total (dataset)", summary.get("total_dataset_seconds")))
-    width = max(len(label) for label, _ in lines) + 2
+    records = result["results"]
+    lines = [
+        (method.label, summary.get(f"{method.short}_seconds"), _cached(records.get(method.key, {})))
+        for method in METHODS
+    ]
+    lines.append(("Total (dataset)", summary.get("total_dataset_seconds"), ""))
+    width = max(len(label) for label, _, _ in lines) + 2
     body = [
-        f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min)"
-        for label, seconds in lines
+        f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min){note}"
+        for label, seconds, note in lines
         if seconds is not None
     ]
     return "\n".join(["Runtime Summary:", *body]) if body else ""

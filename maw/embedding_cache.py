@@ -1,0 +1,343 @@
+"""Embeddings of encoders that nothing has trained, kept from run to run; and room on disk for large ones.
+
+    embedder = Embedder(model, config, device, activations)
+    documents = embedder.encode(corpus, "document", "test documents")     # .from_cache says where they came from
+
+    python tier_1.py --embedding-cache-gb 10       # how much disk they may take; 0 keeps none
+
+Evaluation and the mining of dense negatives encode through it. Only encoders without trained parameters are kept, the
+zero-shot arm and the miner: the weights of the others change with every epoch, so that what is kept of them would
+fill the disk and never be read. That rule saves space and is not what makes the cache right: an entry is found by
+everything that decides its bits, the SHA-256 of all weights (an adapter's too) first, so that no model can read what
+another one computed. Beside them the key holds configuration and modules, tokenizer, prefix, length limit, pooling,
+normalisation, number format, device, the sizes of batches and whether stored activations were used (both change the
+last bits), library versions, and the fingerprint of the texts.
+
+An entry is a folder of the cache folder's `embeddings`, named by the hash of its key:
+
+    embeddings.npy   float32 (N, C), read as a memory map
+    manifest.json    the key in clear, the model's name, shape, date, seconds it took, size and SHA-256 of the array
+
+It is written beside its place under a lock, flushed, and renamed when whole: two runs compute it once. Its bytes are
+compared with the SHA-256 whenever it is read, and a damaged one is computed again with a warning. The entry read
+longest ago makes room for a new one. Nothing that goes wrong with the disk stops a run; it goes on without the cache.
+
+The space is claimed before it is mapped, so that a full disk is an error here and not a signal that ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+from maw.config import Tier1Config, cache_folder
+from maw.data.splits import trains
+from maw.data.store import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
+from maw.encoding import Embeddings, encode, in_memory
+from maw.errors import DataError
+from maw.fingerprint import encoder_parts, tokenizer_sha256
+from maw.inputs import CPU_TOKENS, Texts, TextSource, windows
+from maw.parallel import replicate
+from maw.prefix import ActivationStore, PrefixSource
+from maw.retriever import BaselineRetriever, MAWWithGRPOEncoder
+
+logger = logging.getLogger(__name__)
+
+RULES_VERSION = 1
+"""To be raised when embeddings of the same key come out in other bits."""
+GIGABYTE = 1e9
+SPILL_BYTES = 1_000_000_000
+"""Arrays above this size are kept in a file without a name, and not in memory."""
+WHAT = "the embeddings"
+_ARRAY, _MANIFEST = "embeddings.npy", "manifest.json"
+_ZEROS = 1 << 24
+
+
+class Embedder:
+    """One model as the encoder of texts, with the cache in front of it.
+
+    Args:
+        model: any retriever; what is kept is of those without trained parameters.
+        config: batch size, cache folder and its bound.
+        device: where to compute.
+        activations: stored activations of the frozen layers, to be shared with other calls of a run.
+    """
+
+    def __init__(
+        self,
+        model: BaselineRetriever,
+        config: Tier1Config,
+        device: torch.device,
+        activations: ActivationStore | None = None,
+    ):
+        self.model, self.config, self.device, self.activations = model, config, device, activations
+        self.folder = cache_folder(config) / "embeddings"
+
+    def encode(self, texts: Texts, kind: str, label: str, fill: bool = False) -> Embeddings:
+        """The embeddings of all texts, from the cache if they are there.
+
+        Args:
+            texts: a corpus, or a list as `maw.inputs.ListTexts`.
+            kind: "query" or "document".
+            label: of the progress bar and in messages.
+            fill: where they are read, store the activations that computing them would have stored, if the run trains
+                a method: it computes them anyway, and in other batches they differ in their last bits.
+        """
+        plain = self.model.source(texts, kind)
+        source = self._source(plain)
+        key = self._key(plain, source, label)
+        if key is None:
+            return self._compute(source, label, self._spill)
+        folder = self.folder / json_sha(key)[:32]
+        found = _read(folder, key)
+        if found is None:
+            found = self._read_or_build(folder, key, source, label)
+        if found.from_cache:
+            logger.info("%s: %d embeddings read from the cache", label, len(plain))
+            if fill and trains(self.config):
+                _fill(source)
+        return found if kind == "document" else _copied(found)
+
+    def _source(self, plain: TextSource) -> TextSource | PrefixSource:
+        if self.activations is None:
+            return plain
+        return self.activations.source(plain, self.model.encoder, self.device)
+
+    def _key(self, plain: TextSource, source: TextSource | PrefixSource, label: str) -> dict[str, Any] | None:
+        """Everything that decides the bits of the embeddings; None if they are not to be kept."""
+        limit = self.config.embedding_cache_gb * GIGABYTE
+        if not limit or not len(plain) or not self._fixed or self._tokenizer is None:
+            return None
+        size = len(plain) * self.model.spec.hidden_dim * np.dtype(np.float32).itemsize
+        if size > limit:
+            logger.info(
+                "%s: %.1f GB of embeddings are more than --embedding-cache-gb %g, and not kept",
+                label,
+                size / GIGABYTE,
+                self.config.embedding_cache_gb,
+            )
+            return None
+        return self._encoder_parts | {
+            "tokenizer": self._tokenizer,
+            "prefix": plain.prefix,
+            "max_length": plain.max_length,
+            "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
+            "batch": [self.config.eval_batch_size, CPU_TOKENS if self.device.type == "cpu" else None],
+            "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
+        }
+
+    @property
+    def _fixed(self) -> bool:
+        encoder = self.model.encoder
+        trained = any(parameter.requires_grad for parameter in encoder.parameters())
+        return not trained and not isinstance(encoder, MAWWithGRPOEncoder)
+
+    @cached_property
+    def _encoder_parts(self) -> dict[str, Any]:
+        versions = {each.__name__: each.__version__ for each in (torch, transformers, tokenizers)}
+        rules = {"rules": RULES_VERSION, "versions": versions, "device": _device(self.device, self.config)}
+        return rules | encoder_parts(self.model.encoder)
+
+    @cached_property
+    def _tokenizer(self) -> str | None:
+        return tokenizer_sha256(self.model.tokenizer)
+
+    def _read_or_build(
+        self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
+    ) -> Embeddings:
+        """Under the entry's lock: another run may have written it in the meantime."""
+        made = None
+        try:
+            with only_builder(folder, WHAT):
+                found = _read(folder, key, warn=True)
+                if found is not None:
+                    return found
+                with new_folder(folder, WHAT) as temporary:
+                    started = time.perf_counter()
+                    made = self._compute(source, label, lambda shape: self._place(temporary, shape))
+                    self._finish(temporary, made, key, time.perf_counter() - started)
+                made.embeddings.flags.writeable = False  # it is the file that others read
+        except DataError as error:
+            logger.warning("%s: not kept for later runs: %s", label, error)
+        return self._compute(source, label, self._spill) if made is None else made
+
+    def _compute(self, source: TextSource | PrefixSource, label: str, place: Any) -> Embeddings:
+        return encode(
+            replicate(self.model.encoder, self.config, self.device),
+            source,
+            batch_size=self.config.eval_batch_size,
+            device=self.device,
+            label=label,
+            place=place,
+        )
+
+    def _place(self, temporary: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """The entry's array, in a file that has its full size."""
+        path = temporary / _ARRAY
+        with only_one(self.folder), path.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            size = file.tell() + _bytes(shape)
+            make_room(self.folder, size, int(self.config.embedding_cache_gb * GIGABYTE))
+            _claim(file, size)
+        return np.lib.format.open_memmap(path, mode="r+")
+
+    def _finish(self, temporary: Path, made: Embeddings, key: dict[str, Any], seconds: float) -> None:
+        made.embeddings.flush()
+        with (temporary / _ARRAY).open("rb+") as file:
+            os.fsync(file.fileno())
+        about = {
+            "model": self.model.spec.name,
+            "shape": list(made.embeddings.shape),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+        }
+        write_manifest(temporary, source=key, **about)
+
+    def _spill(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array in memory, or, where it is large, in a file that goes with the process."""
+        if _bytes(shape) <= SPILL_BYTES:
+            return in_memory(shape)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                _claim(file, _bytes(shape))
+                return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+        except OSError as error:
+            size, reason = _bytes(shape) / GIGABYTE, error.strerror or error
+            logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, reason)
+            return in_memory(shape)
+
+
+def make_room(folder: Path, size: int, limit: int) -> None:
+    """Removes the entries read longest ago until `size` bytes more stay within `limit`; call it under `only_one`.
+
+    Raises:
+        OSError: the entries that other runs are writing leave too little.
+    """
+    entries, total = [], 0
+    for path in folder.iterdir():
+        if path.name.endswith(".tmp"):
+            total += 0 if _cleared(path) else _size(path)
+        elif path.is_dir():
+            entries.append((_last_read(path), _size(path), path))
+            total += entries[-1][1]
+    for _, entry_size, path in sorted(entries):
+        if total + size <= limit:
+            break
+        logger.info("removing %s, the embeddings read longest ago, to make room", path)
+        shutil.rmtree(path, ignore_errors=True)
+        total -= 0 if path.exists() else entry_size
+    if total + size > limit:
+        raise OSError(errno.ENOSPC, "what other runs are writing leaves too little of --embedding-cache-gb")
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """One process at a time makes room."""
+    from filelock import FileLock
+
+    with FileLock(folder / "room.lock"):
+        yield
+
+
+def _cleared(temporary: Path) -> bool:
+    """Removes what a run that was killed left; False if the run is still at it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(temporary.with_name(f"{temporary.name.partition('.')[0]}.lock"))
+    try:
+        with lock.acquire(timeout=0):
+            shutil.rmtree(temporary, ignore_errors=True)
+            return True
+    except Timeout:
+        return False
+
+
+def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings | None:
+    """The entry, if it is there and every byte is as it was written."""
+    try:
+        if not folder.exists():
+            return None
+        manifest = read_manifest(folder)
+        if manifest.get("source") != key:
+            raise DataError(f"{folder}: the embeddings are of another model or of other texts; delete the folder")
+        check_files(folder, manifest, read_up_to=np.inf)
+        embeddings = np.load(folder / _ARRAY, mmap_mode="r", allow_pickle=False)
+        if embeddings.dtype != np.float32 or list(embeddings.shape) != manifest["shape"]:
+            raise DataError(f"{folder}: the array is not of the shape and type that was written; delete the folder")
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
+        if warn:
+            logger.warning("%s; computing the embeddings again", error)
+        return None
+    with contextlib.suppress(OSError):  # a folder that may only be read is as good
+        os.utime(folder / _MANIFEST)
+    return Embeddings(embeddings, from_cache=True)
+
+
+def _fill(source: TextSource | PrefixSource) -> None:
+    """Stores the activations of all texts in the order in which `encode` asks for them."""
+    if isinstance(source, PrefixSource):
+        for rows in windows(np.argsort(-source.lengths(), kind="stable")):
+            if not source.fill(rows):
+                break
+
+
+def _copied(found: Embeddings) -> Embeddings:
+    """In memory: queries are few, and all are compared with every passage."""
+    return Embeddings(np.array(found.embeddings), found.depth_share, found.from_cache)
+
+
+def _device(device: torch.device, config: Tier1Config) -> list[Any]:
+    """What computes: other processors, and batches split over several, give other last bits."""
+    if device.type != "cuda":
+        return [device.type, torch.backends.cpu.get_cpu_capability()]
+    return ["cuda", torch.cuda.get_device_name(device), torch.cuda.device_count() if config.use_multi_gpu else 1]
+
+
+def _claim(file: IO[bytes], size: int) -> None:
+    """Makes the file `size` bytes long, with the disk space behind it.
+
+    Raises:
+        OSError: there is not so much space.
+    """
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    done = file.seek(0, os.SEEK_END)
+    while done < size:
+        done += file.write(bytes(min(_ZEROS, size - done)))
+    file.flush()
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(np.float32).itemsize
+
+
+def _last_read(entry: Path) -> int:
+    """In nanoseconds; 0, the first to go, for what is left of an entry."""
+    with contextlib.suppress(OSError):
+        return (entry / _MANIFEST).stat().st_mtime_ns
+    return 0
+
+
+def _size(folder: Path) -> int:
+    with contextlib.suppress(OSError):  # removed in the meantime, by hand or by the run that wrote it
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 0
