@@ -152,10 +152,10 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that is measured, marked where files differ from it; None outside a git repository."""
+    """The commit that is measured, marked where code differs from it; None outside a git repository."""
     try:
         short = git("rev-parse", "--short", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{short} with changes" if changed else short
@@ -217,6 +217,8 @@ def shown(cell: Any) -> str:
         return "not measured"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
+    if isinstance(cell, float) and cell == 0:
+        return "0"
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 100 else f"{cell:.1e}" if 0 < abs(cell) < 1e-3 else f"{cell:,.3f}"
     return str(cell)

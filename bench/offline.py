@@ -5,9 +5,9 @@
 
 Each run is `python tier_1.py --preset offline` in a process of its own, in the working tree or in a checkout of the
 earlier commit, with an empty cache; the trees take turns. Seconds are those that the run itself writes for each
-method and for the dataset, beside those of the whole process. The baseline is by default the last commit before
-batches of like length, stored bfloat16 and a budget of tokens. A last run of this tree in float32 without training
-shows that speed did not change what is ranked.
+method and for the dataset, beside those of the whole process. The baseline is by default the tree that the README
+first showed a run of, before bfloat16 and batches of like length; both run with the packages of today. A last run of
+this tree in float32 without training shows whether speed changed what is ranked.
 """
 
 from __future__ import annotations
@@ -136,6 +136,16 @@ def tiny_collection(folder: Path) -> Path:
     return folder
 
 
+def short_name(revision: str) -> str:
+    """A commit's short name; ends the program if the repository does not have it."""
+    try:
+        return git("rev-parse", "--short", "--verify", f"{revision}^{{commit}}")
+    except subprocess.CalledProcessError:
+        raise SystemExit(
+            f"--baseline {revision}: this repository has no such commit; fetch it, or name another"
+        ) from None
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = quick_parser(__doc__)
@@ -147,7 +157,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Runs the trees in turns."""
     arguments = parse()
-    commits = {BEFORE: git("rev-parse", "--short", arguments.baseline), NOW: commit()}
+    commits = {BEFORE: short_name(arguments.baseline), NOW: commit()}
     runs: dict[str, list[Run]] = {BEFORE: [], NOW: []}
     with checkout(arguments.baseline) as earlier, tempfile.TemporaryDirectory() as temporary:
         words: list[str] = []

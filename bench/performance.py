@@ -85,7 +85,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
         facts.append(f"{machine['cores']} cores")
     if machine.get("units"):
         facts.append(f"units {', '.join(machine['units'])}")
-    facts += [machine.get("gpu") or "no GPU", f"{machine['threads']} threads of torch {machine['torch']}"]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
+    facts += [machine.get("gpu") or "no GPU", f"torch {machine['torch']} on {threads}"]
     return "; ".join([*facts, f"Python {machine['python']}"])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModel
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.h5", "config.json")
+WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.h5", "onnx", "openvino")
 
 
 def stack_layers(source: Path, target: Path, times: int) -> Path:
@@ -22,10 +22,7 @@ def stack_layers(source: Path, target: Path, times: int) -> Path:
         target: folder to write; must not exist.
         times: how often the layers are repeated.
     """
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*WEIGHTS, "onnx", "openvino"))
-    for settings in source.glob("*/config.json"):
-        (target / settings.relative_to(source).parent).mkdir(exist_ok=True)
-        shutil.copy(settings, target / settings.relative_to(source))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*WEIGHTS))
     model = AutoModel.from_pretrained(source)
     layers = model.encoder.layer
     own = len(layers)
