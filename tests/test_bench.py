@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, TrainerControl, TrainerState
 
-from bench import common, offline, performance, training
+from bench import common, encoding, offline, performance, training
 from bench.flops import encoder_flops, matmul_flops
 from bench.stacking import stack_layers
 from maw.config import Tier1Config
@@ -118,6 +119,46 @@ def test_linear_maps_alone_take_two_operations_for_each_parameter_and_token(tiny
 
 def test_a_product_has_two_operations_for_each_term():
     assert matmul_flops(2, 3, 5) == 60
+
+
+# ---------------------------------------------------------------------------------------------------- encoding
+
+
+def side_by_words(texts, kind):
+    """A vector of word counts for each text."""
+    words = sorted({"file", "path", "json", "sort"})
+    return np.array([[text.split().count(word) for word in words] for text in texts], dtype=np.float32)
+
+
+def test_a_ranking_is_measured_over_the_passages_given():
+    docs = ["sort", "path", "json", "sort sort"]
+    queries = ["json", "path", "sort"]
+    data = as_retrieval_data({"queries": queries, "docs": docs, "qrels": {0: {2: 1}, 1: {1: 1}, 2: {0: 1}}}, "test")
+    right = encoding.Side("ours", "float32", side_by_words)
+    assert encoding.ndcg(right, data, [1, 2]) == 1.0  # the third query's passage is not there
+    assert encoding.ndcg(right, data, range(4)) == pytest.approx((1 + 1 + 1 / np.log2(3)) / 3)
+    wrong = encoding.Side("ours", "float32", lambda texts, kind: -side_by_words(texts, kind) * (kind == "query" or -1))
+    assert encoding.ndcg(wrong, data, range(4)) < 0.7
+
+
+def test_encoding_is_claimed_for_documents_by_pairs():
+    pairs = {"default": ("ours a", "theirs b"), "float32": ("ours b", "theirs b"), "bfloat16": ("ours a", "theirs a")}
+    document = {"ours a": [1.0, 1.0], "ours b": [3.0, 3.0], "theirs a": [2.0, 2.0], "theirs b": [4.0, 4.0]}
+    scores = {"ours a": 0.5, "ours b": 0.5, "theirs a": 0.503, "theirs b": 0.501}
+    claims = encoding.speed_claims({"document": document, "query": {}}, scores, pairs)
+    assert [(each["measured"], each["met"]) for each in claims[:3]] == [(4.0, True), (4 / 3, False), (2.0, True)]
+    assert [each["met"] for each in claims[3:]] == [True, True, False]
+
+
+def test_operations_are_counted_with_and_without_padding(tiny_settings):
+    model = BaselineRetriever(tiny_settings())
+    texts = ["open", "open the file", "sort the list of words in the file and write the path to the file"]
+    counted = encoding.operations(model, texts)
+    assert encoding.token_counts(model, texts, "document").tolist() == [3, 5, 17]
+    shape = model.encoder.backbone.config
+    assert counted["real tokens"] == encoder_flops([3, 5, 17], shape)
+    assert counted["padding included"] == encoder_flops([24] * 3, shape)  # one batch, a multiple of eight long
+    assert counted["real tokens, linear maps alone"] < counted["real tokens"] < counted["padding included"]
 
 
 # ---------------------------------------------------------------------------------------------- a deeper model
