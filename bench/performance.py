@@ -111,9 +111,15 @@ def claims_of(result: Result) -> list[Mapping[str, Any]]:
 def claim_cells(row: Mapping[str, Any]) -> list[str]:
     """A claim as cells; one that is missed stands out."""
     measured = row.get("measured")
-    met = {True: "yes", False: "**no**", None: NOT_MEASURED}[None if measured is None else row.get("met")]
+    met = NOT_MEASURED if measured is None or row.get("met") is None else shown(row["met"])
     target = shown(row["target"]) if row.get("target") is not None else ""
-    return [str(row["claim"]), str(row.get("against") or ""), shown(measured), target, met]
+    return [
+        str(row["claim"]),
+        str(row.get("against") or ""),
+        shown(measured),
+        target,
+        "**no**" if met == "no" else met,
+    ]
 
 
 def section(script: str, own: Mapping[str, Result]) -> list[str]:

@@ -290,6 +290,10 @@ def test_claims_may_be_rows_of_the_table():
     page = performance.performance_page({"metrics": result(claims=[], rows=[{"side": "ours"}, row])}, ["metrics"])
     assert "| [metrics](#metrics) | exact |  | 0 | <= 0 | yes |" in page
     assert "| side |\n| --- |\n| ours |\n" in page
+    words = [{"claim": "exact", "measured": "0", "target": "0", "met": "no"}]
+    assert "| exact |  | 0 | 0 | **no** |" in performance.performance_page(
+        {"metrics": result(rows=words)}, ["metrics"]
+    )
 
 
 def test_a_claim_without_a_number_is_not_measured():
