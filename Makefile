@@ -1,11 +1,13 @@
 # make run    .venv, the packages, and the whole experiment on real text without network
 # make test   .venv, the packages, the linter and the tests
+# make bench  .venv, the packages, every measurement (an hour; nothing else should run), and docs/performance.md
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+BENCH  := layer encoding training offline search metrics growth
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python tier_1.py --preset offline
@@ -17,6 +19,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+bench: $(VENV)/.installed-bench
+	for name in $(BENCH); do $(BIN)/python -m bench.$$name || exit 1; done
+	$(BIN)/python -m bench.performance
+
 clean:
 	rm -rf $(VENV)
 
@@ -27,4 +33,8 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -r requirements-bench.txt
 	touch $@

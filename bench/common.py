@@ -1,12 +1,16 @@
 """What every measurement here needs: sides that alternate in one run, medians, and a table with its JSON.
 
 Two sides are never timed one after the other as wholes: a processor that slows down for a while would then decide
-the result. They take turns, and what is compared are medians and the ratio of each round.
+the result. They take turns, and what is compared are medians and the ratio of each round. Beside the rows a result
+holds its claims, each with what was measured, the target and whether it is met; the commit; and how much processor
+time other programs took meanwhile.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import operator
+import os
 import platform
 import resource
 import statistics
@@ -14,10 +18,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from maw.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 ROUNDS = 7
+BUSY_CORES = 0.1
+"""More of a core than this in use by other programs, on average, and a result counts as taken on a busy machine."""
+CLAIM_HEADER = ("claim", "against", "measured", "target", "met")
+_COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 
 def alternate(
@@ -64,34 +77,148 @@ def own_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def report(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]], folder: Path | None = None) -> None:
-    """Shows a table, and writes it with the machine it was measured on to bench/results/<name>.json."""
-    cells = [[_shown(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for row in cells:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
-    folder = folder or Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    content = {"machine": machine(), "rows": [dict(zip(header, row, strict=True)) for row in rows]}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def quick_parser(description: str) -> argparse.ArgumentParser:
+    """A command line with `--quick`: a smoke test at tiny size, whose numbers say nothing and are kept apart."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke test at tiny size; its numbers say nothing")
+    return parser
+
+
+def results_folder(quick: bool) -> Path:
+    """Where results go: those of a smoke test never take the place of real ones."""
+    return RESULTS / "quick" if quick else RESULTS
+
+
+def claim(what: str, against: str, measured: float | None, target: str) -> dict[str, Any]:
+    """A row of the table of claims.
+
+    Args:
+        what: what is claimed, in a few words.
+        against: what it is compared with.
+        measured: None where it could not be measured here; the claim is then neither met nor missed.
+        target: ">= 2.5" or "<= 0.002".
+
+    Raises:
+        ValueError: a target of another form.
+    """
+    sign, _, bound = target.partition(" ")
+    if sign not in _COMPARISONS:
+        raise ValueError(f"target {target!r} must be like '>= 2.5' or '<= 0.002'")
+    met = None if measured is None else bool(_COMPARISONS[sign](measured, float(bound)))
+    return dict(zip(CLAIM_HEADER, (what, against, measured, target, met), strict=True))
+
+
+def report(
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    folder: Path | None = None,
+    claims: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Shows a table and its claims, and writes both with the machine to bench/results/<name>.json.
+
+    Args:
+        name: of the measurement; "encoding" and "encoding_peak" are two tables of bench/encoding.py.
+        header: names of the columns.
+        rows: cells; floats are shown rounded and written whole.
+        folder: where to write instead.
+        claims: what `claim` gave.
+    """
+    _show(header, rows)
+    if claims:
+        _show(CLAIM_HEADER, [[each[key] for key in CLAIM_HEADER] for each in claims])
+    content = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": commit(),
+        "machine": machine(),
+        **_START.others(),
+        "rows": [dict(zip(header, row, strict=True)) for row in rows],
+        "claims": list(claims),
+    }
+    write_json((folder or RESULTS) / f"{name}.json", content)
 
 
 def machine() -> dict[str, Any]:
-    """Where a measurement was taken."""
+    """Where a measurement was taken; nothing that names the machine itself."""
     import torch
 
     facts = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return facts | {"processor": names[0] if names else platform.processor(), "gpu": gpu}
+    units = sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & set(fields.get("flags", "").split()))
+    processor = fields.get("model name") or platform.processor()
+    return facts | {"cores": os.cpu_count(), "processor": processor, "units": units, "gpu": gpu}
 
 
-def _shown(cell: Any) -> str:
-    return (
-        f"{cell:,.3f}"
-        if isinstance(cell, float) and abs(cell) < 100
-        else f"{cell:,.0f}"
-        if isinstance(cell, float)
-        else str(cell)
-    )
+def commit() -> str | None:
+    """The commit that is measured, marked where code differs from it; None outside a git repository."""
+    try:
+        short = git("rev-parse", "--short", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{short} with changes" if changed else short
+
+
+def git(*arguments: str) -> str:
+    """What git says in this repository."""
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+class Processors:
+    """Processor time since this was made, of the whole machine and of this process with its finished children."""
+
+    def __init__(self) -> None:
+        self.started, self.all, self.own = time.perf_counter(), _all_seconds(), _own_seconds()
+
+    def others(self) -> dict[str, Any]:
+        """{"others_cores": cores that other programs had in use on average, "busy": too many for good timings}.
+
+        Both are None where the system does not tell.
+        """
+        now = _all_seconds()
+        if now is None or self.all is None:
+            return {"others_cores": None, "busy": None}
+        wall = max(time.perf_counter() - self.started, 1e-9)
+        cores = max(0.0, (now - self.all) - (_own_seconds() - self.own)) / wall
+        return {"others_cores": round(cores, 3), "busy": cores > BUSY_CORES}
+
+
+def _all_seconds() -> float | None:
+    """Processor time of everything that runs on this machine, idling and waiting for disks left out."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+    user, nice, system, _, _, irq, softirq = map(int, path.read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+_START = Processors()  # a script imports this module first, so that a report covers its whole run
+
+
+def _show(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    cells = [[shown(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    sys.stdout.write("\n")
+
+
+def shown(cell: Any) -> str:
+    """A cell as tables show it."""
+    if cell is None:
+        return "not measured"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float) and cell == 0:
+        return "0"
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 100 else f"{cell:.1e}" if 0 < abs(cell) < 1e-3 else f"{cell:,.3f}"
+    return str(cell)

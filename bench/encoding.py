@@ -1,0 +1,240 @@
+"""Encoding against sentence-transformers with the same weights, and against the processor's peak.
+
+    python -m bench.encoding
+
+Both sides turn the same real texts, functions and first paragraphs of docstrings of Python's own library, into
+arrays in memory; tokenising counts, loading does not. all-MiniLM-L6-v2, both with their default settings (here:
+precision auto, batches by a budget of tokens; there: float32, batches of 32), then both in float32 and both in
+bfloat16. nDCG@10 is of the same queries over the same passages, ranked by each side's embeddings.
+
+The peak is the best of matrix products in the same number format, two large square ones and one of the model's own
+shape, timed in turns with the encoding; the products' operations of an encoding run are counted for real tokens, and
+also with padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.common import alternate, claim, median, quick_parser, ratio, report, results_folder
+from bench.flops import encoder_flops, matmul_flops
+from bench.peer import precision_of, sentence_transformer, settings, texts_of_python
+from maw.data.collection import RetrievalData
+from maw.data.sampling import draw
+from maw.encoding import encode
+from maw.metrics import compute_metrics
+from maw.precision import FORMATS, name_of
+from maw.retriever import BaselineRetriever
+
+TEXTS = 2000
+ROUNDS = 5
+SQUARES = (2048, 4096)
+MODEL_SHAPE = (2048, 384, 1536)
+REPEATS = 200
+"""Products of the model's own shape in one timing: one alone is over in less than a millisecond."""
+TARGETS = {"default": ">= 2.5", "float32": ">= 1.4", "bfloat16": ">= 1.4"}
+LARGEST_DIFFERENCE = "<= 0.002"
+PEAK_SHARE = ">= 0.65"
+PEER = "sentence-transformers"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way of encoding: `run(texts, kind)` gives embeddings (N, C)."""
+
+    name: str
+    precision: str
+    run: Callable[[list[str], str], np.ndarray]
+
+
+def our_side(precision: str) -> tuple[Side, BaselineRetriever]:
+    """This project's way."""
+    config = settings(precision=precision)
+    retriever = BaselineRetriever(config)
+
+    def run(texts: list[str], kind: str) -> np.ndarray:
+        source = retriever.source(texts, kind)
+        return encode(retriever.encoder, source, batch_size=config.eval_batch_size).embeddings
+
+    return Side("this project", name_of(retriever.precision), run), retriever
+
+
+def their_side(retriever: BaselineRetriever, precision: str | None) -> Side:
+    """The way of sentence-transformers, all settings but the number format its defaults."""
+    peer = sentence_transformer(retriever.spec.folder, precision)
+    assert peer.max_seq_length == retriever.spec.max_document_length == retriever.spec.max_query_length
+
+    def run(texts: list[str], kind: str) -> np.ndarray:
+        return np.asarray(peer.encode(texts, show_progress_bar=False), dtype=np.float32)
+
+    return Side(PEER, precision_of(peer), run)
+
+
+def make_sides() -> tuple[dict[str, Side], dict[str, tuple[str, str]], BaselineRetriever]:
+    """The sides by label, which of them each comparison sets against each other, and the default retriever."""
+    default, retriever = our_side("auto")
+    sides = {f"ours {default.precision}": default}
+    for precision in FORMATS:
+        if precision != default.precision:
+            sides[f"ours {precision}"] = our_side(precision)[0]
+        sides[f"theirs {precision}"] = their_side(retriever, precision)
+    theirs = their_side(retriever, None)
+    sides.setdefault(f"theirs {theirs.precision}", theirs)
+    pairs = {"default": (f"ours {default.precision}", f"theirs {theirs.precision}")}
+    pairs |= {precision: (f"ours {precision}", f"theirs {precision}") for precision in FORMATS}
+    return sides, pairs, retriever
+
+
+def ndcg(side: Side, data: RetrievalData, passages: Sequence[int]) -> float:
+    """nDCG@10 of a split's queries over these rows of its corpus, ranked by one side's embeddings."""
+    ids = np.array(data.corpus.id_of(passages))
+    there = set(ids.tolist())
+    kept = [q for q in data.query_ids if any(d in there for d, grade in data.qrels[q].items() if grade >= 1)]
+    texts = dict(zip(data.query_ids, data.queries, strict=True))
+    scores = side.run([texts[q] for q in kept], "query") @ side.run(data.corpus.take(passages), "document").T
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :100]
+    run = [list(ids[row]) for row in best]
+    qrels = {q: data.qrels[q] for q in kept}
+    return float(compute_metrics(kept, run, np.take_along_axis(scores, best, 1), qrels)["ndcg_cut_10"])
+
+
+def measure_speed(quick: bool) -> None:
+    """Times every side on documents and on queries."""
+    sides, pairs, retriever = make_sides()
+    data = texts_of_python().test
+    passages = range(60 if quick else len(data.corpus))
+    scores = {label: ndcg(side, data, passages) for label, side in sides.items()}
+    rows, times = [], {}
+    for kind, texts in texts_by_kind(data, 24 if quick else TEXTS).items():
+        tokens = int(token_counts(retriever, texts, kind).sum())
+        seconds = alternate({label: partial(side.run, texts, kind) for label, side in sides.items()}, rounds(quick))
+        times[kind] = seconds
+        for label, side in sides.items():
+            taken = median(seconds[label])
+            rates = [len(texts) / taken, tokens / taken]
+            rows.append([kind, side.name, side.precision, len(texts), tokens, taken, *rates, scores[label]])
+    report(
+        "encoding",
+        ["texts", "side", "precision", "count", "tokens", "seconds", "texts/s", "tokens/s", "nDCG@10"],
+        rows,
+        results_folder(quick),
+        speed_claims(times, scores, pairs),
+    )
+
+
+def speed_claims(
+    times: dict[str, dict[str, list[float]]], scores: dict[str, float], pairs: dict[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Documents decide; queries, which are short and few, are in the rows."""
+    claims = []
+    for name, (ours, theirs) in pairs.items():
+        settings_ = "both with default settings" if name == "default" else f"both in {name}"
+        speedup = ratio(times["document"], theirs, ours)
+        claims.append(claim(f"encoding documents, times as fast, {settings_}", PEER, speedup, TARGETS[name]))
+    for name, (ours, theirs) in pairs.items():
+        settings_ = "default settings" if name == "default" else name
+        difference = abs(scores[ours] - scores[theirs])
+        claims.append(claim(f"nDCG@10, difference, {settings_}", PEER, difference, LARGEST_DIFFERENCE))
+    return claims
+
+
+def texts_by_kind(data: RetrievalData, count: int) -> dict[str, list[str]]:
+    """Documents and queries, drawn by seed."""
+    ids = draw(data.corpus.id_of(range(len(data.corpus))), count, 42, "bench")
+    return {"document": data.corpus.take(data.corpus.rows_of(ids)), "query": data.queries[:count]}
+
+
+def token_counts(retriever: BaselineRetriever, texts: list[str], kind: str) -> np.ndarray:
+    """Tokens of each text as the model reads it, special ones included, (N,)."""
+    source = retriever.source(texts, kind)
+    tokens = retriever.tokenizer([source.prefix + t for t in texts], truncation=True, max_length=source.max_length)
+    return np.array([len(each) for each in tokens["input_ids"]])
+
+
+def rounds(quick: bool) -> int:
+    """How often each side is timed."""
+    return 1 if quick else ROUNDS
+
+
+def measure_peak_share(quick: bool) -> None:
+    """Times encoding in turns with matrix products of its number format."""
+    side, retriever = our_side("auto")
+    texts = texts_by_kind(texts_of_python().test, 24 if quick else TEXTS)["document"]
+    squares = (256,) if quick else SQUARES
+    shapes = {f"{size}^3": (size, size, size) for size in squares} | {"model": MODEL_SHAPE}
+    calls = dict.fromkeys(shapes, 1) | {"model": 2 if quick else REPEATS}
+    sides = {name: product(shape, retriever.precision, calls[name]) for name, shape in shapes.items()}
+    seconds = alternate({"encode": partial(side.run, texts, "document")} | sides, rounds(quick))
+    rates = {
+        name: [calls[name] * matmul_flops(*shape) / taken for taken in seconds[name]] for name, shape in shapes.items()
+    }
+    peak = [max(each) for each in zip(*rates.values(), strict=True)]
+    rows = [[f"product {shapes[name]}", median(rate) / 1e9, share(rate, peak)] for name, rate in rates.items()]
+    counted = operations(retriever, texts)
+    shares = {}
+    for name, flops in counted.items():
+        rate = [flops / taken for taken in seconds["encode"]]
+        shares[name] = share(rate, peak)
+        rows.append([f"encoding, {name}", median(rate) / 1e9, shares[name]])
+    wanted = claim(
+        "encoding documents, share of the peak rate of matrix products, real tokens",
+        f"torch, {side.precision}",
+        shares["real tokens"],
+        PEAK_SHARE,
+    )
+    report("encoding_peak", ["operations", "GFLOP/s", "share of peak"], rows, results_folder(quick), [wanted])
+
+
+def share(rate: Sequence[float], peak: Sequence[float]) -> float:
+    """What part of the peak a rate is: the median of the rounds."""
+    return float(np.median(np.divide(rate, peak)))
+
+
+def product(shape: tuple[int, int, int], dtype: torch.dtype, calls: int) -> Callable[[], None]:
+    """A call that multiplies matrices of this shape so many times."""
+    rows, inner, columns = shape
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, columns, dtype=dtype)
+    out = torch.empty(rows, columns, dtype=dtype)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(calls):
+                torch.mm(left, right, out=out)
+
+    return run
+
+
+def operations(retriever: BaselineRetriever, texts: list[str]) -> dict[str, int]:
+    """Operations of encoding documents, by what is counted."""
+    shape, padded = retriever.encoder.backbone.config, []
+
+    def note(_: Any, inputs: tuple[Any, ...]) -> None:
+        batch, length = inputs[0]["attention_mask"].shape
+        padded.extend([length] * batch)
+
+    handle = retriever.encoder.register_forward_pre_hook(note)
+    encode(retriever.encoder, retriever.source(texts, "document"), batch_size=retriever.config.eval_batch_size)
+    handle.remove()
+    real = token_counts(retriever, texts, "document")
+    return {
+        "real tokens": encoder_flops(real, shape),
+        "real tokens, linear maps alone": encoder_flops(real, shape, attention=False),
+        "padding included": encoder_flops(padded, shape),
+    }
+
+
+def main() -> None:
+    """Measures speed, then the share of the peak."""
+    quick = quick_parser(__doc__).parse_args().quick
+    measure_speed(quick)
+    measure_peak_share(quick)
+
+
+if __name__ == "__main__":
+    main()

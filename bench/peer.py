@@ -1,0 +1,45 @@
+"""What the comparisons with sentence-transformers share: the model's folder, real texts, and the peer itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maw.config import Tier1Config
+from maw.data import load_collection
+from maw.data.collection import Collection
+from maw.precision import FORMATS
+
+
+def settings(**changes: Any) -> Tier1Config:
+    """The offline preset on the CPU, with changes."""
+    return Tier1Config.from_preset("offline", device="cpu", **changes)
+
+
+def texts_of_python() -> Collection:
+    """Queries and passages from Python's own library."""
+    return load_collection("pystdlib", settings())
+
+
+def sentence_transformer(folder: Path, precision: str | None = None, max_length: int | None = None) -> Any:
+    """The same weights in sentence-transformers, on the CPU.
+
+    Args:
+        folder: of the model.
+        precision: of its weights; None leaves the library's default.
+        max_length: tokens kept of a text; None leaves the model's own.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    options = {} if precision is None else {"model_kwargs": {"dtype": FORMATS[precision]}}
+    model = SentenceTransformer(str(folder), device="cpu", **options)
+    if max_length is not None:
+        model.max_seq_length = max_length
+    return model
+
+
+def precision_of(model: torch.nn.Module) -> str:
+    """The number format of a model's weights."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
