@@ -64,7 +64,7 @@ def evaluate_retriever(
     encoded = time.perf_counter()
     scores, rows = search(queries, documents, data, config, device)
     searched = time.perf_counter()
-    ids = [data.corpus.id_of(row) for row in rows]
+    ids = data.corpus.ids_of(rows)
     result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
     result.run = {"rows": rows, "scores": scores}
     result.facts = {
