@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, TextSource
 from maw.prefix import PrefixSource
+from maw.profile import waiting
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def encode(
     tokens, started = 0, time.perf_counter()
     progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
     with torch.inference_mode(), progress:
-        for rows, inputs in source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None):
+        batches = source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None)
+        for rows, inputs in waiting("waiting for batches", batches):
             on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
             for name, value in encoder(on_device).items():
                 _store(outputs, name, value.float().cpu().numpy(), rows, len(order))

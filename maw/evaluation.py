@@ -23,6 +23,7 @@ from maw.inputs import ListTexts
 from maw.metrics import EvaluationResult, compute_metrics
 from maw.parallel import replicate
 from maw.prefix import ActivationStore
+from maw.profile import stage
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
 
@@ -62,10 +63,12 @@ def evaluate_retriever(
     documents = _encode(model, data.corpus, "document", config, device, split, activations)
     queries = _encode(model, ListTexts(data.queries), "query", config, device, split, activations)
     encoded = time.perf_counter()
-    scores, rows = search(queries, documents, data, config, device)
+    with stage("search"):
+        scores, rows = search(queries, documents, data, config, device)
     searched = time.perf_counter()
-    ids = data.corpus.ids_of(rows)
-    result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
+    with stage("metrics"):
+        ids = data.corpus.ids_of(rows)
+        result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
     result.run = {"rows": rows, "scores": scores}
     result.facts = {
         "split": split,
@@ -131,10 +134,12 @@ def _encode(
     source = model.source(texts, kind)
     if activations is not None:
         source = activations.source(source, model.encoder, device)
-    return encode(
-        replicate(model.encoder, config, device),
-        source,
-        batch_size=config.eval_batch_size,
-        device=device,
-        label=f"{split} {'queries' if kind == 'query' else 'documents'}",
-    )
+    plural = "queries" if kind == "query" else "documents"
+    with stage(f"encoding {plural}"):
+        return encode(
+            replicate(model.encoder, config, device),
+            source,
+            batch_size=config.eval_batch_size,
+            device=device,
+            label=f"{split} {plural}",
+        )

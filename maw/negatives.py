@@ -55,6 +55,7 @@ from maw.errors import DataError
 from maw.files import write_json
 from maw.inputs import ListTexts
 from maw.prefix import ActivationStore
+from maw.profile import stage
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
 
@@ -289,7 +290,8 @@ class _Dense:
             if activations is not None:
                 source = activations.source(source, retriever.encoder, retriever.device)
             label = f"hard negatives: {kind} texts"
-            encoded = encode(retriever.encoder, source, batch_size=config.eval_batch_size, label=label)
+            with stage("encoding queries" if kind == "query" else "encoding documents"):
+                encoded = encode(retriever.encoder, source, batch_size=config.eval_batch_size, label=label)
             embeddings.append(encoded.embeddings)
         self.queries, self.passages = embeddings
         self.device = retriever.device
@@ -305,7 +307,8 @@ class _Dense:
 
 def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[str]) -> Iterator[np.ndarray]:
     """Rows of each query's best passages whose score is not too near the positive's."""
-    rows, scores = miner.search()
+    with stage("search"):
+        rows, scores = miner.search()
     for number, query_id in enumerate(tqdm(data.query_ids, "hard negatives", unit="query", leave=False)):
         relevant = miner.corpus.rows_of(_relevant(data, query_id))
         relevant = relevant[relevant >= 0]
