@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, TextSource
 from maw.prefix import PrefixSource
-from maw.profile import waiting
+from maw.profile import stage, waiting
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,9 @@ def encode(
         batches = source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None)
         for rows, inputs in waiting("waiting for batches", batches):
             on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
-            for name, value in encoder(on_device).items():
-                _store(outputs, name, value.float().cpu().numpy(), rows, len(order))
+            with stage("model"):
+                for name, value in encoder(on_device).items():
+                    _store(outputs, name, value.float().cpu().numpy(), rows, len(order))
             tokens += int(inputs["attention_mask"].sum())
             progress.update(len(rows))
             progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
