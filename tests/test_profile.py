@@ -116,6 +116,19 @@ def test_other_threads_do_not_disturb_the_stages_and_may_add_work():
     assert (found["name"], found["stages"], found["flops"]) == ("main", [], 5)
 
 
+def test_a_gpu_is_waited_for_at_both_ends_and_only_where_there_is_a_profile(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    with stage("a"):
+        pass
+    with profiling("cpu"), stage("a"):
+        pass
+    assert waits == []
+    with profiling("cuda:1"), stage("a"):
+        assert waits == [torch.device("cuda:1")]
+    assert len(waits) == 2
+
+
 def test_peak_rate_is_that_of_real_products():
     assert 1e7 < peak_rate(torch.float32, "cpu") < 1e14
 
