@@ -35,8 +35,10 @@ from maw.plan import make_plan
 from maw.precision import name_of
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
+from maw.profile import current, profiling, stage, watch
 from maw.report import layout, tables, text
 from maw.report.plan import plan_text
+from maw.report.profile import profile_text
 from maw.retriever import BaselineRetriever, MAWRetriever, trained_layers
 from maw.training import learning_rate, train_retriever
 from maw.validation import validate
@@ -73,10 +75,12 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     results: dict[str, Any] = {}
     check_writable(config.log_dir)
     for name in config.datasets:
-        collection = load_collection(name, config)
-        if collection.name in results:
-            raise ConfigError([f"datasets: {name} and another one are both called {collection.name}; rename one"])
-        results[collection.name] = DatasetRun(collection, config, spec, device).run()
+        with profiling(device, wanted=config.profile):
+            with stage("loading data"):
+                collection = load_collection(name, config)
+            if collection.name in results:
+                raise ConfigError([f"datasets: {name} and another one are both called {collection.name}; rename one"])
+            results[collection.name] = DatasetRun(collection, config, spec, device).run()
         layout.write_summary(config.log_dir, list(results.values()))
         clear_cache(config)
     text.show(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
@@ -104,14 +108,24 @@ class DatasetRun:
         started = datetime.now()
         folder = cache_folder(self.config) / "activations"
         with ActivationStore(folder, self.config.prefix_cache_gb) as activations:
-            self._prepare_training(activations)
+            with stage("negatives"):
+                self._prepare_training(activations)
             for method in in_order(self.config.methods):
                 text.show(text.method_heading(method, self.collection.title))
-                self._run_method(method, activations)
+                with stage(method.name):
+                    self._run_method(method, activations)
                 text.show(text.method_summary(self.records[method.name]))
-        result = self._result(started)
-        folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, started.strftime("%Y%m%d_%H%M%S"))
+        with stage("significance and report"):
+            result = self._result(started)
+        with stage("writing"):
+            stamp = started.strftime("%Y%m%d_%H%M%S")
+            folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, stamp)
         text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
+        profile = current()
+        if profile is not None:
+            content = profile.content()
+            layout.write_profile(folder, content)
+            text.show(f"\n{profile_text(content)}")
         return result
 
     def _prepare_training(self, activations: ActivationStore) -> None:
@@ -119,6 +133,8 @@ class DatasetRun:
         if any(method.trained for method in in_order(self.config.methods)):
             dense = self.config.negative_source == "dense" and self.config.num_negatives
             retriever = BaselineRetriever(replace(self.config, use_lora=False)).to(self.device) if dense else None
+            if retriever is not None:
+                watch(retriever.encoder)
             self.collection = prepare_training(self.collection, self.config, retriever, activations)
             train = self.collection.train
             if len(train) == 1 and not any(train.negatives.values()):
@@ -130,17 +146,23 @@ class DatasetRun:
     def _run_method(self, method: Method, activations: ActivationStore) -> None:
         started = time.perf_counter()
         config = replace(self.config, use_lora=method.name == "lora")
-        model = RETRIEVERS[method.name](config).to(self.device)
+        with stage("loading model"):
+            model = RETRIEVERS[method.name](config).to(self.device)
+        watch(model.encoder)
         record: dict[str, Any] = {
             "approach": self._approach(method),
             "description": method.description,
             "trained_parameters": model.trained_parameters if method.trained else 0,
         }
         if method.trained:
-            history = self._train(method, model, config, activations)
+            with stage("training"):
+                history = self._train(method, model, config, activations)
             record |= {"learning_rate": learning_rate(model, config), "training_history": history}
         trained = time.perf_counter()
-        result = evaluate_retriever(model, self.collection.test, config, self.device, "test", activations=activations)
+        with stage("evaluation"):
+            result = evaluate_retriever(
+                model, self.collection.test, config, self.device, "test", activations=activations
+            )
         finished = time.perf_counter()
         self.model_facts = self.model_facts or self._facts_of(model)
         self.evaluations[method.name] = result
@@ -167,15 +189,16 @@ class DatasetRun:
                 f"epoch{record['epoch']:03d}": config.save_epoch_checkpoints,
             }
             for suffix in (suffix for suffix, is_wanted in wanted.items() if is_wanted):
-                save_checkpoint(
-                    folder / f"{self.collection.name}_{method.name}_{suffix}",
-                    model,
-                    dataset=self.collection.name,
-                    method=method.name,
-                    epoch=record["epoch"],
-                    best_val_metric=max(each["val_ndcg_cut_10"] for each in history),
-                    training_history=history,
-                )
+                with stage("writing checkpoints"):
+                    save_checkpoint(
+                        folder / f"{self.collection.name}_{method.name}_{suffix}",
+                        model,
+                        dataset=self.collection.name,
+                        method=method.name,
+                        epoch=record["epoch"],
+                        best_val_metric=max(each["val_ndcg_cut_10"] for each in history),
+                        training_history=history,
+                    )
 
         return train_retriever(
             model,

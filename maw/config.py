@@ -217,6 +217,8 @@ class Tier1Config:
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
     """Print what the run would download, store and encode, and stop."""
+    profile: bool = False
+    """Show where the time of each dataset goes, stage by stage, and write it to its profile.json."""
 
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""

@@ -54,6 +54,7 @@ from maw.fingerprint import encoder_parts, tokenizer_sha256
 from maw.inputs import CPU_TOKENS, LENGTH_STEP, Texts, TextSource, windows
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
+from maw.profile import stage
 from maw.retriever import BaselineRetriever, MAWWithGRPOEncoder
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,10 @@ class Embedder:
             fill: where they are read, store the activations that computing them would have stored, if the run trains
                 a method: it computes them anyway, and in other batches they differ in their last bits.
         """
+        with stage("encoding queries" if kind == "query" else "encoding documents"):
+            return self._encode(texts, kind, label, fill)
+
+    def _encode(self, texts: Texts, kind: str, label: str, fill: bool) -> Embeddings:
         plain = self.model.source(texts, kind)
         source = self._source(plain)
         key = self._key(plain, source, label)

@@ -21,6 +21,7 @@ from maw.cpu import packed_weights
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, TextSource
 from maw.prefix import PrefixSource
+from maw.profile import stage, waiting
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,12 @@ def encode(
     tokens, started = 0, time.perf_counter()
     progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
     with torch.inference_mode(), packed_weights(), progress:
-        for rows, inputs in source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None):
+        batches = source.batches(order, batch_size, CPU_TOKENS if device.type == "cpu" else None)
+        for rows, inputs in waiting("waiting for batches", batches):
             on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
-            for name, value in encoder(on_device).items():
-                _store(outputs, name, value.float().cpu().numpy(), rows, len(order), place)
+            with stage("model"):
+                for name, value in encoder(on_device).items():
+                    _store(outputs, name, value.float().cpu().numpy(), rows, len(order), place)
             tokens += int(inputs["attention_mask"].sum())
             progress.update(len(rows))
             progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)

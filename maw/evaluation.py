@@ -23,6 +23,7 @@ from maw.encoding import Embeddings
 from maw.inputs import ListTexts
 from maw.metrics import EvaluationResult, compute_metrics
 from maw.prefix import ActivationStore
+from maw.profile import stage
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
 
@@ -64,10 +65,12 @@ def evaluate_retriever(
     documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)
     queries = embedder.encode(ListTexts(data.queries), "query", f"{split} queries", fill=True)
     encoded = time.perf_counter()
-    scores, rows = search(queries, documents, data, config, device)
+    with stage("search"):
+        scores, rows = search(queries, documents, data, config, device)
     searched = time.perf_counter()
-    ids = [data.corpus.id_of(row) for row in rows]
-    result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
+    with stage("metrics"):
+        ids = data.corpus.ids_of(rows)
+        result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
     result.run = {"rows": rows, "scores": scores}
     result.facts = {
         "split": split,

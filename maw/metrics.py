@@ -3,9 +3,15 @@
     result = compute_metrics(query_ids, doc_ids, scores, qrels)
     result["ndcg_cut_10"], result.per_query["ndcg_cut_10"]
 
-`maw.evaluation` measures every run with it. 34 metrics come from one pass of pytrec_eval over the run; two
-are ours, in trec_eval's style: `recip_rank_10` is the reciprocal rank of a run cut to ten, and `F1_10` the
-harmonic mean of a query's P_10 and recall_10, averaged over queries like the rest.
+`maw.evaluation` measures every run with it. 34 metrics come from one pass of pytrec_eval; two are ours, in
+trec_eval's style: `recip_rank_10` is the reciprocal rank of a run cut to ten, and `F1_10` the harmonic mean of a
+query's P_10 and recall_10, averaged over queries like the rest.
+
+pytrec_eval reads dictionaries only, and building one of a million scores takes longer than measuring them. None of
+the 34 depends on what a passage is called or by how much its score is higher: the ranks and grades of the judged
+passages are all they see, and nothing behind the last of them. So passages are called by their rank ("0000000" is
+the best), every query shares one ranking of such names, long enough for its last judged passage, and the judgements
+name the same passages by their ranks. The values are the same to the last bit.
 
 Departures from what pytrec_eval does if left alone: a query of the qrels without a run scores 0 instead of
 vanishing from the mean, and ids and grades that make it crash or never end are refused. As in trec_eval,
@@ -21,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -142,17 +149,9 @@ def compute_metrics(
         ValueError: arguments that differ in length.
     """
     _check_qrels(qrels)
-    run = _run(query_ids, doc_ids, scores, qrels)
-    names = [key for key in METRICS if key not in _OURS]
-    values = pytrec_eval.RelevanceEvaluator(
-        {query: {doc: int(grade) for doc, grade in qrels[query].items()} for query in run},
-        {_measure(key) for key in names},
-        relevance_level=relevance_level,
-    ).evaluate(run)
-    nothing = dict.fromkeys(names, 0.0)
-    ordered = [*query_ids, *(query for query in qrels if query not in run)]
-    rows = [values.get(query, nothing) for query in ordered]
-    per_query = {key: np.array([row[key] for row in rows], dtype=np.float64) for key in names}
+    ranks = _judged_ranks(query_ids, doc_ids, scores, qrels)
+    ordered = [*query_ids, *(query for query in qrels if query not in ranks)]
+    per_query = _evaluate(ordered, ranks, qrels, relevance_level)
     per_query["recip_rank_10"] = _reciprocal_rank_at(10, per_query["recip_rank"])
     per_query["F1_10"] = _harmonic_mean(per_query["P_10"], per_query["recall_10"])
     return EvaluationResult(ordered, {key: per_query[key] for key in METRICS})
@@ -189,13 +188,13 @@ def _harmonic_mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(2 * a * b, total, out=np.zeros_like(total), where=total > 0)
 
 
-def _run(
+def _judged_ranks(
     query_ids: Sequence[str],
     doc_ids: Sequence[Sequence[str]],
     scores: np.ndarray | Sequence[Sequence[float]],
     qrels: Mapping[str, Mapping[str, int]],
-) -> dict[str, dict[str, float]]:
-    """The run as pytrec_eval wants it, checked."""
+) -> dict[str, dict[str, int]]:
+    """For each query of the run, checked: the judged passages that it found, and their ranks, from 0."""
     if not len(query_ids) == len(doc_ids) == len(scores):
         raise ValueError(
             f"{len(query_ids)} query ids, {len(doc_ids)} rankings and {len(scores)} rows of scores must be "
@@ -203,27 +202,79 @@ def _run(
         )
     if not len(query_ids) and not qrels:
         raise DataError("there is no query to evaluate: the run and the qrels are both empty")
-    run = {}
+    ranks = {}
     for query, docs, row in zip(query_ids, doc_ids, scores, strict=True):
         if query not in qrels:
             raise DataError(f"query {query!r} of the run has no judgement in the qrels: remove it or judge a passage")
-        if query in run:
+        if query in ranks:
             raise DataError(f"query {query!r} stands twice in the run")
-        run[query] = _ranking(query, docs, np.asarray(row, dtype=np.float32))
-    return run
+        ranks[query] = _ranks(query, list(docs), np.asarray(row, dtype=np.float32), qrels[query])
+    return ranks
 
 
-def _ranking(query: str, docs: Sequence[str], row_K: np.ndarray) -> dict[str, float]:
+def _ranks(query: str, docs: list[str], row_K: np.ndarray, grades: Mapping[str, int]) -> dict[str, int]:
+    """Ranks of one query's judged passages."""
     if len(docs) != len(row_K):
         raise ValueError(f"query {query!r}: {len(docs)} passages but {len(row_K)} scores")
     if not np.isfinite(row_K).all():
         raise MAWError(f"query {query!r}: a score is NaN or infinite; it cannot be ranked")
-    ranking = dict(zip(docs, row_K.tolist(), strict=True))
-    if len(ranking) < len(docs):
-        twice = next(doc for doc in ranking if list(docs).count(doc) > 1)
+    place = dict(zip(docs, range(len(docs)), strict=True))
+    if len(place) < len(docs):
+        twice = next(doc for doc in place if docs.count(doc) > 1)
         raise DataError(f"query {query!r}: passage {twice!r} stands twice in its ranking")
-    _check_ids(query, ranking)
-    return ranking
+    _check_ids(query, place)
+    found = [doc for doc in grades if doc in place]
+    rank_of_place = np.empty(len(docs), np.int64)
+    rank_of_place[_order(docs, row_K)] = np.arange(len(docs))
+    return dict(zip(found, rank_of_place[[place[doc] for doc in found]].tolist(), strict=True))
+
+
+def _order(docs: list[str], row_K: np.ndarray) -> np.ndarray:
+    """Places of the passages, best first: by score, equal ones by id descending, as trec_eval does.
+
+    Ids are compared only where scores are equal. Strings compare by code point, which is their order in UTF-8 too.
+    """
+    order = np.argsort(-row_K, kind="stable")
+    tied = np.flatnonzero(row_K[order[:-1]] == row_K[order[1:]])
+    if any(docs[a] < docs[b] for a, b in zip(order[tied].tolist(), order[tied + 1].tolist(), strict=True)):
+        by_id = np.array(sorted(range(len(docs)), key=docs.__getitem__, reverse=True))
+        order = by_id[np.argsort(-row_K[by_id], kind="stable")]
+    return order
+
+
+def _evaluate(
+    ordered: Sequence[str],
+    ranks: Mapping[str, Mapping[str, int]],
+    qrels: Mapping[str, Mapping[str, int]],
+    relevance_level: int,
+) -> dict[str, np.ndarray]:
+    """One pass of pytrec_eval: metric -> (Q,), in the order of `ordered`."""
+    names = [key for key in METRICS if key not in _OURS]
+    # Where nothing relevant is found all are 0. pytrec_eval crashes on some such queries, so it is not asked.
+    asked = {query: found for query, found in ranks.items() if any(qrels[query][doc] > 0 for doc in found)}
+    lengths = {query: 1 << max(found.values()).bit_length() for query, found in asked.items()}
+    rankings = {length: _ranking(length) for length in set(lengths.values())}  # powers of two: few
+    run = {query: rankings[length] for query, length in lengths.items()}
+    judgements = {query: _by_rank(qrels[query], found) for query, found in asked.items()}
+    measures = {_measure(key) for key in names}
+    values = pytrec_eval.RelevanceEvaluator(judgements, measures, relevance_level=relevance_level).evaluate(run)
+    nothing = dict.fromkeys(names, 0.0)
+    row_of = itemgetter(*names)
+    table_QM = np.array([row_of(values.get(query, nothing)) for query in ordered], dtype=np.float64)
+    return {key: table_QM[:, column].copy() for column, key in enumerate(names)}
+
+
+def _by_rank(grades: Mapping[str, int], found: Mapping[str, int]) -> dict[str, int]:
+    """Judgements whose passages are called by their ranks, or by a number where they were not found."""
+    return {
+        f"{found[doc]:07}" if doc in found else f"not found {number}": int(grade)
+        for number, (doc, grade) in enumerate(grades.items())
+    }
+
+
+def _ranking(length: int) -> dict[str, float]:
+    """So many passages, called by their ranks."""
+    return {f"{rank:07}": float(-rank) for rank in range(length)}
 
 
 def _check_qrels(qrels: Mapping[str, Mapping[str, int]]) -> None:

@@ -55,6 +55,7 @@ from maw.files import write_json
 from maw.fingerprint import weights_sha256
 from maw.inputs import ListTexts
 from maw.prefix import ActivationStore
+from maw.profile import stage
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
 
@@ -297,7 +298,8 @@ class _Dense:
 
 def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[str]) -> Iterator[np.ndarray]:
     """Rows of each query's best passages whose score is not too near the positive's."""
-    rows, scores = miner.search()
+    with stage("search"):
+        rows, scores = miner.search()
     for number, query_id in enumerate(tqdm(data.query_ids, "hard negatives", unit="query", leave=False)):
         relevant = miner.corpus.rows_of(_relevant(data, query_id))
         relevant = relevant[relevant >= 0]

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from maw.cpu import packed_weights
 from maw.errors import MAWError
 from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, padded_length, windows
+from maw.profile import stage
 from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,8 @@ class PrefixSource:
         return True
 
     def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
+        with stage("frozen layers"):
+            hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
         keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
         return {"hidden": hidden.cpu(), "attention_mask": inputs["attention_mask"], "text_keys": keys}
 

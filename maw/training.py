@@ -32,6 +32,7 @@ from maw.inputs import ListTexts
 from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
+from maw.profile import stage
 from maw.retriever import BaselineRetriever, MAWRetriever
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def train_retriever(
     best, best_weights = -math.inf, {}
     for epoch in range(1, config.num_epochs + 1):
         record = trainer.run_epoch(epoch)
-        result = evaluate_retriever(model, validation, config, device, "validation", activations=activations)
+        with stage("validation"):
+            result = evaluate_retriever(model, validation, config, device, "validation", activations=activations)
         record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
         if "routing" in result.facts:
             record["val_routing"] = result.facts["routing"]
@@ -176,7 +178,8 @@ class Trainer:
         self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         if activations is not None:
             self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
-            self._fill_activations()
+            with stage("filling activations"):
+                self._fill_activations()
         self.engine = LengthChunks(replicate(model.encoder, config, device))
         groups = parameter_groups(model, config)
         if not groups:
@@ -215,17 +218,20 @@ class Trainer:
             batches, desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}", unit="batch", leave=False
         )
         for number, batch in enumerate(progress, start=1):
-            inputs = [
-                {name: each.to(self.device) for name, each in source.batch(rows).items()}
-                for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
-            ]
-            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
-            tail = len(batches) % accumulate
-            (loss / (tail if number > len(batches) - tail else accumulate)).backward()
+            with stage("reading batches"):
+                inputs = [
+                    {name: each.to(self.device) for name, each in source.batch(rows).items()}
+                    for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
+                ]
+            with stage("forward and backward"):
+                loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+                tail = len(batches) % accumulate
+                (loss / (tail if number > len(batches) - tail else accumulate)).backward()
             for name, value in (statistics | {"train_loss": loss}).items():
                 sums[name] = sums.get(name, 0) + value.detach()
             if number % accumulate == 0 or number == len(batches):
-                progress.set_postfix(loss=f"{self._update(loss, statistics):.3f}", refresh=False)
+                with stage("optimizer"):
+                    progress.set_postfix(loss=f"{self._update(loss, statistics):.3f}", refresh=False)
             self.step += 1
         self.engine.eval()
         means = {name: float(value) / len(batches) for name, value in sums.items()}

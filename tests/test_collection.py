@@ -57,10 +57,27 @@ def test_texts_and_ids_are_those_put_in(corpus, records):
     assert corpus.take([]) == corpus.id_of([]) == []
 
 
+def test_ids_of_many_rankings_are_those_of_each(corpus, records):
+    rows = np.random.default_rng(0).integers(0, len(records), (7, 50))
+    rows[0, :3] = [0, len(records) - 1, 0]
+    assert corpus.ids_of(rows) == [corpus.id_of(row) for row in rows]
+    assert corpus.ids_of(rows[:, :0]) == [[]] * 7 and corpus.ids_of(rows[:0]) == []
+
+
 @pytest.mark.parametrize("rows", [[-1], [10**6], [0, -5]])
 def test_a_row_that_is_not_there_is_refused(corpus, rows):
     with pytest.raises(IndexError, match=r"rows must be in 0\.\."):
         corpus.take(rows)
+    with pytest.raises(IndexError, match=r"rows must be in 0\.\."):
+        corpus.ids_of(np.array([rows]))
+
+
+def test_ids_are_found_in_whichever_chunk_of_the_store_they_lie(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BATCH_ROWS", 64)
+    chunked = Corpus.build(iter(records), tmp_path / "corpus")
+    assert chunked.dataset.data.column("id").num_chunks > 2
+    rows = np.random.default_rng(1).permutation(len(records))[:200].reshape(4, 50)
+    assert chunked.ids_of(rows) == [[records[row][0] for row in ranking] for ranking in rows]
 
 
 def test_ids_are_a_sequence_of_strings(corpus, records):

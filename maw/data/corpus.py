@@ -67,6 +67,25 @@ class Corpus:
         """The ids at `rows`."""
         return self._gather(rows)["id"].to_pylist()
 
+    def ids_of(self, rows_QK: np.ndarray) -> list[list[str]]:
+        """The ids at the rows of many rankings, (Q, K); each id is read from the store once, however often it occurs.
+
+        Raises:
+            IndexError: a row that the corpus does not have.
+        """
+        _check_rows(rows_QK, len(self))
+        seen = np.zeros(len(self), bool)
+        seen[rows_QK] = True
+        rows = np.flatnonzero(seen)
+        place = np.empty(len(self), np.int64)
+        place[rows] = np.arange(len(rows))
+        chunks = self.dataset.data.column("id").chunks
+        ends = np.cumsum([len(chunk) for chunk in chunks])
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        taken = [c.take(pa.array(part - (end - len(c)))) for c, end, part in zip(chunks, ends, parts, strict=True)]
+        ids = np.array([identifier for each in taken for identifier in each.to_pylist()], dtype=object)
+        return ids[place[rows_QK]].tolist()
+
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of `ids`, -1 where the corpus has no such passage.
 
@@ -140,8 +159,7 @@ class Corpus:
 
     def _gather(self, rows: Sequence[int]) -> pa.Table:
         rows = np.asarray(rows, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows must be in 0..{len(self) - 1}, got {rows.min()}..{rows.max()}")
+        _check_rows(rows, len(self))
         return self._arrow[rows] if rows.size else store.SCHEMA.empty_table()
 
     @classmethod
@@ -282,3 +300,8 @@ class Corpus:
                     f"{where(second)}: the passage id {show(ids[0])} was used before, at {where(first)}; "
                     "give each passage its own id"
                 )
+
+
+def _check_rows(rows: np.ndarray, count: int) -> None:
+    if rows.size and (rows.min() < 0 or rows.max() >= count):
+        raise IndexError(f"rows must be in 0..{count - 1}, got {rows.min()}..{rows.max()}")

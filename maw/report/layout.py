@@ -6,6 +6,7 @@
                 means, per-query values and that method's facts
             improvements.json   relative differences and paired tests
             dataset.json        all results of the dataset; written last
+            profile.json        where the time went, if asked for (`maw.profile`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
 
@@ -68,6 +69,15 @@ def write_dataset(
     )
     write_json(folder / "dataset.json", dataset_result)
     return folder
+
+
+def write_profile(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Writes profile.json into a dataset's folder.
+
+    Raises:
+        MAWError: as `write_dataset`.
+    """
+    return write_json(folder / "profile.json", content)
 
 
 def write_summary(log_dir: Path | str, dataset_results: Sequence[Mapping[str, Any]]) -> Path:
