@@ -109,6 +109,7 @@ def test_groups_are_those_of_one_lane_and_training_may_use_them(tiny_settings, m
             found.append(LengthChunks(model.encoder, tokens=100)(inputs, "group", keys=keys))
     assert torch.equal(found[0]["embedding"], found[1]["embedding"])
     assert all(torch.equal(*pair) for pair in zip(found[0]["depths"], found[1]["depths"]))
+    monkeypatch.undo()
     trained = LengthChunks(model.encoder)(inputs, "group", depths=found[1]["depths"])
     trained["embedding"].sum().backward()
 
