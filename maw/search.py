@@ -37,7 +37,7 @@ from maw.keys import NOTHING, best, pack, scores_of, ties_of
 _QUERIES_PER_TILE = 1024
 _ROOM = 256  # the least room for keys beside the k best
 _QUERY_MULTIPLE, _PASSAGE_MULTIPLE = 16, 64
-_LARGEST = torch.finfo(torch.float32).max
+LARGEST = torch.finfo(torch.float32).max
 
 
 def top_k(
@@ -99,7 +99,7 @@ def _rank(
     """Scores one tile, of the queries `tile` and the passages from `start`, and keeps what can be among the best."""
     scores[worker] = torch.mm(part_RC, passages_BC.T, out=scores[worker])
     scores_RB = scores[worker][: tile.stop - tile.start, : len(ties_B)]
-    if not bound < _LARGEST / 2:  # otherwise no sum of products can overflow
+    if not bound < LARGEST / 2:  # otherwise no sum of products can overflow
         _check_scores(scores_RB, tile.start, start)
     found.add(tile, scores_RB, ties_B)
 
@@ -275,7 +275,7 @@ def largest(values: Tensor, kind: str, start: int) -> float:
         return 0.0
     low, high = values.aminmax()
     found = float(torch.maximum(-low, high))
-    if not found <= _LARGEST:
+    if not found <= LARGEST:
         row = start + int(values.isfinite().all(1).logical_not().nonzero()[0, 0])
         raise MAWError(
             f"the embedding of {kind} row {row} holds NaN or infinity: the model's weights or its "
