@@ -63,6 +63,23 @@ def test_several_tiles_of_queries(monkeypatch):
     check(*_with_k(whole_numbers(3, 75, 500, 4, 1), 20), block=128)
 
 
+@pytest.mark.parametrize("most", [1, 20])
+def test_a_start_from_a_sample_changes_nothing(most, monkeypatch):
+    started = []
+    monkeypatch.setattr(search, "_start_from", lambda *words, start=search._start_from: started.append(start(*words)))
+    check(*_with_k(whole_numbers(12, 30, 3000, 5, most), 500), block=128)
+    assert started
+
+
+def test_a_sample_that_promises_too_much_is_found_out():
+    queries, passages, ties = whole_numbers(13, 20, 3000, 5, 3)
+    size = search._even_size(3000, 128, 64)
+    passages[np.linspace(0, 2999, size).astype(int)] = 5 * queries[0]  # the sample holds nothing but the best
+    assert 0 < search._rank_in_sample(500, 3000, 128) < size < 500
+    assert (search._best_keys(torch.from_numpy(queries), passages, 500, ties, 128, 60) == NOTHING).any(1)[0]
+    check(queries, passages, 500, ties, block=128)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_share_the_queries_and_change_nothing(threads):
     random = np.random.default_rng(11)
