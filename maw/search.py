@@ -38,7 +38,9 @@ from maw.keys import NOTHING, best, pack, scores_of, ties_of
 
 _QUERIES_PER_TILE = 1024
 _ROOM = 256  # the least room for keys beside the k best
-_QUERY_MULTIPLE, _PASSAGE_MULTIPLE = 16, 64
+_ROWS_AT_ONCE = 64
+_FEWEST_QUERIES = 16  # smaller products may take another path in the library, which rounds otherwise
+_QUERY_MULTIPLE, _PASSAGE_MULTIPLE = 8, 64
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -228,10 +230,17 @@ class _Best:
 
 
 def _reaching(scores_RB: Tensor, floor_R: Tensor) -> Tensor:
-    """Flat positions of the scores that reach their row's floor; numpy finds them four times faster than torch."""
-    if scores_RB.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(scores_RB.numpy() >= floor_R[:, None].numpy()))
-    return (scores_RB >= floor_R[:, None]).flatten().nonzero()[:, 0]
+    """Flat positions of the scores that reach their row's floor, ascending.
+
+    On a CPU numpy is several times faster than torch, and takes a few rows at a time, whose mask stays in the cache.
+    """
+    if scores_RB.device.type != "cpu":
+        return (scores_RB >= floor_R[:, None]).flatten().nonzero()[:, 0]
+    scores, floor, columns = scores_RB.numpy(), floor_R[:, None].numpy(), scores_RB.shape[1]
+    starts = range(0, len(scores), _ROWS_AT_ONCE)
+    parts = [slice(start, start + _ROWS_AT_ONCE) for start in starts]
+    hits = [np.flatnonzero(scores[part] >= floor[part]) + part.start * columns for part in parts]
+    return torch.from_numpy(np.concatenate(hits))
 
 
 def _kth(scores_RB: Tensor, k: int) -> Tensor:
@@ -280,6 +289,7 @@ def _groups_of_tiles(queries_QC: Tensor, workers: int) -> list[list[tuple[slice,
     """
     count = len(queries_QC)
     size = _even_size(count, max(1, min(_QUERIES_PER_TILE, -(-count // workers))), _QUERY_MULTIPLE)
+    size = max(size, _FEWEST_QUERIES)
     parts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
     tiles = [(part, padded(queries_QC[part], size)) for part in parts]
     return [tiles[first : first + workers] for first in range(0, len(tiles), workers)]
