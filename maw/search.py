@@ -118,12 +118,12 @@ def _best_keys(
 def _rank_in_sample(k: int, passages: int, block: int) -> int:
     """The place in an even sample of one block that few queries' k-th best falls short of; 0 if it would not pay.
 
-    By chance a sample holds this many of the k best once in a million times: six standard deviations above the
-    mean. Where passages are not in random order it may happen more often, and costs those queries a second search.
+    By chance a sample holds this many of the k best, four standard deviations above the mean, about once in fifty
+    thousand queries; it then costs that query a second search. Passages in an order of their own may do it more often.
     """
     size = _even_size(passages, block, _PASSAGE_MULTIPLE)
     expected = size * k / max(passages, 1)
-    rank = int(expected + 6 * math.sqrt(expected)) + 6
+    rank = int(expected + 4 * math.sqrt(expected)) + 4
     return rank if 2 * rank <= k and rank <= size and 4 * size <= passages else 0
 
 
