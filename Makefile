@@ -26,7 +26,7 @@ bench: $(VENV)/.installed-bench
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt requirements-common.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -r requirements.txt
 	touch $@

@@ -153,6 +153,10 @@ class Tier1Config:
     """Texts encoded at once in evaluation."""
     top_k: Annotated[int, Range(1, 1_000_000)] = 1000
     """Passages ranked per query; the metrics at 1000 need 1000."""
+    search: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
+    """How passages are found: exact, FAISS's exact flat index, or its approximate ivf or hnsw; recall is measured."""
+    nprobe: Annotated[int, Range(1, 65_536)] = 64
+    """Lists of the ivf index that a query searches, of 4 * sqrt(passages); more find more and take longer."""
     permutations: Annotated[int, Range(20, 10_000_000)] = 10_000
     """Sign flips of the paired randomisation test."""
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from maw.answers import answer_match
+from maw.approximate import faiss_top_k, sampled_recall
 from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.embedding_cache import Embedder
@@ -52,8 +53,9 @@ def evaluate_retriever(
     Returns:
         Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
         `facts`: counts, seconds, queries a second; "embeddings" of the documents, "computed" or "from cache", when
-        "encode_seconds" is not what encoding costs; the answer match (`maw.answers`) where the data has answers, the
-        relevance level where it is not 1 and, for MAW, which depths were picked.
+        "encode_seconds" is not what encoding costs; what FAISS did and its recall where the search is not exact; the
+        answer match (`maw.answers`) where the data has answers, the relevance level where it is not 1 and, for MAW,
+        which depths were picked.
 
     Raises:
         DataError: data that cannot be evaluated.
@@ -66,7 +68,7 @@ def evaluate_retriever(
     queries = embedder.encode(ListTexts(data.queries), "query", f"{split} queries", fill=True)
     encoded = time.perf_counter()
     with stage("search"):
-        scores, rows = search(queries, documents, data, config, device)
+        scores, rows, search_facts = search(queries, documents, data, config, device)
     searched = time.perf_counter()
     with stage("metrics"):
         ids = data.corpus.ids_of(rows)
@@ -80,7 +82,7 @@ def evaluate_retriever(
         "encode_seconds": encoded - started,
         "search_seconds": searched - encoded,
         "queries_per_second": len(data.query_ids) / (searched - encoded),
-    }
+    } | search_facts
     if data.relevance_level != 1:
         result.facts["relevance_level"] = data.relevance_level
     if data.answers:
@@ -95,15 +97,26 @@ def evaluate_retriever(
 
 def search(
     queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and corpus rows of each query's best documents, (Q, k) each, in trec_eval's order."""
-    scores, rows = top_k(
-        torch.from_numpy(queries.embeddings).to(device),
-        documents.embeddings,
-        config.top_k,
-        data.corpus.tie_order(),
-    )
-    return np.asarray(scores), np.asarray(rows)
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Each query's best documents, as the configuration says to find them.
+
+    Returns:
+        Scores and corpus rows, (Q, k) each, in trec_eval's order; and facts on the search: for an approximate one,
+        "search" holds its parameters, and its recall on a sample of the queries.
+    """
+    on_device = torch.from_numpy(queries.embeddings).to(device)
+    wanted = (documents.embeddings, config.top_k, data.corpus.tie_order())
+    if config.search == "exact":
+        scores, rows = top_k(on_device, *wanted)
+        return np.asarray(scores), np.asarray(rows), {}
+    scores, rows, facts = faiss_top_k(config.search, on_device, *wanted, nprobe=config.nprobe)
+    if config.search != "flat" and len(on_device):
+        facts |= sampled_recall(np.asarray(rows), on_device, *wanted)
+        found = ", ".join(f"{value:.3f} at {cutoff}" for cutoff, value in facts["recall"].items())
+        logger.info(
+            "%s finds of what exact search finds: %s (%d queries)", config.search, found, facts["recall_queries"]
+        )
+    return np.asarray(scores), np.asarray(rows), {"search": facts}
 
 
 def depth_use(share_NMD: np.ndarray) -> dict[str, list[Any]]:

@@ -6,6 +6,7 @@ number costs a second and not the minutes that loading torch, the model and the 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def find_problems(
     """
     bad = {problem.name for problem in known} | set(unsure)
     found = _dataset_problems(config) + _distractor_problems(config)
-    found += _method_problems(config) + _folder_problems(config)
+    found += _method_problems(config) + _folder_problems(config) + _search_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -74,6 +75,13 @@ def find_problems(
         of_model = disagreements(config, spec) + _layer_problems(config, spec)
         found += [problem for problem in of_model if not bad.intersection((problem.name, *problem.also))]
     return known + found, spec
+
+
+def _search_problems(config: Tier1Config) -> list[Problem]:
+    if config.search == "exact" or importlib.util.find_spec("faiss"):
+        return []
+    text = f"{config.search} needs FAISS: pip install faiss-cpu, or faiss-gpu with an NVIDIA GPU, never both; or exact"
+    return [Problem("search", text)]
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:

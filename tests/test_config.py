@@ -126,7 +126,7 @@ INTEGERS = [
     "hidden_dim", "num_heads", "num_layers", "max_query_length", "max_document_length", "train_samples", "val_samples",
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
-    "grpo_group_size", "grpo_inner_epochs", "relevance_level",
+    "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe",
 ]  # fmt: skip
 FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
@@ -139,7 +139,7 @@ SWITCHES = [
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
-    "negative_source", "precision",
+    "negative_source", "precision", "search",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [

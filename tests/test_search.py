@@ -8,6 +8,7 @@ import torch
 
 from maw import search
 from maw.errors import MAWError
+from maw.keys import NOTHING, pack, scores_of, ties_of
 from maw.search import top_k
 
 
@@ -58,8 +59,40 @@ def test_random_shapes(seed):
 
 def test_several_tiles_of_queries(monkeypatch):
     monkeypatch.setattr(search, "_QUERIES_PER_TILE", 16)
-    monkeypatch.setattr(search, "_ROWS_BY_KEY", 3)
+    monkeypatch.setattr(search, "_ROOM", 3)
     check(*_with_k(whole_numbers(3, 75, 500, 4, 1), 20), block=128)
+
+
+@pytest.mark.parametrize("most", [1, 20])
+def test_a_start_from_a_sample_changes_nothing(most, monkeypatch):
+    started = []
+    monkeypatch.setattr(search, "_start_from", lambda *words, start=search._start_from: started.append(start(*words)))
+    check(*_with_k(whole_numbers(12, 30, 3000, 5, most), 500), block=128)
+    assert started
+
+
+def test_a_sample_that_promises_too_much_is_found_out():
+    queries, passages, ties = whole_numbers(13, 20, 3000, 5, 3)
+    size = search._even_size(3000, 128, 64)
+    passages[np.linspace(0, 2999, size).astype(int)] = 5 * queries[0]  # the sample holds nothing but the best
+    assert 0 < search._rank_in_sample(500, 3000, 128) < size < 500
+    assert (search._best_keys(torch.from_numpy(queries), passages, 500, ties, 128, 60) == NOTHING).any(1)[0]
+    check(queries, passages, 500, ties, block=128)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_queries_and_change_nothing(threads):
+    random = np.random.default_rng(11)
+    queries, passages = (torch.from_numpy(random.standard_normal((n, 384), dtype=np.float32)) for n in (70, 3000))
+    expected = top_k(queries, passages, 40, np.arange(3000), block=512)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = top_k(queries, passages, 40, np.arange(3000), block=512)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def test_real_numbers():
@@ -121,9 +154,10 @@ def test_zeros_of_both_signs_are_equal():
 def test_keys_sort_like_scores_and_come_back():
     values = torch.tensor([-3.4e38, -1.5, -1e-45, 0.0, 1e-45, 1e-38, 1.0, 1.0000001, 3.4e38])
     for tie in (0, 5, 2**32 - 1):
-        keys = search._keys(values, torch.full_like(values, tie, dtype=torch.int64))
+        keys = pack(values, torch.full_like(values, tie, dtype=torch.int64))
         assert torch.equal(keys.sort().values, keys)
-        assert torch.equal(search._scores(keys), values)
+        assert torch.equal(scores_of(keys), values)
+        assert (ties_of(keys) == tie).all() and (keys > NOTHING).all()
 
 
 def test_a_wrong_tie_order_is_caught():
@@ -132,14 +166,19 @@ def test_a_wrong_tie_order_is_caught():
     assert not np.array_equal(rows.numpy(), reference(queries, passages, 50, ties)[1])
 
 
-def test_without_the_boundary_check_the_wrong_passages_make_the_cut(monkeypatch):
-    def careless(scores, _ties, k, _floor):
-        return scores.topk(min(k, scores.shape[1]), dim=1).indices
+def test_if_only_what_beats_the_floor_were_kept_the_wrong_passages_would_make_the_cut(monkeypatch):
+    reaching, calls = search._reaching, []
 
-    monkeypatch.setattr(search, "_best_columns", careless)
+    def careless(scores, floor):
+        calls.append(len(scores))
+        return reaching(scores, floor if len(calls) == 1 else floor.nextafter(torch.tensor(torch.inf)))
+
+    monkeypatch.setattr(search, "_reaching", careless)
     queries, passages, ties = whole_numbers(6, 10, 400, 3, 1)
-    _, rows = top_k(torch.from_numpy(queries), passages, 50, ties, block=128)
-    assert not np.array_equal(rows.numpy(), reference(queries, passages, 50, ties)[1])
+    scores, rows = top_k(torch.from_numpy(queries), passages, 50, ties, block=128)
+    expected_scores, expected_rows = reference(queries, passages, 50, ties)
+    np.testing.assert_array_equal(scores.numpy(), expected_scores)
+    assert not np.array_equal(rows.numpy(), expected_rows)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
