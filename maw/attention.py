@@ -83,8 +83,10 @@ class DiagonalKernels(nn.Module):
             offsets = depths * torch.arange(heads, device=gate.device)[:, None]
             picked = F.embedding(gate + offsets, change_HDE.flatten(0, 1))  # (B, G, H, t, E)
         # q W as q + q (W - 1): in bfloat16 a weight near one has two digits, its distance from one has them all.
-        query = query_BHTE[:, None]
-        return torch.addcmul(query, query, picked.to(query.dtype))
+        query, picked = query_BHTE[:, None], picked.to(query_BHTE.dtype)
+        if picked.shape[1] == 1 and not torch.is_grad_enabled():
+            return query.addcmul_(query, picked)  # whoever calls has no other use of it
+        return torch.addcmul(query, query, picked)
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
         """The query at every depth, (B, H, T, D, E)."""

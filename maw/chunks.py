@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maw.inputs import CPU_TOKENS, chunk_sizes, padded_length
-from maw.lanes import count_lanes, in_lanes
-from maw.parallel import unwrap
 
 _BY_TOKEN = ("input_ids", "attention_mask", "hidden")
 
@@ -51,15 +49,12 @@ class LengthChunks(nn.Module):
         lengths = inputs["attention_mask"].sum(1)
         samples = 1 if keys is None and depths is None else (depths[0] if depths else keys).shape[1]
         order = lengths.argsort(stable=True)
-
-        def run(rows: Tensor) -> dict[str, Any]:
+        parts = []
+        for rows in order.split(chunk_sizes((lengths[order] * samples).numpy(), self.tokens)):
             longest = padded_length(int(lengths[rows].max()))
             chunk = {n: each[rows, :longest] if n in _BY_TOKEN else each[rows] for n, each in inputs.items()}
             picked = None if depths is None else [_cut(each[rows], longest) for each in depths]
-            return self.engine(chunk, mode, **_given(picked, None if keys is None else keys[rows]))
-
-        chunks = order.split(chunk_sizes((lengths[order] * samples).numpy(), self.tokens))
-        parts = list(in_lanes(run, chunks, count_lanes(lengths.device, unwrap(self.engine).precision)))
+            parts.append(self.engine(chunk, mode, **_given(picked, None if keys is None else keys[rows])))
         return _joined(parts, order.argsort(), inputs["attention_mask"].shape[1])
 
 

@@ -51,7 +51,7 @@ from maw.data.store import check_files, json_sha, new_folder, only_builder, read
 from maw.encoding import Embeddings, encode, in_memory
 from maw.errors import DataError
 from maw.fingerprint import encoder_parts, tokenizer_sha256
-from maw.inputs import CPU_TOKENS, LENGTH_STEP, Texts, TextSource, windows
+from maw.inputs import LENGTH_STEP, Texts, TextSource, encoding_tokens, windows
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
@@ -142,9 +142,14 @@ class Embedder:
             "prefix": plain.prefix,
             "max_length": plain.max_length,
             "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
-            "batch": [self.config.eval_batch_size, CPU_TOKENS if self.device.type == "cpu" else None, LENGTH_STEP],
+            "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
             "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
         }
+
+    @property
+    def _tokens(self) -> int | None:
+        """Most tokens of a batch."""
+        return encoding_tokens(self.model.precision) if self.device.type == "cpu" else None
 
     @property
     def _fixed(self) -> bool:

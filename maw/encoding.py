@@ -19,11 +19,10 @@ from tqdm.auto import tqdm
 
 from maw.cpu import packed_weights
 from maw.errors import MAWError
-from maw.inputs import CPU_TOKENS, Batch, TextSource
-from maw.lanes import count_lanes, in_lanes
+from maw.inputs import TextSource, encoding_tokens
 from maw.parallel import unwrap
 from maw.prefix import PrefixSource
-from maw.profile import waiting
+from maw.profile import stage, waiting
 
 logger = logging.getLogger(__name__)
 
@@ -79,21 +78,14 @@ def encode(
     outputs: dict[str, np.ndarray] = {}
     tokens, started = 0, time.perf_counter()
     progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
-    budget = CPU_TOKENS if device.type == "cpu" else None
-
-    def run(batch: Batch) -> tuple[np.ndarray, int, dict[str, np.ndarray]]:
-        rows, inputs = batch
-        made = encoder({name: each.to(device, non_blocking=True) for name, each in inputs.items()})
-        arrays = {name: value.float().cpu().numpy() for name, value in made.items()}
-        return rows, int(inputs["attention_mask"].sum()), arrays
-
+    budget = encoding_tokens(unwrap(encoder).precision) if device.type == "cpu" else None
     with torch.inference_mode(), packed_weights(), progress:
-        batches = waiting("waiting for batches", source.batches(order, batch_size, budget))
-        lanes = count_lanes(device, unwrap(encoder).precision)
-        for rows, count, arrays in waiting("model", in_lanes(run, batches, lanes)):
-            for name, values in arrays.items():
-                _store(outputs, name, values, rows, len(order), place)
-            tokens += count
+        for rows, inputs in waiting("waiting for batches", source.batches(order, batch_size, budget)):
+            on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
+            with stage("model"):
+                for name, value in encoder(on_device).items():
+                    _store(outputs, name, value.float().cpu().numpy(), rows, len(order), place)
+            tokens += int(inputs["attention_mask"].sum())
             progress.update(len(rows))
             progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
     encoder.train(was_training)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CPU_TOKENS = 2048  # of a batch on a CPU, samples included; measured best of 2048, 4096 and 8192 on two cores
+CPU_TOKENS = 2048  # of a batch on a CPU, samples included; measured best of 512 to 8192 on two cores
 LENGTH_STEP = 16
 """Lengths of batches are multiples of it. A processor works on 16 numbers at once, and its fused attention takes up to
 twice as long where a rest is left; its libraries also prepare a kernel for every new shape and keep it, so that fewer
@@ -129,6 +129,11 @@ class TextSource:
         texts = [self.prefix + text for text in self.texts.take(range(len(self)))]
         lengths = self.tokenizer(texts, return_length=True, verbose=False)["length"]
         return int((np.asarray(lengths) > self.max_length).sum())
+
+
+def encoding_tokens(precision: torch.dtype) -> int:
+    """Most tokens of a batch on a CPU that is only encoded: half as wide numbers leave room for twice as many."""
+    return CPU_TOKENS * 4 // precision.itemsize
 
 
 def padded_length(tokens: int) -> int:

@@ -26,9 +26,8 @@ from tqdm.auto import tqdm
 
 from maw.cpu import packed_weights
 from maw.errors import MAWError
-from maw.inputs import CPU_TOKENS, WINDOW, Batch, TextSource, ahead, cut, padded_length, windows
-from maw.lanes import count_lanes, in_lanes
-from maw.profile import waiting
+from maw.inputs import WINDOW, Batch, TextSource, ahead, cut, encoding_tokens, padded_length, windows
+from maw.profile import stage
 from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
@@ -178,20 +177,18 @@ class PrefixSource:
         if self.store.full:
             return False
         longest_first = missing[np.argsort(-self.lengths()[missing], kind="stable")]
-        budget = CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS
+        budget = encoding_tokens(self.encoder.precision) if self.device.type == "cpu" else GPU_TOKENS
         progress = tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None)
         with torch.no_grad(), progress, packed_weights():
-            batches = self.inner.batches(longest_first, WINDOW, budget)
-            lanes = count_lanes(self.device, self.encoder.precision)
-            made = in_lanes(lambda batch: (batch[0], self._compute(batch[1])), batches, lanes)
-            for part, fresh in waiting("frozen layers", made):
-                if self.store.full or not self._append(part, fresh):
+            for part, inputs in self.inner.batches(longest_first, WINDOW, budget):
+                if self.store.full or not self._append(part, self._compute(inputs)):
                     return False
                 progress.update(len(part))
         return True
 
     def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
+        with stage("frozen layers"):
+            hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
         keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
         return {"hidden": hidden.cpu(), "attention_mask": inputs["attention_mask"], "text_keys": keys}
 

@@ -100,11 +100,15 @@ class Routing:
 
 
 def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
-    """Mean over a text's real tokens, (B, H, E)."""
+    """Mean over a text's real tokens, float32 (B, H, E).
+
+    It is summed in float32, and the sum rounded as the states are: one pass over them, in their own layout.
+    """
     weights = padding_BT.to(states_BHTE.dtype)[:, None]  # (B, 1, T)
-    total = torch.bmm(weights, states_BHTE.transpose(1, 2).flatten(2))  # one pass over the states, in their own layout
-    mean = total[:, 0] / weights.sum(-1).clamp(min=1)
-    return mean.unflatten(1, (states_BHTE.shape[1], -1))
+    with torch.autocast(states_BHTE.device.type, enabled=False):
+        total_BC = torch.bmm(weights, states_BHTE.transpose(1, 2).flatten(2))[:, 0].float()
+    count_B1 = padding_BT.sum(1, keepdim=True).clamp(min=1)
+    return (total_BC / count_B1).unflatten(1, (states_BHTE.shape[1], -1))
 
 
 class Router(nn.Module):
@@ -131,9 +135,9 @@ class Router(nn.Module):
 
     def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
         """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached."""
-        query_BHTE = query_BHTE.detach().float()
+        query_BHTE = query_BHTE.detach()
         if self.route_by == "token":
-            return query_BHTE
+            return query_BHTE.float()
         mean_BHE = masked_mean(query_BHTE, padding_BT)
         return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
 
@@ -175,7 +179,10 @@ class PolicyRouter(Router):
 
     def logits(self, state: Tensor) -> Tensor:
         """States (..., h, t, F) to unnormalised log-probabilities (..., h, t, D)."""
-        return self.norm(state) @ self.weight + self.bias
+        state = self.norm(state)
+        if len(self.weight) == 1:  # one plain product, where the other would copy the map for every text
+            return state @ self.weight[0] + self.bias
+        return torch.einsum("...htf,hfd->...htd", state, self.weight) + self.bias
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         logits = self.logits(state)
