@@ -15,9 +15,9 @@ from maw.retriever import MAWRetriever
 from maw.training import train_retriever
 
 
-class Replicas(nn.Module):
+class Replicas(nn.DataParallel):
     def __init__(self, module, count):
-        super().__init__()
+        nn.Module.__init__(self)
         self.module, self.count = module, count
 
     def forward(self, *args, **options):
