@@ -10,10 +10,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from bench.common import alternate, median, own_peak_bytes, peak_bytes, ratio, report
+from bench.common import (
+    ROUNDS,
+    alternate,
+    claim,
+    median,
+    own_peak_bytes,
+    peak_bytes,
+    quick_parser,
+    ratio,
+    report,
+    results_folder,
+)
 from maw.config import Tier1Config
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.routing import Routing
@@ -63,27 +75,52 @@ def runner(kind: str, length: int, backward: bool, precision: str, reference: bo
 
 def main() -> None:
     """Measures times and peaks, and reports them."""
-    rows = []
+    quick = quick_parser(__doc__).parse_args().quick
+    rows, claims = [], []
     for precision in ("float32", "bfloat16"):
-        for length in LENGTHS:
+        for length in LENGTHS[:1] if quick else LENGTHS:
             for backward in (False, True):
-                sides = {kind: runner(kind, length, backward, precision) for kind in ("plain", "diagonal", "low_rank")}
-                if precision == "float32":
-                    sides["5-D"] = runner("diagonal", length, backward, precision, reference=True)
-                seconds = alternate(sides)
-                for kind in sides:
-                    rows.append(
-                        [
-                            precision,
-                            length,
-                            "forward+backward" if backward else "forward",
-                            kind,
-                            1000 * median(seconds[kind]),
-                            ratio(seconds, kind, "plain"),
-                            peak_bytes("bench.layer", kind, str(length), str(int(backward)), precision) / 2**20,
-                        ]
-                    )
-    report("layer", ["precision", "length", "pass", "layer", "ms", "x plain", "peak MiB"], rows)
+                found = measure(precision, length, backward, 1 if quick else ROUNDS)
+                work = "forward+backward" if backward else "forward"
+                rows += [[precision, length, work, kind, *numbers] for kind, numbers in found.items()]
+                claims += claims_of(found, f"{work}, length {length}, {precision}", length == LENGTHS[-1])
+    report(
+        "layer",
+        ["precision", "length", "pass", "layer", "ms", "x plain", "peak MiB"],
+        rows,
+        results_folder(quick),
+        claims,
+    )
+
+
+def measure(precision: str, length: int, backward: bool, rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Milliseconds, times the plain layer's, and MiB at the peak, of each layer."""
+    sides = {kind: runner(kind, length, backward, precision) for kind in ("plain", "diagonal", "low_rank")}
+    if precision == "float32":
+        sides["5-D"] = runner("diagonal", length, backward, precision, reference=True)
+    seconds = alternate(sides, rounds)
+    return {
+        kind: (
+            1000 * median(seconds[kind]),
+            ratio(seconds, kind, "plain"),
+            peak_bytes("bench.layer", kind, str(length), str(int(backward)), precision) / 2**20,
+        )
+        for kind in sides
+    }
+
+
+def claims_of(found: dict[str, tuple[float, float, float]], where: str, longest: bool) -> list[dict[str, Any]]:
+    """What the diagonal layer costs beside the plain one, and the whole 5-D tensor beside the diagonal layer."""
+    (_, _, plain), (ms, times, peak) = found["plain"], found["diagonal"]
+    claims = [
+        claim(f"diagonal layer, time, {where}", "the plain layer", times, "<= 1.05"),
+        claim(f"diagonal layer, peak memory, {where}", "the plain layer", peak / plain, "<= 1.10"),
+    ]
+    if "5-D" in found and longest:
+        slow, _, large = found["5-D"]
+        claims.append(claim(f"diagonal layer, times as fast, {where}", "the 5-D tensor", slow / ms, ">= 30"))
+        claims.append(claim(f"diagonal layer, times less memory, {where}", "the 5-D tensor", large / peak, ">= 20"))
+    return claims
 
 
 def measure_peak(kind: str, length: str, backward: str, precision: str) -> None:
@@ -96,4 +133,4 @@ def measure_peak(kind: str, length: str, backward: str, precision: str) -> None:
 
 
 if __name__ == "__main__":
-    measure_peak(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    measure_peak(*sys.argv[1:]) if len(sys.argv) == 5 else main()
