@@ -9,6 +9,8 @@ time other programs took meanwhile.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import operator
 import os
 import platform
@@ -69,6 +71,24 @@ def peak_bytes(module: str, *arguments: str) -> int:
     """The most memory that `python -m module arguments` has in use, from a process of its own that prints it last."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
+
+
+def peak_above_now(run: Callable[[], Any]) -> int:
+    """How many bytes more than now this process has in use at the peak of a call; Linux with glibc.
+
+    What loading has freed is given back first, since a call that reuses it would seem to need nothing.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
+    return int(line.split()[1]) * 1024
 
 
 def own_peak_bytes() -> int:

@@ -19,7 +19,7 @@ from bench.common import (
     alternate,
     claim,
     median,
-    own_peak_bytes,
+    peak_above_now,
     peak_bytes,
     quick_parser,
     ratio,
@@ -127,9 +127,7 @@ def measure_peak(kind: str, length: str, backward: str, precision: str) -> None:
     """The peak of one side, above what loading it takes; printed for `peak_bytes`."""
     reference = kind == "5-D"
     run = runner("diagonal" if reference else kind, int(length), backward == "1", precision, reference)
-    before = own_peak_bytes()
-    run()
-    sys.stdout.write(f"{own_peak_bytes() - before}\n")
+    sys.stdout.write(f"{peak_above_now(run)}\n")
 
 
 if __name__ == "__main__":
