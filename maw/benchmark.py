@@ -45,7 +45,7 @@ from maw.validation import validate
 
 logger = logging.getLogger(__name__)
 
-RETRIEVERS = {"zero_shot": BaselineRetriever, "lora": BaselineRetriever, "maw": MAWRetriever}
+RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
 
 
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
@@ -145,9 +145,9 @@ class DatasetRun:
 
     def _run_method(self, method: Method, activations: ActivationStore) -> None:
         started = time.perf_counter()
-        config = replace(self.config, use_lora=method.name == "lora")
+        config = method.configure(self.config)
         with stage("loading model"):
-            model = RETRIEVERS[method.name](config).to(self.device)
+            model = RETRIEVERS[method.retriever](config).to(self.device)
         watch(model.encoder)
         record: dict[str, Any] = {
             "approach": self._approach(method),

@@ -1,12 +1,16 @@
 """The methods a benchmark compares, in the order in which they run and are reported.
 
-Everything that names, files or orders methods reads this table, so a new arm is one more entry here.
+Everything that names, files, configures or orders methods reads this table, so a new arm is one more entry here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from maw.config import Tier1Config
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,19 @@ class Method:
     """Whether it is trained before it is evaluated."""
     label: str
     """Heads its column in tables."""
+    retriever: str
+    """What it trains: "baseline" or "maw", see `maw.retriever`."""
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """The settings that make it what it is, whatever the run's configuration says of them."""
+    learning_rate: float | None = None
+    """Default peak learning rate of its layers or adapters, None where it trains nothing."""
+
+    def configure(self, config: Tier1Config) -> Tier1Config:
+        """The run's configuration as this method uses it."""
+        return replace(config, **self.settings)
 
 
+# The learning rates were chosen on the validation queries of pystdlib with all-MiniLM-L6-v2.
 METHODS: tuple[Method, ...] = (
     Method(
         name="zero_shot",
@@ -38,6 +53,8 @@ METHODS: tuple[Method, ...] = (
         description="The pretrained retriever as it is",
         trained=False,
         label="Zero-shot",
+        retriever="baseline",
+        settings={"use_lora": False},
     ),
     Method(
         name="lora",
@@ -47,6 +64,9 @@ METHODS: tuple[Method, ...] = (
         description="Parameter-efficient fine-tuning using LoRA adapters",
         trained=True,
         label="LoRA Fine-tuned",
+        retriever="baseline",
+        settings={"use_lora": True},
+        learning_rate=3e-3,
     ),
     Method(
         name="maw",
@@ -56,6 +76,9 @@ METHODS: tuple[Method, ...] = (
         description="Fine-tuning with multi-attention-weight layers and a router that picks their depth",
         trained=True,
         label="MAW Fine-tuned",
+        retriever="maw",
+        settings={"use_lora": False},
+        learning_rate=2e-4,
     ),
 )
 

@@ -29,6 +29,7 @@ from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.errors import MAWError
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
+from maw.methods import find_method
 from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
@@ -39,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_METRIC = "ndcg_cut_10"
 
-# Chosen on the validation queries of pystdlib with all-MiniLM-L6-v2; `--learning-rate` overrides all of them.
-DEFAULT_LEARNING_RATES = {"lora": 3e-3, "maw": 2e-4}
 DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
 History = list[dict[str, Any]]
@@ -121,7 +120,7 @@ def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
     """The rate for the model's layers or adapters: the configuration's, or the arm's own default."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return DEFAULT_LEARNING_RATES["maw" if isinstance(model, MAWRetriever) else "lora"]
+    return find_method("maw" if isinstance(model, MAWRetriever) else "lora").learning_rate
 
 
 def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
