@@ -132,6 +132,8 @@ class Tier1Config:
     """Share of the negatives that are hard; the others are drawn from the whole corpus."""
     negative_margin: Annotated[float, Range(0, 1, open_low=True)] = 0.95
     """A mined passage that scores above this share of the positive's score may be relevant, and is not used."""
+    bank_batches: Annotated[int, Range(0, 10_000)] = 0
+    """Earlier batches whose passages stay further negatives, as they were encoded then, in every loss and reward."""
     num_epochs: Annotated[int, Range(1, 10_000)] = 10
     """Passes over the training queries."""
     learning_rate: Rate | None = None
@@ -192,6 +194,8 @@ class Tier1Config:
     """Learning rate of the router."""
     grpo_group_size: Annotated[int, Range(2, 1024)] = 8
     """Routings of one text that form a group, whose mean reward is each one's baseline."""
+    grpo_group: Literal["sampled", "all"] = "sampled"
+    """What a group holds: grpo_group_size sampled routings, or every depth once, for the exact expected reward."""
     grpo_inner_epochs: Annotated[int, Range(2, 100)] = 2
     """Updates of the router from one batch of routings; with one the clipped ratio would do nothing."""
     grpo_clip: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
@@ -202,12 +206,18 @@ class Tier1Config:
     """Reference policy: uniform over depths, or a slowly following copy of the router."""
     grpo_reference_decay: Share = 0.99
     """How much of itself the slow reference keeps at each step."""
+    router_balance: Annotated[float, Range(0, 1000)] = 0.0
+    """Weight of the KL divergence of the batch's mean policy from uniform: keeps all depths in use."""
+    router_entropy_floor: Annotated[float, Range(0, 100)] = 0.0
+    """Entropy in nats that a policy is pushed back to when it has less."""
     reward: Literal["log_prob", "reciprocal_rank", "ndcg"] = "log_prob"
     """What a routing earns, from the batch's ranking: the positive's log-probability, reciprocal rank, or nDCG."""
-    encoder_update: Literal["sampled", "all_group", "mcl"] = "sampled"
-    """Routings that train the encoder: one sample, the whole group, or the group weighted by reward (mcl)."""
+    encoder_update: Literal["sampled", "all_group", "mcl", "mcl_sampled"] = "sampled"
+    """Routings that train the encoder: a sample, the group, the group weighted by reward (mcl), or one drawn so."""
     mcl_temperature: Temperature = 1.0
-    """Temperature of the reward weights of mcl."""
+    """Temperature of the reward weights of mcl at the end of training."""
+    mcl_start_temperature: Temperature | None = None
+    """The same at its start, from where it falls geometrically; unset: no schedule."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""

@@ -5,15 +5,19 @@ a candidate for every query (in-batch negatives), except those that would be fal
 call relevant to the query, and copies of such passages. Order and choice of positives follow from (seed, epoch)
 alone, so all arms of a run see the same batches.
 
+With `bank` batches of memory, the passages of that many earlier batches of the epoch are candidates too, as they were
+encoded then (cross-batch memory, Wang et al. 2020): more negatives, and finer rewards, for the price of a product.
+
 Source of the loss: van den Oord et al. 2018 (InfoNCE), with in-batch negatives as in Karpukhin et al. 2020 (DPR).
 
-Letters: B queries, P passages of a batch (P >= B), C embedding size.
+Letters: B queries, P passages of a batch (P >= B), K passages in the bank, C embedding size.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,15 +36,36 @@ class Batch:
         queries: rows of the queries, int64 (B,); a row also names a query's routing noise.
         passages: rows of the passages, int64 (P,); the first B are the queries' positives, in their order.
         comparable: True where a passage is the query's positive or may count against it, bool (B, P).
+        bank_comparable: the same for the passages of earlier batches, the latest last, bool (B, K).
     """
 
     queries: np.ndarray
     passages: np.ndarray
     comparable: Tensor
+    bank_comparable: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The batch with its tensor on `device`."""
-        return replace(self, comparable=self.comparable.to(device))
+        """The batch with its tensors on `device`."""
+        comparable, bank = self.comparable.to(device), self.bank_comparable.to(device)
+        return replace(self, comparable=comparable, bank_comparable=bank)
+
+
+class PassageBank:
+    """Embeddings of the passages of earlier batches, without gradient, to go with `Batch.bank_comparable`."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def embeddings(self, batch: Batch) -> Tensor:
+        """Those that the batch is compared with, (K, C), or an empty tensor; call before `add`."""
+        wanted = batch.bank_comparable.shape[1]
+        held = torch.cat(self._parts)[-wanted:] if wanted else torch.empty(0)
+        self._parts = [held] if wanted else []
+        return held
+
+    def add(self, passages_PC: Tensor) -> None:
+        """Takes in a batch's passages, the positives first."""
+        self._parts.append(passages_PC.detach())
 
 
 class TrainingPairs:
@@ -49,15 +74,16 @@ class TrainingPairs:
     Args:
         data: training split.
         negatives: how many of a query's given negatives to use at most; queries may have fewer.
+        bank: how many earlier batches of the epoch stay candidates.
 
     Raises:
         DataError: a relevant passage or negative that the corpus does not hold, or no query at all.
     """
 
-    def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0):
+    def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0, bank: int = 0):
         if not data.query_ids:
             raise DataError(f"{data.name}: there is no query to train on")
-        self.seed = seed
+        self.seed, self.bank = seed, bank
         relevant = [
             [document for document, grade in data.qrels[query].items() if grade >= 1] for query in data.query_ids
         ]
@@ -77,7 +103,11 @@ class TrainingPairs:
         random = self._random(epoch)
         groups = self._groups(random.permutation(len(self)), size)
         draw = random.random(len(self))
-        return (self._batch(queries, draw) for queries in groups)
+        earlier: deque[np.ndarray] = deque(maxlen=self.bank)
+        for queries in groups:
+            batch = self._batch(queries, draw, earlier)
+            earlier.append(batch.passages)
+            yield batch
 
     def count_batches(self, epoch: int, size: int) -> int:
         """How many batches an epoch has: whether its last one counts depends on who is in it."""
@@ -95,14 +125,18 @@ class TrainingPairs:
         parts = (order[start : start + size] for start in range(0, len(order), size))
         return [part for part in parts if len(part) > 1 or len(self.negatives[part[0]])]
 
-    def _batch(self, queries: np.ndarray, draw: np.ndarray) -> Batch:
+    def _batch(self, queries: np.ndarray, draw: np.ndarray, earlier: Iterable[np.ndarray]) -> Batch:
         positives = [self.positives[query][int(draw[query] * len(self.positives[query]))] for query in queries]
         passages = np.concatenate([positives, *(self.negatives[query] for query in queries)]).astype(np.int64)
-        codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
-        false_negative = np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))
-        comparable = ~false_negative
+        comparable = self._comparable(queries, passages)
         np.fill_diagonal(comparable, True)
-        return Batch(queries, passages, torch.from_numpy(comparable))
+        bank = self._comparable(queries, np.concatenate([np.empty(0, np.int64), *earlier]))
+        return Batch(queries, passages, torch.from_numpy(comparable), torch.from_numpy(bank))
+
+    def _comparable(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """Where a passage is not relevant to a query, nor a copy of one that is, bool (queries, passages)."""
+        codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
+        return ~np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))
 
     def _codes(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """One number for each pair of a query and a passage's text."""

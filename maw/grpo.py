@@ -19,13 +19,23 @@ A step, before the encoder is updated (`GRPOLearner.step`):
    update the routers alone.
 3. The picks are handed to the encoder's update.
 
-Letters: B texts, G samples, P passages, C embedding size, D depths; h is 1 or H and t is 1 or T by routing.
+With `grpo_group="all"` a group is every depth once instead of G samples, and means over samples become expectations
+under the old policy: the same objective without sampling noise, as D forward passes can afford it. Advantages then are
+(r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), with the plain std over depths, which stays away from zero when the
+policy is sharp. It is for one decision a text: one MAW layer, routed by sequence.
+
+Two terms against collapse may be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
+and how far the entropy of a policy lies below `router_entropy_floor`.
+
+Letters: B texts, G samples, P passages, K passages in the bank, C embedding size, D depths; h is 1 or H and t is 1 or
+T by routing.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +44,7 @@ from torch import Tensor, nn
 from maw.config import Tier1Config
 from maw.contrastive import Batch
 from maw.cpu import packed_weights
-from maw.routing import noise_keys
+from maw.routing import Router, gumbel_argmax, noise_keys, uniform_noise
 
 ADVANTAGE_EPSILON = 1e-4
 ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
@@ -80,6 +90,19 @@ def group_advantages(reward_BG: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(varied, advantage, 0), varied[:, 0]
 
 
+def expected_advantages(reward_BD: Tensor, share_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Advantages of every depth over what the policy expects, (B, D), and whether the rewards differ at all, (B,).
+
+    Args:
+        reward_BD: of every depth.
+        share_BD: the policy's probability of it.
+    """
+    std = reward_BD.std(1, unbiased=True, keepdim=True)
+    varied = std > ZERO_VARIANCE
+    advantage = (reward_BD - (share_BD * reward_BD).sum(1, keepdim=True)) / (std + ADVANTAGE_EPSILON)
+    return torch.where(varied, advantage, 0), varied[:, 0]
+
+
 @dataclass(frozen=True)
 class PolicyLoss:
     """The loss to minimise and what it was made of, all 0-dimensional."""
@@ -99,6 +122,7 @@ def grpo_loss(
     clip: float,
     beta: float,
     weight: Tensor | None = None,
+    share_BG: Tensor | None = None,
 ) -> PolicyLoss:
     """The clipped objective over the decisions of one layer.
 
@@ -111,6 +135,7 @@ def grpo_loss(
         clip: epsilon.
         beta: weight of KL(policy || reference).
         weight: of each decision, broadcastable to (B, G, h, t); padding's decisions weigh nothing.
+        share_BG: of each sample in its group, summing to one over G; all alike, if not given.
     """
     weight = torch.ones_like(old_log_prob) if weight is None else weight.expand_as(old_log_prob)
     log_policy = log_policy.expand(*action.shape, -1)
@@ -121,15 +146,47 @@ def grpo_loss(
     kl = (log_policy.exp() * (log_policy - log_reference)).sum(-1)
     clipped = ((ratio < 1 - clip) & (advantage < 0)) | ((ratio > 1 + clip) & (advantage > 0))
     return PolicyLoss(
-        loss=_sample_mean(beta * kl - gain, weight),
+        loss=_sample_mean(beta * kl - gain, weight, share_BG),
         kl=_sample_mean(kl, weight).detach(),
-        clip_fraction=_sample_mean(clipped.float(), weight),
+        clip_fraction=_sample_mean(clipped.float(), weight, share_BG),
     )
 
 
-def _sample_mean(value: Tensor, weight: Tensor) -> Tensor:
+def _sample_mean(value: Tensor, weight: Tensor, share_BG: Tensor | None = None) -> Tensor:
     """Mean over the decisions of each sample, then over samples, so that long texts count no more than short ones."""
-    return ((value * weight).sum((2, 3)) / weight.sum((2, 3))).mean()
+    mean_BG = (value * weight).sum((2, 3)) / weight.sum((2, 3))
+    return mean_BG.mean() if share_BG is None else (mean_BG * share_BG).sum(1).mean()
+
+
+def collapse_penalty(log_policy: Tensor, weight: Tensor, *, balance: float, entropy_floor: float) -> Tensor:
+    """What is added to a router's loss to keep its depths in use, 0-dimensional.
+
+    Args:
+        log_policy: (B, 1 or G, h, t, D).
+        weight: of each decision, broadcastable to (B, 1 or G, h, t).
+        balance: times KL of the mean policy of each head over the batch from uniform.
+        entropy_floor: the entropy, in nats, below which a policy's distance from it is added.
+    """
+    policy = log_policy.exp()
+    weight = weight[:, : log_policy.shape[1]].expand(log_policy.shape[:-1])[..., None]
+    mean_hD = (policy * weight).sum((0, 1, 3)) / weight.sum((0, 1, 3))
+    divergence = math.log(policy.shape[-1]) + torch.special.xlogy(mean_hD, mean_hD).sum(-1).mean()
+    entropy = -(policy * log_policy).sum(-1)
+    return balance * divergence + _sample_mean((entropy_floor - entropy).clamp(min=0), weight[..., 0])
+
+
+def every_depth(routers: Iterable[Router], padding_BT: Tensor, size: int) -> list[Tensor]:
+    """Picks that put sample d at depth d, everywhere: for each layer int64 (size, D, h, t)."""
+    shape = {
+        "sequence": lambda router: (1, 1),
+        "head": lambda router: (router.heads, 1),
+        "token": lambda router: (router.heads, padding_BT.shape[1]),
+    }
+    picks = []
+    for router in routers:
+        depth = torch.arange(router.depths, device=padding_BT.device)[None, :, None, None]
+        picks.append(depth.expand(size, -1, *shape[router.route_by](router)))
+    return picks
 
 
 @dataclass
@@ -142,6 +199,10 @@ class Rollout:
         reward_BG: what came of it.
         padding_BT: 1 for a token, 0 for padding.
         embedding_BC: the side's embeddings at greedy depths.
+        old_log_prob: of each pick when it was made, (B, G, h, t).
+        share_BG: the old policy's probability of each sample where a group is every depth; None for samples, which
+            all count alike.
+        drawn_B: the sample of each text that the policy drew; None where it drew every one, the first included.
     """
 
     depths: list[Tensor]
@@ -150,6 +211,8 @@ class Rollout:
     padding_BT: Tensor
     embedding_BC: Tensor
     old_log_prob: list[Tensor] = field(default_factory=list)
+    share_BG: Tensor | None = None
+    drawn_B: Tensor | None = None
 
     def weight(self, layer: int) -> Tensor:
         """Of each decision: padding counts nothing where tokens are routed."""
@@ -169,6 +232,7 @@ def try_routings(
     reward: str,
     query_picks: Mapping[str, object],
     passage_picks: Mapping[str, object],
+    bank_KC: Tensor | None = None,
 ) -> tuple[Rollout, Rollout]:
     """Rewards of many routings: of each query against greedy passages, and of each positive against greedy queries.
 
@@ -178,6 +242,7 @@ def try_routings(
         passages: encoder inputs of the P passages, the B positives first.
         query_picks: `keys` or `depths` of the encoder's "group" mode, for the queries.
         passage_picks: the same for the positives.
+        bank_KC: embeddings of passages of earlier batches, further candidates.
     """
     was_training = engine.training
     engine.eval()
@@ -189,6 +254,9 @@ def try_routings(
         positive_group = engine(positives, mode="group", **passage_picks)
         others = batch.comparable.clone()
         others[:, :size].fill_diagonal_(False)
+        if bank_KC is not None and len(bank_KC):
+            others = torch.cat((others, batch.bank_comparable), dim=1)
+            passage_PC = torch.cat((passage_PC, bank_KC))
 
         score_BGP = query_group["embedding"] @ passage_PC.T / temperature
         positive_BG = score_BGP[..., :size].diagonal(dim1=0, dim2=2).T
@@ -225,7 +293,12 @@ class GRPOLearner:
         self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
 
     def step(
-        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+        self,
+        queries: Mapping[str, Tensor],
+        passages: Mapping[str, Tensor],
+        batch: Batch,
+        step: int,
+        bank_KC: Tensor | None = None,
     ) -> tuple[Rollout, Rollout, dict[str, Tensor]]:
         """Samples, rewards and updates the routers; the rollouts are then the encoder's to use.
 
@@ -234,7 +307,12 @@ class GRPOLearner:
         """
         config = self.config
         index = torch.from_numpy(batch.queries).to(batch.comparable.device)
-        keys = [noise_keys(config.seed, step, index, config.grpo_group_size, stream) for stream in (0, 1)]
+        samples = 1 if self.tries_all else config.grpo_group_size
+        keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
+        picks = [{"keys": each} for each in keys]
+        if self.tries_all:
+            inputs = (queries, passages)
+            picks = [{"depths": every_depth(self.routers, each["attention_mask"], len(index))} for each in inputs]
         rollouts = try_routings(
             self.engine,
             queries,
@@ -242,28 +320,48 @@ class GRPOLearner:
             batch,
             temperature=self.temperature,
             reward=config.reward,
-            query_picks={"keys": keys[0]},
-            passage_picks={"keys": keys[1]},
+            query_picks=picks[0],
+            passage_picks=picks[1],
+            bank_KC=bank_KC,
         )
         with torch.no_grad():
-            for rollout in rollouts:
-                old = self._log_policies(rollout)
-                rollout.old_log_prob = [
-                    p.expand(*a.shape, -1).gather(-1, a[..., None]).squeeze(-1)
-                    for p, a in zip(old, rollout.depths, strict=True)
-                ]
+            for rollout, key_BG in zip(rollouts, keys, strict=True):
+                self._remember(rollout, key_BG)
         statistics = self._update(rollouts)
         self._follow()
         return *rollouts, statistics
+
+    @property
+    def tries_all(self) -> bool:
+        """Whether a group is every depth once."""
+        return self.config.grpo_group == "all"
+
+    def _remember(self, rollout: Rollout, key_BG: Tensor) -> None:
+        """Keeps what the policy thinks of the picks before it changes, and which one it drew."""
+        policies = self._log_policies(rollout)
+        rollout.old_log_prob = [
+            p.expand(*a.shape, -1).gather(-1, a[..., None]).squeeze(-1)
+            for p, a in zip(policies, rollout.depths, strict=True)
+        ]
+        if self.tries_all:
+            log_share_BD = rollout.old_log_prob[0][:, :, 0, 0]
+            rollout.share_BG = log_share_BD.exp()
+            noise = uniform_noise(key_BG, 0, 1, 1, log_share_BD.shape[1])[:, 0, 0, 0]
+            rollout.drawn_B = gumbel_argmax(log_share_BD, noise)
 
     def _log_policies(self, rollout: Rollout) -> list[Tensor]:
         return self.engine({"states": rollout.states}, mode="policy")
 
     def _update(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
         """Replays the rollouts; only the routers have gradients here, since their states are detached."""
-        advantages = [group_advantages(rollout.reward_BG) for rollout in rollouts]
+        advantages = [
+            group_advantages(rollout.reward_BG)
+            if rollout.share_BG is None
+            else expected_advantages(rollout.reward_BG, rollout.share_BG)
+            for rollout in rollouts
+        ]
         for _ in range(self.config.grpo_inner_epochs):
-            terms, entropies = [], []
+            terms, entropies, penalties = [], [], []
             for rollout, (advantage, _) in zip(rollouts, advantages, strict=True):
                 for layer, log_policy in enumerate(self._log_policies(rollout)):
                     weight = rollout.weight(layer)
@@ -277,11 +375,20 @@ class GRPOLearner:
                             clip=self.config.grpo_clip,
                             beta=self.config.grpo_kl,
                             weight=weight,
+                            share_BG=rollout.share_BG,
+                        )
+                    )
+                    penalties.append(
+                        collapse_penalty(
+                            log_policy,
+                            weight,
+                            balance=self.config.router_balance,
+                            entropy_floor=self.config.router_entropy_floor,
                         )
                     )
                     entropy = -(log_policy.exp() * log_policy).sum(-1).detach()
                     entropies.append(_sample_mean(entropy.expand_as(weight), weight))
-            loss = torch.stack([term.loss for term in terms]).mean()
+            loss = torch.stack([term.loss for term in terms]).mean() + torch.stack(penalties).mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()

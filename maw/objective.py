@@ -2,11 +2,13 @@
 
 Without routing it is the contrastive loss. With MAW each text is encoded at a routing: a fresh random one, the
 expected kernel, or one that a learner has just sampled and rewarded. `encoder_update` says which of a learner's
-samples the encoder is trained on: `sampled`, the first; `all_group`, all of them alike; `mcl`, all of them, weighted
-by a softmax of their reward, so that the depths that suit a text are trained on it (multiple choice learning,
-Guzman-Rivera et al. 2012, softened). Negatives run at their greedy depth.
+samples the encoder is trained on: `sampled`, one that the policy drew; `all_group`, all of them alike; `mcl`, all of
+them, weighted by a softmax of their reward, so that the depths that suit a text are trained on it (multiple choice
+learning, Guzman-Rivera et al. 2012, softened); `mcl_sampled`, one drawn by those weights, at the cost of one. The
+temperature of the softmax may fall over the training, from all alike to the best alone. Negatives run at their greedy
+depth.
 
-Letters: B queries, P passages of a batch, S routings of each text, C embedding size.
+Letters: B queries, P passages of a batch, K passages in the bank, S routings of each text, C embedding size.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from maw.config import Tier1Config
-from maw.contrastive import Batch, contrastive_loss
+from maw.contrastive import Batch, PassageBank, contrastive_loss
 from maw.grpo import GRPOLearner, Rollout
 from maw.retriever import MAWWithGRPOEncoder
-from maw.routing import noise_keys
+from maw.routing import gumbel_argmax, noise_keys, uniform_noise
 from maw.supervised import SupervisedLearner
 
 Statistics = dict[str, Tensor]
@@ -32,13 +34,28 @@ class ContrastiveObjective:
 
     def __init__(self, engine: nn.Module, temperature: float):
         self.engine, self.temperature = engine, temperature
+        self.bank = PassageBank()
 
     def __call__(
         self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
     ) -> tuple[Tensor, Statistics]:
         """Loss to minimise, 0-dimensional, and statistics."""
         query_BC, passage_PC = self.engine(queries)["embedding"], self.engine(passages)["embedding"]
-        return contrastive_loss(query_BC, passage_PC, batch.comparable, self.temperature).mean(), {}
+        return self._losses(query_BC, passage_PC, batch, self.bank.embeddings(batch)).mean(), {}
+
+    def _losses(self, query: Tensor, passage: Tensor, batch: Batch, bank_KC: Tensor) -> Tensor:
+        """The contrastive loss of each query, (..., B), among the batch's passages and the bank's.
+
+        Args:
+            query: (..., B, C).
+            passage: (..., P, C); the first of the leading samples is what the bank keeps.
+        """
+        comparable = batch.comparable
+        self.bank.add(passage if passage.ndim == 2 else passage[0])
+        if len(bank_KC):
+            passage = torch.cat((passage, bank_KC.expand(*passage.shape[:-2], -1, -1)), dim=-2)
+            comparable = torch.cat((comparable, batch.bank_comparable), dim=1)
+        return contrastive_loss(query, passage, comparable, self.temperature)
 
 
 class RandomRoutingObjective(ContrastiveObjective):
@@ -56,7 +73,7 @@ class RandomRoutingObjective(ContrastiveObjective):
             index = torch.from_numpy(rows).to(batch.comparable.device)
             keys = noise_keys(self.seed, step, index, 1, stream)
             embeddings.append(self.engine(inputs, mode="group", keys=keys)["embedding"][:, 0])
-        return contrastive_loss(*embeddings, batch.comparable, self.temperature).mean(), {}
+        return self._losses(*embeddings, batch, self.bank.embeddings(batch)).mean(), {}
 
 
 class LearnedRoutingObjective(ContrastiveObjective):
@@ -68,50 +85,72 @@ class LearnedRoutingObjective(ContrastiveObjective):
         temperature: float,
         learner: GRPOLearner | SupervisedLearner,
         config: Tier1Config,
+        steps: int,
     ):
         super().__init__(engine, temperature)
-        self.learner, self.update, self.mcl_temperature = (
-            learner,
-            config.encoder_update,
-            config.mcl_temperature,
-        )
+        self.learner, self.config, self.update, self.steps = learner, config, config.encoder_update, steps
 
     def __call__(
         self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
     ) -> tuple[Tensor, Statistics]:
-        query_rollout, positive_rollout, statistics = self.learner.step(queries, passages, batch, step)
+        bank_KC = self.bank.embeddings(batch)
+        query_rollout, positive_rollout, statistics = self.learner.step(queries, passages, batch, step, bank_KC)
         size = len(batch.queries)
         positives = {name: each[:size] for name, each in passages.items()}
-        query_SBC = self._embed(queries, query_rollout)
-        passage_SPC = self._embed(positives, positive_rollout)
+        temperature = self._mcl_temperature(step)
+        query_SBC = self._embed(queries, query_rollout, self._picked(query_rollout, batch, step, 2, temperature))
+        picked = self._picked(positive_rollout, batch, step, 3, temperature)
+        passage_SPC = self._embed(positives, positive_rollout, picked)
         if len(batch.passages) > size:
             negatives = {name: each[size:] for name, each in passages.items()}
             negative_NC = self.engine(negatives)["embedding"]
             passage_SPC = torch.cat((passage_SPC, negative_NC.expand(len(passage_SPC), -1, -1)), dim=1)
-        loss_SB = contrastive_loss(query_SBC, passage_SPC, batch.comparable, self.temperature)
-        return (loss_SB * self._weights(query_rollout, positive_rollout, len(loss_SB))).sum(0).mean(), statistics
+        loss_SB = self._losses(query_SBC, passage_SPC, batch, bank_KC)
+        weight_SB = self._weights(query_rollout, positive_rollout, len(loss_SB), temperature)
+        return (loss_SB * weight_SB).sum(0).mean(), statistics
 
-    def _embed(self, inputs: Mapping[str, Tensor], rollout: Rollout) -> Tensor:
+    def _picked(self, rollout: Rollout, batch: Batch, step: int, stream: int, temperature: float) -> Tensor | None:
+        """Each text's one sample that the encoder is trained on, (B,); None where it is trained on all of them."""
+        if self.update == "sampled":
+            first = torch.zeros(len(rollout.reward_BG), dtype=torch.long, device=rollout.reward_BG.device)
+            return first if rollout.drawn_B is None else rollout.drawn_B
+        if self.update != "mcl_sampled":
+            return None
+        index = torch.from_numpy(batch.queries).to(rollout.reward_BG.device)
+        keys = noise_keys(self.config.seed, step, index, 1, stream)
+        noise = uniform_noise(keys, 0, 1, 1, rollout.reward_BG.shape[1])[:, 0, 0, 0]
+        return gumbel_argmax(rollout.reward_BG / temperature, noise)
+
+    def _embed(self, inputs: Mapping[str, Tensor], rollout: Rollout, picked_B: Tensor | None) -> Tensor:
         """The embeddings at the routings that the encoder is trained on, (S, B, C)."""
-        depths = [each[:, :1] if self.update == "sampled" else each for each in rollout.depths]
+        depths = rollout.depths
+        if picked_B is not None:
+            rows = torch.arange(len(picked_B), device=picked_B.device)
+            depths = [each[rows, picked_B][:, None] for each in depths]
         return self.engine(inputs, mode="group", depths=depths)["embedding"].transpose(0, 1)
 
-    def _weights(self, query: Rollout, positive: Rollout, samples: int) -> Tensor:
+    def _weights(self, query: Rollout, positive: Rollout, samples: int, temperature: float) -> Tensor:
         """How much each sample of each text counts, (S, B), summing to one over S."""
         if self.update != "mcl":
             return torch.full((samples, 1), 1 / samples, device=query.reward_BG.device)
-        reward_SB = (query.reward_BG + positive.reward_BG).T
-        return (reward_SB / self.mcl_temperature).softmax(0)
+        return ((query.reward_BG + positive.reward_BG).T / temperature).softmax(0)
+
+    def _mcl_temperature(self, step: int) -> float:
+        """Falls geometrically from the start's to the end's over the steps of the training."""
+        last, first = self.config.mcl_temperature, self.config.mcl_start_temperature
+        share = min(1.0, step / max(1, self.steps - 1))
+        return last if first is None else first ** (1 - share) * last**share
 
 
 def build_objective(
-    encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float
+    encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float, steps: int = 1
 ) -> ContrastiveObjective:
     """The objective that suits the encoder and its router.
 
     Args:
         encoder: the encoder itself.
         engine: the same, possibly inside a parallel wrapper.
+        steps: batches of the whole training, for what changes on the way.
     """
     if not isinstance(encoder, MAWWithGRPOEncoder):
         return ContrastiveObjective(engine, temperature)
@@ -121,4 +160,4 @@ def build_objective(
     if router.trained_by not in LEARNERS:
         return ContrastiveObjective(engine, temperature)
     learner = LEARNERS[router.trained_by](encoder, engine, config, temperature)
-    return LearnedRoutingObjective(engine, temperature, learner, config)
+    return LearnedRoutingObjective(engine, temperature, learner, config, steps)

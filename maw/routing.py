@@ -73,6 +73,15 @@ def uniform_noise(keys_BG: Tensor, layer: int, heads: int, tokens: int, depths: 
     return ((bits.float() + 0.5) * 2.0**-23).unflatten(-1, (tokens, heads, depths)).transpose(2, 3)
 
 
+def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
+    """A draw from softmax(logits) over the last dimension: argmax(logits + Gumbel noise).
+
+    Args:
+        noise: uniform in (0, 1), broadcastable to the logits.
+    """
+    return (logits - torch.log(-torch.log(noise))).argmax(-1)
+
+
 @dataclass
 class Routing:
     """What one pass through the encoder is told about depths, and what the MAW layers leave behind.
@@ -188,9 +197,7 @@ class PolicyRouter(Router):
         logits = self.logits(state)
         if routing.keys_BG is None:
             return logits.argmax(-1).expand(-1, routing.samples, -1, -1)
-        noise = uniform_noise(routing.keys_BG, routing.layer, *logits.shape[2:])
-        gumbel = -torch.log(-torch.log(noise))  # argmax(logits + Gumbel) is a draw from softmax(logits)
-        return (logits + gumbel).argmax(-1)
+        return gumbel_argmax(logits, uniform_noise(routing.keys_BG, routing.layer, *logits.shape[2:]))
 
 
 class GRPORouter(PolicyRouter):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maw.config import Tier1Config
 from maw.contrastive import Batch
-from maw.grpo import Rollout, try_routings
+from maw.grpo import Rollout, every_depth, try_routings
 
 
 class SupervisedLearner:
@@ -28,7 +28,12 @@ class SupervisedLearner:
         self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
 
     def step(
-        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+        self,
+        queries: Mapping[str, Tensor],
+        passages: Mapping[str, Tensor],
+        batch: Batch,
+        step: int,
+        bank_KC: Tensor | None = None,
     ) -> tuple[Rollout, Rollout, dict[str, Tensor]]:
         """Labels the batch, updates the routers, and returns rollouts whose only sample is the label itself."""
         rollouts = try_routings(
@@ -38,8 +43,9 @@ class SupervisedLearner:
             batch,
             temperature=self.temperature,
             reward=self.config.reward,
-            query_picks={"depths": self._every_depth(queries, len(batch.queries))},
-            passage_picks={"depths": self._every_depth(passages, len(batch.queries))},
+            query_picks={"depths": every_depth(self.routers, queries["attention_mask"], len(batch.queries))},
+            passage_picks={"depths": every_depth(self.routers, passages["attention_mask"], len(batch.queries))},
+            bank_KC=bank_KC,
         )
         losses, entropies, agreements = [], [], []
         for rollout in rollouts:
@@ -66,20 +72,6 @@ class SupervisedLearner:
             "reward_std": rewards.std(1).mean(),
         }
         return *(self._labelled(rollout) for rollout in rollouts), statistics
-
-    def _every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
-        """Picks that put sample d at depth d, everywhere: for each layer (B, D, h, t)."""
-        mask = inputs["attention_mask"]
-        shape = {
-            "sequence": lambda router: (1, 1),
-            "head": lambda router: (router.heads, 1),
-            "token": lambda router: (router.heads, mask.shape[1]),
-        }
-        picks = []
-        for router in self.routers:
-            depth = torch.arange(router.depths, device=mask.device)[None, :, None, None]
-            picks.append(depth.expand(size, -1, *shape[router.route_by](router)))
-        return picks
 
     def _state(self, rollout: Rollout, label: Tensor) -> list[Tensor]:
         """Each layer's state on the best path: above the first MAW layer it depends on the depth below."""

@@ -173,7 +173,7 @@ class Trainer:
     ):
         self.model, self.config, self.device, self.label = model, config, device, label
         torch.manual_seed(config.seed)  # dropout; everything else draws from (seed, epoch) or (seed, step)
-        self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed)
+        self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
         self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         if activations is not None:
             self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
@@ -185,10 +185,10 @@ class Trainer:
             raise MAWError(f"{label}: nothing of the model is trainable; give it LoRA, or use MAWRetriever")
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.AdamW(groups)
-        self.objective = build_objective(model.encoder, self.engine, config, model.spec.temperature)
         counts = [self.pairs.count_batches(epoch, config.batch_size) for epoch in range(1, config.num_epochs + 1)]
         if min(counts) == 0:
             raise MAWError(f"{label}: a single query in a batch, without negatives, has nothing to be compared with")
+        self.objective = build_objective(model.encoder, self.engine, config, model.spec.temperature, sum(counts))
         total = sum(math.ceil(count / config.gradient_accumulation_steps) for count in counts)
         warmup = math.ceil(config.warmup_ratio * total)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(

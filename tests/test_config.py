@@ -126,12 +126,13 @@ INTEGERS = [
     "hidden_dim", "num_heads", "num_layers", "max_query_length", "max_document_length", "train_samples", "val_samples",
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
-    "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe",
+    "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe", "bank_batches",
 ]  # fmt: skip
 FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
     "prefix_cache_gb", "hard_negative_ratio", "negative_margin", "embedding_cache_gb",
+    "router_balance", "router_entropy_floor", "mcl_start_temperature",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
@@ -139,7 +140,7 @@ SWITCHES = [
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
-    "negative_source", "precision", "search",
+    "negative_source", "precision", "search", "grpo_group",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [

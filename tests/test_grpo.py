@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from maw.grpo import group_advantages, grpo_loss, task_reward
+from maw.grpo import collapse_penalty, expected_advantages, group_advantages, grpo_loss, task_reward
 from maw.routing import GRPORouter, Routing, noise_keys
 
 
@@ -153,3 +153,70 @@ def test_a_sign_error_is_caught():
 
 def test_strong_kl_to_uniform_keeps_the_policy_from_deciding():
     assert run_bandit(0, kl=100.0, steps=50) < 0.5
+
+
+def test_expected_advantages_by_hand():
+    reward, share = (
+        torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]),
+        torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]),
+    )
+    advantage, varied = expected_advantages(reward, share)  # the policy expects 1.75; std 1
+    expected = torch.tensor([[-0.75 / 1.0001, 0.25 / 1.0001, 1.25 / 1.0001], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(advantage, expected, atol=1e-6, rtol=0)
+    assert varied.tolist() == [True, False]
+    assert (share * advantage).sum(1).abs().max() < 1e-6  # a baseline: the policy itself has no advantage
+
+
+def test_the_exact_objective_has_the_gradient_of_the_expected_reward():
+    """With one pass, no clipping and advantages r: the gradient is that of sum_d pi(d) r_d."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, generator=generator, requires_grad=True)
+    reward = torch.randn(3, 5, generator=generator)
+    log_policy = logits.log_softmax(-1)
+    action = torch.arange(5).expand(3, -1)[:, :, None, None]
+    loss = grpo_loss(
+        log_policy[:, None, None, None],
+        log_policy.detach()[:, :, None, None],
+        action,
+        reward,
+        torch.zeros(5),
+        clip=0.2,
+        beta=0.0,
+        share_BG=log_policy.detach().exp(),
+    ).loss
+    (got,) = torch.autograd.grad(loss, logits)
+    expected_reward = (logits.softmax(-1) * reward).sum(-1).mean()
+    (expected,) = torch.autograd.grad(-expected_reward, logits)
+    torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-5)
+    wrong = grpo_loss(  # samples that all count alike are another objective
+        logits.log_softmax(-1)[:, None, None, None],
+        log_policy.detach()[:, :, None, None],
+        action,
+        reward,
+        torch.zeros(5),
+        clip=0.2,
+        beta=0.0,
+    ).loss
+    assert (torch.autograd.grad(wrong, logits)[0] - expected).abs().max() > 0.01
+
+
+def test_the_collapse_penalty_by_hand():
+    sharp, even = torch.tensor([1 - 1e-6, 1e-6]), torch.tensor([0.5, 0.5])
+
+    def penalty(policies, **weights):
+        log_policy = torch.stack(policies).log()[:, None, None, None]
+        return float(collapse_penalty(log_policy, torch.ones(len(policies), 1, 1, 1), **weights))
+
+    log2 = math.log(2)
+    assert penalty([sharp, sharp], balance=2.0, entropy_floor=0.0) == pytest.approx(2 * log2, abs=1e-4)
+    # two sharp policies on different depths are in balance, and still below the floor
+    assert penalty([sharp, sharp.flip(0)], balance=2.0, entropy_floor=0.0) == pytest.approx(0, abs=1e-4)
+    assert penalty([sharp, sharp.flip(0)], balance=2.0, entropy_floor=0.3) == pytest.approx(0.3, abs=1e-4)
+    assert penalty([even, even], balance=2.0, entropy_floor=0.3) == pytest.approx(0, abs=1e-6)
+    assert penalty([even, even], balance=0.0, entropy_floor=1.0) == pytest.approx(1 - log2, abs=1e-6)
+
+
+def test_the_collapse_penalty_leaves_padding_out():
+    policy = torch.tensor([[0.5, 0.5], [1 - 1e-6, 1e-6]]).log()[None, None, None]  # one text of a token and a padding
+    weight = torch.tensor([1.0, 0.0])[None, None, None]
+    assert float(collapse_penalty(policy, weight, balance=1.0, entropy_floor=0.5)) == pytest.approx(0, abs=1e-5)

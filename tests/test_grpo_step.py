@@ -11,7 +11,7 @@ import torch
 from conftest import random_texts
 
 from maw.contrastive import Batch
-from maw.grpo import GRPOLearner, try_routings
+from maw.grpo import GRPOLearner, expected_advantages, try_routings
 from maw.objective import LearnedRoutingObjective, RandomRoutingObjective
 from maw.retriever import MAWRetriever
 from maw.routing import noise_keys
@@ -37,7 +37,8 @@ def setting(tiny_settings, **changes):
     comparable = torch.ones(B, P, dtype=torch.bool)
     comparable[0, 1] = comparable[2, 3] = comparable[3, 5] = False
     model.encoder.train()
-    return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), comparable)
+    no_bank = torch.ones(B, 0, dtype=torch.bool)
+    return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), comparable, no_bank)
 
 
 def tried(model, queries, passages, batch, query_picks, passage_picks, kind="log_prob"):
@@ -235,7 +236,7 @@ class Recorder:
     def __init__(self, rollouts):
         self.rollouts = rollouts
 
-    def step(self, queries, passages, batch, step):
+    def step(self, queries, passages, batch, step, bank_KC=None):
         return *self.rollouts, {}
 
 
@@ -245,7 +246,7 @@ def test_the_encoder_trains_on_the_samples_that_the_update_names(tiny_settings, 
     keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
     rollouts = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]}, "log_prob")
     model.encoder.eval()
-    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(rollouts), config)
+    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(rollouts), config, steps=1)
     got, _ = objective(queries, passages, batch, 0)
 
     negative_NC = greedy(model, passages)[B:]
@@ -285,3 +286,85 @@ def test_random_routing_draws_anew_at_every_step_and_for_each_side(tiny_settings
             for b in range(B)
         ]
         assert float(got.detach()) == pytest.approx(-np.mean(rewards), abs=1e-4)
+
+
+def every_depth_tried(tiny_settings, **changes):
+    """A model of one MAW layer whose groups are every depth, and what its learner makes of a batch."""
+    changes = {"maw_layers": [3], "grpo_group": "all", "grpo_kl": 0.0} | changes
+    model, config, queries, passages, batch = setting(tiny_settings, **changes)
+    learner = GRPOLearner(model.encoder, model.encoder, config, TAU)
+    before = copy.deepcopy(model.encoder.maw_attention[0].router)
+    rollouts = learner.step(queries, passages, batch, 5)
+    return model, queries, passages, batch, before, rollouts
+
+
+def test_a_group_of_all_holds_every_depth_with_its_share_of_the_policy(tiny_settings):
+    model, queries, passages, _batch, before, (query, positive, _) = every_depth_tried(tiny_settings)
+    for rollout, inputs in ((query, queries), (positive, {n: each[:B] for n, each in passages.items()})):
+        assert rollout.depths[0].flatten(1).tolist() == [list(range(D))] * B
+        state = rollout.states[0][:, 0, 0, 0]
+        share = before.logits(state[:, None, None]).softmax(-1)[:, 0, 0].detach()
+        torch.testing.assert_close(rollout.share_BG, share, atol=1e-6, rtol=0)
+        torch.testing.assert_close(rollout.share_BG.sum(1), torch.ones(B), atol=1e-6, rtol=0)
+        for d in range(D):
+            assert at(model, inputs, [rollout.depths[0][:, d : d + 1]]).shape[1] == 1
+    assert (query.reward_BG.std(1) > 1e-4).all(), "depths differ"
+
+
+def test_what_the_policy_draws_from_a_group_of_all_follows_its_shares(tiny_settings):
+    """Over many steps the drawn depths are as frequent as the policy says."""
+    model, config, queries, passages, batch = setting(tiny_settings, maw_layers=[3], grpo_group="all")
+    learner = GRPOLearner(model.encoder, model.encoder, config, TAU)
+    rollout = learner.step(queries, passages, batch, 0)[0]
+    counts = torch.zeros(B, D)
+    for step in range(600):
+        rollout.drawn_B = None
+        learner._remember(rollout, noise_keys(0, step, torch.arange(B), 1))
+        counts[torch.arange(B), rollout.drawn_B] += 1
+    assert (counts / 600 - rollout.share_BG).abs().max() < 0.08
+
+
+def test_an_exact_step_raises_the_expected_advantage(tiny_settings):
+    changes = {"router_learning_rate": 0.01, "grpo_inner_epochs": 4}
+    model, *_, before, (query, positive, _) = every_depth_tried(tiny_settings, **changes)
+    router = model.encoder.maw_attention[0].router
+    for rollout in (query, positive):
+        state = rollout.states[0]
+        gain = router.logits(state).softmax(-1) - before.logits(state).softmax(-1)
+        advantage, _ = expected_advantages(rollout.reward_BG, rollout.share_BG)
+        assert (gain[:, 0, 0, 0] * advantage).sum(1).mean() > 0
+
+
+def test_balance_spreads_a_policy_that_sits_on_one_depth(tiny_settings):
+    def effective(balance):
+        model, config, queries, passages, batch = setting(
+            tiny_settings, maw_layers=[3], router_balance=balance, router_learning_rate=0.05, grpo_kl=0.0
+        )
+        router = model.encoder.maw_attention[0].router
+        with torch.no_grad():
+            router.bias[..., 1] += 4
+        learner = GRPOLearner(model.encoder, model.encoder, config, TAU)
+        for step in range(15):
+            query, *_ = learner.step(queries, passages, batch, step)
+        mean = router.logits(query.states[0]).softmax(-1).flatten(0, -2).mean(0)
+        return float(-(mean * mean.log()).sum().detach())
+
+    assert effective(5.0) > effective(0.0) + 0.3
+
+
+@pytest.mark.parametrize(("start", "expected"), [(None, [0.5, 0.5, 0.5]), (8.0, [8.0, 2.0, 0.5])])
+def test_the_temperature_of_mcl_falls_geometrically(tiny_settings, start, expected):
+    model, config, *_ = setting(tiny_settings, mcl_temperature=0.5, mcl_start_temperature=start)
+    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(()), config, steps=3)
+    assert [objective._mcl_temperature(step) for step in range(3)] == pytest.approx(expected)
+
+
+def test_mcl_sampled_draws_by_the_weights_of_mcl(tiny_settings):
+    model, config, queries, passages, batch = setting(tiny_settings, encoder_update="mcl_sampled", mcl_temperature=0.3)
+    keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
+    rollout, _ = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]})
+    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(()), config, steps=1)
+    counts = torch.zeros(B, G)
+    for step in range(600):
+        counts[torch.arange(B), objective._picked(rollout, batch, step, 2, 0.3)] += 1
+    assert (counts / 600 - (rollout.reward_BG / 0.3).softmax(1)).abs().max() < 0.08
