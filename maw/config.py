@@ -179,8 +179,8 @@ class Tier1Config:
     """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
     kernel_rank: Annotated[int, Range(1, 4096)] = 4
     """Rank of each low_rank depth kernel."""
-    kernel_init_std: Annotated[float, Range(0, 1, open_low=True)] = 0.02
-    """Standard deviation of the noise that sets the depths apart at the start."""
+    kernel_init_std: Annotated[float, Range(0, 1)] = 0.02
+    """Standard deviation of the noise that sets diagonal depths apart at the start."""
     kernel_learning_rate: Rate | None = None
     """Peak learning rate of the depth kernels; unset: 0.01."""
 
@@ -190,6 +190,10 @@ class Tier1Config:
     """What shares one pick: the whole text, each head, or each head and query token."""
     fixed_depth: Annotated[int, Range(0, 1023)] = 0
     """The depth of the fixed router; depth 0 starts as the pretrained attention."""
+    router_start: Literal["uniform", "clusters"] = "uniform"
+    """A new router's policy: near uniform, or clusters of the training texts' states; depths must then start alike."""
+    router_sharpness: Annotated[float, Range(0, 1e6, open_low=True)] = 10.0
+    """How much narrower than a cluster the start makes the region of a depth; high: hardly any random picks."""
     router_learning_rate: Rate = 1e-3
     """Learning rate of the router."""
     grpo_group_size: Annotated[int, Range(2, 1024)] = 8
@@ -328,6 +332,15 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.fixed_depth >= config.depth_dim:
         text = f"no depth {config.fixed_depth}: depth_dim {config.depth_dim} gives 0 to {config.depth_dim - 1}"
         found.append(Problem("fixed_depth", text, ("depth_dim",)))
+    if config.router_start == "clusters" and config.depth_kernel == "diagonal" and config.kernel_init_std:
+        text = "clusters needs depths that start alike: kernel_init_std 0, or depth_kernel low_rank"
+        found.append(Problem("router_start", text, ("depth_kernel", "kernel_init_std")))
+    if config.router_start == "uniform" and config.depth_kernel == "diagonal" and not config.kernel_init_std:
+        text = "0 leaves all depths alike for ever; give them noise, or set router_start clusters"
+        found.append(Problem("kernel_init_std", text, ("router_start", "depth_kernel")))
+    if config.grpo_group == "all" and config.route_by != "sequence":
+        text = f"all is for one decision a text: route_by sequence, not {config.route_by}; or use sampled"
+        found.append(Problem("grpo_group", text, ("route_by",)))
     if config.parallel_datasets:
         text = "datasets run one after the other in this version; leave it False: the results are the same"
         found.append(Problem("parallel_datasets", text))

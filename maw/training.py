@@ -35,6 +35,7 @@ from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.retriever import BaselineRetriever, MAWRetriever
+from maw.router_start import start_from_clusters
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,9 @@ class Trainer:
             self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
             with stage("filling activations"):
                 self._fill_activations()
+        if config.router_start == "clusters" and isinstance(model, MAWRetriever):
+            rows = (np.arange(len(self.pairs)), self.pairs.corpus_rows)
+            start_from_clusters(model.encoder, self.sources, rows, config.seed, config.router_sharpness)
         self.engine = LengthChunks(replicate(model.encoder, config, device))
         groups = parameter_groups(model, config)
         if not groups:

@@ -175,6 +175,11 @@ def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
             parse_layers(getattr(config, name), spec.num_layers, name)
         except ConfigError as error:
             found += [Problem(name, text.removeprefix(f"{name}: "), ("model",)) for text in error.problems]
+    if config.grpo_group == "all" and "maw" in config.methods and not any(p.name == "maw_layers" for p in found):
+        layers = parse_layers(config.maw_layers, spec.num_layers)
+        if len(layers) > 1:
+            text = f"all is for one decision a text, and there are {len(layers)} MAW layers; use sampled"
+            found.append(Problem("grpo_group", text, ("maw_layers",)))
     for name in ("lora_rank", "kernel_rank"):
         rank = getattr(config, name)
         if rank > spec.hidden_dim:

@@ -132,7 +132,7 @@ FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
     "prefix_cache_gb", "hard_negative_ratio", "negative_margin", "embedding_cache_gb",
-    "router_balance", "router_entropy_floor", "mcl_start_temperature",
+    "router_balance", "router_sharpness", "router_entropy_floor", "mcl_start_temperature",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
@@ -140,7 +140,7 @@ SWITCHES = [
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
-    "negative_source", "precision", "search", "grpo_group",
+    "negative_source", "precision", "search", "grpo_group", "router_start",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [
