@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from maw.config import Tier1Config
 from maw.contrastive import Batch, contrastive_loss
+from maw.encoder import MAWWithGRPOEncoder
 from maw.grpo import GRPOLearner, Rollout
-from maw.retriever import MAWWithGRPOEncoder
 from maw.routing import noise_keys
 from maw.supervised import SupervisedLearner
 

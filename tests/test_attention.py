@@ -16,8 +16,8 @@ from maw.attention import (
     build_kernels,
     select_depth,
 )
+from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.errors import ModelError
-from maw.retriever import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.routing import Routing, build_router
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
