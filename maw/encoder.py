@@ -137,6 +137,7 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
         kernels: arguments of `build_kernels` beside those read off the backbone.
         router: arguments of `build_router` beside those read off the backbone.
         seed: of the kernels' noise, and of a random router's picks at evaluation.
+        depth_values: let depths change the values too, an ablation that is not MAW.
     """
 
     def __init__(
@@ -149,25 +150,24 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
         kernels: Mapping[str, Any],
         router: Mapping[str, Any],
         seed: int,
+        depth_values: bool = False,
         **options: Any,
     ):
         super().__init__(backbone, architecture, **options)
         self.maw_layers, self.seed = tuple(maw_layers), seed
         generator = torch.Generator().manual_seed(seed)
         for number in self.maw_layers:
-            layer = architecture.layers(backbone)[number - 1]
-            attention = architecture.attention(layer)
-            heads, size = architecture.heads(attention)
-            known = {"heads": heads, "head_size": size, "depths": depths}
-            kernel = build_kernels(
-                **known,
-                **kernels,
-                hidden_size=backbone.config.hidden_size,
-                rotary=architecture.rotary,
+            made = build_depth_attention(
+                backbone,
+                architecture,
+                number,
+                depths=depths,
+                kernels=kernels,
+                router=router,
+                depth_values=depth_values,
                 generator=generator,
             )
-            layer_router = build_router(**known, **router)
-            architecture.replace_attention(layer, MAWAttentionLayer(attention, architecture, kernel, layer_router))
+            architecture.replace_attention(architecture.layers(backbone)[number - 1], made)
 
     @property
     def maw_attention(self) -> list[MAWAttentionLayer]:
@@ -235,6 +235,35 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
                 weights = (weights * tokens).sum(1, keepdim=True) / tokens.sum(1, keepdim=True)
             shares.append(weights[:, 0])
         return torch.stack(shares, dim=1)
+
+
+def build_depth_attention(
+    backbone: nn.Module,
+    architecture: Architecture,
+    layer: int,
+    *,
+    depths: int,
+    kernels: Mapping[str, Any],
+    router: Mapping[str, Any],
+    depth_values: bool = False,
+    generator: torch.Generator | None = None,
+) -> MAWAttentionLayer:
+    """Depth attention around the attention module of a layer (from 1), which stays where it is.
+
+    Args: as `MAWWithGRPOEncoder`; `generator` is where the kernels' noise comes from.
+    """
+    attention = architecture.attention(architecture.layers(backbone)[layer - 1])
+    heads, size = architecture.heads(attention)
+    known = {"heads": heads, "head_size": size, "depths": depths}
+    chooser = build_router(**known, **router)
+    start = {
+        "hidden_size": backbone.config.hidden_size,
+        "mixture_D": chooser.first_mixture_D,
+        "generator": generator,
+    }
+    of_query = build_kernels(**known, **kernels, **start, rotary=architecture.rotary)
+    of_value = build_kernels(**known, **kernels, **start, rotary=False) if depth_values else None
+    return MAWAttentionLayer(attention, architecture, of_query, chooser, of_value)
 
 
 def _samples(keys: Tensor | None, depths: Sequence[Tensor] | None) -> int:

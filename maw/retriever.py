@@ -7,7 +7,7 @@ model's own similarity to an encoder of `maw.encoder`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,25 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.architectures import Architecture, architecture_of
-from maw.config import Tier1Config, parse_layers
+from maw.config import Tier1Config
 from maw.cpu import ATTENTION, keep_freed_memory, use_faster_modules
-from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder
+from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder, build_depth_attention
 from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
-from maw.lora import add_lora
+from maw.lora import add_lora, matched_rank
 from maw.parallel import pick_device
 from maw.precision import pick_precision
 from maw.pretrained import ModelSpec, model_spec, verify_weights
+from maw.rules import parse_layers
 
 logger = logging.getLogger(__name__)
 
 
 class BaselineRetriever(nn.Module):
-    """A pretrained retriever without MAW: as it is, or with LoRA adapters if `config.use_lora`.
+    """A pretrained retriever without MAW: as it is, or with `config.finetune_layers` adapted or trained.
+
+    With `config.use_lora` these layers get LoRA adapters, on the maps that `config.lora_targets` names; with
+    `config.train_layers` their own weights are trained.
 
     Args:
         config: names the model, its layers to adapt, and whatever of the model's own settings to override.
@@ -52,18 +56,30 @@ class BaselineRetriever(nn.Module):
         self.encoder.round_frozen_weights()
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
-        finetune = self.layers["finetune"] if self.config.use_lora else ()
-        if self.config.use_lora and not finetune:
-            raise ConfigError(
-                ["finetune_layers: none leaves LoRA nothing to adapt; name a layer, or leave use_lora False"]
-            )
-        if self.config.use_lora:
-            options = {"rank": self.config.lora_rank, "alpha": self.config.lora_alpha}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.config.seed)
-                add_lora(backbone, architecture, finetune, **options)
-            use_faster_modules(backbone)  # the adapters' own maps too
+        config = self.config
+        finetune = self.layers["finetune"] if config.use_lora or config.train_layers else ()
+        for name, what in {"use_lora": "LoRA nothing to adapt", "train_layers": "nothing to train"}.items():
+            if getattr(config, name) and not finetune:
+                text = f"finetune_layers: none leaves {what}; name a layer, or leave {name} False"
+                raise ConfigError([text])
+        if config.use_lora:
+            self._add_lora(backbone, architecture)
+        elif config.train_layers:
+            _train_whole(backbone, architecture, finetune)
         return NonMAWEncoder(backbone, architecture, trained_layers=finetune, **self._encoder_options())
+
+    def _add_lora(self, backbone: nn.Module, architecture: Architecture) -> None:
+        config, layers = self.config, self.layers["finetune"]
+        rank = config.lora_rank
+        if config.lora_targets == "all":
+            wanted = count_maw_parameters(config, backbone, architecture, self.layers)
+            rank = matched_rank(backbone, architecture, layers, wanted)
+            logger.info("LoRA on all linear maps at rank %d, to train about as much as MAW: %d numbers", rank, wanted)
+        alpha = rank * config.lora_alpha / config.lora_rank
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            add_lora(backbone, architecture, layers, rank=rank, alpha=alpha, targets=config.lora_targets)
+        use_faster_modules(backbone)  # the adapters' own maps too
 
     def _encoder_options(self) -> dict[str, Any]:
         return {
@@ -139,11 +155,10 @@ class MAWRetriever(BaselineRetriever):
     """A pretrained retriever with depth attention in `config.maw_layers` and `config.finetune_layers` trained whole.
 
     On a MAW layer that is not among the layers to fine-tune only kernels and router are trained. LoRA is no part of
-    it, whatever `config.use_lora` says.
+    it, whatever `config.use_lora` says. With `config.depth_values` depths change the values too: an ablation, not MAW.
     """
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
-        config = self.config
         if not self.layers["maw"]:
             raise ConfigError(
                 ["maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"]
@@ -152,25 +167,56 @@ class MAWRetriever(BaselineRetriever):
             backbone,
             architecture,
             maw_layers=self.layers["maw"],
-            depths=config.depth_dim,
-            kernels={
-                "family": config.depth_kernel,
-                "rank": config.kernel_rank,
-                "init_std": config.kernel_init_std,
-            },
-            router={"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
-            seed=config.seed,
+            seed=self.config.seed,
             trained_layers=self.layers["finetune"],
+            **_depth_options(self.config, backbone),
             **self._encoder_options(),
         )
         backbone.requires_grad_(False)
-        layers = architecture.layers(backbone)
-        for number in self.layers["finetune"]:
-            layers[number - 1].requires_grad_(True)
+        _train_whole(backbone, architecture, self.layers["finetune"])
         for attention in encoder.maw_attention:
-            attention.kernels.requires_grad_(True)
-            attention.router.requires_grad_(True)
+            for parameter in (*attention.kernel_parameters(), *attention.router.parameters()):
+                parameter.requires_grad_(True)
         return encoder
+
+
+def _depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
+    """What `maw.encoder.build_depth_attention` takes from a configuration."""
+    return {
+        "depths": config.depth_dim,
+        "kernels": {
+            "family": config.depth_kernel,
+            "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher one could express no more
+            "init_std": config.kernel_init_std,
+        },
+        "router": {"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
+        "depth_values": config.depth_values,
+    }
+
+
+def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Iterable[int]) -> None:
+    """Makes all weights of some layers (from 1) trainable."""
+    layers = architecture.layers(backbone)
+    for number in numbers:
+        layers[number - 1].requires_grad_(True)
+
+
+def count_maw_parameters(
+    config: Tier1Config, backbone: nn.Module, architecture: Architecture, layers: Mapping[str, Any]
+) -> int:
+    """How many numbers MAW trains with these settings: the layers to fine-tune whole, depth kernels and routers.
+
+    Args:
+        backbone: the pretrained encoder, without adapters or depth attention.
+        layers: from `trained_layers`.
+    """
+    modules = architecture.layers(backbone)
+    trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
+    options = _depth_options(config, backbone) | {"depth_values": False}
+    for number in layers["maw"]:
+        attention = build_depth_attention(backbone, architecture, number, **options)
+        trained += [*attention.kernel_parameters(), *attention.router.parameters()]
+    return sum(parameter.numel() for parameter in trained)
 
 
 def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
