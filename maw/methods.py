@@ -81,7 +81,8 @@ def static_low_rank(config: Tier1Config) -> Settings:
     }
 
 
-# The learning rates were chosen on the validation queries of pystdlib with all-MiniLM-L6-v2.
+# The learning rates of lora and maw were chosen on the validation queries of pystdlib with all-MiniLM-L6-v2; those of
+# the controls have not been tuned yet.
 METHODS: tuple[Method, ...] = (
     Method(
         name="zero_shot",

@@ -272,6 +272,18 @@ def test_depth_zero_starts_at_exactly_one_and_the_others_apart():
     assert distances.min() > 0.01
 
 
+@pytest.mark.parametrize("rotary", [False, True])
+def test_kernels_for_a_router_that_mixes_are_one_in_the_mixture(rotary):
+    mixture = build_router("soft", 2, 8, DEPTHS).first_mixture_D
+    assert build_router("grpo", 2, 8, DEPTHS).first_mixture_D is None
+    generator = torch.Generator().manual_seed(0)
+    options = {"rotary": rotary, "init_std": 0.5, "generator": generator}
+    kernels = DiagonalKernels(2, 8, DEPTHS, mixture_D=mixture, **options)
+    expected = torch.einsum("d,hde->he", mixture, kernels.kernels_HDE)
+    torch.testing.assert_close(expected, torch.ones(2, 8), atol=1e-6, rtol=0)
+    assert (torch.cdist(kernels.weight[0], kernels.weight[0]) + torch.eye(DEPTHS)).min() > 0.1
+
+
 def test_rotary_kernels_commute_with_rotation(models):
     backbone, tokenizer = load(models, "modernbert")
     architecture = architecture_of("modernbert")
