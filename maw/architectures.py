@@ -28,7 +28,16 @@ class Architecture:
 
     model_types: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
     attention_path: ClassVar[str] = "attention.self"
-    lora_targets: ClassVar[tuple[str, ...]] = ("attention.self.query", "attention.self.value")
+    query_value_maps: ClassVar[tuple[str, ...]] = ("attention.self.query", "attention.self.value")
+    linear_maps: ClassVar[tuple[str, ...]] = (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+    """Every linear map of a layer, query and value among them."""
     rotary: ClassVar[bool] = False
 
     def layers(self, backbone: nn.Module) -> nn.ModuleList:
@@ -118,7 +127,15 @@ class DistilBertArchitecture(Architecture):
 
     model_types = ("distilbert",)
     attention_path = "attention"
-    lora_targets = ("attention.q_lin", "attention.v_lin")
+    query_value_maps = ("attention.q_lin", "attention.v_lin")
+    linear_maps = (
+        "attention.q_lin",
+        "attention.k_lin",
+        "attention.v_lin",
+        "attention.out_lin",
+        "ffn.lin1",
+        "ffn.lin2",
+    )
 
     def layers(self, backbone: nn.Module) -> nn.ModuleList:
         return backbone.transformer.layer
@@ -144,7 +161,8 @@ class ModernBertArchitecture(Architecture):
 
     model_types = ("modernbert",)
     attention_path = "attn"
-    lora_targets = ("attn.Wqkv",)
+    query_value_maps = ("attn.Wqkv",)
+    linear_maps = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")
     rotary = True
 
     def layers(self, backbone: nn.Module) -> nn.ModuleList:

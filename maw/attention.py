@@ -15,12 +15,16 @@ layer's query map for each depth, a weighting that may look at the text. Both ch
 else. With rotary positions the query is weighted before it is rotated and a diagonal kernel treats the two halves of
 a rotary pair alike, so weighting before and after the rotation are the same thing.
 
+An ablation that is not MAW, since more than attention weights is picked: with `value_kernels` the same pick also
+chooses among kernels of the values, which makes a layer a mixture of adapters.
+
 Letters: B texts, G samples of each text, H heads, T tokens (Q as queries, K as keys), D depths, E head size,
 C hidden size, R kernel rank; h is 1 or H and t is 1 or T, by how the router routes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -36,11 +40,13 @@ KERNEL_FAMILIES = ("diagonal", "low_rank")
 class DiagonalKernels(nn.Module):
     """`W[h, d, e]`, one weight for each feature of each head at each depth.
 
-    Depth 0 starts at exactly one; the others start at one plus noise, since depths that start alike stay alike.
+    Depth 0 starts at exactly one; the others start at one plus noise, since depths that start alike stay alike. A
+    router that mixes depths uses none of them by itself: then it is the mixture that starts at one.
 
     Args:
         rotary: tie the weights of the two features of a rotary pair (feature e and e + E/2).
         init_std: standard deviation of the noise.
+        mixture_D: shares in which a new router mixes depths; None, if it picks one.
         generator: where the noise comes from.
     """
 
@@ -52,14 +58,18 @@ class DiagonalKernels(nn.Module):
         *,
         rotary: bool = False,
         init_std: float = 0.02,
+        mixture_D: Tensor | None = None,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         self.rotary = rotary
         free = head_size // 2 if rotary else head_size
-        weight_HDE = 1 + init_std * torch.randn(heads, depths, free, generator=generator)
-        weight_HDE[:, 0] = 1.0
-        self.weight = nn.Parameter(weight_HDE)
+        noise_HDE = init_std * torch.randn(heads, depths, free, generator=generator)
+        if mixture_D is None:
+            noise_HDE[:, 0] = 0.0
+        else:
+            noise_HDE -= torch.einsum("d,hde->he", mixture_D, noise_HDE)[:, None]
+        self.weight = nn.Parameter(1 + noise_HDE)
 
     @property
     def kernels_HDE(self) -> Tensor:
@@ -174,14 +184,33 @@ class MAWAttentionLayer(nn.Module):
         architecture: adapter of its family.
         kernels: depth kernels.
         router: who picks.
+        value_kernels: depth kernels of the values, for the ablation; None, and depths change attention weights alone.
+
+    Raises:
+        ValueError: value kernels with a pick for each token; every token of a text reads the same values.
     """
 
-    def __init__(self, attention: nn.Module, architecture: Architecture, kernels: nn.Module, router: Router):
+    def __init__(
+        self,
+        attention: nn.Module,
+        architecture: Architecture,
+        kernels: nn.Module,
+        router: Router,
+        value_kernels: nn.Module | None = None,
+    ):
         super().__init__()
+        if value_kernels is not None and router.route_by == "token":
+            raise ValueError('kernels of the values need route_by "sequence" or "head", got "token"')
         self.base = attention
         self.architecture = architecture
         self.kernels = kernels
         self.router = router
+        self.value_kernels = value_kernels
+
+    def kernel_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of all depth kernels."""
+        for kernels in (self.kernels, self.value_kernels):
+            yield from () if kernels is None else kernels.parameters()
 
     def forward(
         self,
@@ -200,10 +229,15 @@ class MAWAttentionLayer(nn.Module):
         query, key, value = self.architecture.project(self.base, hidden)
         gate = self._gate(query, routing, copies)
         weighted = self.kernels(query, self.kernels.features(hidden), gate).to(key.dtype)  # (texts, samples, H, T, E)
-        if weighted.shape[1] > 1 and not self.architecture.rotary and _is_shared(attention_mask):
+        if self.value_kernels is not None:
+            features = self.value_kernels.features(hidden)
+            value = self.value_kernels(value, features, gate).to(key.dtype).flatten(0, 1)
+        elif weighted.shape[1] > 1 and not self.architecture.rotary and _is_shared(attention_mask):
             return self._attend_together(weighted, key, value, inputs), None
+        elif copies > 1:
+            value = value.repeat_interleave(copies, 0)
         if copies > 1:
-            key, value = key.repeat_interleave(copies, 0), value.repeat_interleave(copies, 0)
+            key = key.repeat_interleave(copies, 0)
         weighted, key = self.architecture.rotate((weighted.flatten(0, 1), key), inputs)
         return self.architecture.attend(self.base, weighted, key, value, inputs), None
 
@@ -229,7 +263,12 @@ class MAWAttentionLayer(nn.Module):
     def reference(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The materialised form: attn_BHQKD and the values (B, H, K, E) that it mixes."""
+        """The materialised form, of which `mix_depth` takes a slice.
+
+        Returns:
+            attn_BHQKD, and the values that it mixes: (B, H, K, E), or with value kernels those of every depth,
+            (B, H, K, D, E).
+        """
         inputs["attention_mask"] = attention_mask
         query, key, value = self.architecture.project(self.base, hidden_states)
         every = self.kernels.all_depths(query, hidden_states)  # (B, H, T, D, E)
@@ -237,6 +276,8 @@ class MAWAttentionLayer(nn.Module):
         every = every.permute(0, 3, 1, 2, 4).flatten(1, 2)  # depths join the heads, as rotation is blind to both
         every, key = self.architecture.rotate((every, key), inputs)
         every = every.unflatten(1, (depths, heads)).permute(0, 2, 3, 1, 4)
+        if self.value_kernels is not None:
+            value = self.value_kernels.all_depths(value, hidden_states)
         return attention_5d(every, key, attention_mask, query.shape[-1] ** -0.5), value
 
 
@@ -261,6 +302,14 @@ def select_depth(attn_BHQKD: Tensor, depth: Tensor) -> Tensor:
     return attn_BHQKD.gather(-1, index).squeeze(-1)
 
 
+def mix_depth(attn_BHQKD: Tensor, value: Tensor, depth: Tensor) -> Tensor:
+    """What one pick, int64 (B, h, t), makes of `MAWAttentionLayer.reference`: the mixed values (B, H, Q, E)."""
+    if value.ndim == 5:  # (B, H, K, D, E); t is 1, for a value is the same to every token that reads it
+        batch, heads, keys, _, size = value.shape
+        value = value.gather(3, depth[..., None, None].expand(batch, heads, keys, 1, size)).squeeze(3)
+    return select_depth(attn_BHQKD, depth) @ value
+
+
 def build_kernels(
     family: str,
     heads: int,
@@ -271,6 +320,7 @@ def build_kernels(
     rotary: bool,
     rank: int,
     init_std: float,
+    mixture_D: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """The kernels of that family.
@@ -279,7 +329,8 @@ def build_kernels(
         ValueError: no family of that name.
     """
     if family == "diagonal":
-        return DiagonalKernels(heads, head_size, depths, rotary=rotary, init_std=init_std, generator=generator)
+        start = {"init_std": init_std, "mixture_D": mixture_D, "generator": generator}
+        return DiagonalKernels(heads, head_size, depths, rotary=rotary, **start)
     if family == "low_rank":
         return LowRankKernels(heads, head_size, depths, hidden_size=hidden_size, rank=rank, generator=generator)
     raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

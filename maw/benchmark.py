@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,8 @@ class DatasetRun:
         """Chooses the hard negatives that every trained method will see."""
         if any(method.trained for method in in_order(self.config.methods)):
             dense = self.config.negative_source == "dense" and self.config.num_negatives
-            retriever = BaselineRetriever(replace(self.config, use_lora=False)).to(self.device) if dense else None
+            plain = find_method("zero_shot").configure(self.config)
+            retriever = BaselineRetriever(plain).to(self.device) if dense else None
             if retriever is not None:
                 watch(retriever.encoder)
             self.collection = prepare_training(self.collection, self.config, retriever, activations)
@@ -233,7 +233,7 @@ class DatasetRun:
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""
         layers = trained_layers(self.config, self.spec)
-        if method.name == "maw":
+        if method.name in ("maw", "maw_qv"):
             where = "last layer" if layers["maw"] == (self.spec.num_layers,) else _layers(layers["maw"])
             router = self.config.router
             return f"{method.approach} ({router.upper() if router == 'grpo' else router} on {where})"

@@ -19,10 +19,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from maw.errors import ConfigError
-from maw.rules import Kind, Layers, Pattern, Problem, Range, check, check_all, kinds_of, show
+from maw.rules import Kind, Layers, Pattern, Problem, Range, check, check_all, kinds_of
 
-METHODS = ("zero_shot", "lora", "maw")
-TRAINED_METHODS = ("lora", "maw")
+METHODS = (
+    "zero_shot",
+    "lora",
+    "lora_matched",
+    "full",
+    "full_lowrank",
+    "maw_fixed",
+    "maw_random",
+    "maw_soft",
+    "maw",
+    "maw_qv",
+)
+TRAINED_METHODS = METHODS[1:]
+DEFAULT_METHODS = ("zero_shot", "lora", "maw")
+ALL = "all"
 PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
 OTHER_DATASETS = ("trec_dl_2019", "trec_dl_2020", "pystdlib")
 
@@ -103,8 +116,8 @@ class Tier1Config:
 
     datasets: list[str] = field(default_factory=lambda: list(PUBLIC_DATASETS))
     """Datasets to run: msmarco, nq, hotpotqa, triviaqa, trec_dl_2019, trec_dl_2020, pystdlib, or beir:DIR[@NAME]."""
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """Methods to run: zero_shot, lora, maw."""
+    methods: list[str] = field(default_factory=lambda: list(DEFAULT_METHODS))
+    """Methods to run: zero_shot, lora, maw; lora_matched, full, full_lowrank, maw_{fixed,random,soft,qv}; or all."""
     train_samples: Count = 2000
     """Training queries drawn per dataset."""
     val_samples: Count = 500
@@ -168,11 +181,15 @@ class Tier1Config:
     """Rank of the LoRA adapters."""
     lora_alpha: Annotated[int, Range(1, 65_536)] = 16
     """Scale of the LoRA adapters: their output is multiplied by alpha / rank."""
+    lora_targets: Literal["query_value", "all"] = "query_value"
+    """Maps that LoRA adapts (from Python): query and value; or all of a layer, at the rank that equals MAW in size."""
+    train_layers: bool = False
+    """Let a BaselineRetriever train its layers whole (from Python; the full method of a run does so anyway)."""
 
     maw_layers: Layers = None
     """Layers with depth attention, from 1: last, all, none, numbers like 5,6, or -1 for the last; unset: last."""
     finetune_layers: Layers = None
-    """Layers that LoRA adapts and MAW trains, given as for the MAW layers; unset: last."""
+    """Layers that LoRA adapts and the other methods train whole, given as for the MAW layers; unset: last."""
     depth_dim: Annotated[int, Range(1, 1024)] = 32
     """Depths of a MAW layer."""
     depth_kernel: Literal["diagonal", "low_rank"] = "diagonal"
@@ -181,6 +198,8 @@ class Tier1Config:
     """Rank of each low_rank depth kernel."""
     kernel_init_std: Annotated[float, Range(0, 1)] = 0.02
     """Standard deviation of the noise that sets diagonal depths apart at the start."""
+    depth_values: bool = False
+    """Let a MAWRetriever's depths change the values too (from Python; the method maw_qv does so anyway)."""
     kernel_learning_rate: Rate | None = None
     """Peak learning rate of the depth kernels; unset: 0.01."""
 
@@ -262,7 +281,7 @@ class Tier1Config:
 
     def recheck(self) -> list[Problem]:
         """Brings every value into its final form and lists what is wrong; for settings changed after the start."""
-        good, problems = check_all(kinds(), vars(self))
+        good, problems = _check_values(vars(self))
         for name, value in good.items():
             setattr(self, name, value)
         return problems + conflicts(_with_defaults(good), {problem.name for problem in problems})
@@ -312,9 +331,19 @@ def gather(values: Mapping[str, Any]) -> tuple[Tier1Config, list[Problem]]:
 
     A setting with a problem keeps its default, and what follows from it is not judged.
     """
-    good, problems = check_all(kinds(), values)
+    good, problems = _check_values(values)
     config = _with_defaults(good)
     return config, problems + conflicts(config, {problem.name for problem in problems})
+
+
+def _check_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """As `maw.rules.check_all`; `all` among the methods stands for every one that is not named beside it."""
+    good, problems = check_all(kinds(), values)
+    methods = good.get("methods", [])
+    if ALL in methods:
+        named = [name for name in methods if name != ALL]
+        good["methods"] = named + [name for name in METHODS if name not in named]
+    return good, problems
 
 
 def _with_defaults(good: Mapping[str, Any]) -> Tier1Config:
@@ -344,40 +373,18 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.parallel_datasets:
         text = "datasets run one after the other in this version; leave it False: the results are the same"
         found.append(Problem("parallel_datasets", text))
+    if config.use_lora and config.train_layers:
+        text = "LoRA leaves the layers as they are; choose use_lora or train_layers"
+        found.append(Problem("train_layers", text, ("use_lora",)))
+    if config.route_by == "token" and (config.depth_values or "maw_qv" in config.methods):
+        text = "every token reads the same values, so maw_qv and depth_values need sequence or head"
+        found.append(Problem("route_by", text, ("depth_values", "methods")))
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
-        wrong = "; ".join(check(Kind(str, optional=False, choices=METHODS), name)[1] for name in unknown)
+        kind = Kind(str, optional=False, choices=(*METHODS, ALL))
+        wrong = "; ".join(check(kind, name)[1] for name in unknown)
         found.append(Problem("methods", wrong))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
-
-
-def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[int, ...]:
-    """The layers that a setting means, of a model with that many.
-
-    Args:
-        value: None or "last", "all", "none", "5,6", a number or a list of numbers; from 1, or from the end
-            with -1.
-        num_layers: layers of the model.
-        name: the setting, for the message.
-
-    Returns:
-        Layer numbers from 1, ascending, each once.
-
-    Raises:
-        ConfigError: not a way to name layers, or a layer that the model does not have.
-    """
-    value, wrong = check(Kind("layers", optional=True), value)
-    if wrong:
-        raise ConfigError([f"{name}: {wrong}"])
-    if value is None or isinstance(value, str):
-        words = {"last": (num_layers,), "all": tuple(range(1, num_layers + 1)), "none": ()}
-        return words[value or "last"]
-    outside = [number for number in value if not 1 <= abs(number) <= num_layers]
-    if outside:
-        which = f"layer{'s' * (len(outside) > 1)} {', '.join(show(number) for number in outside[:5])}"
-        allowed = f"use 1 to {num_layers}, or -1 to {-num_layers} from the end"
-        raise ConfigError([f"{name}: no {which} in a model of {num_layers} layers; {allowed}"])
-    return tuple(sorted({number if number > 0 else num_layers + 1 + number for number in value}))
 
 
 def cache_folder(config: Tier1Config) -> Path:

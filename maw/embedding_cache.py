@@ -48,6 +48,7 @@ import transformers
 from maw.config import Tier1Config, cache_folder
 from maw.data.splits import trains
 from maw.data.store import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
+from maw.encoder import MAWWithGRPOEncoder
 from maw.encoding import Embeddings, encode, in_memory
 from maw.errors import DataError
 from maw.fingerprint import encoder_parts, tokenizer_sha256
@@ -55,7 +56,7 @@ from maw.inputs import LENGTH_STEP, Texts, TextSource, encoding_tokens, windows
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
-from maw.retriever import BaselineRetriever, MAWWithGRPOEncoder
+from maw.retriever import BaselineRetriever
 
 logger = logging.getLogger(__name__)
 

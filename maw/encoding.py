@@ -61,7 +61,7 @@ def encode(
     """Encodes every text of a source, in evaluation mode and without gradient.
 
     Args:
-        encoder: an encoder of `maw.retriever`, or a parallel wrapper of one.
+        encoder: an encoder of `maw.encoder`, or a parallel wrapper of one.
         device: where the encoder is; its own, if not given.
         label: of the progress bar; None for no bar.
         place: gives the float32 array of a shape to write to, which may be a memory map.

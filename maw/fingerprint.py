@@ -34,7 +34,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def encoder_parts(encoder: Any) -> dict[str, Any]:
-    """What of a `maw.retriever` encoder decides its output, beside the texts and how they are tokenised.
+    """What of a `maw.encoder` encoder decides its output, beside the texts and how they are tokenised.
 
     Numbers that are no weights count too: an adapter's scale, a norm's epsilon, whether an adapter is switched off.
     """

@@ -54,6 +54,7 @@ from maw.errors import DataError
 from maw.files import write_json
 from maw.fingerprint import weights_sha256
 from maw.inputs import ListTexts
+from maw.methods import find_method
 from maw.prefix import ActivationStore
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
@@ -130,7 +131,7 @@ def mine_negatives(
     if config.negative_source == "given" and not any(data.negatives.values()):
         raise DataError("negative_source given: the data has no negatives; use auto, bm25, dense or none")
     if config.negative_source == "dense" and retriever is None:
-        retriever = BaselineRetriever(replace(config, use_lora=False))
+        retriever = BaselineRetriever(find_method("zero_shot").configure(config))
     key = _key(data, config, retriever)
     path = cache_folder(config) / "negatives" / f"{json_sha(key)[:24]}.json"
     found = _read(path, key)

@@ -16,14 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maw.config import TRAINED_METHODS, Tier1Config, cache_folder, parse_layers
+from maw.config import TRAINED_METHODS, Tier1Config, cache_folder
 from maw.data import needs_of
 from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
 from maw.data.splits import SAMPLE_FIELDS, trains
 from maw.errors import MAWError
+from maw.methods import find_method
 from maw.pretrained import ModelSpec
 from maw.rate import Rate, measure, weights_are_here
+from maw.rules import parse_layers
 
 GIGABYTE = 1e9
 FLOAT_BYTES = 4
@@ -234,7 +236,8 @@ def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
 
 def _training_passes(method: str, config: Tier1Config) -> int:
     """What a training step costs in the layers that are not frozen, in forward passes of its texts."""
-    if method != "maw":
+    config = find_method(method).configure(config)
+    if find_method(method).retriever != "maw":
         return BACKWARD
     group = {"grpo": config.grpo_group_size, "supervised": config.depth_dim}.get(config.router, 0)
     samples = config.grpo_group_size if config.router == "grpo" and config.encoder_update != "sampled" else 1

@@ -166,7 +166,7 @@ def waiting(name: str, items: Iterable[Item]) -> Iterator[Item]:
 
 
 def watch(encoder: nn.Module) -> None:
-    """Counts the work of an encoder of `maw.retriever` from now on; nothing where nothing is profiled.
+    """Counts the work of an encoder of `maw.encoder` from now on; nothing where nothing is profiled.
 
     A linear map does 2 * inputs * outputs operations for each token, once more for the gradient of its weights and
     once more for that of its input, where these are computed. Attention does 4 * T * C for each of T tokens, and

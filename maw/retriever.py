@@ -1,264 +1,41 @@
 """Retrievers: a pretrained encoder, how its output becomes a vector, and what of it is trained.
 
-`NonMAWEncoder` and `MAWWithGRPOEncoder` turn token ids (or cached hidden states of the frozen layers) into text
-embeddings. `BaselineRetriever` (zero-shot, or with LoRA) and `MAWRetriever` add the tokenizer and the model's own
-similarity. Every computation is a mode of an encoder's one `forward`, whose arguments and results are tensors with
-the batch first, so that DataParallel and DistributedDataParallel need to know nothing else.
-
-Letters: B texts, G samples of each text, T tokens, C hidden size, D depths, M MAW layers.
+`BaselineRetriever` (as it is, with LoRA, or with whole layers trained) and `MAWRetriever` add the tokenizer and the
+model's own similarity to an encoder of `maw.encoder`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.architectures import Architecture, architecture_of
-from maw.attention import MAWAttentionLayer, build_kernels
-from maw.config import Tier1Config, parse_layers
+from maw.config import Tier1Config
 from maw.cpu import ATTENTION, keep_freed_memory, use_faster_modules
+from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder, build_depth_attention
 from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
-from maw.lora import add_lora
+from maw.lora import add_lora, matched_rank
 from maw.parallel import pick_device
-from maw.precision import computing_in, pick_precision
+from maw.precision import pick_precision
 from maw.pretrained import ModelSpec, model_spec, verify_weights
-from maw.routing import Routing, build_router, mix64, text_keys
+from maw.rules import parse_layers
 
 logger = logging.getLogger(__name__)
 
 
-class NonMAWEncoder(nn.Module):
-    """A pretrained encoder and its pooling: texts as token ids to embeddings.
-
-    Args:
-        backbone: Hugging Face encoder.
-        architecture: adapter of its family.
-        pooling: "mean" over a text's tokens, or "cls", its first token.
-        normalize: divide embeddings by their length, so that a dot product is the cosine.
-        trained_layers: layers (from 1) that run in training mode when the encoder does; all others always run as at
-            evaluation, dropout off, so that their output for a text is one fixed thing.
-        prefix_layers: how many layers from the bottom no arm of the run trains; `mode="prefix"` ends there.
-        precision: number format of matrix products, see `maw.precision`. The weights of the prefix layers, which
-            nothing trains, are brought into it.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        architecture: Architecture,
-        *,
-        pooling: str = "mean",
-        normalize: bool = True,
-        trained_layers: Sequence[int] = (),
-        prefix_layers: int = 0,
-        precision: torch.dtype = torch.float32,
-    ):
-        super().__init__()
-        self.backbone = backbone
-        self.architecture = architecture
-        self.pooling, self.normalize = pooling, normalize
-        self.trained_layers, self.prefix_layers = tuple(trained_layers), prefix_layers
-        self.precision = precision
-        architecture.layers(backbone)[:prefix_layers].to(precision)
-
-    def round_frozen_weights(self) -> None:
-        """Holds linear maps that nothing trains in the precision that they are used in: the same result, sooner."""
-        for module in self.architecture.layers(self.backbone).modules():
-            if isinstance(module, nn.Linear) and not any(each.requires_grad for each in module.parameters()):
-                module.to(self.precision)
-
-    def train(self, mode: bool = True) -> NonMAWEncoder:
-        super().train(mode)
-        for module in self.backbone.modules():
-            module.training = False
-        layers = self.architecture.layers(self.backbone)
-        for number in self.trained_layers:
-            layers[number - 1].train(mode)
-        return self
-
-    def forward(self, inputs: Mapping[str, Tensor], mode: str = "embed") -> Any:
-        """Runs one mode.
-
-        Args:
-            inputs: "input_ids" (B, T), or "hidden" (B, T, C) from `mode="prefix"`; and "attention_mask" (B, T).
-            mode: "embed" gives {"embedding": (B, C)}; "prefix" the hidden states (B, T, C) that enter the first
-                layer above `prefix_layers`.
-
-        Raises:
-            ValueError: unknown mode.
-        """
-        if mode == "prefix":
-            with torch.no_grad():
-                return self._prefix(inputs)
-        if mode == "embed":
-            hidden = self._layers(self._prefix(inputs), inputs["attention_mask"], None)
-            return {"embedding": self._pool(hidden, inputs["attention_mask"])}
-        raise ValueError(f"unknown mode {mode!r}")
-
-    def _prefix(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        if "hidden" in inputs:
-            return inputs["hidden"]
-        hidden = self.architecture.embed(self.backbone, inputs["input_ids"])
-        if self.prefix_layers:
-            hidden = hidden.to(self.precision)
-        return self._run(hidden, inputs["attention_mask"], None, 0, self.prefix_layers)
-
-    def _layers(self, hidden_BTC: Tensor, padding_BT: Tensor, routing: Routing | None) -> Tensor:
-        """From the prefix's output through the last layer; float32 between its matrix products."""
-        total = len(self.architecture.layers(self.backbone))
-        with computing_in(self.precision, hidden_BTC.device.type):
-            hidden = self._run(hidden_BTC.float(), padding_BT, routing, self.prefix_layers, total)
-            return self.architecture.finish(self.backbone, hidden).float()
-
-    def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
-        """Layers start..stop-1 (from 0). With a routing plan of G samples, the first MAW layer's output is G-fold."""
-        extra = {} if routing is None else {"routing": routing}
-        inputs = None
-        for index in range(start, stop):
-            layer = self.architecture.layers(self.backbone)[index]
-            is_maw = isinstance(self.architecture.attention(layer), MAWAttentionLayer)
-            if is_maw and routing is not None and routing.samples > 1 and routing.layer == 0:
-                hidden, padding = (each.repeat_interleave(routing.samples, 0) for each in (hidden, padding))
-                inputs = None
-            if inputs is None:
-                inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
-            hidden = layer(hidden, **inputs[index], **(extra if is_maw else {}))
-        return hidden
-
-    def _pool(self, hidden_BTC: Tensor, padding_BT: Tensor) -> Tensor:
-        if self.pooling == "cls":
-            pooled = hidden_BTC[:, 0]
-        else:
-            weights = padding_BT.to(hidden_BTC.dtype)[..., None]
-            pooled = (hidden_BTC * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        return F.normalize(pooled, dim=-1) if self.normalize else pooled
-
-
-class MAWWithGRPOEncoder(NonMAWEncoder):
-    """An encoder whose `maw_layers` hold depth attention; at its start it computes what the pretrained one does.
-
-    Args:
-        maw_layers: layers (from 1) that get depth kernels and a router.
-        kernels: arguments of `build_kernels` beside those read off the backbone.
-        router: arguments of `build_router` beside those read off the backbone.
-        seed: of the kernels' noise, and of a random router's picks at evaluation.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        architecture: Architecture,
-        *,
-        maw_layers: Sequence[int],
-        depths: int,
-        kernels: Mapping[str, Any],
-        router: Mapping[str, Any],
-        seed: int,
-        **options: Any,
-    ):
-        super().__init__(backbone, architecture, **options)
-        self.maw_layers, self.seed = tuple(maw_layers), seed
-        generator = torch.Generator().manual_seed(seed)
-        for number in self.maw_layers:
-            layer = architecture.layers(backbone)[number - 1]
-            attention = architecture.attention(layer)
-            heads, size = architecture.heads(attention)
-            known = {"heads": heads, "head_size": size, "depths": depths}
-            kernel = build_kernels(
-                **known,
-                **kernels,
-                hidden_size=backbone.config.hidden_size,
-                rotary=architecture.rotary,
-                generator=generator,
-            )
-            layer_router = build_router(**known, **router)
-            architecture.replace_attention(layer, MAWAttentionLayer(attention, architecture, kernel, layer_router))
-
-    @property
-    def maw_attention(self) -> list[MAWAttentionLayer]:
-        """The MAW layers, bottom first."""
-        layers = self.architecture.layers(self.backbone)
-        return [self.architecture.attention(layers[number - 1]) for number in self.maw_layers]
-
-    def forward(
-        self,
-        inputs: Mapping[str, Tensor],
-        mode: str = "embed",
-        depths: Sequence[Tensor] | None = None,
-        keys: Tensor | None = None,
-    ) -> Any:
-        """Runs one mode.
-
-        Args:
-            inputs: as for `NonMAWEncoder`; for "policy" {"states": one tensor for each MAW layer}.
-            mode: "prefix"; "embed", one routing for each text; "group", G routings of the same text, which share
-                all that does not depend on the depth; "policy", log-probabilities of every depth in given states.
-            depths: picks to use, int64, for each MAW layer (B, G, h, t); else routers pick.
-            keys: noise keys (B, G): depths are sampled; None: greedy.
-
-        Returns:
-            "embed": {"embedding": (B, C), "depth_share": (B, M, D), each text's share of picks}.
-            "group": {"embedding": (B, G, C), "depths": [(B, G, h, t)], "states": [(B, 1 or G, h, t, F)]}.
-            "policy": [log-probabilities (B, 1 or G, h, t, D)].
-        """
-        if mode == "policy":
-            routers = (layer.router for layer in self.maw_attention)
-            return [r.logits(state).log_softmax(-1) for r, state in zip(routers, inputs["states"], strict=True)]
-        if mode not in ("embed", "group"):
-            return super().forward(inputs, mode)
-        padding = inputs["attention_mask"]
-        routing = Routing(
-            padding,
-            keys_BG=keys,
-            depths=None if depths is None else list(depths),
-            text_keys_B1=self._text_keys(inputs),
-            samples=_samples(keys, depths),
-        )
-        hidden = self._layers(self._prefix(inputs), padding, routing)
-        embedding = self._pool(hidden, routing.flat_padding(len(hidden)))
-        if mode == "embed":
-            return {"embedding": embedding, "depth_share": self._depth_share(routing)}
-        embedding = embedding.unflatten(0, (len(padding), -1))
-        return {"embedding": embedding, "depths": routing.taken, "states": routing.states}
-
-    def _text_keys(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        keys = inputs.get("text_keys")
-        if keys is None:
-            keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
-        return mix64(keys ^ self.seed)
-
-    def _depth_share(self, routing: Routing) -> Tensor:
-        """How often each text took each depth, by MAW layer, (B, M, D); padding is not counted."""
-        shares = []
-        for taken, layer in zip(routing.taken, self.maw_attention, strict=True):
-            taken = taken.detach()
-            soft = taken.is_floating_point()
-            weights = taken if soft else F.one_hot(taken, layer.router.depths).float()
-            weights = weights.mean(dim=(1, 2))  # samples and heads: (B, t, D)
-            if weights.shape[1] > 1:
-                tokens = routing.padding_BT.to(weights.dtype)[..., None]
-                weights = (weights * tokens).sum(1, keepdim=True) / tokens.sum(1, keepdim=True)
-            shares.append(weights[:, 0])
-        return torch.stack(shares, dim=1)
-
-
-def _samples(keys: Tensor | None, depths: Sequence[Tensor] | None) -> int:
-    if keys is not None:
-        return keys.shape[1]
-    return depths[0].shape[1] if depths else 1
-
-
 class BaselineRetriever(nn.Module):
-    """A pretrained retriever without MAW: as it is, or with LoRA adapters if `config.use_lora`.
+    """A pretrained retriever without MAW: as it is, or with `config.finetune_layers` adapted or trained.
+
+    With `config.use_lora` these layers get LoRA adapters, on the maps that `config.lora_targets` names; with
+    `config.train_layers` their own weights are trained.
 
     Args:
         config: names the model, its layers to adapt, and whatever of the model's own settings to override.
@@ -279,18 +56,30 @@ class BaselineRetriever(nn.Module):
         self.encoder.round_frozen_weights()
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
-        finetune = self.layers["finetune"] if self.config.use_lora else ()
-        if self.config.use_lora and not finetune:
-            raise ConfigError(
-                ["finetune_layers: none leaves LoRA nothing to adapt; name a layer, or leave use_lora False"]
-            )
-        if self.config.use_lora:
-            options = {"rank": self.config.lora_rank, "alpha": self.config.lora_alpha}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.config.seed)
-                add_lora(backbone, architecture, finetune, **options)
-            use_faster_modules(backbone)  # the adapters' own maps too
+        config = self.config
+        finetune = self.layers["finetune"] if config.use_lora or config.train_layers else ()
+        for name, what in {"use_lora": "LoRA nothing to adapt", "train_layers": "nothing to train"}.items():
+            if getattr(config, name) and not finetune:
+                text = f"finetune_layers: none leaves {what}; name a layer, or leave {name} False"
+                raise ConfigError([text])
+        if config.use_lora:
+            self._add_lora(backbone, architecture)
+        elif config.train_layers:
+            _train_whole(backbone, architecture, finetune)
         return NonMAWEncoder(backbone, architecture, trained_layers=finetune, **self._encoder_options())
+
+    def _add_lora(self, backbone: nn.Module, architecture: Architecture) -> None:
+        config, layers = self.config, self.layers["finetune"]
+        rank = config.lora_rank
+        if config.lora_targets == "all":
+            wanted = count_maw_parameters(config, backbone, architecture, self.layers)
+            rank = matched_rank(backbone, architecture, layers, wanted)
+            logger.info("LoRA on all linear maps at rank %d, to train about as much as MAW: %d numbers", rank, wanted)
+        alpha = rank * config.lora_alpha / config.lora_rank
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            add_lora(backbone, architecture, layers, rank=rank, alpha=alpha, targets=config.lora_targets)
+        use_faster_modules(backbone)  # the adapters' own maps too
 
     def _encoder_options(self) -> dict[str, Any]:
         return {
@@ -366,11 +155,10 @@ class MAWRetriever(BaselineRetriever):
     """A pretrained retriever with depth attention in `config.maw_layers` and `config.finetune_layers` trained whole.
 
     On a MAW layer that is not among the layers to fine-tune only kernels and router are trained. LoRA is no part of
-    it, whatever `config.use_lora` says.
+    it, whatever `config.use_lora` says. With `config.depth_values` depths change the values too: an ablation, not MAW.
     """
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
-        config = self.config
         if not self.layers["maw"]:
             raise ConfigError(
                 ["maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"]
@@ -379,25 +167,56 @@ class MAWRetriever(BaselineRetriever):
             backbone,
             architecture,
             maw_layers=self.layers["maw"],
-            depths=config.depth_dim,
-            kernels={
-                "family": config.depth_kernel,
-                "rank": config.kernel_rank,
-                "init_std": config.kernel_init_std,
-            },
-            router={"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
-            seed=config.seed,
+            seed=self.config.seed,
             trained_layers=self.layers["finetune"],
+            **_depth_options(self.config, backbone),
             **self._encoder_options(),
         )
         backbone.requires_grad_(False)
-        layers = architecture.layers(backbone)
-        for number in self.layers["finetune"]:
-            layers[number - 1].requires_grad_(True)
+        _train_whole(backbone, architecture, self.layers["finetune"])
         for attention in encoder.maw_attention:
-            attention.kernels.requires_grad_(True)
-            attention.router.requires_grad_(True)
+            for parameter in (*attention.kernel_parameters(), *attention.router.parameters()):
+                parameter.requires_grad_(True)
         return encoder
+
+
+def _depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
+    """What `maw.encoder.build_depth_attention` takes from a configuration."""
+    return {
+        "depths": config.depth_dim,
+        "kernels": {
+            "family": config.depth_kernel,
+            "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher one could express no more
+            "init_std": config.kernel_init_std,
+        },
+        "router": {"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
+        "depth_values": config.depth_values,
+    }
+
+
+def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Iterable[int]) -> None:
+    """Makes all weights of some layers (from 1) trainable."""
+    layers = architecture.layers(backbone)
+    for number in numbers:
+        layers[number - 1].requires_grad_(True)
+
+
+def count_maw_parameters(
+    config: Tier1Config, backbone: nn.Module, architecture: Architecture, layers: Mapping[str, Any]
+) -> int:
+    """How many numbers MAW trains with these settings: the layers to fine-tune whole, depth kernels and routers.
+
+    Args:
+        backbone: the pretrained encoder, without adapters or depth attention.
+        layers: from `trained_layers`.
+    """
+    modules = architecture.layers(backbone)
+    trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
+    options = _depth_options(config, backbone) | {"depth_values": False}
+    for number in layers["maw"]:
+        attention = build_depth_attention(backbone, architecture, number, **options)
+        trained += [*attention.kernel_parameters(), *attention.router.parameters()]
+    return sum(parameter.numel() for parameter in trained)
 
 
 def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:

@@ -150,6 +150,11 @@ class Router(nn.Module):
         mean_BHE = masked_mean(query_BHTE, padding_BT)
         return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
 
+    @property
+    def first_mixture_D(self) -> Tensor | None:
+        """Shares in which a new router mixes the depths, the same for every text; None if it picks one."""
+        return None
+
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) if soft."""
         raise TypeError(f"{type(self).__name__} is an interface; choose one of {', '.join(ROUTERS)}")
@@ -219,6 +224,10 @@ class SoftRouter(PolicyRouter):
 
     name = "soft"
     trained_by = "loss"
+
+    @property
+    def first_mixture_D(self) -> Tensor:
+        return self.bias.detach()[0, 0].softmax(-1)
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         return self.logits(state).softmax(-1).expand(-1, routing.samples, -1, -1, -1)

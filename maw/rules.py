@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from maw.errors import ConfigError
+
 Layers = None | str | int | list[int]
 """Layers counted from 1, or from the end with -1; `last`, `all`, `none`, or None for the last."""
 
@@ -226,6 +228,35 @@ def _check_layers(value: Any) -> tuple[Any, str | None]:
     if 0 in numbers:
         return value, "layers are counted from 1; there is no layer 0"
     return numbers, None
+
+
+def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[int, ...]:
+    """The layers that a setting means, of a model with that many.
+
+    Args:
+        value: None or "last", "all", "none", "5,6", a number or a list of numbers; from 1, or from the end
+            with -1.
+        num_layers: layers of the model.
+        name: the setting, for the message.
+
+    Returns:
+        Layer numbers from 1, ascending, each once.
+
+    Raises:
+        ConfigError: not a way to name layers, or a layer that the model does not have.
+    """
+    value, wrong = check(Kind("layers", optional=True), value)
+    if wrong:
+        raise ConfigError([f"{name}: {wrong}"])
+    if value is None or isinstance(value, str):
+        words = {"last": (num_layers,), "all": tuple(range(1, num_layers + 1)), "none": ()}
+        return words[value or "last"]
+    outside = [number for number in value if not 1 <= abs(number) <= num_layers]
+    if outside:
+        which = f"layer{'s' * (len(outside) > 1)} {', '.join(show(number) for number in outside[:5])}"
+        allowed = f"use 1 to {num_layers}, or -1 to {-num_layers} from the end"
+        raise ConfigError([f"{name}: no {which} in a model of {num_layers} layers; {allowed}"])
+    return tuple(sorted({number if number > 0 else num_layers + 1 + number for number in value}))
 
 
 def check_all(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

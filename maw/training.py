@@ -29,7 +29,7 @@ from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.errors import MAWError
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
-from maw.methods import find_method
+from maw.methods import method_of
 from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
@@ -61,7 +61,7 @@ def train_retriever(
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
     Args:
-        model: a `BaselineRetriever` with LoRA, or a `MAWRetriever`.
+        model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`.
         train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
             "negatives" {query: [document]}.
         val_data: the same; nDCG@10 on it decides which epoch is best.
@@ -118,10 +118,13 @@ def train_retriever(
 
 
 def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
-    """The rate for the model's layers or adapters: the configuration's, or the arm's own default."""
+    """The rate for the model's layers or adapters: the configuration's, or the default of the method that it is.
+
+    Without either, for a model that has nothing to train, it is 0.
+    """
     if config.learning_rate is not None:
         return config.learning_rate
-    return find_method("maw" if isinstance(model, MAWRetriever) else "lora").learning_rate
+    return method_of("maw" if isinstance(model, MAWRetriever) else "baseline", model.config).learning_rate or 0.0
 
 
 def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
@@ -151,7 +154,7 @@ def _parameter_kinds(model: BaselineRetriever) -> dict[int, str]:
         return {}
     kinds = {}
     for attention in model.encoder.maw_attention:
-        kinds |= {id(parameter): "kernel" for parameter in attention.kernels.parameters()}
+        kinds |= {id(parameter): "kernel" for parameter in attention.kernel_parameters()}
         learnt_apart = attention.router.trained_by != "loss"
         kinds |= {id(parameter): "apart" if learnt_apart else "router" for parameter in attention.router.parameters()}
     return kinds
@@ -186,7 +189,7 @@ class Trainer:
         self.engine = LengthChunks(replicate(model.encoder, config, device))
         groups = parameter_groups(model, config)
         if not groups:
-            raise MAWError(f"{label}: nothing of the model is trainable; give it LoRA, or use MAWRetriever")
+            raise MAWError(f"{label}: nothing of the model is trainable; use_lora, train_layers or MAWRetriever helps")
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.AdamW(groups)
         counts = [self.pairs.count_batches(epoch, config.batch_size) for epoch in range(1, config.num_epochs + 1)]

@@ -19,12 +19,12 @@ from maw.config import (
     beir_parts,
     gather,
     is_folder,
-    parse_layers,
 )
 from maw.errors import ConfigError, ModelError
+from maw.methods import find_method
 from maw.model_files import NotCachedError
 from maw.pretrained import ModelSpec, disagreements, read_spec
-from maw.rules import Problem, show, suggestion
+from maw.rules import Problem, parse_layers, show, suggestion
 
 BUILT_DATASETS = (*PUBLIC_DATASETS, *OTHER_DATASETS)
 BEIR = "beir:"
@@ -143,12 +143,14 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
         short = "batch_size" if config.batch_size < 2 else "train_samples"
         text = f"must be at least 2 for {', '.join(trained)}: alone in its batch a query has no negatives"
         found.append(Problem(short, text, ("methods",)))
-    if "maw" in trained and config.maw_layers in ("none", []):
-        text = "none leaves the method maw without MAW; name a layer, or take maw out of methods"
-        found.append(Problem("maw_layers", text, ("methods",)))
-    if "lora" in trained and config.finetune_layers in ("none", []):
-        text = "none leaves the method lora nothing to adapt; name a layer, or take lora out of methods"
-        found.append(Problem("finetune_layers", text, ("methods",)))
+    needed = {"maw_layers": ("maw", "without MAW layers"), "finetune_layers": ("baseline", "nothing to train")}
+    for name, (retriever, what) in needed.items():
+        without = [method for method in trained if find_method(method).retriever == retriever]
+        if without and getattr(config, name) in ("none", []):
+            which = ", ".join(without)
+            text = f"none leaves the method{'s' * (len(without) > 1)} {which} {what}; "
+            text += f"name a layer, or take {which} out of methods"
+            found.append(Problem(name, text, ("methods",)))
     return found
 
 
@@ -175,7 +177,7 @@ def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
             parse_layers(getattr(config, name), spec.num_layers, name)
         except ConfigError as error:
             found += [Problem(name, text.removeprefix(f"{name}: "), ("model",)) for text in error.problems]
-    if config.grpo_group == "all" and "maw" in config.methods and not any(p.name == "maw_layers" for p in found):
+    if config.grpo_group == "all" and config.router == "grpo" and not any(p.name == "maw_layers" for p in found):
         layers = parse_layers(config.maw_layers, spec.num_layers)
         if len(layers) > 1:
             text = f"all is for one decision a text, and there are {len(layers)} MAW layers; use sampled"

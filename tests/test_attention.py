@@ -14,15 +14,20 @@ from maw.attention import (
     MAWAttentionLayer,
     attention_5d,
     build_kernels,
+    mix_depth,
     select_depth,
 )
+from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.errors import ModelError
-from maw.retriever import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.routing import Routing, build_router
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 ROUTES = ("sequence", "head", "token")
 DEPTHS = 5
+with_values = pytest.mark.parametrize(
+    ("route_by", "values"),
+    [("sequence", False), ("head", False), ("token", False), ("sequence", True), ("head", True)],
+)
 
 
 def load(models, model_type):
@@ -37,7 +42,15 @@ def padded_batch(tokenizer, count=4):
 
 
 def maw_encoder(
-    backbone, model_type, *, family="diagonal", route_by="sequence", router="grpo", layers=(2, 3), std=0.5
+    backbone,
+    model_type,
+    *,
+    family="diagonal",
+    route_by="sequence",
+    router="grpo",
+    layers=(2, 3),
+    std=0.5,
+    values=False,
 ):
     return MAWWithGRPOEncoder(
         backbone,
@@ -47,6 +60,7 @@ def maw_encoder(
         kernels={"family": family, "rank": 2, "init_std": std},
         router={"name": router, "route_by": route_by},
         seed=0,
+        depth_values=values,
     ).eval()
 
 
@@ -84,16 +98,16 @@ def test_step_zero_is_the_pretrained_model(models, model_type, family):
         torch.testing.assert_close(encoder(batch)["embedding"], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("route_by", ROUTES)
+@with_values
 @pytest.mark.parametrize("family", ["diagonal", "low_rank"])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, route_by):
+def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
     architecture = architecture_of(model_type)
-    encoder = maw_encoder(backbone, model_type, family=family, route_by=route_by)
+    encoder = maw_encoder(backbone, model_type, family=family, route_by=route_by, values=values)
     layer = encoder.maw_attention[0]
-    perturb(layer.kernels)
+    perturb(*(kernels for kernels in (layer.kernels, layer.value_kernels) if kernels is not None))
     hidden = encoder.architecture.embed(backbone, batch["input_ids"]).detach()
     inputs = architecture.layer_inputs(backbone, hidden, batch["attention_mask"])[1]
     heads, tokens = (1 if route_by == "sequence" else 2), (hidden.shape[1] if route_by == "token" else 1)
@@ -101,12 +115,12 @@ def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, 
 
     def run(compute):
         leaf = hidden.clone().requires_grad_(True)
-        layer.kernels.zero_grad()
+        layer.zero_grad()
         output = compute(leaf)
         real = batch["attention_mask"].bool()
         weight = torch.linspace(-1, 1, output[real].numel()).view_as(output[real])
         (output[real] * weight).sum().backward()
-        gradients = [leaf.grad, *(parameter.grad.clone() for parameter in layer.kernels.parameters())]
+        gradients = [leaf.grad, *(parameter.grad.clone() for parameter in layer.kernel_parameters())]
         return output[real], gradients
 
     def selected(leaf):
@@ -116,7 +130,8 @@ def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, 
     def reference(leaf):
         attn, value = layer.reference(leaf, **inputs)
         torch.testing.assert_close(attn.sum(3), torch.ones(attn.sum(3).shape))
-        mixed = select_depth(attn, depth[:, 0]) @ value
+        assert value.ndim == (5 if values else 4)
+        mixed = mix_depth(attn, value, depth[:, 0])
         return architecture.output(layer.base, mixed.transpose(1, 2).flatten(2))
 
     output, gradients = run(selected)
@@ -175,13 +190,13 @@ def test_one_hot_kernels_are_the_outer_product_form():
     torch.testing.assert_close(score, outer - outer.logsumexp(3, keepdim=True), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("route_by", ROUTES)
+@with_values
 @pytest.mark.parametrize("family", ["diagonal", "low_rank"])
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
-def test_a_group_is_its_samples_one_by_one(models, model_type, family, route_by):
+def test_a_group_is_its_samples_one_by_one(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
-    encoder = maw_encoder(backbone, model_type, family=family, route_by=route_by)
+    encoder = maw_encoder(backbone, model_type, family=family, route_by=route_by, values=values)
     perturb(*encoder.maw_attention)
     keys = torch.arange(12).view(4, 3)
     group = encoder(batch, mode="group", keys=keys)
@@ -193,12 +208,13 @@ def test_a_group_is_its_samples_one_by_one(models, model_type, family, route_by)
     assert any((d[:, 0] != d[:, 1]).any() for d in group["depths"]), "samples must differ"
 
 
+@pytest.mark.parametrize("values", [False, True])
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_batch_is_its_chunks(models, model_type):
+def test_a_batch_is_its_chunks(models, model_type, values):
     """What a data-parallel replica computes does not depend on which replica it is."""
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
-    encoder = maw_encoder(backbone, model_type, route_by="head")
+    encoder = maw_encoder(backbone, model_type, route_by="head", values=values)
     perturb(encoder.maw_attention[0])
     keys = torch.arange(8).view(4, 2)
     whole = encoder(batch, mode="group", keys=keys)
@@ -254,6 +270,18 @@ def test_depth_zero_starts_at_exactly_one_and_the_others_apart():
     assert (kernels.weight[:, 0] == 1).all()
     distances = torch.cdist(kernels.weight[0], kernels.weight[0]) + torch.eye(DEPTHS)
     assert distances.min() > 0.01
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_kernels_for_a_router_that_mixes_are_one_in_the_mixture(rotary):
+    mixture = build_router("soft", 2, 8, DEPTHS).first_mixture_D
+    assert build_router("grpo", 2, 8, DEPTHS).first_mixture_D is None
+    generator = torch.Generator().manual_seed(0)
+    options = {"rotary": rotary, "init_std": 0.5, "generator": generator}
+    kernels = DiagonalKernels(2, 8, DEPTHS, mixture_D=mixture, **options)
+    expected = torch.einsum("d,hde->he", mixture, kernels.kernels_HDE)
+    torch.testing.assert_close(expected, torch.ones(2, 8), atol=1e-6, rtol=0)
+    assert (torch.cdist(kernels.weight[0], kernels.weight[0]) + torch.eye(DEPTHS)).min() > 0.1
 
 
 def test_rotary_kernels_commute_with_rotation(models):

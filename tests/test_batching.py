@@ -14,18 +14,19 @@ from maw.retriever import BaselineRetriever, MAWRetriever
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 
 
-@pytest.fixture(params=["baseline", "sequence", "head", "token", "random", "soft"])
+@pytest.fixture(params=["baseline", "sequence", "head", "token", "random", "soft", "values"])
 def retriever(request, tiny_settings):
     def build(model_type):
         if request.param == "baseline":
             return BaselineRetriever(tiny_settings(model_type))
         router = request.param if request.param in ("random", "soft") else "grpo"
         route_by = request.param if request.param in ("head", "token") else "sequence"
-        model = MAWRetriever(tiny_settings(model_type, maw_layers=[2, 3], router=router, route_by=route_by))
+        depths = {"router": router, "route_by": route_by, "depth_values": request.param == "values"}
+        model = MAWRetriever(tiny_settings(model_type, maw_layers=[2, 3], **depths))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for attention in model.encoder.maw_attention:
-                for parameter in (*attention.kernels.parameters(), *attention.router.parameters()):
+                for parameter in (*attention.kernel_parameters(), *attention.router.parameters()):
                     parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
         return model
 

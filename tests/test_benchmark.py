@@ -164,6 +164,32 @@ def test_a_notebook_gets_the_same_numbers_as_the_shell(finished, beir, models, t
     )
 
 
+def test_all_ten_methods_in_one_run(beir, tiny_settings, tmp_path, capsys):
+    from maw.methods import METHODS
+    from tier_1 import load_checkpoint, run_complete_benchmark
+
+    config = tiny_settings(datasets=[f"beir:{beir}"], methods=["all"], num_epochs=1, kernel_rank=2)
+    result = run_complete_benchmark(config)["beir_tiny"]
+    assert list(result["results"]) == [method.key for method in METHODS]
+    trained = {method.name: result["results"][method.key]["trained_parameters"] for method in METHODS}
+    assert trained["zero_shot"] == 0 and trained["maw_fixed"] == trained["maw_random"] < trained["maw"]
+    assert trained["maw"] == trained["maw_soft"] < trained["maw_qv"]
+    assert abs(trained["lora_matched"] - trained["maw"]) <= (4 * 32 + 2 * 40) / 2
+    assert trained["lora"] < trained["full"] < trained["full_lowrank"]
+    for method in METHODS[1:]:
+        record = result["results"][method.key]
+        assert record["learning_rate"] == method.learning_rate and len(record["training_history"]) == 1
+        model = load_checkpoint(tmp_path / "logs" / "checkpoints" / f"beir_tiny_{method.name}_best")
+        assert model.trained_parameters == record["trained_parameters"]
+    console = capsys.readouterr().out
+    assert "approach 3: MAW Fine-tuned" in console and "control: Whole Layers" in console
+    summary = (tmp_path / "logs" / "summary" / "benchmark_summary.txt").read_text()
+    assert max(map(len, summary.splitlines())) <= 100
+    for method in METHODS:
+        assert f"{result['results'][method.key]['approach']} results (primary metrics)" in console
+    assert "Query-and-Value Depths, an Ablation (GRPO on last layer)" in console
+
+
 def test_a_notebook_learns_at_once_that_it_cannot_write(beir, models, tmp_path):
     from tier_1 import Tier1Config, run_complete_benchmark
 

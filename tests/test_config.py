@@ -8,11 +8,12 @@ import re
 
 import pytest
 
-from maw.config import PRESETS, Tier1Config, cache_folder, gather, kinds, parse_layers
+from maw.config import METHODS, PRESETS, Tier1Config, cache_folder, gather, kinds
 from maw.config_file import LARGEST_FILE, load_config
 from maw.errors import ConfigError
 from maw.flags import field_documentation
 from maw.pretrained import ModelSpec
+from maw.rules import parse_layers
 from maw.validation import validate
 
 
@@ -137,10 +138,11 @@ FLOATS = [
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
     "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources", "profile",
+    "train_layers", "depth_values",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
-    "negative_source", "precision", "search", "grpo_group", "router_start",
+    "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [
@@ -206,6 +208,32 @@ def test_all_problems_are_reported_together():
     assert {problem.split(":")[0] for problem in problems} == set(bad)
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"use_lora": True, "train_layers": True}, "train_layers: LoRA leaves the layers as they are"),
+        ({"depth_values": True, "route_by": "token"}, "route_by: every token reads the same values"),
+        ({"methods": ["maw", "maw_qv"], "route_by": "token"}, "route_by: every token reads the same values"),
+        ({"methods": ["all"], "route_by": "token"}, "route_by: every token reads the same values"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, problem):
+    (found,) = problems_of(lambda: Tier1Config(**settings))
+    assert found.startswith(problem)
+
+
+def test_all_methods():
+    assert Tier1Config(methods=["all"]).methods == list(METHODS)
+    assert Tier1Config(methods=["maw", "all"]).methods == ["maw", *(name for name in METHODS if name != "maw")]
+    assert Tier1Config.from_dict({"methods": ["all"]}).methods == list(METHODS)
+    (problem,) = problems_of(lambda: Tier1Config(methods=["all", "mwa_qv"]))
+    assert "(did you mean maw_qv?)" in problem
+    config = Tier1Config(datasets=["pystdlib"])
+    config.methods = ["all"]
+    config.recheck()
+    assert config.methods == list(METHODS)
+
+
 def test_what_follows_from_a_bad_value_is_not_judged():
     problems = problems_of(lambda: Tier1Config(depth_dim="4", fixed_depth=40))
     assert problems == ["depth_dim: must be a whole number, got '4'"]
@@ -262,6 +290,10 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"finetune_layers": "-7"}, "finetune_layers", "no layer -7"),
         ({"maw_layers": "none"}, "maw_layers", "take maw out of methods"),
         ({"maw_layers": []}, "maw_layers", "take maw out of methods"),
+        ({"maw_layers": "none", "methods": ["lora", "full_lowrank"]}, "maw_layers", "take full_lowrank out of"),
+        ({"maw_layers": "none", "methods": ["all"]}, "maw_layers", "the methods full_lowrank, maw_fixed, maw_random"),
+        ({"finetune_layers": [], "methods": ["full", "maw"]}, "finetune_layers", "take full out of methods"),
+        ({"finetune_layers": [], "methods": ["all"]}, "finetune_layers", "lora, lora_matched, full nothing to train"),
         ({"finetune_layers": "none"}, "finetune_layers", "take lora out of methods"),
         ({"hidden_dim": 768}, "hidden_dim", "m has 32"),
         ({"num_heads": 12}, "num_heads", "m has 4"),

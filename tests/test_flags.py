@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from maw.config import Tier1Config, kinds
+from maw.config import METHODS, Tier1Config, kinds
 from maw.errors import ConfigError
 from maw.flags import build_parser, flag_of, parse_command_line
 
@@ -64,6 +64,7 @@ def test_every_field_has_a_flag_with_help():
         (["--methods", "zero_shot,maw"], "methods", ["zero_shot", "maw"]),
         (["--methods", "zero_shot", "maw"], "methods", ["zero_shot", "maw"]),
         (["--methods", "zero_shot, maw"], "methods", ["zero_shot", "maw"]),
+        (["--methods", "all"], "methods", list(METHODS)),
         (["--use-lora"], "use_lora", True),
         (["--no-compress-logs"], "compress_logs", False),
         (["--query-prefix", "query: "], "query_prefix", "query: "),

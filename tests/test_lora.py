@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import random_texts
 
+from maw.lora import add_lora, matched_rank
 from maw.retriever import BaselineRetriever
 
 FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
@@ -43,8 +44,30 @@ def test_the_change_is_b_a_x_times_alpha_over_rank(tiny_settings):
 
 
 def test_a_wrong_layer_is_named(tiny_settings):
-    from maw.lora import add_lora
-
     model = BaselineRetriever(tiny_settings())
     with pytest.raises(ValueError, match="layer 4"):
         add_lora(model.encoder.backbone, model.encoder.architecture, [4], rank=2, alpha=2)
+
+
+@pytest.mark.parametrize(("parameters", "rank"), [(0, 1), (1, 1), (313, 2), (4159, 20), (4161, 20), (4300, 21)])
+def test_the_matched_rank_is_the_nearest(tiny_settings, parameters, rank):
+    """A BERT layer of width 16 and 24 takes 4 * 32 + 2 * 40 = 208 numbers for each rank."""
+    model = BaselineRetriever(tiny_settings())
+    found = matched_rank(model.encoder.backbone, model.encoder.architecture, [3], parameters)
+    assert found == rank
+    assert abs(208 * found - parameters) <= 104 or parameters < 104
+    assert matched_rank(model.encoder.backbone, model.encoder.architecture, [2, 3], 2 * parameters) == rank
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_all_targets_are_all_linear_maps_of_a_layer(tiny_settings, model_type):
+    model = BaselineRetriever(tiny_settings(model_type))
+    architecture = model.encoder.architecture
+    layer = architecture.layers(model.encoder.backbone)[2]
+    linear = {name for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert set(architecture.linear_maps) == linear and set(architecture.query_value_maps) < linear
+    add_lora(model.encoder.backbone, architecture, [3], rank=2, alpha=2, targets="all")
+    adapted = {name for name, module in layer.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == linear
+    with pytest.raises(ValueError, match="'qkv'"):
+        add_lora(model.encoder.backbone, architecture, [3], rank=2, alpha=2, targets="qkv")

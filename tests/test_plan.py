@@ -15,7 +15,7 @@ from conftest import random_texts
 import maw.plan
 import tier_1
 from maw import rate
-from maw.config import Tier1Config
+from maw.config import TRAINED_METHODS, Tier1Config
 from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
 from maw.errors import MAWError
@@ -75,6 +75,13 @@ def test_counts_by_hand(tmp_path, models, spec):
     assert work.token_passes == pytest.approx(2 / 3 * once + 1 / 3 * upper)
 
 
+@pytest.mark.parametrize("encoder_update, samples", [("sampled", 1), ("all_group", 5)])
+def test_only_methods_whose_router_is_rewarded_cost_more_than_training(encoder_update, samples):
+    config = Tier1Config(grpo_group_size=5, encoder_update=encoder_update)
+    passes = {method: maw.plan._training_passes(method, config) for method in TRAINED_METHODS}
+    assert passes == dict.fromkeys(TRAINED_METHODS, 3) | dict.fromkeys(("maw", "maw_qv"), 5 + 3 * samples)
+
+
 def test_zero_shot_alone_needs_no_other_split(tmp_path, models, spec):
     config = config_of(tmp_path, models, methods=["zero_shot"])
     (work,) = make_plan(config, spec, [Needs("x", passages={"a": 500}, mean_characters=100)]).works
@@ -93,6 +100,8 @@ def test_zero_shot_alone_needs_no_other_split(tmp_path, models, spec):
         ({"methods": ["zero_shot", "lora", "maw"]}, {"methods": ["zero_shot", "lora"]}),
         ({"grpo_group_size": 16}, {"grpo_group_size": 4}),
         ({"encoder_update": "all_group"}, {"encoder_update": "sampled"}),
+        ({"methods": ["maw"]}, {"methods": ["maw_soft"]}),
+        ({"methods": ["maw_qv"]}, {"methods": ["full_lowrank"]}),
     ],
 )
 def test_more_to_do_takes_longer(tmp_path, models, spec, more, less):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from maw import methods
+from maw.config import DEFAULT_METHODS
 from maw.errors import MAWError
 from maw.files import write_json, write_text
 from maw.methods import METHODS, Method, comparisons, find_method, in_order
@@ -125,7 +126,7 @@ def test_the_users_tree(tmp_path, result, evaluations):
 
 def test_per_query_values_come_back_exactly(tmp_path, result, evaluations):
     folder = write_dataset(tmp_path, result, evaluations, STAMP)
-    for method in METHODS:
+    for method in in_order(evaluations):
         content = json.loads((folder / f"{method.short}_metrics.json").read_text())
         evaluation = evaluations[method.name]
         assert content["metrics"] == dict(evaluation)
@@ -189,7 +190,7 @@ def test_significance_covers_every_pair_and_primary_metric(result):
     for tests in result["significance"].values():
         assert list(tests) == list(PRIMARY)
     test = result["significance"]["maw_vs_zeroshot"]["ndcg_cut_10"]
-    metrics = [result["results"][METHODS[each].key]["metrics"]["ndcg_cut_10"] for each in (2, 0)]
+    metrics = [result["results"][find_method(each).key]["metrics"]["ndcg_cut_10"] for each in ("maw", "zero_shot")]
     assert test["mean_difference"] == pytest.approx(metrics[0] - metrics[1], abs=1e-12)
     assert test["ci_low"] < test["mean_difference"] < test["ci_high"]
 
@@ -217,7 +218,7 @@ def test_comparison_table(tmp_path, result):
     assert list(rows[0]) == list(tables.CSV_HEADER)
     assert len(rows) == 36 * (1 + 2 + 3)
     values = {(row["method"], row["metric"]): float(row["value"]) for row in rows if not row["compared_with"]}
-    for method in METHODS:
+    for method in in_order(DEFAULT_METHODS):
         for key in METRICS:
             assert values[method.name, key] == result["results"][method.key]["metrics"][key]
     row = next(row for row in rows if (row["method"], row["compared_with"], row["metric"]) == ("maw", "lora", "map"))
@@ -252,6 +253,7 @@ def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
             "An arm",
             True,
             f"A rather long arm {each}",
+            "baseline",
         )
         for each in range(4, 10)
     ]
@@ -266,8 +268,25 @@ def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
     assert (folder / "arm9_metrics.json").exists()
     assert "arm9_vs_maw_ndcg_cut_10" in result["improvements"]
     summary = (tmp_path / "summary" / "benchmark_summary.txt").read_text()
-    assert "(i) A rather long arm 9" in summary
+    assert "(p) A rather long arm 9" in summary
     assert max(map(len, summary.splitlines())) <= 100
+
+
+def test_many_methods_stand_below_each_other(result):
+    """All ten have a row for each metric's column, few ones a column for each metric's row."""
+    evaluations = make_evaluations([method.name for method in METHODS])
+    summary = text.dataset_summary(make_result(evaluations))
+    lines = summary[summary.index("Method ") :].splitlines()
+    assert lines[0].split()[:2] == ["Method", "nDCG@10"]
+    for letter, method, line in zip("abcdefghij", METHODS, lines[2:]):
+        name, value = line[: len(lines[0].split("nDCG@10")[0])], evaluations[method.name]["ndcg_cut_10"]
+        assert name.strip().startswith(f"({letter}) {method.label}") and f"{value:.4f}" in line
+    table = summary[summary.index("Method ") : summary.index("Approach")]
+    for label in ("MAP", "Recall@100", "bpref", "nDCG"):
+        assert sum(label in line.split() for line in table.splitlines()) == 1
+    assert max(map(len, summary.splitlines())) <= 100
+    few = text.dataset_summary(result)
+    assert "Metric" in few and "Method " not in few
 
 
 # Text
@@ -347,6 +366,8 @@ def test_after_each_method(result):
     assert f"nDCG@10 {record['metrics']['ndcg_cut_10']:.4f}" in summary
     assert "Runtime: 90.46 seconds (1.51 minutes)" in summary
     assert text.method_heading(METHODS[1], "NQ").startswith("\nNQ, approach 2: LoRA Fine-tuned\n")
+    assert text.method_heading(find_method("maw"), "NQ").startswith("\nNQ, approach 3: MAW Fine-tuned\n")
+    assert text.method_heading(find_method("full"), "NQ").startswith("\nNQ, control: Whole Layers\n")
 
 
 def test_a_runtime_without_encoding_is_said_to_be_one(result):

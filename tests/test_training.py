@@ -23,6 +23,12 @@ ARMS = {
     "soft": (MAWRetriever, {"router": "soft"}),
     "random": (MAWRetriever, {"router": "random"}),
     "fixed": (MAWRetriever, {"router": "fixed", "fixed_depth": 2}),
+    "lora_matched": (BaselineRetriever, {"use_lora": True, "lora_targets": "all"}),
+    "full": (BaselineRetriever, {"train_layers": True}),
+    "static": (MAWRetriever, {"router": "fixed", "depth_dim": 1, "depth_kernel": "low_rank"}),
+    "values": (MAWRetriever, {"depth_values": True}),
+    "low_rank_values": (MAWRetriever, {"depth_values": True, "depth_kernel": "low_rank", "route_by": "head"}),
+    "soft_values": (MAWRetriever, {"depth_values": True, "router": "soft", "maw_layers": [2, 3]}),
 }
 
 
@@ -45,7 +51,7 @@ def test_every_trainable_parameter_moves_and_no_frozen_one(tiny_settings, tiny_d
     train_retriever(model, tiny_data, tiny_data, config, "cpu")
     moved = {name for name, parameter in model.encoder.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == trainable
-    if arm not in ("lora", "fixed"):
+    if arm not in ("lora", "lora_matched", "full", "fixed"):
         (kernels,) = [name for name in moved if name.endswith(("kernels.weight", "kernels.up"))][-1:]
         change = (dict(model.encoder.named_parameters())[kernels] - before[kernels]).abs()
         assert (change.amax(dim=[0, *range(2, change.ndim)]) > 0).all(), "every depth is trained"
@@ -109,6 +115,10 @@ def test_kernels_and_vectors_are_not_decayed(tiny_settings):
         assert not any("router" in name for name in names), "a learner's routers have their own optimizer"
         if group["weight_decay"]:
             assert names and not any("kernels" in n or "LayerNorm" in n or n.endswith("bias") for n in names)
+    model, config = build(tiny_settings, "values", weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in parameter_groups(model, config) for p in group["params"]}
+    of_values = [p for n, p in model.encoder.named_parameters() if "value_kernels" in n]
+    assert of_values and all(decays[id(parameter)] == 0 for parameter in of_values)
     model, config = build(tiny_settings, "soft")
     trained = {id(p) for group in parameter_groups(model, config) for p in group["params"]}
     assert all(id(p) in trained for p in model.parameters() if p.requires_grad)

@@ -31,7 +31,9 @@ def show(text: str) -> None:
 
 def method_heading(method: Method, dataset: str) -> str:
     """What opens a method's part of the console output."""
-    return f"\n{_clean(dataset)}, approach {METHODS.index(method) + 1}: {method.approach}\n{method.description}."
+    number = method.key.partition("_")[0]  # controls have none
+    approach = f"approach {number}" if number.isdigit() else "control"
+    return f"\n{_clean(dataset)}, {approach}: {method.approach}\n{method.description}."
 
 
 def method_summary(record: Mapping[str, Any]) -> str:
@@ -136,17 +138,27 @@ def _is_setting(key: str, value: Any) -> bool:
 
 
 def _metrics_table(result: Mapping[str, Any]) -> str:
-    """Primary metrics by methods, with letters for the methods significantly surpassed."""
+    """Primary metrics by methods, with letters for the methods significantly surpassed.
+
+    Where so many methods do not fit beside each other they stand below each other, so that one metric's values can
+    still be read at a glance.
+    """
     methods = _methods(result)
     beaten = _beaten(result, methods)
     widest = max([len(letters) for letters in beaten.values()], default=0)
-    names = dict(zip(methods, _LETTERS, strict=False))
-    rows = []
-    for key in PRIMARY:
-        values = [f"{result['results'][method.key]['metrics'][key]:.4f}" for method in methods]
-        marks = [f" {beaten.get((method.short, key), ''):<{widest}}" if widest else "" for method in methods]
-        rows.append([METRIC_LABELS[key], *(value + mark for value, mark in zip(values, marks, strict=True))])
-    return _table(["Metric", *(f"({names[method]}) {method.label}" for method in methods)], rows)
+
+    def cell(method: Method, key: str) -> str:
+        mark = f" {beaten.get((method.short, key), ''):<{widest}}" if widest else ""
+        return f"{result['results'][method.key]['metrics'][key]:.4f}{mark}"
+
+    names = [f"({letter}) {method.label}" for letter, method in zip(_LETTERS, methods, strict=False)]
+    labels = [METRIC_LABELS[key] for key in PRIMARY]
+    by_metric = [[cell(method, key) for method in methods] for key in PRIMARY]
+    beside = [max(map(len, column)) + 2 for column in zip(names, *by_metric, strict=True)]
+    if max(map(len, labels)) + sum(beside) <= WIDTH:
+        return _table(["Metric", *names], [[label, *row] for label, row in zip(labels, by_metric, strict=True)])
+    by_method = zip(*by_metric, strict=True)
+    return _table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
 
 
 def _beaten(result: Mapping[str, Any], methods: Iterable[Method]) -> dict[tuple[str, str], str]:
@@ -234,11 +246,10 @@ def _runtimes(result: Mapping[str, Any]) -> str:
         for method in METHODS
     ]
     lines.append(("Total (dataset)", summary.get("total_dataset_seconds"), ""))
-    width = max(len(label) for label, _, _ in lines) + 2
+    lines = [line for line in lines if line[1] is not None]
+    width = max((len(label) for label, _, _ in lines), default=0) + 2
     body = [
-        f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min){note}"
-        for label, seconds, note in lines
-        if seconds is not None
+        f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min){note}" for label, seconds, note in lines
     ]
     return "\n".join(["Runtime Summary:", *body]) if body else ""
 
