@@ -170,7 +170,8 @@ def collapse_penalty(log_policy: Tensor, weight: Tensor, *, balance: float, entr
     policy = log_policy.exp()
     weight = weight[:, : log_policy.shape[1]].expand(log_policy.shape[:-1])[..., None]
     mean_hD = (policy * weight).sum((0, 1, 3)) / weight.sum((0, 1, 3))
-    divergence = math.log(policy.shape[-1]) + torch.special.xlogy(mean_hD, mean_hD).sum(-1).mean()
+    mean_hD = mean_hD.clamp(min=torch.finfo(mean_hD.dtype).tiny)  # the gradient of x log x has no value at zero
+    divergence = math.log(policy.shape[-1]) + (mean_hD * mean_hD.log()).sum(-1).mean()
     entropy = -(policy * log_policy).sum(-1)
     return balance * divergence + _sample_mean((entropy_floor - entropy).clamp(min=0), weight[..., 0])
 

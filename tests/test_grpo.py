@@ -220,3 +220,11 @@ def test_the_collapse_penalty_leaves_padding_out():
     policy = torch.tensor([[0.5, 0.5], [1 - 1e-6, 1e-6]]).log()[None, None, None]  # one text of a token and a padding
     weight = torch.tensor([1.0, 0.0])[None, None, None]
     assert float(collapse_penalty(policy, weight, balance=1.0, entropy_floor=0.5)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_a_policy_too_sharp_for_float32_has_finite_gradients(balance):
+    logits = torch.tensor([[300.0, 0.0, -300.0]] * 2).requires_grad_()
+    log_policy = logits.log_softmax(-1)[:, None, None, None]
+    collapse_penalty(log_policy, torch.ones(2, 1, 1, 1), balance=balance, entropy_floor=0.0).backward()
+    assert torch.isfinite(logits.grad).all()
