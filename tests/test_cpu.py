@@ -213,10 +213,15 @@ def test_trained_weights_are_never_stale_inside_a_block_for_frozen_ones():
 
 @packing
 def test_packed_weights_are_really_used(monkeypatch):
-    packed = PackedLinear.of(nn.Linear(8, 8))
-    monkeypatch.setattr(F, "linear", lambda *_: pytest.fail("the plain map ran"))
+    packed, values, calls = PackedLinear.of(nn.Linear(8, 8)), torch.randn(2, 8), []
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda *words: calls.append(words) or plain(*words))
     with torch.no_grad(), packed_weights():
-        packed(torch.randn(2, 8))
+        found = packed(values)
+    assert not calls
+    with torch.no_grad():
+        torch.testing.assert_close(found, packed(values))
+    assert len(calls) == 1, "outside the block it is the plain map again"
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65])
