@@ -98,8 +98,9 @@ def _best_keys(
     """
     device = queries_QC.device
     largest_query = largest(queries_QC, "query", 0)
-    found = _Best(queries_QC, k, len(passages))
-    with torch.no_grad(), full_precision(device), _workers(device) as (workers, each):
+    # Threads do not share the caller's modes, and tensors of inference mode may not be changed outside of it.
+    with torch.inference_mode(False), torch.no_grad(), full_precision(device), _workers(device) as (workers, each):
+        found = _Best(queries_QC, k, len(passages))
         groups = _groups_of_tiles(queries_QC, workers)
         scores: list[Tensor | None] = [None] * workers  # all tiles have one shape, and each worker one memory for it
 

@@ -189,14 +189,15 @@ def test_nothing_to_search_or_to_ask():
             assert found[0].shape == found[1].shape == (queries, min(5, passages))
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_embedding_that_is_not_finite_is_named(value):
+def test_an_embedding_that_is_not_finite_is_named(kind, value):
     queries, passages, ties = whole_numbers(18, 6, 500, 4, 2)
     passages[311, 0] = value
     with pytest.raises(MAWError, match=r"passage row 311\b"):
-        faiss_top_k("flat", queries, passages, 10, ties)
+        faiss_top_k(kind, queries, passages, 10, ties)
     with pytest.raises(MAWError, match=r"query row 311\b"):
-        faiss_top_k("flat", passages, queries, 2, np.arange(6))
+        faiss_top_k(kind, passages, queries, 2, np.arange(6))
 
 
 def test_a_score_beyond_float32_is_named():
@@ -204,6 +205,26 @@ def test_a_score_beyond_float32_is_named():
     passages[70] = 1e30
     with pytest.raises(MAWError, match="query row 0 and passage row 70 is beyond float32"):
         faiss_top_k("flat", np.full((1, 1), 1e30, np.float32), passages, 5, np.arange(200))
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_of_several_queries_the_one_whose_score_is_beyond_float32_is_named(kind):
+    passages = np.linspace(1, 2, 400, dtype=np.float32)[:, None]
+    passages[70] = 1e30
+    queries = np.array([[1.0], [1.0], [1e30], [1.0]], np.float32)
+    with pytest.raises(MAWError, match="query row 2 and passage row 70 is beyond float32"):
+        faiss_top_k(kind, queries, passages, 5, np.arange(400), nprobe=400)
+
+
+@pytest.mark.parametrize("fetched, nprobe, moved", [(2048, 64, True), (2049, 64, False), (2048, 2049, False)])
+def test_an_index_is_on_the_gpu_within_what_faiss_allows_there(monkeypatch, fetched, nprobe, moved):
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *words: words, raising=False)
+    index, facts = approximate._index("ivf", 8, 10**7, fetched, nprobe, torch.device("cuda:3"))
+    assert facts["nprobe"] == nprobe and isinstance(index, tuple) is moved
+    if moved:
+        assert index[:2] == ("resources", 3) and index[2].nprobe == nprobe
 
 
 def test_without_faiss_the_message_says_what_to_install(monkeypatch, tiny_settings):

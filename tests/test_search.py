@@ -95,6 +95,25 @@ def test_threads_share_the_queries_and_change_nothing(threads):
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_may_be_asked_in_any_mode(threads):
+    queries, passages, ties = whole_numbers(14, 40, 3000, 5, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            made_there = torch.from_numpy(queries) + 0
+            scores, rows = top_k(made_there, passages, 30, ties, block=512)
+        learning = torch.from_numpy(queries).requires_grad_()
+        again = top_k(learning, passages, 30, ties, block=512)
+    finally:
+        torch.set_num_threads(before)
+    expected_scores, expected_rows = reference(queries, passages, 30, ties)
+    np.testing.assert_array_equal(rows.numpy(), expected_rows)
+    np.testing.assert_array_equal(scores.numpy(), expected_scores)
+    assert torch.equal(again[1], rows) and not again[0].requires_grad
+
+
 def test_real_numbers():
     random = np.random.default_rng(5)
     queries, passages = (random.standard_normal((n, 32)).astype(np.float32) for n in (20, 2000))
