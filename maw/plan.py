@@ -21,11 +21,11 @@ from maw.data import needs_of
 from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
 from maw.data.splits import SAMPLE_FIELDS, trains
+from maw.disk import GIGABYTE, SPILL_BYTES
 from maw.errors import MAWError
 from maw.pretrained import ModelSpec
 from maw.rate import Rate, measure, weights_are_here
 
-GIGABYTE = 1e9
 FLOAT_BYTES = 4
 CHARACTERS_PER_TOKEN = 4.2
 QUERY_CHARACTERS = 50
@@ -271,7 +271,7 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     return {
         "libraries": PROGRAM_BYTES,
         "model": 2 * _model_bytes(spec),  # with what training adds, or the next method's while it is loaded
-        "embeddings": min(most * spec.hidden_dim * FLOAT_BYTES, _spill_bytes()),
+        "embeddings": min(most * spec.hidden_dim * FLOAT_BYTES, SPILL_BYTES),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
 
@@ -303,14 +303,8 @@ def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]
     limit = int(config.embedding_cache_gb * GIGABYTE)
     sizes = [work.searched * spec.hidden_dim * FLOAT_BYTES for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
-    large = (size for size in sizes if size > _spill_bytes() and (size > limit or trains(config)))
+    large = (size for size in sizes if size > SPILL_BYTES and (size > limit or trains(config)))
     return min(kept, limit) + max(large, default=0)
-
-
-def _spill_bytes() -> int:
-    from maw.embedding_cache import SPILL_BYTES  # torch comes with it, and a plan is shown before anything heavy loads
-
-    return SPILL_BYTES
 
 
 def _store_bytes(works: Sequence[Work]) -> int:
