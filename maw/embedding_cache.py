@@ -49,7 +49,7 @@ from maw.encoding import Embeddings, encode, in_memory
 from maw.errors import DataError
 from maw.fingerprint import encoder_parts, tokenizer_sha256
 from maw.inputs import LENGTH_STEP, Texts, TextSource, encoding_tokens, windows
-from maw.parallel import replicate
+from maw.parallel import count_replicas, replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.retriever import BaselineRetriever, MAWWithGRPOEncoder
@@ -262,10 +262,12 @@ def _copied(found: Embeddings) -> Embeddings:
 
 
 def _device(device: torch.device, config: Tier1Config) -> list[Any]:
-    """What computes: other processors, and batches split over several, give other last bits."""
+    """What computes, and how it multiplies float32: other processors, batches split over several, and narrower
+    formats inside products, where a caller has allowed them, give other bits."""
     if device.type != "cuda":
-        return [device.type, torch.backends.cpu.get_cpu_capability()]
-    return ["cuda", torch.cuda.get_device_name(device), torch.cuda.device_count() if config.use_multi_gpu else 1]
+        return [device.type, torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.matmul.fp32_precision]
+    split = count_replicas(config, device)
+    return ["cuda", torch.cuda.get_device_name(device), split, torch.backends.cuda.matmul.fp32_precision]
 
 
 def _bytes(shape: tuple[int, ...]) -> int:

@@ -52,6 +52,20 @@ def settings(tiny_settings):
     return tiny_settings(methods=["zero_shot"])
 
 
+@pytest.fixture
+def products():
+    """`products(backend, format)` allows a format inside its float32 products, until the test is over."""
+    before = []
+
+    def allow(backend, kind):
+        before.append((backend, backend.fp32_precision))
+        backend.fp32_precision = kind
+
+    yield allow
+    for backend, kind in before:
+        backend.fp32_precision = kind
+
+
 def embed(config, model=None, texts=TEXTS, kind="document", activations=None):
     model = BaselineRetriever(config) if model is None else model
     texts = ListTexts(texts) if isinstance(texts, list) else texts
@@ -189,16 +203,30 @@ def test_a_corpus_counts_with_its_titles(settings):
     assert not embed(settings, texts=titled).from_cache
 
 
-@pytest.mark.parametrize("what", ["torch", "rules", "processor"])
-def test_what_computes_counts(settings, monkeypatch, what):
+@pytest.mark.parametrize("what", ["torch", "rules", "processor", "products"])
+def test_what_computes_counts(settings, monkeypatch, products, what):
     embed(settings)
     if what == "torch":
         monkeypatch.setattr(torch, "__version__", "0.0.1")
     elif what == "rules":
         monkeypatch.setattr(cache, "RULES_VERSION", 99)
+    elif what == "products":
+        products(torch.backends.mkldnn.matmul, "bf16")
     else:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NONE")
     assert not embed(settings).from_cache
+
+
+def test_gpus_count_by_name_number_and_format(settings, monkeypatch, products):
+    """Without a GPU: what the key holds of them. One that is named computes alone, wherever there are more."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    every, one = torch.device("cuda"), torch.device("cuda:0")
+    assert cache._device(every, settings) == ["cuda", "a card", 4, "none"]
+    assert cache._device(one, settings) == cache._device(every, replace(settings, use_multi_gpu=False))
+    assert cache._device(one, settings)[2] == 1
+    products(torch.backends.cuda.matmul, "tf32")
+    assert cache._device(one, settings)[3] == "tf32"
 
 
 def test_where_the_model_lies_and_what_is_trained_do_not_count(tiny_settings, settings, tmp_path):
