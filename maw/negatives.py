@@ -52,7 +52,7 @@ from maw.data.store import json_sha, only_builder
 from maw.embedding_cache import Embedder
 from maw.errors import DataError
 from maw.files import write_json
-from maw.fingerprint import weights_sha256
+from maw.fingerprint import encoder_parts, tokenizer_sha256
 from maw.inputs import ListTexts
 from maw.prefix import ActivationStore
 from maw.profile import stage
@@ -160,7 +160,8 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     if config.negative_source == "dense":
         spec = dataclasses.asdict(retriever.spec) | {"folder": None}
         key["dense"] = {
-            "weights": weights_sha256(retriever.encoder),
+            "encoder": json_sha(encoder_parts(retriever.encoder)),
+            "tokenizer": tokenizer_sha256(retriever.tokenizer),
             "spec": json_sha(spec),
             "corpus_size": config.corpus_size,
         }
