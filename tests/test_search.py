@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw import search
+from maw import candidates, search
 from maw.errors import MAWError
 from maw.keys import NOTHING, pack, scores_of, ties_of
 from maw.search import top_k
@@ -59,7 +59,7 @@ def test_random_shapes(seed):
 
 def test_several_tiles_of_queries(monkeypatch):
     monkeypatch.setattr(search, "_QUERIES_PER_TILE", 16)
-    monkeypatch.setattr(search, "_ROOM", 3)
+    monkeypatch.setattr(candidates, "_ROOM", 3)
     assert is_exact(*_with_k(whole_numbers(3, 75, 500, 4, 1), 20), block=128)
 
 
@@ -186,13 +186,13 @@ def test_a_wrong_tie_order_is_caught():
 
 
 def test_if_only_what_beats_the_floor_were_kept_the_wrong_passages_would_make_the_cut(monkeypatch):
-    reaching, calls = search._reaching, []
+    reaching, calls = candidates.reaching, []
 
     def careless(scores, floor):
         calls.append(len(scores))
         return reaching(scores, floor if len(calls) == 1 else floor.nextafter(torch.tensor(torch.inf)))
 
-    monkeypatch.setattr(search, "_reaching", careless)
+    monkeypatch.setattr(candidates, "reaching", careless)
     queries, passages, ties = whole_numbers(6, 10, 400, 3, 1)
     scores, rows = top_k(torch.from_numpy(queries), passages, 50, ties, block=128)
     expected_scores, expected_rows = reference(queries, passages, 50, ties)
