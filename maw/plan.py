@@ -183,13 +183,13 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         "validation": (validated, queries["validation"]),
         "training": (queries["train"] * (1 + config.num_negatives), queries["train"]),
     }
-    trained = [method for method in config.methods if method in TRAINED_METHODS]
-    times = {"test": len(config.methods)} | dict.fromkeys(("validation", "training"), config.num_epochs * len(trained))
+    epochs = config.num_epochs * len(_trained_methods(config))
+    times = {"test": len(config.methods), "validation": epochs, "training": epochs}
     once = searched + (0 if shared else validated) + (0 if shared and not joined else used["training"][0])
     once_tokens = once * tokens["document"] + sum(queries.values()) * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
-    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES
-    keeps = bool(_frozen_layers(config, spec) and config.prefix_cache_gb and searched)
+    keeps = _frozen_layers(config, spec) and config.prefix_cache_gb and searched
+    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if keeps else 0
     return Work(
         needs=needs,
         searched=searched,
@@ -198,8 +198,8 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         queries=queries,
         tokens=tokens,
         encoded={part: sum(used[part]) * times[part] if searched else 0 for part in used},
-        activation_bytes=stored if keeps else 0,
-        token_passes=_token_passes(once_tokens, pass_tokens, times, stored if keeps else 0, config, spec),
+        activation_bytes=stored,
+        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec),
     )
 
 
@@ -216,7 +216,7 @@ def _token_passes(
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
-    trained = sum(_training_passes(method, config) for method in config.methods if method in TRAINED_METHODS)
+    trained = sum(_training_passes(method, config) for method in _trained_methods(config))
     upper = by_pass["test"] * times["test"] + by_pass["validation"] * times["validation"]
     upper += by_pass["training"] * config.num_epochs * trained
     frozen = _frozen_layers(config, spec) / spec.num_layers
@@ -230,6 +230,10 @@ def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
         asked = getattr(config, field) if split == "test" or trains(config) else 0
         drawn[split] = min(asked, needs.queries.get(split) or asked)
     return drawn
+
+
+def _trained_methods(config: Tier1Config) -> list[str]:
+    return [method for method in config.methods if method in TRAINED_METHODS]
 
 
 def _training_passes(method: str, config: Tier1Config) -> int:
@@ -277,25 +281,28 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
 
 
 def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]) -> list[Room]:
-    cache, rooms = cache_folder(config), []
+    cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
+    stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
+    embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, len(works))
+    rooms = [
+        Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
+        Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
+        Room(cache / "embeddings", embeddings, "embeddings", "--embedding-cache-gb"),
+        Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"),
+    ]
     if files:
         home = Path(os.path.commonpath([file.path.parent.absolute() for file in files]))
-        rooms.append(Room(home, sum(file.size or 0 for file in files), "downloads", "IR_DATASETS_HOME"))
-    rooms.append(Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"))
-    limit = int(config.prefix_cache_gb * GIGABYTE)
-    stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
-    rooms.append(Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"))
-    rooms.append(
-        Room(cache / "embeddings", _embedding_bytes(config, spec, works), "embeddings", "--embedding-cache-gb")
-    )
+        rooms.insert(0, Room(home, sum(file.size or 0 for file in files), "downloads", "IR_DATASETS_HOME"))
+    return [room for room in rooms if room.size]
+
+
+def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
+    """Logs and results, and the checkpoints that every trained method keeps of each dataset."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
     one = trained if config.checkpoint_compression else _model_bytes(spec)
     kept = 1 + (not config.keep_only_best_checkpoint) + config.save_epoch_checkpoints * config.num_epochs
-    methods = sum(method in TRAINED_METHODS for method in config.methods)
-    results = LOG_BYTES + one * kept * methods * len(works)
-    rooms.append(Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"))
-    return [room for room in rooms if room.size]
+    return LOG_BYTES + one * kept * len(_trained_methods(config)) * datasets
 
 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
