@@ -81,20 +81,18 @@ def peak_above_now(run: Callable[[], Any]) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS")
     run()
-    return _status("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-def _status(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """What Linux says of this process's memory: "VmRSS" what is in use now, "VmHWM" the most that was.
+
+    getrusage would count the peak of the program that started this one, too.
+    """
     line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-def own_peak_bytes() -> int:
-    """The most memory that this process has had in use."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def quick_parser(description: str) -> argparse.ArgumentParser:

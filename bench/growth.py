@@ -21,10 +21,9 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from bench.common import alternate, claim, median, own_peak_bytes, peak_bytes, quick_parser, report, results_folder
+from bench.common import alternate, claim, median, peak_above_now, peak_bytes, quick_parser, report, results_folder
+from bench.peer import settings, texts_of_python
 from bench.search import MEGABYTE, QUERIES, TOP, unit_vectors
-from maw.config import Tier1Config
-from maw.data import load_collection
 from maw.encoding import encode
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
@@ -55,14 +54,14 @@ def search_sides(sizes: Sequence[int], queries: int) -> dict[int, Callable[[], o
 
 def encoding_sides(sizes: Sequence[int]) -> dict[int, Callable[[], object]]:
     """For each size, an encoding of that many short texts."""
-    retriever = BaselineRetriever(Tier1Config.from_preset("offline", device="cpu"))
+    retriever = BaselineRetriever(settings())
     texts = short_texts(max(sizes))
     return {size: partial(encode, retriever.encoder, retriever.source(texts[:size], "document")) for size in sizes}
 
 
 def short_texts(count: int) -> list[str]:
     """Passages of 12 words from real text, in its order, from the start again when it ends."""
-    corpus = load_collection("pystdlib", Tier1Config.from_preset("offline", device="cpu")).test.corpus
+    corpus = texts_of_python().test.corpus
     words = " ".join(corpus.take(range(len(corpus)))).split()
     pieces = [" ".join(words[start : start + WORDS]) for start in range(0, len(words) - WORDS, WORDS)]
     return list(islice(cycle(pieces), count))
@@ -72,7 +71,7 @@ SIDES = {"search": search_sides, "encoding": encoding_sides}
 
 
 def measure(quick: bool) -> None:
-    """Measures both and reports them; memory first, since a process inherits the peak of the one that starts it."""
+    """Measures memory and time of both, and reports them."""
     queries = QUICK_QUERIES if quick else QUERIES
     sizes = {"search": QUICK_PASSAGES, "encoding": QUICK_TEXTS} if quick else {"search": PASSAGES, "encoding": TEXTS}
     memory = {
@@ -116,9 +115,7 @@ def measure_peak(task: str, size: str, queries: str) -> None:
         (run,) = search_sides([int(size)], int(queries)).values()
     else:
         (run,) = encoding_sides([int(size)]).values()
-    before = own_peak_bytes()
-    run()
-    sys.stdout.write(f"{own_peak_bytes() - before}\n")
+    sys.stdout.write(f"{peak_above_now(run)}\n")
 
 
 if __name__ == "__main__":

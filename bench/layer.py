@@ -26,7 +26,7 @@ from bench.common import (
     report,
     results_folder,
 )
-from maw.config import Tier1Config
+from bench.peer import settings
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.routing import Routing
 
@@ -36,7 +36,7 @@ LENGTHS = (64, 128, 256)
 
 def make_layer(kind: str, precision: str) -> torch.nn.Module:
     """The last layer: "plain", "diagonal" or "low_rank"."""
-    config = Tier1Config.from_preset("offline", precision=precision, device="cpu")
+    config = settings(precision=precision)
     if kind == "plain":
         retriever = BaselineRetriever(config)
     else:

@@ -15,14 +15,13 @@ scores.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from bench.common import alternate, median, ratio, report
+from bench.common import ROUNDS, alternate, median, quick_parser, ratio, report, results_folder
 from maw.metrics import METRICS, compute_metrics
 
 RANX_NAMES = {
@@ -88,10 +87,7 @@ def ranx_objects(query_ids: list[str], rankings: list[list[str]], scores: np.nda
     """ranx's own form of run and qrels."""
     import ranx
 
-    dictionaries = {
-        q: dict(zip(d, s.tolist(), strict=True)) for q, d, s in zip(query_ids, rankings, scores, strict=True)
-    }
-    return ranx.Qrels(qrels), ranx.Run(dictionaries)
+    return ranx.Qrels(qrels), ranx.Run(as_dictionaries(query_ids, rankings, scores))
 
 
 def ranx_values(qrels: Any, run: Any) -> Values:
@@ -135,9 +131,8 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 def main() -> None:
     """Measures, compares values, and reports."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small run, to see that it works")
-    queries, depth, rounds = (100, 100, 3) if parser.parse_args().quick else (1000, 1000, 7)
+    quick = quick_parser(__doc__).parse_args().quick
+    queries, depth, rounds = (100, 100, 3) if quick else (1000, 1000, ROUNDS)
     case = make_run(queries, depth)
     first = seconds_of(lambda: ranx_values(*ranx_objects(*case)))
     made = ranx_objects(*case)
@@ -167,7 +162,7 @@ def main() -> None:
         rows.append([claim, f"{difference:.1e}", "", "<= 1e-9", difference <= 1e-9])
         faster = ratio(seconds, name, "ours")
         rows.append([f"36 metrics are faster than {name}, everything included", faster, "", "> 1 times", faster > 1])
-    report("metrics", ["claim", "measured", "times ours", "target", "met"], rows)
+    report("metrics", ["claim", "measured", "times ours", "target", "met"], rows, results_folder(quick))
 
 
 def _by_query(values: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the comparisons with sentence-transformers share: the model's folder, real texts, and the peer itself."""
+"""What measurements on the packaged model share: its settings, real texts, and sentence-transformers as the peer."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@
 
 Run by hand, from the repository's root. Speed: `beir.open_corpus` into an empty folder, and `json.loads` for every
 line of the same corpus.jsonl, in turns, median of five. Memory: peak resident size of a process of its own for each
-size, beside that of one that builds no store; the slope is the least-squares line through the sizes. Where Linux keeps
-the peak of a program apart, that is read: getrusage also counts the program that started it.
+size, beside that of one that builds no store; the slope is the least-squares line through the sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.common import status_bytes
 from maw.data.beir import open_corpus
 from maw.data.corpus import Corpus
 
@@ -118,16 +117,7 @@ def peak_of_build(count: int) -> dict[str, Any]:
     if count:
         with tempfile.TemporaryDirectory() as name:
             assert len(Corpus.build(passages(count, words=6), Path(name) / "store")) == count
-    return {"passages": count, "peak_bytes": peak_bytes(), "seconds": time.perf_counter() - started}
-
-
-def peak_bytes() -> int:
-    """The largest resident size that this program has had."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"passages": count, "peak_bytes": status_bytes("VmHWM"), "seconds": time.perf_counter() - started}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ products in float32 and equal ones stand in trec_eval's order whatever FAISS mad
 
 A query for which the index found fewer than k passages is searched exactly, so that every list is complete. `facts`
 say how many these were. The index holds a copy of the passages in float32. With faiss-gpu and a CUDA device, flat and
-ivf run there, up to 2048 passages fetched.
+ivf run there, up to 2048 passages fetched and 2048 lists searched.
 
 Legend: Q queries, N passages, C embedding size, K results per query, F passages fetched per query.
 """
@@ -37,7 +37,7 @@ from maw.search import LARGEST, as_tensor, check_arguments, full_precision, larg
 EXTRA = 64  # passages fetched beyond k and an eighth of k: room for ties and rounding at the cut
 LINKS = 32
 TRAINING_PASSAGES = 64  # per list; FAISS warns below 39 and uses 256 where there are as many
-MOST_ON_GPU = 2048  # FAISS's own limit to what a query fetches there
+MOST_ON_GPU = 2048  # FAISS's own limit there, to what a query fetches and to the lists that it searches
 SAMPLE = 100  # queries on which recall is measured
 _BLOCK = 65_536
 _TILE_ROWS, _TILE_COLUMNS, _COLUMN_MULTIPLE = 16, 1024, 64  # the smallest product that rounds as large ones do
@@ -90,7 +90,9 @@ def faiss_top_k(
     keys_QK = best(keys_QF, k, ordered=True)
     scores_QK, result_QK = scores_of(keys_QK), row_of_tie[ties_of(keys_QK).clamp(max=len(passages) - 1)]
     most_Q = longest * queries_QC.norm(dim=1)
-    redo_Q = (keys_QK[:, -1] == NOTHING) | ~(most_Q < LARGEST / 2)  # beyond float32: exact search says so
+    redo_Q = keys_QK[:, -1] == NOTHING
+    if not (most_Q < LARGEST / 2).all():  # perhaps beyond float32: exact search says so, of all, to name the right one
+        redo_Q[:] = True
     if kind == "flat" and fetched < len(passages):
         rounding_Q = queries_QC.shape[1] * torch.finfo(torch.float32).eps * most_Q
         redo_Q |= ~(scores_QK[:, -1] > torch.from_numpy(proposed_QF[:, -1]) + rounding_Q)
@@ -144,7 +146,7 @@ def _index(
         facts |= {"nlist": lists, "nprobe": index.nprobe}
     else:
         index = faiss.IndexFlatIP(size)
-    if device.type == "cuda" and faiss.get_num_gpus() and fetched <= MOST_ON_GPU:
+    if device.type == "cuda" and faiss.get_num_gpus() and max(fetched, facts.get("nprobe", 0)) <= MOST_ON_GPU:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
     return index, facts
 
@@ -166,8 +168,11 @@ def _fill(index: Any, passages: np.ndarray) -> float:
     """Trains the index, adds the passages in blocks, and gives the length of the longest."""
     if not index.is_trained:
         count = min(len(passages), index.nlist * TRAINING_PASSAGES)
-        sample = np.linspace(0, len(passages) - 1, count).astype(int)
-        index.train(np.ascontiguousarray(passages[sample], dtype=np.float32))
+        rows = np.linspace(0, len(passages) - 1, count).astype(int)
+        sample_SC = np.ascontiguousarray(passages[rows], dtype=np.float32)
+        for place in np.flatnonzero(~np.isfinite(sample_SC).all(1))[:1]:  # FAISS would not say which
+            largest(as_tensor(sample_SC[place : place + 1]), "passage", int(rows[place]))
+        index.train(sample_SC)
     longest = 0.0
     for start in range(0, len(passages), _BLOCK):
         part_BC = np.ascontiguousarray(passages[start : start + _BLOCK], dtype=np.float32)

@@ -170,9 +170,11 @@ class PackedLinear(nn.Linear):
         return made.train(linear.training)
 
     def forward(self, values: Tensor) -> Tensor:
+        if values.device.type != "cpu":
+            return super().forward(values)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else values.dtype
         packed = self._packed(dtype)
-        if values.device.type != "cpu" or (packed is None and dtype != torch.bfloat16):
+        if packed is None and dtype != torch.bfloat16:
             return super().forward(values)
         with torch.autocast("cpu", enabled=False):
             bias = packed[1] if packed else _cast(self.bias, dtype)
@@ -182,7 +184,9 @@ class PackedLinear(nn.Linear):
 
     def _packed(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
         packs = _packs.get()
-        if packs is None or not (_frozen(self) or (packs.trained and not torch.is_grad_enabled())):
+        if packs is None or not _packable(dtype):
+            return None
+        if not (_frozen(self) or (packs.trained and not torch.is_grad_enabled())):
             return None
         if (self, dtype) not in packs.packed:
             weight = self.weight.detach().to(dtype).contiguous()
@@ -242,6 +246,12 @@ def packed_weights(*, trained: bool = True) -> Iterator[None]:
         yield
     finally:
         _packs.reset(token)
+
+
+@cache
+def _packable(dtype: torch.dtype) -> bool:
+    """Whether the library packs weights of that format here; bfloat16 needs a processor with AVX-512 or later."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _frozen(linear: nn.Module) -> bool:

@@ -20,25 +20,21 @@ An entry is a folder of the cache folder's `embeddings`, named by the hash of it
 
 It is written beside its place under a lock, flushed, and renamed when whole: two runs compute it once. Its bytes are
 compared with the SHA-256 whenever it is read, and a damaged one is computed again with a warning. The entry read
-longest ago makes room for a new one. Nothing that goes wrong with the disk stops a run; it goes on without the cache.
-
-The space is claimed before it is mapped, so that a full disk is an error here and not a signal that ends the process.
+longest ago makes room for a new one (`maw.disk`). Nothing that goes wrong with the disk stops a run; it goes on
+without the cache.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -48,12 +44,13 @@ import transformers
 from maw.config import Tier1Config, cache_folder
 from maw.data.splits import trains
 from maw.data.store import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
+from maw.disk import GIGABYTE, SPILL_BYTES, claim, make_room, only_one
 from maw.encoder import MAWWithGRPOEncoder
 from maw.encoding import Embeddings, encode, in_memory
 from maw.errors import DataError
 from maw.fingerprint import encoder_parts, tokenizer_sha256
 from maw.inputs import LENGTH_STEP, Texts, TextSource, encoding_tokens, windows
-from maw.parallel import replicate
+from maw.parallel import count_replicas, replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
@@ -62,12 +59,8 @@ logger = logging.getLogger(__name__)
 
 RULES_VERSION = 1
 """To be raised when embeddings of the same key come out in other bits."""
-GIGABYTE = 1e9
-SPILL_BYTES = 1_000_000_000
-"""Arrays above this size are kept in a file without a name, and not in memory."""
 WHAT = "the embeddings"
 _ARRAY, _MANIFEST = "embeddings.npy", "manifest.json"
-_ZEROS = 1 << 24
 
 
 class Embedder:
@@ -205,7 +198,7 @@ class Embedder:
             np.lib.format.write_array_header_1_0(file, header)
             size = file.tell() + _bytes(shape)
             make_room(self.folder, size, int(self.config.embedding_cache_gb * GIGABYTE))
-            _claim(file, size)
+            claim(file, size)
         return np.lib.format.open_memmap(path, mode="r+")
 
     def _finish(self, temporary: Path, made: Embeddings, key: dict[str, Any], seconds: float) -> None:
@@ -227,57 +220,12 @@ class Embedder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                _claim(file, _bytes(shape))
+                claim(file, _bytes(shape))
                 return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
             size, reason = _bytes(shape) / GIGABYTE, error.strerror or error
             logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, reason)
             return in_memory(shape)
-
-
-def make_room(folder: Path, size: int, limit: int) -> None:
-    """Removes the entries read longest ago until `size` bytes more stay within `limit`; call it under `only_one`.
-
-    Raises:
-        OSError: the entries that other runs are writing leave too little.
-    """
-    entries, total = [], 0
-    for path in folder.iterdir():
-        if path.name.endswith(".tmp"):
-            total += 0 if _cleared(path) else _size(path)
-        elif path.is_dir():
-            entries.append((_last_read(path), _size(path), path))
-            total += entries[-1][1]
-    for _, entry_size, path in sorted(entries):
-        if total + size <= limit:
-            break
-        logger.info("removing %s, the embeddings read longest ago, to make room", path)
-        shutil.rmtree(path, ignore_errors=True)
-        total -= 0 if path.exists() else entry_size
-    if total + size > limit:
-        raise OSError(errno.ENOSPC, "what other runs are writing leaves too little of --embedding-cache-gb")
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """One process at a time makes room."""
-    from filelock import FileLock
-
-    with FileLock(folder / "room.lock"):
-        yield
-
-
-def _cleared(temporary: Path) -> bool:
-    """Removes what a run that was killed left; False if the run is still at it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(temporary.with_name(f"{temporary.name.partition('.')[0]}.lock"))
-    try:
-        with lock.acquire(timeout=0):
-            shutil.rmtree(temporary, ignore_errors=True)
-            return True
-    except Timeout:
-        return False
 
 
 def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings | None:
@@ -315,40 +263,13 @@ def _copied(found: Embeddings) -> Embeddings:
 
 
 def _device(device: torch.device, config: Tier1Config) -> list[Any]:
-    """What computes: other processors, and batches split over several, give other last bits."""
+    """What computes, and how it multiplies float32: other processors, batches split over several, and narrower
+    formats inside products, where a caller has allowed them, give other bits."""
     if device.type != "cuda":
-        return [device.type, torch.backends.cpu.get_cpu_capability()]
-    return ["cuda", torch.cuda.get_device_name(device), torch.cuda.device_count() if config.use_multi_gpu else 1]
-
-
-def _claim(file: IO[bytes], size: int) -> None:
-    """Makes the file `size` bytes long, with the disk space behind it.
-
-    Raises:
-        OSError: there is not so much space.
-    """
-    file.flush()
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-        return
-    done = file.seek(0, os.SEEK_END)
-    while done < size:
-        done += file.write(bytes(min(_ZEROS, size - done)))
-    file.flush()
+        return [device.type, torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.matmul.fp32_precision]
+    split = count_replicas(config, device)
+    return ["cuda", torch.cuda.get_device_name(device), split, torch.backends.cuda.matmul.fp32_precision]
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(np.float32).itemsize
-
-
-def _last_read(entry: Path) -> int:
-    """In nanoseconds; 0, the first to go, for what is left of an entry."""
-    with contextlib.suppress(OSError):
-        return (entry / _MANIFEST).stat().st_mtime_ns
-    return 0
-
-
-def _size(folder: Path) -> int:
-    with contextlib.suppress(OSError):  # removed in the meantime, by hand or by the run that wrote it
-        return sum(path.stat().st_size for path in folder.iterdir())
-    return 0

@@ -52,7 +52,7 @@ from maw.data.store import json_sha, only_builder
 from maw.embedding_cache import Embedder
 from maw.errors import DataError
 from maw.files import write_json
-from maw.fingerprint import weights_sha256
+from maw.fingerprint import encoder_parts, tokenizer_sha256
 from maw.inputs import ListTexts
 from maw.methods import find_method
 from maw.prefix import ActivationStore
@@ -161,7 +161,8 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     if config.negative_source == "dense":
         spec = dataclasses.asdict(retriever.spec) | {"folder": None}
         key["dense"] = {
-            "weights": weights_sha256(retriever.encoder),
+            "encoder": json_sha(encoder_parts(retriever.encoder)),
+            "tokenizer": tokenizer_sha256(retriever.tokenizer),
             "spec": json_sha(spec),
             "corpus_size": config.corpus_size,
         }
@@ -192,9 +193,9 @@ def _choose(
     hard_wanted = int(config.num_negatives * config.hard_negative_ratio + 0.5)
     kept_out: Counter[str] = Counter()
     negatives: Negatives = {}
-    sources: Counter[str] = Counter()
+    sources: dict[str, int] = {}
     for source, part in _by_source(data, config):
-        sources[source] += len(part)
+        sources[source] = len(part)
         if source == "given":
             corpus, candidates = data.corpus, _given(part, kept_out)
         else:
@@ -207,7 +208,7 @@ def _choose(
         negatives[query_id] += _random(data, query_id, config, negatives[query_id], config.num_negatives - hard_wanted)
     facts = {
         "source": config.negative_source,
-        "queries_by_source": dict(sources),
+        "queries_by_source": sources,
         "hard": hard,
         "drawn_from_the_corpus": sum(map(len, negatives.values())) - hard,
         "kept_out": {reason: count for reason, count in sorted(kept_out.items()) if count},
@@ -222,18 +223,17 @@ def _by_source(data: RetrievalData, config: Tier1Config) -> Iterator[tuple[str, 
     if config.negative_source != "auto":
         yield config.negative_source, data
         return
-    has = {query_id: bool(data.negatives.get(query_id)) for query_id in data.query_ids}
     for source, given in (("given", True), ("bm25", False)):
-        part = _only(data, [query_id for query_id in data.query_ids if has[query_id] is given])
-        if len(part):
-            yield source, part
+        ids = [query_id for query_id in data.query_ids if bool(data.negatives.get(query_id)) is given]
+        if ids:
+            yield source, _only(data, ids)
 
 
-def _only(data: RetrievalData, ids: Sequence[str]) -> RetrievalData:
+def _only(data: RetrievalData, ids: list[str]) -> RetrievalData:
     text_of = dict(zip(data.query_ids, data.queries, strict=True))
     return replace(
         data,
-        query_ids=list(ids),
+        query_ids=ids,
         queries=[text_of[i] for i in ids],
         qrels={i: data.qrels[i] for i in ids},
         negatives={i: data.negatives[i] for i in ids if i in data.negatives},

@@ -28,10 +28,17 @@ def pick_device(config: Tier1Config) -> torch.device:
     return device
 
 
+def count_replicas(config: Tier1Config, device: torch.device) -> int:
+    """Among how many devices a batch is split: all GPUs, unless one of them is named or only one is wanted."""
+    if device.type != "cuda" or device.index is not None or not config.use_multi_gpu:
+        return 1
+    return max(1, torch.cuda.device_count())
+
+
 def replicate(encoder: nn.Module, config: Tier1Config, device: torch.device) -> nn.Module:
     """The encoder itself, or on several GPUs a DataParallel that splits each batch evenly among them."""
-    count = torch.cuda.device_count()
-    if device.type != "cuda" or device.index is not None or not config.use_multi_gpu or count < 2:
+    count = count_replicas(config, device)
+    if count == 1:
         return encoder
     logger.info("using DataParallel across %d GPUs", count)
     return nn.DataParallel(encoder).train(encoder.training)  # a new module is in training mode

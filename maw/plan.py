@@ -21,13 +21,13 @@ from maw.data import needs_of
 from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
 from maw.data.splits import SAMPLE_FIELDS, trains
+from maw.disk import GIGABYTE, SPILL_BYTES
 from maw.errors import MAWError
 from maw.methods import find_method
 from maw.pretrained import ModelSpec
 from maw.rate import Rate, measure, weights_are_here
 from maw.rules import parse_layers
 
-GIGABYTE = 1e9
 FLOAT_BYTES = 4
 CHARACTERS_PER_TOKEN = 4.2
 QUERY_CHARACTERS = 50
@@ -185,13 +185,13 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         "validation": (validated, queries["validation"]),
         "training": (queries["train"] * (1 + config.num_negatives), queries["train"]),
     }
-    trained = [method for method in config.methods if method in TRAINED_METHODS]
-    times = {"test": len(config.methods)} | dict.fromkeys(("validation", "training"), config.num_epochs * len(trained))
+    epochs = config.num_epochs * len(_trained_methods(config))
+    times = {"test": len(config.methods), "validation": epochs, "training": epochs}
     once = searched + (0 if shared else validated) + (0 if shared and not joined else used["training"][0])
     once_tokens = once * tokens["document"] + sum(queries.values()) * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
-    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES
-    keeps = bool(_frozen_layers(config, spec) and config.prefix_cache_gb and searched)
+    keeps = _frozen_layers(config, spec) and config.prefix_cache_gb and searched
+    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if keeps else 0
     return Work(
         needs=needs,
         searched=searched,
@@ -200,8 +200,8 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         queries=queries,
         tokens=tokens,
         encoded={part: sum(used[part]) * times[part] if searched else 0 for part in used},
-        activation_bytes=stored if keeps else 0,
-        token_passes=_token_passes(once_tokens, pass_tokens, times, stored if keeps else 0, config, spec),
+        activation_bytes=stored,
+        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec),
     )
 
 
@@ -218,7 +218,7 @@ def _token_passes(
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
-    trained = sum(_training_passes(method, config) for method in config.methods if method in TRAINED_METHODS)
+    trained = sum(_training_passes(method, config) for method in _trained_methods(config))
     upper = by_pass["test"] * times["test"] + by_pass["validation"] * times["validation"]
     upper += by_pass["training"] * config.num_epochs * trained
     frozen = _frozen_layers(config, spec) / spec.num_layers
@@ -232,6 +232,10 @@ def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
         asked = getattr(config, field) if split == "test" or trains(config) else 0
         drawn[split] = min(asked, needs.queries.get(split) or asked)
     return drawn
+
+
+def _trained_methods(config: Tier1Config) -> list[str]:
+    return [method for method in config.methods if method in TRAINED_METHODS]
 
 
 def _training_passes(method: str, config: Tier1Config) -> int:
@@ -274,31 +278,34 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     return {
         "libraries": PROGRAM_BYTES,
         "model": 2 * _model_bytes(spec),  # with what training adds, or the next method's while it is loaded
-        "embeddings": min(most * spec.hidden_dim * FLOAT_BYTES, _spill_bytes()),
+        "embeddings": min(most * spec.hidden_dim * FLOAT_BYTES, SPILL_BYTES),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
 
 
 def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]) -> list[Room]:
-    cache, rooms = cache_folder(config), []
+    cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
+    stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
+    embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, len(works))
+    rooms = [
+        Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
+        Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
+        Room(cache / "embeddings", embeddings, "embeddings", "--embedding-cache-gb"),
+        Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"),
+    ]
     if files:
         home = Path(os.path.commonpath([file.path.parent.absolute() for file in files]))
-        rooms.append(Room(home, sum(file.size or 0 for file in files), "downloads", "IR_DATASETS_HOME"))
-    rooms.append(Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"))
-    limit = int(config.prefix_cache_gb * GIGABYTE)
-    stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
-    rooms.append(Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"))
-    rooms.append(
-        Room(cache / "embeddings", _embedding_bytes(config, spec, works), "embeddings", "--embedding-cache-gb")
-    )
+        rooms.insert(0, Room(home, sum(file.size or 0 for file in files), "downloads", "IR_DATASETS_HOME"))
+    return [room for room in rooms if room.size]
+
+
+def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
+    """Logs and results, and the checkpoints that every trained method keeps of each dataset."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
     one = trained if config.checkpoint_compression else _model_bytes(spec)
     kept = 1 + (not config.keep_only_best_checkpoint) + config.save_epoch_checkpoints * config.num_epochs
-    methods = sum(method in TRAINED_METHODS for method in config.methods)
-    results = LOG_BYTES + one * kept * methods * len(works)
-    rooms.append(Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"))
-    return [room for room in rooms if room.size]
+    return LOG_BYTES + one * kept * len(_trained_methods(config)) * datasets
 
 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
@@ -306,14 +313,8 @@ def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]
     limit = int(config.embedding_cache_gb * GIGABYTE)
     sizes = [work.searched * spec.hidden_dim * FLOAT_BYTES for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
-    large = (size for size in sizes if size > _spill_bytes() and (size > limit or trains(config)))
+    large = (size for size in sizes if size > SPILL_BYTES and (size > limit or trains(config)))
     return min(kept, limit) + max(large, default=0)
-
-
-def _spill_bytes() -> int:
-    from maw.embedding_cache import SPILL_BYTES  # torch comes with it, and a plan is shown before anything heavy loads
-
-    return SPILL_BYTES
 
 
 def _store_bytes(works: Sequence[Work]) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from maw.cpu import packed_weights
+from maw.disk import GIGABYTE
 from maw.errors import MAWError
 from maw.inputs import WINDOW, Batch, TextSource, ahead, cut, encoding_tokens, padded_length, windows
 from maw.profile import stage
@@ -32,7 +33,6 @@ from maw.routing import text_keys
 
 logger = logging.getLogger(__name__)
 
-GIGABYTE = 1e9
 GPU_TOKENS = 32_768  # of a batch on a GPU
 _BITS = {torch.bfloat16: torch.int16}
 

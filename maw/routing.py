@@ -146,7 +146,7 @@ class Router(nn.Module):
         """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached."""
         query_BHTE = query_BHTE.detach()
         if self.route_by == "token":
-            return query_BHTE.float()
+            return query_BHTE.to(torch.float32, copy=True)  # kernels may weigh the query in place
         mean_BHE = masked_mean(query_BHTE, padding_BT)
         return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
 

@@ -34,10 +34,10 @@ def unit(seed: int, count: int, size: int) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def same(found, expected) -> None:
-    assert found[0].dtype == torch.float32 and found[1].dtype == torch.int64
-    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
-    assert torch.equal(found[1], expected[1])
+def same(found, expected) -> bool:
+    """Whether scores and rows are equal to the last bit, and of the types that are promised."""
+    types = (found[0].dtype, found[1].dtype) == (torch.float32, torch.int64)
+    return types and torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 # ------------------------------------------------------------------------------------------------------------ flat
@@ -48,7 +48,7 @@ def same(found, expected) -> None:
 def test_flat_is_exact_where_most_scores_tie(most, k):
     queries, passages, ties = whole_numbers(k + most, 11, 2000, 3, most)
     found = faiss_top_k("flat", queries, passages, k, ties)
-    same(found, top_k(queries, passages, k, ties))
+    assert same(found, top_k(queries, passages, k, ties))
 
 
 @pytest.mark.parametrize("size", [32, 100, 384, 768])
@@ -129,7 +129,7 @@ def test_a_list_that_falls_short_is_completed_by_exact_search():
     queries, passages, ties = unit(11, 6, 8), unit(12, 800, 8), np.arange(800)
     scores, rows, facts = faiss_top_k("ivf", queries, passages, 300, ties, nprobe=1)  # a list holds about 40
     assert facts["searched_exactly"] == 6
-    same((scores, rows), top_k(queries, passages, 300, ties))
+    assert same((scores, rows), top_k(queries, passages, 300, ties))
 
 
 def test_rows_of_minus_one_are_never_passages(monkeypatch):
@@ -177,7 +177,7 @@ def test_memory_map_and_half_precision(kind, tmp_path):
     np.save(tmp_path / "passages.npy", passages.astype(np.float16))
     mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
     found = faiss_top_k(kind, queries, mapped, 400, ties, nprobe=1000)
-    same(found, top_k(queries, passages, 400, ties))
+    assert same(found, top_k(queries, passages, 400, ties))
 
 
 def test_nothing_to_search_or_to_ask():
@@ -189,14 +189,15 @@ def test_nothing_to_search_or_to_ask():
             assert found[0].shape == found[1].shape == (queries, min(5, passages))
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_an_embedding_that_is_not_finite_is_named(value):
+def test_an_embedding_that_is_not_finite_is_named(kind, value):
     queries, passages, ties = whole_numbers(18, 6, 500, 4, 2)
     passages[311, 0] = value
     with pytest.raises(MAWError, match=r"passage row 311\b"):
-        faiss_top_k("flat", queries, passages, 10, ties)
+        faiss_top_k(kind, queries, passages, 10, ties)
     with pytest.raises(MAWError, match=r"query row 311\b"):
-        faiss_top_k("flat", passages, queries, 2, np.arange(6))
+        faiss_top_k(kind, passages, queries, 2, np.arange(6))
 
 
 def test_a_score_beyond_float32_is_named():
@@ -204,6 +205,26 @@ def test_a_score_beyond_float32_is_named():
     passages[70] = 1e30
     with pytest.raises(MAWError, match="query row 0 and passage row 70 is beyond float32"):
         faiss_top_k("flat", np.full((1, 1), 1e30, np.float32), passages, 5, np.arange(200))
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_of_several_queries_the_one_whose_score_is_beyond_float32_is_named(kind):
+    passages = np.linspace(1, 2, 400, dtype=np.float32)[:, None]
+    passages[70] = 1e30
+    queries = np.array([[1.0], [1.0], [1e30], [1.0]], np.float32)
+    with pytest.raises(MAWError, match="query row 2 and passage row 70 is beyond float32"):
+        faiss_top_k(kind, queries, passages, 5, np.arange(400), nprobe=400)
+
+
+@pytest.mark.parametrize("fetched, nprobe, moved", [(2048, 64, True), (2049, 64, False), (2048, 2049, False)])
+def test_an_index_is_on_the_gpu_within_what_faiss_allows_there(monkeypatch, fetched, nprobe, moved):
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *words: words, raising=False)
+    index, facts = approximate._index("ivf", 8, 10**7, fetched, nprobe, torch.device("cuda:3"))
+    assert facts["nprobe"] == nprobe and isinstance(index, tuple) is moved
+    if moved:
+        assert index[:2] == ("resources", 3) and index[2].nprobe == nprobe
 
 
 def test_without_faiss_the_message_says_what_to_install(monkeypatch, tiny_settings):
@@ -238,4 +259,4 @@ def test_evaluation_by_faiss(kind, tiny_settings, tiny_data, caplog):
 def test_gpu_agrees(kind):
     queries, passages, ties = whole_numbers(19, 50, 3000, 6, 2)
     found = faiss_top_k(kind, torch.from_numpy(queries).cuda(), passages, 3000, ties, nprobe=2048)
-    same(found, top_k(queries, passages, 3000, ties))
+    assert same(found, top_k(queries, passages, 3000, ties))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, TrainerControl, TrainerState
 
-from bench import common, encoding, offline, performance, training
+from bench import common, encoding, metrics, offline, performance, training
 from bench.flops import encoder_flops, matmul_flops
 from bench.stacking import stack_layers
 from maw.config import Tier1Config
@@ -84,6 +85,32 @@ def test_a_machine_is_busy_when_others_use_it(monkeypatch, others, busy):
     monkeypatch.setattr(common, "_own_seconds", lambda: next(own))
     found = common.Processors().others()
     assert found == {"others_cores": pytest.approx(others), "busy": busy}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
+def test_a_peak_is_that_of_the_call_and_above_what_was_there():
+    size = 64 << 20
+    np.ones(2 * size, np.uint8)  # an earlier and higher peak, whose memory is free again
+    held = np.ones(size, np.uint8)
+    assert 0.9 * size < common.peak_above_now(lambda: np.ones(size, np.uint8)) < 1.1 * size
+    assert common.peak_above_now(lambda: held.sum()) < 0.1 * size
+
+
+def test_a_quick_measurement_never_takes_the_place_of_a_real_one(monkeypatch):
+    """The metrics', with our own values in place of ranx's, which come in the order of the queries' ids."""
+    reported = []
+    monkeypatch.setattr("sys.argv", ["metrics", "--quick"])
+    monkeypatch.setattr(metrics, "report", lambda name, header, rows, folder: reported.append((name, rows, folder)))
+    monkeypatch.setattr(metrics, "ranx_objects", lambda *case: case)
+    monkeypatch.setattr(
+        metrics,
+        "ranx_values",
+        lambda *case: {key: values[np.argsort(case[0])] for key, values in metrics.ours(*case).items()},
+    )
+    metrics.main()
+    ((name, rows, folder),) = reported
+    assert (name, folder) == ("metrics", common.RESULTS / "quick")
+    assert [row[4] for row in rows if row[3] == "<= 1e-9"] == [True, True]
 
 
 def test_where_the_system_does_not_tell_nothing_is_said(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,11 +213,48 @@ def test_trained_weights_are_never_stale_inside_a_block_for_frozen_ones():
 
 
 @packing
-def test_packed_weights_are_really_used(monkeypatch):
-    packed = PackedLinear.of(nn.Linear(8, 8))
-    monkeypatch.setattr(F, "linear", lambda *_: pytest.fail("the plain map ran"))
+def test_weights_of_another_device_are_not_packed():
+    """No library packs them, and "meta" stands in for a GPU: it knows the plain map and nothing of packing."""
+    packed = PackedLinear.of(nn.Linear(8, 6)).to("meta").requires_grad_(False)
+    for no_gradient in (torch.no_grad, torch.inference_mode):
+        with no_gradient(), packed_weights():
+            assert packed(torch.empty(2, 8, device="meta")).shape == (2, 6)
+            assert not cpu._packs.get().packed
+
+
+@packing
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_formats_that_cannot_be_packed_here_are_computed_plainly(monkeypatch, dtype):
+    """As bfloat16 is on a processor without the units for it, which refuses to pack."""
+    monkeypatch.setattr(cpu, "_packable", lambda dtype: dtype == torch.float32)
+    linear = nn.Linear(24, 40).to(dtype)
+    values = torch.randn(6, 24).to(dtype)
     with torch.no_grad(), packed_weights():
-        packed(torch.randn(2, 8))
+        found = PackedLinear.of(linear)(values)
+        assert not cpu._packs.get().packed
+    torch.testing.assert_close(found, linear(values))
+
+
+@packing
+@pytest.mark.parametrize("supported", [True, False])
+def test_the_library_is_asked_whether_it_packs_bfloat16(monkeypatch, supported):
+    library = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    monkeypatch.setattr(torch, "ops", SimpleNamespace(mkldnn=library))
+    found = [cpu._packable.__wrapped__(each) for each in (torch.float32, torch.bfloat16, torch.float16, torch.float64)]
+    assert found == [True, supported, False, False]
+
+
+@packing
+def test_packed_weights_are_really_used(monkeypatch):
+    packed, values, calls = PackedLinear.of(nn.Linear(8, 8)), torch.randn(2, 8), []
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda *words: calls.append(words) or plain(*words))
+    with torch.no_grad(), packed_weights():
+        found = packed(values)
+    assert not calls
+    with torch.no_grad():
+        torch.testing.assert_close(found, packed(values))
+    assert len(calls) == 1, "outside the block it is the plain map again"
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65])

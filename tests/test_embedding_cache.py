@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts, write_model
-from filelock import FileLock
 
+import maw.disk as disk
 import maw.embedding_cache as cache
 from maw.data.corpus import Corpus
-from maw.embedding_cache import Embedder, make_room
+from maw.embedding_cache import Embedder
 from maw.encoding import encode
 from maw.evaluation import evaluate_retriever
 from maw.fingerprint import encoder_parts, tokenizer_sha256, weights_sha256
@@ -50,6 +50,20 @@ def encoded(monkeypatch):
 @pytest.fixture
 def settings(tiny_settings):
     return tiny_settings(methods=["zero_shot"])
+
+
+@pytest.fixture
+def products():
+    """`products(backend, format)` allows a format inside its float32 products, until the test is over."""
+    before = []
+
+    def allow(backend, kind):
+        before.append((backend, backend.fp32_precision))
+        backend.fp32_precision = kind
+
+    yield allow
+    for backend, kind in before:
+        backend.fp32_precision = kind
 
 
 def embed(config, model=None, texts=TEXTS, kind="document", activations=None):
@@ -189,16 +203,30 @@ def test_a_corpus_counts_with_its_titles(settings):
     assert not embed(settings, texts=titled).from_cache
 
 
-@pytest.mark.parametrize("what", ["torch", "rules", "processor"])
-def test_what_computes_counts(settings, monkeypatch, what):
+@pytest.mark.parametrize("what", ["torch", "rules", "processor", "products"])
+def test_what_computes_counts(settings, monkeypatch, products, what):
     embed(settings)
     if what == "torch":
         monkeypatch.setattr(torch, "__version__", "0.0.1")
     elif what == "rules":
         monkeypatch.setattr(cache, "RULES_VERSION", 99)
+    elif what == "products":
+        products(torch.backends.mkldnn.matmul, "bf16")
     else:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NONE")
     assert not embed(settings).from_cache
+
+
+def test_gpus_count_by_name_number_and_format(settings, monkeypatch, products):
+    """Without a GPU: what the key holds of them. One that is named computes alone, wherever there are more."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    every, one = torch.device("cuda"), torch.device("cuda:0")
+    assert cache._device(every, settings) == ["cuda", "a card", 4, "none"]
+    assert cache._device(one, settings) == cache._device(every, replace(settings, use_multi_gpu=False))
+    assert cache._device(one, settings)[2] == 1
+    products(torch.backends.cuda.matmul, "tf32")
+    assert cache._device(one, settings)[3] == "tf32"
 
 
 def test_where_the_model_lies_and_what_is_trained_do_not_count(tiny_settings, settings, tmp_path):
@@ -380,6 +408,8 @@ def test_the_entry_read_longest_ago_makes_room(tiny_settings, encoded, caplog):
     tight = replace(generous, embedding_cache_gb=(3 * per_entry + 64) / 1e9)
     embed(tight, texts=parts[3])
     assert folder_bytes(tight) <= 3 * per_entry + 64 and len(entries(tight)) == 3
+    locks = {path.stem for path in (Path(tight.cache_dir) / "embeddings").glob("*.lock")}
+    assert locks == {each.name for each in entries(tight)} | {"room"}, "no lock file outlives its entry"
     assert sum("to make room" in record.getMessage() for record in caplog.records) == 1
     model = BaselineRetriever(tight)
     for place, kept in ((0, True), (2, True), (3, True), (1, False)):
@@ -398,29 +428,6 @@ def test_zero_turns_it_off(tiny_settings, encoded):
     config = tiny_settings(embedding_cache_gb=0, methods=["zero_shot"])
     np.testing.assert_array_equal(embed(config).embeddings, embed(config).embeddings)
     assert len(encoded) == 2 and not Path(config.cache_dir).exists()
-
-
-def test_what_a_killed_run_left_is_cleared_and_what_is_being_written_is_not(tmp_path):
-    for name in ("dead", "alive"):
-        (tmp_path / f"{name}.x1.tmp").mkdir()
-        (tmp_path / f"{name}.x1.tmp" / "embeddings.npy").write_bytes(bytes(100))
-    with FileLock(tmp_path / "alive.lock"):
-        make_room(tmp_path, 50, 150)
-        assert [path.name for path in tmp_path.glob("*.tmp")] == ["alive.x1.tmp"]
-        with pytest.raises(OSError, match="what other runs are writing"):
-            make_room(tmp_path, 51, 150)
-
-
-def test_half_an_entry_is_the_first_to_go(tmp_path):
-    for name, age in (("old", 100), ("half", None), ("new", 200)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "embeddings.npy").write_bytes(bytes(100))
-        if age:
-            (tmp_path / name / "manifest.json").touch()
-            os.utime(tmp_path / name / "manifest.json", (age, age))
-    for size, left in ((0, {"old", "half", "new"}), (100, {"old", "new"}), (200, {"new"}), (300, set())):
-        make_room(tmp_path, size, 300)
-        assert {path.name for path in tmp_path.iterdir()} == left
 
 
 # ---------------------------------------------------------------------------------------------------------- disk
@@ -472,7 +479,7 @@ def test_an_entry_in_a_folder_that_may_only_be_read(settings, monkeypatch):
 
 def test_a_system_that_cannot_claim_space_writes_zeros(settings, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate")
-    monkeypatch.setattr(cache, "_ZEROS", 100)
+    monkeypatch.setattr(disk, "_ZEROS", 100)
     first = embed(settings)
     assert embed(settings).from_cache and (entry(settings) / "embeddings.npy").stat().st_size == ENTRY
     assert np.isfinite(first.embeddings).all() and first.embeddings.any()

@@ -51,7 +51,8 @@ def test_texts_that_differ_in_words_are_not(one, other):
 
 
 def test_disjoint_splits_pass():
-    check_disjoint(split("train", {"1": "one"}), split("validation", {}), split("test", {"2": "two"}))
+    splits = split("train", {"1": "one"}), split("validation", {}), split("test", {"2": "two"})
+    assert check_disjoint(*splits) is None
 
 
 @pytest.mark.parametrize(

@@ -234,17 +234,24 @@ def test_dense_mining_samples_a_corpus_that_is_too_large(config):
     assert chosen and chosen <= set(sample.ids)
 
 
-def test_other_weights_are_another_key(config):
+@pytest.mark.parametrize("what", ["nothing", "weights", "a norm's epsilon", "tokenizer"])
+def test_another_retriever_is_another_key(config, what):
     import torch
+    from tokenizers import normalizers
 
     from maw.retriever import BaselineRetriever
 
     settings = config(negative_source="dense")
+    first = mining._key(make_train(), settings, BaselineRetriever(settings))
     retriever = BaselineRetriever(settings)
-    first = mining._key(make_train(), settings, retriever)
-    with torch.no_grad():
-        next(retriever.parameters()).add_(0.1)
-    assert mining._key(make_train(), settings, retriever) != first
+    if what == "weights":
+        with torch.no_grad():
+            next(retriever.parameters()).add_(0.1)
+    elif what == "a norm's epsilon":
+        retriever.encoder.backbone.encoder.layer[0].output.LayerNorm.eps = 1e-6
+    elif what == "tokenizer":
+        retriever.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    assert (mining._key(make_train(), settings, retriever) == first) is (what == "nothing")
 
 
 # --------------------------------------------------------------------------------------------------------- the cache

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from conftest import random_texts
 
+from maw.retriever import MAWRetriever
 from maw.routing import (
     ROUTERS,
     GRPORouter,
@@ -185,3 +187,16 @@ def test_noise_never_reaches_zero_or_one(monkeypatch, bits):
     router = build_router("random", H, E, D)
     taken = router(queries(), Routing(padding(), keys_BG=torch.zeros(B, 1, dtype=torch.int64)))
     assert taken.min() >= 0 and taken.max() < D
+
+
+@pytest.mark.parametrize("route_by", ["sequence", "head", "token"])
+def test_states_are_the_same_with_and_without_gradient(tiny_settings, route_by):
+    """Without gradient the kernels weigh the query in place; what the routers saw must not change with it."""
+    model = MAWRetriever(tiny_settings(maw_layers=[2, 3], route_by=route_by, kernel_init_std=0.5))
+    inputs = model.source(random_texts(4, seed=3), "query").batch(range(4))
+    keys = noise_keys(0, 0, torch.arange(4), 3)
+    with torch.no_grad():
+        without = model.encoder(inputs, mode="group", keys=keys)
+    with_gradient = model.encoder(inputs, mode="group", keys=keys)
+    for got, expected in zip(without["states"], with_gradient["states"], strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maw import search
+from maw import candidates, search
 from maw.errors import MAWError
 from maw.keys import NOTHING, pack, scores_of, ties_of
 from maw.search import top_k
@@ -29,19 +29,19 @@ def whole_numbers(seed: int, queries: int, passages: int, size: int, largest: in
     )
 
 
-def check(queries: np.ndarray, passages: np.ndarray, k: int, ties: np.ndarray, **options: int) -> None:
+def is_exact(queries: np.ndarray, passages: np.ndarray, k: int, ties: np.ndarray, **options: int) -> bool:
+    """Whether scores and rows are those of the reference, to the last bit, and of the types that are promised."""
     scores, rows = top_k(torch.from_numpy(queries), passages, k, ties, **options)
     expected_scores, expected_rows = reference(queries, passages, k, ties)
-    assert scores.dtype == torch.float32 and rows.dtype == torch.int64
-    np.testing.assert_array_equal(rows.numpy(), expected_rows)
-    np.testing.assert_array_equal(scores.numpy(), expected_scores)
+    types = (scores.dtype, rows.dtype) == (torch.float32, torch.int64)
+    return types and np.array_equal(rows.numpy(), expected_rows) and np.array_equal(scores.numpy(), expected_scores)
 
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 50])
 @pytest.mark.parametrize("k", [1, 2, 7, 63, 64, 65, 200])
 @pytest.mark.parametrize("block", [1, 64, 100, 1000])
 def test_ties_at_every_cut_and_across_blocks(largest, k, block):
-    check(*_with_k(whole_numbers(k + block, 13, 331, 3, largest), k), block=block)
+    assert is_exact(*_with_k(whole_numbers(k + block, 13, 331, 3, largest), k), block=block)
 
 
 def _with_k(data, k):
@@ -54,20 +54,20 @@ def test_random_shapes(seed):
     random = np.random.default_rng(seed)
     queries, passages, size, k = (int(random.integers(1, top)) for top in (40, 700, 6, 300))
     data = whole_numbers(seed, queries, passages, size, int(random.integers(0, 4)))
-    check(*_with_k(data, k), block=int(random.integers(1, 300)))
+    assert is_exact(*_with_k(data, k), block=int(random.integers(1, 300)))
 
 
 def test_several_tiles_of_queries(monkeypatch):
     monkeypatch.setattr(search, "_QUERIES_PER_TILE", 16)
-    monkeypatch.setattr(search, "_ROOM", 3)
-    check(*_with_k(whole_numbers(3, 75, 500, 4, 1), 20), block=128)
+    monkeypatch.setattr(candidates, "_ROOM", 3)
+    assert is_exact(*_with_k(whole_numbers(3, 75, 500, 4, 1), 20), block=128)
 
 
 @pytest.mark.parametrize("most", [1, 20])
 def test_a_start_from_a_sample_changes_nothing(most, monkeypatch):
     started = []
     monkeypatch.setattr(search, "_start_from", lambda *words, start=search._start_from: started.append(start(*words)))
-    check(*_with_k(whole_numbers(12, 30, 3000, 5, most), 500), block=128)
+    assert is_exact(*_with_k(whole_numbers(12, 30, 3000, 5, most), 500), block=128)
     assert started
 
 
@@ -77,7 +77,7 @@ def test_a_sample_that_promises_too_much_is_found_out():
     passages[np.linspace(0, 2999, size).astype(int)] = 5 * queries[0]  # the sample holds nothing but the best
     assert 0 < search._rank_in_sample(500, 3000, 128) < size < 500
     assert (search._best_keys(torch.from_numpy(queries), passages, 500, ties, 128, 60) == NOTHING).any(1)[0]
-    check(queries, passages, 500, ties, block=128)
+    assert is_exact(queries, passages, 500, ties, block=128)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -93,6 +93,25 @@ def test_threads_share_the_queries_and_change_nothing(threads):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_may_be_asked_in_any_mode(threads):
+    queries, passages, ties = whole_numbers(14, 40, 3000, 5, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            made_there = torch.from_numpy(queries) + 0
+            scores, rows = top_k(made_there, passages, 30, ties, block=512)
+        learning = torch.from_numpy(queries).requires_grad_()
+        again = top_k(learning, passages, 30, ties, block=512)
+    finally:
+        torch.set_num_threads(before)
+    expected_scores, expected_rows = reference(queries, passages, 30, ties)
+    np.testing.assert_array_equal(rows.numpy(), expected_rows)
+    np.testing.assert_array_equal(scores.numpy(), expected_scores)
+    assert torch.equal(again[1], rows) and not again[0].requires_grad
 
 
 def test_real_numbers():
@@ -123,7 +142,7 @@ def test_memory_map_is_only_read(tmp_path):
     queries, passages, ties = whole_numbers(1, 9, 700, 5, 2)
     np.save(tmp_path / "passages.npy", passages)
     mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
-    check(queries, mapped, 50, ties, block=128)
+    assert is_exact(queries, mapped, 50, ties, block=128)
 
 
 def test_half_precision_passages_are_scored_in_float32():
@@ -134,7 +153,7 @@ def test_half_precision_passages_are_scored_in_float32():
 
 
 def test_more_asked_than_there_are():
-    check(*_with_k(whole_numbers(4, 3, 17, 2, 1), 1000))
+    assert is_exact(*_with_k(whole_numbers(4, 3, 17, 2, 1), 1000))
 
 
 def test_nothing_to_search_or_to_ask():
@@ -167,13 +186,13 @@ def test_a_wrong_tie_order_is_caught():
 
 
 def test_if_only_what_beats_the_floor_were_kept_the_wrong_passages_would_make_the_cut(monkeypatch):
-    reaching, calls = search._reaching, []
+    reaching, calls = candidates.reaching, []
 
     def careless(scores, floor):
         calls.append(len(scores))
         return reaching(scores, floor if len(calls) == 1 else floor.nextafter(torch.tensor(torch.inf)))
 
-    monkeypatch.setattr(search, "_reaching", careless)
+    monkeypatch.setattr(candidates, "reaching", careless)
     queries, passages, ties = whole_numbers(6, 10, 400, 3, 1)
     scores, rows = top_k(torch.from_numpy(queries), passages, 50, ties, block=128)
     expected_scores, expected_rows = reference(queries, passages, 50, ties)

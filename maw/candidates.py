@@ -1,0 +1,101 @@
+"""Every query's best passages so far, for `maw.search`.
+
+Of a tile of scores only those that reach the query's k-th best so far are looked at; they wait as keys (`maw.keys`) in
+a buffer, and when it is full the k best stay and the mark rises. Reaching is comparing floats, so scores that tie with
+the k-th wait too, and the keys decide.
+
+Legend: Q queries, C embedding size, K results per query, B passages of a block, R queries of a tile, W keys that a
+query's buffer holds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maw.keys import NOTHING, best, pack, scores_of
+
+_ROOM = 256  # the least room for keys beside the k best
+_ROWS_AT_ONCE = 64
+
+
+class Candidates:
+    """Every query's best keys so far, with room for more.
+
+    Args:
+        queries_QC: the queries, for their number and device.
+        k: how many to find; no more than there are.
+        passages: how many there are.
+    """
+
+    def __init__(self, queries_QC: Tensor, k: int, passages: int):
+        count, device = len(queries_QC), queries_QC.device
+        self.k, self.room = k, max(k, _ROOM)
+        self.width = min(passages, k + 2 * self.room)
+        self.keys_QW = torch.full((count, self.width), NOTHING, device=device)
+        self.filled_Q = torch.zeros(count, dtype=torch.int64, device=device)
+        self.floor_Q = torch.full((count,), -torch.inf, device=device)
+
+    def add(self, tile: slice, scores_RB: Tensor, ties_B: Tensor) -> None:
+        """Takes from a tile of scores whatever can still be among the k best."""
+        if self.k < len(ties_B) and self.floor_Q[tile].isneginf().all():
+            self.floor_Q[tile] = kth(scores_RB, self.k)
+        if self._take(tile, scores_RB, ties_B):
+            return
+        self._cut(tile)
+        if not self._take(tile, scores_RB, ties_B):  # too many still: halves, down to what fits even if all is kept
+            middle = len(ties_B) // 2
+            self.add(tile, scores_RB[:, :middle], ties_B[:middle])
+            self.add(tile, scores_RB[:, middle:], ties_B[middle:])
+
+    def _take(self, tile: slice, scores_RB: Tensor, ties_B: Tensor) -> bool:
+        """Puts the scores that reach the floor into the buffer, as keys; False if a row has no room for its own."""
+        keys_RW, filled_R = self.keys_QW[tile], self.filled_Q[tile]
+        hits = reaching(scores_RB, self.floor_Q[tile])
+        if len(hits) > keys_RW.numel():
+            return False
+        row_R = torch.arange(len(filled_R), device=hits.device)
+        first_R = torch.searchsorted(hits, row_R * len(ties_B))  # hits come row by row
+        count_R = torch.diff(first_R, append=first_R.new_tensor([len(hits)]))
+        fullest = int((filled_R + count_R).amax())
+        if fullest > self.width:
+            return False
+        slot_R = row_R * self.width + filled_R - first_R
+        slots = torch.arange(len(hits), device=hits.device) + slot_R.repeat_interleave(count_R)
+        columns = hits - (row_R * len(ties_B)).repeat_interleave(count_R)
+        keys_RW.view(-1)[slots] = pack(scores_RB.take(hits), ties_B[columns])
+        filled_R += count_R
+        if fullest > self.k + self.room:  # while the next tile's are still likely to fit
+            self._cut(tile)
+        return True
+
+    def _cut(self, tile: slice) -> None:
+        """Keeps the k best keys; the least of them is the new floor, or nothing where there are fewer than k."""
+        keys_RW = self.keys_QW[tile]
+        kept_RK = best(keys_RW, self.k)
+        keys_RW[:, : self.k] = kept_RK
+        keys_RW[:, self.k :] = NOTHING
+        self.filled_Q[tile] = self.k
+        self.floor_Q[tile] = torch.maximum(self.floor_Q[tile], scores_of(kept_RK.amin(1)))
+
+
+def reaching(scores_RB: Tensor, floor_R: Tensor) -> Tensor:
+    """Flat positions of the scores that reach their row's floor, ascending.
+
+    On a CPU numpy is several times faster than torch, and takes a few rows at a time, whose mask stays in the cache.
+    """
+    if scores_RB.device.type != "cpu":
+        return (scores_RB >= floor_R[:, None]).flatten().nonzero()[:, 0]
+    scores, floor, columns = scores_RB.numpy(), floor_R[:, None].numpy(), scores_RB.shape[1]
+    starts = range(0, len(scores), _ROWS_AT_ONCE)
+    parts = [slice(start, start + _ROWS_AT_ONCE) for start in starts]
+    hits = [np.flatnonzero(scores[part] >= floor[part]) + part.start * columns for part in parts]
+    return torch.from_numpy(np.concatenate(hits))
+
+
+def kth(scores_RB: Tensor, k: int) -> Tensor:
+    """The k-th best score of each row; numpy partitions several times faster than torch selects."""
+    if scores_RB.device.type == "cpu":
+        return torch.tensor([np.partition(row, -k)[-k] for row in scores_RB.numpy()])
+    return scores_RB.topk(k, dim=1).values[:, -1]
