@@ -223,20 +223,9 @@ def _by_source(data: RetrievalData, config: Tier1Config) -> Iterator[tuple[str, 
         return
     has = {query_id: bool(data.negatives.get(query_id)) for query_id in data.query_ids}
     for source, given in (("given", True), ("bm25", False)):
-        part = _only(data, [query_id for query_id in data.query_ids if has[query_id] is given])
+        part = data.only([query_id for query_id in data.query_ids if has[query_id] is given])
         if len(part):
             yield source, part
-
-
-def _only(data: RetrievalData, ids: Sequence[str]) -> RetrievalData:
-    text_of = dict(zip(data.query_ids, data.queries, strict=True))
-    return replace(
-        data,
-        query_ids=list(ids),
-        queries=[text_of[i] for i in ids],
-        qrels={i: data.qrels[i] for i in ids},
-        negatives={i: data.negatives[i] for i in ids if i in data.negatives},
-    )
 
 
 def _given(data: RetrievalData, kept_out: Counter[str]) -> Iterator[np.ndarray]:
