@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from maw.config import TRAINED_METHODS
 from maw.plan import Plan, Work, size_text
-from maw.report.text import _bullet, _clean, _heading, _table, _wrapped
+from maw.report.format import as_table, bullet, clean, heading, wrapped
 
 MOST_FILES = 10
 
@@ -16,7 +16,7 @@ MOST_FILES = 10
 def plan_text(plan: Plan) -> str:
     """At most 100 columns, about 20 lines for four datasets; numbers that are estimates are said to be."""
     lines = [
-        _heading("Plan", "="),
+        heading("Plan", "="),
         _datasets(plan),
         "",
         *_part("Download", _downloads(plan)),
@@ -25,18 +25,18 @@ def plan_text(plan: Plan) -> str:
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
     ]
-    return "\n".join([*lines, *(line for problem in plan.too_small() for line in _bullet(problem))])
+    return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
 
 
 def _part(name: str, texts: Iterable[str]) -> list[str]:
     names = [name]
-    return [line for text in texts for line in _wrapped(f"{names.pop() if names else '':<10}", _clean(text))]
+    return [line for text in texts for line in wrapped(f"{names.pop() if names else '':<10}", clean(text))]
 
 
 def _datasets(plan: Plan) -> str:
     rows = [_row(_short(work.needs.dataset), [work], plan) for work in plan.works]
     rows += [_row("total", plan.works, plan)] if len(rows) > 1 else []
-    return _table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows)
+    return as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows)
 
 
 def _short(dataset: str) -> str:
@@ -50,7 +50,7 @@ def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
     passages = sum(sum(work.needs.passages.values()) for work in works)
     seconds = [plan.seconds(work) for work in works]
     return [
-        _clean(name),
+        clean(name),
         _download_size(list(files.values())),
         f"{passages:,}" if one and passages else "unknown" if one else "",
         f"{one.searched:,}" if one and one.searched else "",

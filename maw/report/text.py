@@ -6,22 +6,19 @@ holds; a fact that the data or the model adds there appears here under its own n
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maw.methods import METHODS, Method, comparisons
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.format import as_table, bullet, clean, fact, heading, wrapped
 
-WIDTH = 100
 _HEADLINE = PRIMARY[0]
 _LEVEL = 0.05
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SETTINGS = ("seed", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
-_HASHES = ("hash", "sha256", "fingerprint")
-_HASH_LENGTH = 12
 
 
 def show(text: str) -> None:
@@ -31,7 +28,7 @@ def show(text: str) -> None:
 
 def method_heading(method: Method, dataset: str) -> str:
     """What opens a method's part of the console output."""
-    return f"\n{_clean(dataset)}, approach {METHODS.index(method) + 1}: {method.approach}\n{method.description}."
+    return f"\n{clean(dataset)}, approach {METHODS.index(method) + 1}: {method.approach}\n{method.description}."
 
 
 def method_summary(record: Mapping[str, Any]) -> str:
@@ -45,7 +42,7 @@ def method_summary(record: Mapping[str, Any]) -> str:
     lines = ["".join(f"{cell:<19}" for cell in part).rstrip() for part in (cells[:half], cells[half:])]
     seconds = record["runtime_seconds"]
     return "\n".join(
-        [f"{_clean(record['approach'])} results (primary metrics):"]
+        [f"{clean(record['approach'])} results (primary metrics):"]
         + [f"   {line}" for line in lines]
         + [f"   Runtime: {seconds:.2f} seconds ({seconds / 60:.2f} minutes){_cached(record)}"]
     )
@@ -58,9 +55,9 @@ def _cached(record: Mapping[str, Any]) -> str:
 
 def dataset_summary(result: Mapping[str, Any]) -> str:
     """One dataset: where its numbers come from, primary metrics, differences, costs and warnings."""
-    title = _clean(f"{result['venue']} ({result['dataset']})")
+    title = clean(f"{result['venue']} ({result['dataset']})")
     parts = [
-        _heading(title, "="),
+        heading(title, "="),
         _setting(result),
         _metrics_table(result),
         _answer_match(result),
@@ -74,7 +71,7 @@ def dataset_summary(result: Mapping[str, Any]) -> str:
 
 def benchmark_summary(results: Sequence[Mapping[str, Any]]) -> str:
     """The whole run: an overview, every dataset, and how to read the numbers."""
-    parts = [_heading("Benchmark summary", "="), _overview(results)]
+    parts = [heading("Benchmark summary", "="), _overview(results)]
     parts += [dataset_summary(result) for result in results]
     return "\n\n\n".join([*parts, reading_notes()]) + "\n"
 
@@ -89,7 +86,7 @@ def reading_notes() -> str:
         "other queries of the kind, not with another training seed.",
         "Better / worse / same counts queries. Relative differences are to the second method's mean.",
     )
-    return "\n".join([_heading("How to read the numbers", "-"), *(line for note in notes for line in _bullet(note))])
+    return "\n".join([heading("How to read the numbers", "-"), *(line for note in notes for line in bullet(note))])
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
@@ -99,8 +96,8 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         records = [result["results"].get(method.key) for method in methods]
         values = [f"{record['metrics'][_HEADLINE]:.4f}" if record else "-" for record in records]
-        rows.append([_clean(result["dataset"]), *values])
-    table = _table([METRIC_LABELS[_HEADLINE], *(method.label for method in methods)], rows)
+        rows.append([clean(result["dataset"]), *values])
+    table = as_table([METRIC_LABELS[_HEADLINE], *(method.label for method in methods)], rows)
     return "\n\n".join([table, *_sampled(results), *_evaluated(results)])
 
 
@@ -110,12 +107,12 @@ def _sampled(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for result in results:
         searched = result.get("data", {}).get("corpora", {}).get("test", {}).get("passages", "")
         if searched.startswith("sampled"):
-            lines += _bullet(f"{result['dataset']} {searched}; scores on the whole corpus would be lower")
+            lines += bullet(f"{result['dataset']} {searched}; scores on the whole corpus would be lower")
     return ["\n".join(lines)] if lines else []
 
 
 def _evaluated(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    dates = sorted({_clean(result["evaluated_at"]) for result in results})
+    dates = sorted({clean(result["evaluated_at"]) for result in results})
     return [f"Evaluated {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")] if dates else []
 
 
@@ -125,7 +122,7 @@ def _setting(result: Mapping[str, Any]) -> str:
     sections = {"Data": result.get("data", {}), "Model": result.get("model", {}), "Training": settings}
     lines = []
     for name, facts in sections.items():
-        body = [line for key, value in facts.items() if _is_setting(key, value) for line in _fact(key, value)]
+        body = [line for key, value in facts.items() if _is_setting(key, value) for line in fact(key, value)]
         lines += [name, *body] if body else []
     return "\n".join(lines)
 
@@ -146,7 +143,7 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
         values = [f"{result['results'][method.key]['metrics'][key]:.4f}" for method in methods]
         marks = [f" {beaten.get((method.short, key), ''):<{widest}}" if widest else "" for method in methods]
         rows.append([METRIC_LABELS[key], *(value + mark for value, mark in zip(values, marks, strict=True))])
-    return _table(["Metric", *(f"({names[method]}) {method.label}" for method in methods)], rows)
+    return as_table(["Metric", *(f"({names[method]}) {method.label}" for method in methods)], rows)
 
 
 def _beaten(result: Mapping[str, Any], methods: Iterable[Method]) -> dict[tuple[str, str], str]:
@@ -172,7 +169,7 @@ def _answer_match(result: Mapping[str, Any]) -> str:
     """
     answers = result.get("data", {}).get("answers")
     if str(answers).startswith(_NO_ANSWERS):
-        return "\n".join(_wrapped("", f"{_ANSWER_MATCH}: {_clean(answers)}"))
+        return "\n".join(wrapped("", f"{_ANSWER_MATCH}: {clean(answers)}"))
     found = {method: result["results"][method.key].get("evaluation", {}) for method in _methods(result)}
     found = {method: facts["answer_match"] for method, facts in found.items() if "answer_match" in facts}
     if not found:
@@ -181,7 +178,7 @@ def _answer_match(result: Mapping[str, Any]) -> str:
     first = next(iter(found.values()))
     cutoffs = [key for key in first if key.startswith("top_")]
     rows = [[f"Top-{key.removeprefix('top_')}", *(_share(match[key]) for match in found.values())] for key in cutoffs]
-    table = _table([_ANSWER_MATCH, *(method.label for method in found)], rows)
+    table = as_table([_ANSWER_MATCH, *(method.label for method in found)], rows)
     return f"{table}\nover the {first['queries']:,} queries with answers ({first['coverage']:.1%} of all)"
 
 
@@ -207,7 +204,7 @@ def _differences(result: Mapping[str, Any]) -> str:
                 ]
             )
     header = [METRIC_LABELS[_HEADLINE], "differ.", "rel.", "95% interval", "p", "better/worse/same"]
-    return _table(header, rows) if rows else ""
+    return as_table(header, rows) if rows else ""
 
 
 def _training(result: Mapping[str, Any]) -> str:
@@ -218,12 +215,12 @@ def _training(result: Mapping[str, Any]) -> str:
         count, rate = record.get("trained_parameters"), record.get("learning_rate")
         rows.append(
             [
-                _clean(record["approach"])[:50],
+                clean(record["approach"])[:50],
                 f"{count:,}" if count else "none",
                 "-" if rate is None else f"{rate:g}",
             ]
         )
-    return _table(["Approach", "Trained parameters", "Learning rate"], rows)
+    return as_table(["Approach", "Trained parameters", "Learning rate"], rows)
 
 
 def _runtimes(result: Mapping[str, Any]) -> str:
@@ -245,82 +242,8 @@ def _runtimes(result: Mapping[str, Any]) -> str:
 
 def _warnings(result: Mapping[str, Any]) -> str:
     found = dict.fromkeys([*result.get("warnings", ()), *result.get("data", {}).get("warnings", ())])
-    return "\n".join(["Warnings", *(line for text in found for line in _bullet(text))]) if found else ""
+    return "\n".join(["Warnings", *(line for text in found for line in bullet(text))]) if found else ""
 
 
 def _methods(result: Mapping[str, Any]) -> list[Method]:
     return [method for method in METHODS if method.key in result["results"]]
-
-
-def _fact(key: str, value: Any) -> list[str]:
-    """Lines for one fact; a dictionary of dictionaries takes one for each of its entries."""
-    label = _clean(str(key)).replace("_", " ")
-    if isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values()):
-        texts = [f"{_clean(str(name))}: {_value(str(name), each)}" for name, each in value.items()]
-    else:
-        texts = [_value(key, value)]
-    labels = [label, *[""] * (len(texts) - 1)]
-    return [line for name, text in zip(labels, texts, strict=True) for line in _wrapped(f"  {name:<22} ", text)]
-
-
-def _value(key: str, value: Any) -> str:
-    if value is None or value in ({}, []):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping):
-        return ", ".join(
-            f"{_clean(str(name)).replace('_', ' ')} {_value(str(name), each)}" for name, each in value.items()
-        )
-    if isinstance(value, list | tuple):
-        return ", ".join(_value(key, each) for each in value)
-    if key.endswith(_HASHES):
-        return _clean(str(value))[:_HASH_LENGTH]
-    return f'"{_clean(value, keep_blanks=True)}"' if key.endswith("prefix") else _clean(str(value))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first to the left, others to the right; those that do not fit follow below."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    widths[0] = min(widths[0], WIDTH // 2)
-    blocks, columns, used = [], [], widths[0]
-    for column in range(1, len(header)):
-        if columns and used + widths[column] + 2 > WIDTH:
-            blocks.append(columns)
-            columns, used = [], widths[0]
-        columns.append(column)
-        used += widths[column] + 2
-    blocks.append(columns)
-    return "\n\n".join(_block(header, rows, widths, columns) for columns in blocks)
-
-
-def _block(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
-    def line(row: Sequence[str]) -> str:
-        first = row[0][: widths[0]].ljust(widths[0])
-        return (first + "".join(f"  {row[column]:>{widths[column]}}" for column in columns)).rstrip()
-
-    rule = "-" * (widths[0] + sum(widths[column] + 2 for column in columns))
-    return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def _heading(text: str, rule: str) -> str:
-    text = text[:WIDTH]
-    return f"{text}\n{rule * len(text)}"
-
-
-def _bullet(text: str) -> list[str]:
-    return _wrapped("  - ", _clean(text))
-
-
-def _wrapped(first: str, text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [first.rstrip()]
-
-
-def _clean(text: str, *, keep_blanks: bool = False) -> str:
-    """One line that a terminal only displays: control characters and the like become question marks."""
-    text = text if keep_blanks else " ".join(text.split())
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,91 @@
+"""Pieces of plain text that people read: headings, bullets, facts and tables, at most 100 columns wide.
+
+A fact and a bullet are made safe to display; what else comes from data or files has to pass through `clean`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WIDTH = 100
+_HASHES = ("hash", "sha256", "fingerprint")
+_HASH_LENGTH = 12
+
+
+def fact(key: str, value: Any) -> list[str]:
+    """Lines for one fact; a dictionary of dictionaries takes one for each of its entries."""
+    label = clean(str(key)).replace("_", " ")
+    if isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values()):
+        texts = [f"{clean(str(name))}: {_value(str(name), each)}" for name, each in value.items()]
+    else:
+        texts = [_value(key, value)]
+    labels = [label, *[""] * (len(texts) - 1)]
+    return [line for name, text in zip(labels, texts, strict=True) for line in wrapped(f"  {name:<22} ", text)]
+
+
+def _value(key: str, value: Any) -> str:
+    if value is None or value in ({}, []):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(
+            f"{clean(str(name)).replace('_', ' ')} {_value(str(name), each)}" for name, each in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(key, each) for each in value)
+    if key.endswith(_HASHES):
+        return clean(str(value))[:_HASH_LENGTH]
+    return f'"{clean(value, keep_blanks=True)}"' if key.endswith("prefix") else clean(str(value))
+
+
+def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first to the left, others to the right; columns that do not fit follow below."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    widths[0] = min(widths[0], WIDTH // 2)
+    blocks, columns, used = [], [], widths[0]
+    for column in range(1, len(header)):
+        if columns and used + widths[column] + 2 > WIDTH:
+            blocks.append(columns)
+            columns, used = [], widths[0]
+        columns.append(column)
+        used += widths[column] + 2
+    blocks.append(columns)
+    return "\n\n".join(_block(header, rows, widths, columns) for columns in blocks)
+
+
+def _block(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+    def line(row: Sequence[str]) -> str:
+        first = row[0][: widths[0]].ljust(widths[0])
+        return (first + "".join(f"  {row[column]:>{widths[column]}}" for column in columns)).rstrip()
+
+    rule = "-" * (widths[0] + sum(widths[column] + 2 for column in columns))
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def heading(text: str, rule: str) -> str:
+    """A line of text, cut to the width, and a line of `rule`, one character, below it."""
+    text = text[:WIDTH]
+    return f"{text}\n{rule * len(text)}"
+
+
+def bullet(text: str) -> list[str]:
+    """Lines of one item of a list."""
+    return wrapped("  - ", clean(text))
+
+
+def wrapped(first: str, text: str) -> list[str]:
+    """Lines of text behind `first`, those that follow as far to the right."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [first.rstrip()]
+
+
+def clean(text: str, *, keep_blanks: bool = False) -> str:
+    """One line that a terminal only displays: control characters and the like become question marks."""
+    text = text if keep_blanks else " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in text)
