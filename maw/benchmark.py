@@ -264,11 +264,8 @@ class DatasetRun:
     def _warnings(self) -> list[str]:
         test, level = self.collection.test, self.collection.test.relevance_level
         bpref = bpref_warning(test.qrels, level)
-        found = [
-            warning
-            for method in in_order(self.records)
-            for warning in protocol.edge_warnings(method, self.records[method.name].get("tuning", ()))
-        ]
+        edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
+        found = [warning for warning in edges if warning]
         found += [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
         found += [bpref] if bpref else []
         low = sum(max(judged.values()) < level for judged in test.qrels.values())

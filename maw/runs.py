@@ -139,7 +139,7 @@ def _facts(facts: Sequence[Mapping[str, Any]], queries: int) -> dict[str, Any]:
     if sums.get("search_seconds"):
         searched = sum(each["queries_per_second"] * each["search_seconds"] for each in facts)
         rate = {"queries_per_second": searched / sums["search_seconds"]}
-    return found | same | {"queries": queries} | sums | rate
+    return same | found | {"queries": queries} | sums | rate
 
 
 def _joined_match(match: Sequence[Mapping[str, Any]], queries: int) -> dict[str, Any]:

@@ -52,7 +52,10 @@ def run_differences(family: Mapping[str, Any]) -> str:
         [f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}", *_cells(row), *_corrected(row)]
         for row in family.get("comparisons", ())
     ]
-    about = f"Confirmatory: corrected by Holm over all {len(rows)} comparisons of the run{_signs(family)}"
+    about = (
+        f"Confirmatory: MAW against its controls, corrected by Holm over all {len(rows)} comparisons of the "
+        f"run{_signs(family)}"
+    )
     return "\n".join([*wrapped("", about), _confirmatory_table(rows)]) if rows else ""
 
 

@@ -12,8 +12,8 @@ from maw.report.format import as_table
 
 RATE_NAMES = {
     "learning_rate": "learning rate",
-    "kernel_learning_rate": "kernels",
-    "router_learning_rate": "routers",
+    "kernel_learning_rate": "kernel rate",
+    "router_learning_rate": "router rate",
 }
 """What a rate is called, by its setting."""
 _LABEL = METRIC_LABELS[METRIC]
@@ -41,10 +41,10 @@ def run_line(record: Mapping[str, Any]) -> str:
     return f"   {which}: {found} ({record['runtime_seconds']:.1f} s)"
 
 
-def plus_minus(record: Mapping[str, Any]) -> str:
-    """The spread over seeds behind a mean; nothing where there is one seed."""
+def spread_line(record: Mapping[str, Any]) -> str:
+    """Mean and standard deviation over a method's seeds; nothing where there is one."""
     spread = record.get("spread")
-    return f" +/- {spread['std']:.4f} over {spread['seeds']} seeds" if spread else ""
+    return f"{_LABEL} over {spread['seeds']} seeds: {spread['mean']:.4f} +/- {spread['std']:.4f}" if spread else ""
 
 
 def seeds_table(result: Mapping[str, Any]) -> str:
@@ -104,17 +104,20 @@ def compute(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def edge_warnings(method: Method, searches: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A warning for each rate that a search left at the edge of what it tried."""
-    found = []
-    for search in searches:
-        where = f" in fold {search['fold']}" if "fold" in search else ""
-        for name, edge in search["at_edge"].items():
-            found.append(
-                f"{method.label}: the {RATE_NAMES.get(name, name)} chosen{where}, {search['chosen'][name]:g}, is the "
-                f"{edge} of those tried; more trials may find a better one"
-            )
-    return found
+def edge_warning(method: Method, searches: Sequence[Mapping[str, Any]]) -> str:
+    """A warning if a method's searches left rates at the edge of what they tried, else nothing."""
+    found = [
+        f"{RATE_NAMES.get(name, name)} {search['chosen'][name]:g}, the {edge}"
+        + (f" in fold {search['fold']}" if "fold" in search else "")
+        for search in searches
+        for name, edge in search["at_edge"].items()
+    ]
+    if not found:
+        return ""
+    return (
+        f"{method.label}: trials chose values at the edge of those tried ({'; '.join(found)}); more trials may find "
+        "better ones"
+    )
 
 
 def rate_range(record: Mapping[str, Any]) -> str:

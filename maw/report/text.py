@@ -13,7 +13,7 @@ from maw.methods import METHODS, Method, comparisons
 from maw.metrics import METRIC_LABELS, PRIMARY
 from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import as_table, bullet, clean, fact, heading, wrapped
-from maw.report.protocol import compute_table, plus_minus, rate_range, seeds_table, tuning_table
+from maw.report.protocol import compute_table, rate_range, seeds_table, spread_line, tuning_table
 
 _HEADLINE = PRIMARY[0]
 _LEVEL = 0.05
@@ -40,14 +40,14 @@ def method_summary(record: Mapping[str, Any]) -> str:
         record: the method's entry in dataset.json's "results".
     """
     cells = [f"{METRIC_LABELS[key]} {record['metrics'][key]:.4f}" for key in PRIMARY]
-    spread = plus_minus(record)
+    spread = spread_line(record)
     half = len(cells) // 2
     lines = ["".join(f"{cell:<19}" for cell in part).rstrip() for part in (cells[:half], cells[half:])]
     seconds = record["runtime_seconds"]
     return "\n".join(
         [f"{clean(record['approach'])} results (primary metrics):"]
         + [f"   {line}" for line in lines]
-        + ([f"   {METRIC_LABELS[_HEADLINE]} {record['metrics'][_HEADLINE]:.4f}{spread}"] if spread else [])
+        + ([f"   {spread}"] if spread else [])
         + [f"   Runtime: {seconds:.2f} seconds ({seconds / 60:.2f} minutes){_cached(record)}"]
     )
 
