@@ -112,18 +112,14 @@ def test_the_history_keeps_what_the_best_epoch_scored(tiny_settings, tiny_data):
     assert History().validation is None
 
 
-def test_the_rates_in_use(tiny_settings):
-    for arm, names in (
-        ("lora", ["learning"]),
-        ("maw", ["learning", "kernel", "router"]),
-        ("fixed", ["learning", "kernel"]),
-    ):
-        model, config = build(
-            tiny_settings, arm, learning_rate=0.1, kernel_learning_rate=0.2, router_learning_rate=0.3
-        )
-        values = {"learning": 0.1, "kernel": 0.2, "router": 0.3}
-        prefix = {"learning": ""}
-        assert rates(model, config) == {f"{prefix.get(n, n + '_')}learning_rate": values[n] for n in names}
+@pytest.mark.parametrize(
+    ("arm", "used"),
+    [("lora", {"learning_rate"}), ("fixed", {"learning_rate", "kernel_learning_rate"}), ("soft", None), ("maw", None)],
+)
+def test_the_rates_in_use(tiny_settings, arm, used):
+    wanted = {"learning_rate": 0.1, "kernel_learning_rate": 0.2, "router_learning_rate": 0.3}
+    model, config = build(tiny_settings, arm, **wanted)
+    assert rates(model, config) == {name: wanted[name] for name in used or wanted}
 
 
 def test_frozen_layers_never_drop_out(tiny_settings):
