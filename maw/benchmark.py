@@ -126,7 +126,8 @@ class DatasetRun:
                     self._run_method(method, activations)
                 text.show(text.method_done(self.records[method.name]))
         effects = confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
-        text.show(f"\n{effects_text(effects)}" if effects else "")
+        if effects:
+            text.show(f"\n{effects_text(effects)}")
         with stage("significance and report"):
             result = self._result(started, effects)
         for record in self.records.values():

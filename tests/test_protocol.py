@@ -256,3 +256,12 @@ def test_a_winner_at_the_edge_is_a_warning():
     assert protocol.edge_warning(MAW, [{**search, "at_edge": {}}]) == "" == protocol.edge_warning(MAW, [])
     failed = {"trial": 2, "rates": {"learning_rate": 0.5}, f"val_{METRIC}": None, "seconds": 1.0}
     assert protocol.trial_line(failed, 9, False) == "   trial 2 of 9: learning rate 0.5: diverged (1.0 s)"
+
+
+def test_folds_without_training_evaluate_all_queries_once(models, folder, tmp_path):
+    from maw.benchmark import run_complete_benchmark
+
+    config = settings(models, tmp_path, folder, methods=["zero_shot"], folds=3, seeds=2, tune=2)
+    result = run_complete_benchmark(config)["beir_tiny"]
+    assert len(result["results"][ZERO.key]["runs"]) == 1 and "rounds" not in result["data"]
+    assert result["results"][ZERO.key]["evaluation"]["queries"] == 72
