@@ -3,48 +3,52 @@
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config(...))
 
+    python tier_1.py --tune 9 --seeds 3 --folds 5      # trials for every arm alike, training seeds, cross-validation
+
 This module alone knows all the others. For each dataset the methods run one after the other on the same batches and
-against the same corpus; the test queries are read once for each method, when its training is over.
+against the same corpus: an arm that trains is tuned in each round of the folds (`maw.tuning`), then trained with every
+seed and evaluated on the round's test queries (`maw.arm`); its runs make one value for each query (`maw.runs`). Test
+queries are read once by each run, when its training is over. What the tests of a dataset can find is said before any
+of their results is shown (`maw.confirmatory`).
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw.checkpoint import save_checkpoint
+from maw import confirmatory
+from maw.arm import Arm
 from maw.config import Tier1Config, cache_folder
-from maw.data import check_sources, load_collection
+from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
+from maw.data.folds import with_round_facts
 from maw.errors import ConfigError, DataError
-from maw.evaluation import evaluate_retriever
 from maw.files import check_writable
-from maw.inputs import ListTexts
+from maw.inputs import TextSource
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device
 from maw.plan import make_plan
-from maw.precision import name_of
+from maw.precision import name_of, pick_precision
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.profile import current, profiling, stage, watch
-from maw.report import layout, tables, text
+from maw.report import layout, protocol, tables, text
+from maw.report.differences import effects_text
 from maw.report.plan import plan_text
 from maw.report.profile import profile_text
-from maw.retriever import BaselineRetriever, MAWRetriever, trained_layers
-from maw.training import learning_rate, train_retriever
+from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
+from maw.runs import ArmResult, combine
+from maw.tuning import Trial, tune
 from maw.validation import validate
 
 logger = logging.getLogger(__name__)
-
-RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
 
 
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
@@ -76,11 +80,15 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     for name in config.datasets:
         with profiling(device, wanted=config.profile):
             with stage("loading data"):
-                collection = load_collection(name, config)
-            if collection.name in results:
-                raise ConfigError([f"datasets: {name} and another one are both called {collection.name}; rename one"])
-            results[collection.name] = DatasetRun(collection, config, spec, device).run()
-        layout.write_summary(config.log_dir, list(results.values()))
+                data = load_folds(name, config) if config.folds else load_collection(name, config)
+            run = DatasetRun(data, config, spec, device)
+            if run.collection.name in results:
+                taken = run.collection.name
+                raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
+            results[run.collection.name] = run.run()
+        done = len(results) == len(config.datasets)
+        family = confirmatory.over_run(list(results.values()), config) if done else None
+        layout.write_summary(config.log_dir, list(results.values()), family)
         clear_cache(config)
     text.show(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
     return results
@@ -90,17 +98,19 @@ class DatasetRun:
     """All methods on one dataset.
 
     Args:
-        collection: the dataset, its samples drawn.
+        data: the dataset, its samples drawn; or its folds.
         config: the run's configuration.
         spec: the run's model.
         device: where to compute.
     """
 
-    def __init__(self, collection: Collection, config: Tier1Config, spec: ModelSpec, device: torch.device):
-        self.collection, self.config, self.spec, self.device = collection, config, spec, device
+    def __init__(self, data: Collection | Folds, config: Tier1Config, spec: ModelSpec, device: torch.device):
+        self.collection = data.whole if isinstance(data, Folds) else data
+        self.rounds = list(data.rounds) if isinstance(data, Folds) else [data]
+        self.config, self.spec, self.device = config, spec, device
         self.records: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, EvaluationResult] = {}
-        self.model_facts: dict[str, Any] = {}
+        self.validations: dict[str, EvaluationResult | None] = {}
 
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
@@ -113,9 +123,14 @@ class DatasetRun:
                 text.show(text.method_heading(method, self.collection.title))
                 with stage(method.name):
                     self._run_method(method, activations)
-                text.show(text.method_summary(self.records[method.name]))
+                text.show(text.method_done(self.records[method.name]))
+        effects = confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
+        if effects:
+            text.show(f"\n{effects_text(effects)}")
         with stage("significance and report"):
-            result = self._result(started)
+            result = self._result(started, effects)
+        for record in self.records.values():
+            text.show(f"\n{text.method_summary(record)}")
         with stage("writing"):
             stamp = started.strftime("%Y%m%d_%H%M%S")
             folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, stamp)
@@ -129,119 +144,105 @@ class DatasetRun:
 
     def _prepare_training(self, activations: ActivationStore) -> None:
         """Chooses the hard negatives that every trained method will see."""
-        if any(method.trained for method in in_order(self.config.methods)):
-            dense = self.config.negative_source == "dense" and self.config.num_negatives
-            plain = find_method("zero_shot").configure(self.config)
-            retriever = BaselineRetriever(plain).to(self.device) if dense else None
-            if retriever is not None:
-                watch(retriever.encoder)
-            self.collection = prepare_training(self.collection, self.config, retriever, activations)
-            train = self.collection.train
-            if len(train) == 1 and not any(train.negatives.values()):
+        if not any(method.trained for method in in_order(self.config.methods)):
+            return
+        dense = self.config.negative_source == "dense" and self.config.num_negatives
+        plain = find_method("zero_shot").configure(self.config)
+        retriever = BaselineRetriever(plain).to(self.device) if dense else None
+        if retriever is not None:
+            watch(retriever.encoder)
+        self.rounds = [prepare_training(each, self.config, retriever, activations) for each in self.rounds]
+        for each in self.rounds:
+            if len(each.train) == 1 and not any(each.train.negatives.values()):
                 raise DataError(
-                    f"{self.collection.name}: there is one training query, with nothing to be compared with; add "
+                    f"{each.name}: there is one training query, with nothing to be compared with; add "
                     "more, or run with --methods zero_shot"
                 )
+        folds = self.config.folds
+        self.collection = with_round_facts(self.collection, self.rounds) if folds else self.rounds[0]
 
     def _run_method(self, method: Method, activations: ActivationStore) -> None:
-        started = time.perf_counter()
-        config = method.configure(self.config)
-        with stage("loading model"):
-            model = RETRIEVERS[method.retriever](config).to(self.device)
-        watch(model.encoder)
-        record: dict[str, Any] = {
-            "approach": self._approach(method),
-            "description": method.description,
-            "trained_parameters": model.trained_parameters if method.trained else 0,
-        }
-        if method.trained:
-            with stage("training"):
-                history = self._train(method, model, config, activations)
-            record |= {"learning_rate": learning_rate(model, config), "training_history": history}
-        trained = time.perf_counter()
-        with stage("evaluation"):
-            result = evaluate_retriever(
-                model, self.collection.test, config, self.device, "test", activations=activations
-            )
-        finished = time.perf_counter()
-        self.model_facts = self.model_facts or self._facts_of(model)
-        self.evaluations[method.name] = result
-        self.records[method.name] = record | {
-            "metrics": dict(result),
-            "evaluation": result.facts,
-            "training_seconds": trained - started if method.trained else 0.0,
-            "evaluation_seconds": finished - trained,
-            "runtime_seconds": finished - started,
-            "runtime_minutes": (finished - started) / 60,
-        }
+        arm = Arm(method, self.config, self.device, activations)
+        result, searches = self._train_and_test(arm) if method.trained else (self._test(arm), [])
+        record = {"approach": self._approach(method), "description": method.description} | result.record
+        if searches:
+            record |= {"tuning": searches, "tuning_seconds": sum(search["seconds"] for search in searches)}
+            record["runtime_seconds"] += record["tuning_seconds"]
+        self.records[method.name] = record | {"runtime_minutes": record["runtime_seconds"] / 60}
+        self.evaluations[method.name], self.validations[method.name] = result.evaluation, result.validation
 
-    def _train(
-        self, method: Method, model: BaselineRetriever, config: Tier1Config, activations: ActivationStore
-    ) -> list[dict[str, Any]]:
-        folder = Path(config.log_dir) / "checkpoints"
-        history: list[dict[str, Any]] = []
+    def _test(self, arm: Arm) -> ArmResult:
+        """An arm that is not trained: once, on all test queries."""
+        return combine([arm.run(self.collection, self.config.seed)])
 
-        def on_epoch(record: Mapping[str, Any], improved: bool) -> None:
-            history.append(dict(record))
-            wanted = {
-                "best": improved,
-                "latest": not config.keep_only_best_checkpoint,
-                f"epoch{record['epoch']:03d}": config.save_epoch_checkpoints,
-            }
-            for suffix in (suffix for suffix, is_wanted in wanted.items() if is_wanted):
-                with stage("writing checkpoints"):
-                    save_checkpoint(
-                        folder / f"{self.collection.name}_{method.name}_{suffix}",
-                        model,
-                        dataset=self.collection.name,
-                        method=method.name,
-                        epoch=record["epoch"],
-                        best_val_metric=max(each["val_ndcg_cut_10"] for each in history),
-                        training_history=history,
-                    )
+    def _train_and_test(self, arm: Arm) -> tuple[ArmResult, list[dict[str, Any]]]:
+        """An arm that is: tuned in every round, then every seed trained and tested; and an account of the searches."""
+        config, runs, searches = self.config, [], []
+        for number, round_ in enumerate(self.rounds, start=1):
+            fold = number if config.folds else None
+            rates = None
+            if config.tune:
+                rates, account = self._tune(arm, round_, fold)
+                searches.append(account)
+            for seed in range(config.seed, config.seed + config.seeds):
+                name = self._checkpoint_name(arm.method, seed, fold)
+                runs.append(arm.run(round_, seed, rates, fold=fold, checkpoints=name))
+                if config.seeds > 1 or config.folds:
+                    text.show(protocol.run_line(runs[-1].record))
+        return combine(runs), searches
 
-        return train_retriever(
-            model,
-            self.collection.train,
-            self.collection.validation,
-            config,
-            self.device,
-            self.collection.name,
-            method.name,
-            activations=activations,
-            on_epoch=on_epoch,
-        )
+    def _tune(self, arm: Arm, round_: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
+        def show(trial: Trial, trials: int, best: bool) -> None:
+            text.show(protocol.trial_line(trial.record, trials, best))
 
-    def _result(self, started: datetime) -> dict[str, Any]:
+        if fold is not None:
+            text.show(f"   fold {fold}:")
+        config = self.config
+        tuned = tune(arm, round_.train, round_.validation, round_.name, config.tune, config.seed, show)
+        return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record
+
+    def _checkpoint_name(self, method: Method, seed: int, fold: int | None) -> str:
+        parts = [self.collection.name, method.name]
+        parts += [f"seed{seed}"] if self.config.seeds > 1 else []
+        parts += [f"fold{fold}"] if fold is not None else []
+        return "_".join(parts)
+
+    def _result(self, started: datetime, effects: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        config = self.config
         seconds = {name: record["runtime_seconds"] for name, record in self.records.items()}
         return {
             "dataset": self.collection.name,
             "venue": self.collection.title,
             "evaluated_at": started.isoformat(timespec="seconds"),
-            "configuration": self.config.to_dict(),
+            "configuration": config.to_dict(),
             "data": self.collection.facts,
-            "model": self.model_facts,
+            "model": self._model_facts(),
             "results": {find_method(name).key: record for name, record in self.records.items()},
             "runtime_summary": tables.runtime_summary(seconds),
             "improvements": tables.improvements(self.evaluations),
-            "significance": tables.significance(
-                self.evaluations, permutations=self.config.permutations, seed=self.config.seed
-            ),
+            "confirmatory": confirmatory.confirm(self.evaluations, effects, config),
+            "significance": tables.significance(self.evaluations, permutations=config.permutations, seed=config.seed),
             "warnings": self._warnings(),
         }
 
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""
-        layers = trained_layers(self.config, self.spec)
-        if method.name in ("maw", "maw_qv"):
+        own = method.configure(self.config)
+        if method.retriever == "maw" and own.router == self.config.router:  # where it does not stand in the name
+            layers = trained_layers(own, self.spec)
             where = "last layer" if layers["maw"] == (self.spec.num_layers,) else _layers(layers["maw"])
-            router = self.config.router
+            router = own.router
             return f"{method.approach} ({router.upper() if router == 'grpo' else router} on {where})"
         return method.approach
 
-    def _facts_of(self, model: BaselineRetriever) -> dict[str, Any]:
+    def _model_facts(self) -> dict[str, Any]:
         spec, layers = self.spec, trained_layers(self.config, self.spec)
-        queries = model.source(ListTexts(self.collection.test.queries), "query")
+        queries = TextSource(
+            self.collection.test.queries,
+            load_tokenizer(spec),
+            prefix=spec.query_prefix,
+            max_length=spec.max_query_length,
+        )
         return {
             "name": spec.name,
             "weights_sha256": spec.weights_sha256,
@@ -254,7 +255,7 @@ class DatasetRun:
             "max_query_length": spec.max_query_length,
             "max_document_length": spec.max_document_length,
             "test_queries_cut_at_that_length": queries.truncated(),
-            "precision": name_of(model.precision),
+            "precision": name_of(pick_precision(self.config.precision, self.device)),
             "fine_tuned_layers": _layers(layers["finetune"]),
             "maw_layers": _layers(layers["maw"]),
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
@@ -264,7 +265,9 @@ class DatasetRun:
     def _warnings(self) -> list[str]:
         test, level = self.collection.test, self.collection.test.relevance_level
         bpref = bpref_warning(test.qrels, level)
-        found = [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
+        edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
+        found = [warning for warning in edges if warning]
+        found += [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
         found += [bpref] if bpref else []
         low = sum(max(judged.values()) < level for judged in test.qrels.values())
         if low:

@@ -63,6 +63,7 @@ SECTIONS = {
     "model": "model",
     "datasets": "data",
     "batch_size": "training",
+    "seeds": "protocol",
     "eval_batch_size": "evaluation",
     "use_lora": "LoRA",
     "maw_layers": "MAW: layers and kernels",
@@ -163,6 +164,13 @@ class Tier1Config:
     """Epochs without a better validation nDCG@10 before training stops; 0: never stop early."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 42
     """Seed of sampling, data order, dropout and routing."""
+
+    seeds: Annotated[int, Range(1, 1000)] = 1
+    """Training seeds: seed, seed + 1, ...; values are averaged by query, and the data depend on seed alone."""
+    tune: Annotated[int, Range(0, 1000)] = 0
+    """Trials of learning rates on validation, the same number for every trained method; 0: the rates as set."""
+    folds: Annotated[int, Range(0, 100)] = 0
+    """Cross-validation over so many folds of all drawn queries, at least 3; 0: the dataset's own splits."""
 
     eval_batch_size: Annotated[int, Range(1, 65_536)] = 128
     """Texts encoded at once in evaluation."""
@@ -379,6 +387,15 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.route_by == "token" and (config.depth_values or "maw_qv" in config.methods):
         text = "every token reads the same values, so maw_qv and depth_values need sequence or head"
         found.append(Problem("route_by", text, ("depth_values", "methods")))
+    if config.tune and config.learning_rate is not None:
+        text = "a learning_rate that is set leaves nothing to tune; leave one of the two out"
+        found.append(Problem("tune", text, ("learning_rate",)))
+    if config.folds in (1, 2):
+        text = f"must be at least 3, to train, choose and test on different queries, or 0, got {config.folds}"
+        found.append(Problem("folds", text))
+    if config.seed + config.seeds > 2**32:
+        text = f"seed {config.seed} and the {config.seeds - 1} after it must be below 2**32"
+        found.append(Problem("seeds", text, ("seed",)))
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
         kind = Kind(str, optional=False, choices=(*METHODS, ALL))

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from maw.cpu import packed_weights
-from maw.errors import MAWError
+from maw.errors import MAWError, NotFiniteError
 from maw.inputs import TextSource, encoding_tokens
 from maw.parallel import unwrap
 from maw.prefix import PrefixSource
@@ -91,7 +91,7 @@ def encode(
     encoder.train(was_training)
     wrong = _first_not_finite(outputs["embedding"])
     if wrong is not None:
-        raise MAWError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite")
+        raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite")
     return Embeddings(outputs["embedding"], outputs.get("depth_share"))
 
 

@@ -25,5 +25,9 @@ class DataError(MAWError):
     """Data that is missing or malformed; the message names the file and line."""
 
 
+class NotFiniteError(MAWError):
+    """A loss, gradient, embedding or score that is NaN or infinite: what training that diverges ends in."""
+
+
 class ModelError(MAWError):
     """A model that cannot be found, loaded or given depth attention."""

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import pytrec_eval
 
-from maw.errors import DataError, MAWError
+from maw.errors import DataError, NotFiniteError
 
 _CUTOFFS = (1, 3, 5, 10, 15, 20, 100, 1000)
 
@@ -145,7 +145,7 @@ def compute_metrics(
     Raises:
         DataError: a query without judgements, a query or passage twice, an id or grade that cannot be
             evaluated.
-        MAWError: a score that is not a finite number.
+        NotFiniteError: a score that is not a finite number.
         ValueError: arguments that differ in length.
     """
     _check_qrels(qrels)
@@ -217,7 +217,7 @@ def _ranks(query: str, docs: list[str], row_K: np.ndarray, grades: Mapping[str, 
     if len(docs) != len(row_K):
         raise ValueError(f"query {query!r}: {len(docs)} passages but {len(row_K)} scores")
     if not np.isfinite(row_K).all():
-        raise MAWError(f"query {query!r}: a score is NaN or infinite; it cannot be ranked")
+        raise NotFiniteError(f"query {query!r}: a score is NaN or infinite; it cannot be ranked")
     place = dict(zip(docs, range(len(docs)), strict=True))
     if len(place) < len(docs):
         twice = next(doc for doc in place if docs.count(doc) > 1)

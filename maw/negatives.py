@@ -226,18 +226,7 @@ def _by_source(data: RetrievalData, config: Tier1Config) -> Iterator[tuple[str, 
     for source, given in (("given", True), ("bm25", False)):
         ids = [query_id for query_id in data.query_ids if bool(data.negatives.get(query_id)) is given]
         if ids:
-            yield source, _only(data, ids)
-
-
-def _only(data: RetrievalData, ids: list[str]) -> RetrievalData:
-    text_of = dict(zip(data.query_ids, data.queries, strict=True))
-    return replace(
-        data,
-        query_ids=ids,
-        queries=[text_of[i] for i in ids],
-        qrels={i: data.qrels[i] for i in ids},
-        negatives={i: data.negatives[i] for i in ids if i in data.negatives},
-    )
+            yield source, data.only(ids)
 
 
 def _given(data: RetrievalData, kept_out: Counter[str]) -> Iterator[np.ndarray]:

@@ -40,16 +40,16 @@ LOG_BYTES = 10_000_000
 
 @dataclass(frozen=True)
 class Work:
-    """What a run does with one dataset.
+    """What a run does with one dataset, over all its methods, seeds, trials and folds.
 
     Attributes:
         needs: as its loader says, or estimated from local files.
         searched: passages of the test corpus; 0 where nothing is known beforehand.
         validated: passages of the validation corpus; 0 where no method trains.
         shared: whether test and validation queries search one and the same corpus.
-        queries: split -> how many are drawn.
+        queries: split -> how many are drawn; with folds, how many one round has, and in the test all rounds together.
         tokens: "document" and "query" -> of a mean text, as the model reads it.
-        encoded: "test", "validation" and "training" -> texts encoded, over all methods and epochs.
+        encoded: "test", "validation" and "training" -> texts encoded, over all methods, trainings and epochs.
         activation_bytes: of the frozen layers' output for every text of the run; 0 if nothing is stored.
         token_passes: what encoding costs, as tokens that pass through the whole model.
     """
@@ -173,22 +173,29 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     joined = _distractors(config) if needs.passages else 0
     test, other = ((list(needs.passages.values()) or [0])[which] + joined for which in (0, -1))
     searched = _at_most(config.corpus_size, test)
-    validated = _at_most(config.val_corpus_size, other) if trains(config) else 0
+    validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trains(config) else 0
     shared = len(needs.passages) == 1 and searched == test and validated in (0, test)
-    queries = _drawn(needs, config)
+    queries = _of_rounds(_drawn(needs, config), config)
+    rounds = config.folds or 1
     tokens = {
         "document": _tokens(needs.mean_characters, spec.max_document_length),
         "query": _tokens(QUERY_CHARACTERS, spec.max_query_length),
     }
-    used = {  # documents and queries of one pass
-        "test": (searched, queries["test"]),
-        "validation": (validated, queries["validation"]),
-        "training": (queries["train"] * (1 + config.num_negatives), queries["train"]),
+    used = {  # documents and queries of one pass: through all rounds, where there are folds
+        "test": (searched * rounds, queries["test"]),
+        "once": (searched, queries["test"]),
+        "validation": (validated * rounds, queries["validation"] * rounds),
+        "training": (queries["train"] * rounds * (1 + config.num_negatives), queries["train"] * rounds),
     }
-    epochs = config.num_epochs * len(_trained_methods(config))
-    times = {"test": len(config.methods), "validation": epochs, "training": epochs}
-    once = searched + (0 if shared else validated) + (0 if shared and not joined else used["training"][0])
-    once_tokens = once * tokens["document"] + sum(queries.values()) * tokens["query"]
+    epochs = config.num_epochs * len(_trained_methods(config)) * (config.seeds + config.tune)
+    trained = len(_trained_methods(config))
+    times = {"test": trained * config.seeds, "once": len(config.methods) - trained}
+    times |= dict.fromkeys(("validation", "training"), epochs)
+    encoded = {part: sum(used[part]) * times[part] if searched else 0 for part in used}
+    encoded["test"] += encoded.pop("once")
+    once = searched + (0 if shared else validated * rounds) + (0 if shared and not joined else used["training"][0])
+    in_splits = queries["test"] + rounds * (queries["train"] + queries["validation"])
+    once_tokens = once * tokens["document"] + in_splits * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
     keeps = _frozen_layers(config, spec) and config.prefix_cache_gb and searched
     stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if keeps else 0
@@ -199,7 +206,7 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         shared=shared,
         queries=queries,
         tokens=tokens,
-        encoded={part: sum(used[part]) * times[part] if searched else 0 for part in used},
+        encoded=encoded,
         activation_bytes=stored,
         token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec),
     )
@@ -212,15 +219,16 @@ def _token_passes(
 
     Args:
         once: tokens of all different texts, which pass the frozen layers once as far as their output is stored.
-        by_pass: "test", "validation" and "training" -> tokens of one pass over its texts.
-        times: how often each is done, over all methods and epochs.
+        by_pass: "test", "once" (the test of a method that is not trained), "validation" and "training" -> tokens of
+            one pass over its texts.
+        times: how often each is done, over all methods, trainings and epochs.
         stored: bytes that storing the output of all would take.
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
     trained = sum(_training_passes(method, config) for method in _trained_methods(config))
-    upper = by_pass["test"] * times["test"] + by_pass["validation"] * times["validation"]
-    upper += by_pass["training"] * config.num_epochs * trained
+    upper = sum(by_pass[part] * times[part] for part in ("test", "once", "validation"))
+    upper += by_pass["training"] * config.num_epochs * (config.seeds + config.tune) * trained
     frozen = _frozen_layers(config, spec) / spec.num_layers
     return frozen * (share * once + (1 - share) * every) + (1 - frozen) * upper
 
@@ -236,6 +244,15 @@ def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
 
 def _trained_methods(config: Tier1Config) -> list[str]:
     return [method for method in config.methods if method in TRAINED_METHODS]
+
+
+def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
+    """With folds: what one round trains on and validates with, and what all test, of all queries drawn."""
+    if not config.folds:
+        return drawn
+    pooled = sum(drawn.values())
+    fold = round(pooled / config.folds) if trains(config) else 0
+    return {"train": pooled - 2 * fold if fold else 0, "validation": fold, "test": pooled}
 
 
 def _training_passes(method: str, config: Tier1Config) -> int:
@@ -305,7 +322,8 @@ def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
     one = trained if config.checkpoint_compression else _model_bytes(spec)
     kept = 1 + (not config.keep_only_best_checkpoint) + config.save_epoch_checkpoints * config.num_epochs
-    return LOG_BYTES + one * kept * len(_trained_methods(config)) * datasets
+    trainings = len(_trained_methods(config)) * config.seeds * (config.folds or 1)
+    return LOG_BYTES + one * kept * trainings * datasets
 
 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from maw.candidates import Candidates, kth
-from maw.errors import MAWError
+from maw.errors import NotFiniteError
 from maw.keys import NOTHING, best, scores_of, ties_of
 
 _QUERIES_PER_TILE = 1024
@@ -65,7 +65,7 @@ def top_k(
         Scores, float32, best first, and the passages' rows, int64; both on the CPU.
 
     Raises:
-        MAWError: an embedding or a score that is not a finite number, with its row.
+        NotFiniteError: an embedding or a score that is not a finite number, with its row.
         ValueError: shapes that do not agree, k or block below one, a tie order that is not a permutation.
     """
     queries_QC = as_tensor(queries).float()
@@ -256,7 +256,7 @@ def largest(values: Tensor, kind: str, start: int) -> float:
         start: the number of the first row, for the message.
 
     Raises:
-        MAWError: NaN or infinity, which show in the largest value.
+        NotFiniteError: NaN or infinity, which show in the largest value.
     """
     if not values.numel():
         return 0.0
@@ -264,7 +264,7 @@ def largest(values: Tensor, kind: str, start: int) -> float:
     found = float(torch.maximum(-low, high))
     if not found <= LARGEST:
         row = start + int(values.isfinite().all(1).logical_not().nonzero()[0, 0])
-        raise MAWError(
+        raise NotFiniteError(
             f"the embedding of {kind} row {row} holds NaN or infinity: the model's weights or its "
             "precision are at fault; nothing was ranked"
         )
@@ -275,7 +275,7 @@ def _check_scores(scores_RB: Tensor, first: int, start: int) -> None:
     finite = scores_RB.isfinite()
     if not bool(finite.all()):
         row, column = finite.logical_not().nonzero()[0].tolist()
-        raise MAWError(
+        raise NotFiniteError(
             f"the score of query row {first + row} and passage row {start + column} is beyond float32: their "
             "embeddings are too large; nothing was ranked"
         )

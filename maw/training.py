@@ -2,6 +2,7 @@
 
     from tier_1 import train_retriever
     history = train_retriever(model, train_data, val_data, config, device, "my_dataset", "lora")
+    history[0]["train_loss"], history.best["epoch"], history.validation.per_query["ndcg_cut_10"]
 
 Every arm runs through this one loop, with the same batches in the same order (`maw.contrastive`); arms differ in
 what is trainable, in the objective (`maw.objective`) and in the learning rate.
@@ -26,10 +27,11 @@ from maw.config import Tier1Config
 from maw.contrastive import TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
-from maw.errors import MAWError
+from maw.errors import MAWError, NotFiniteError
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
 from maw.methods import method_of
+from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
@@ -43,7 +45,21 @@ VALIDATION_METRIC = "ndcg_cut_10"
 
 DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
-History = list[dict[str, Any]]
+
+class History(list[dict[str, Any]]):
+    """One record for each epoch, in their order: a plain list, to which the best epoch's validation is attached.
+
+    Attributes:
+        validation: what the best epoch's weights, which the model is left with, scored on the validation queries, one
+            value a query; None before the first epoch has ended.
+    """
+
+    validation: EvaluationResult | None = None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the best epoch on validation, the first of equals."""
+        return max(self, key=lambda record: (record[f"val_{VALIDATION_METRIC}"], -record["epoch"]))
 
 
 def train_retriever(
@@ -71,10 +87,12 @@ def train_retriever(
         on_epoch: called after every epoch with its record and whether it is the best so far.
 
     Returns:
-        One record for each epoch: loss, validation nDCG@10, learning rate, seconds, and what the router did.
+        One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
+        steps, and what the router did. The list's `validation` has the best epoch's value of every query.
 
     Raises:
-        MAWError: nothing to train, or a loss or gradient that is not finite.
+        MAWError: nothing to train.
+        NotFiniteError: a loss, gradient or embedding that is not finite.
     """
     device = torch.device(device) if device is not None else model.device
     trainer = Trainer(
@@ -86,7 +104,7 @@ def train_retriever(
         activations,
     )
     validation = as_retrieval_data(val_data, "validation")
-    history: History = []
+    history = History()
     best, best_weights = -math.inf, {}
     for epoch in range(1, config.num_epochs + 1):
         record = trainer.run_epoch(epoch)
@@ -99,6 +117,7 @@ def train_retriever(
         improved = result[VALIDATION_METRIC] > best
         if improved:
             best, best_weights = result[VALIDATION_METRIC], model.trained_state()
+            history.validation, result.run = result, None  # the ranking itself is large, and not needed
         if on_epoch:
             on_epoch(record, improved)
         logger.info(
@@ -110,7 +129,7 @@ def train_retriever(
             result[VALIDATION_METRIC],
             " (best so far)" if improved else "",
         )
-        if config.patience and epoch - _best_epoch(history) >= config.patience:
+        if config.patience and epoch - history.best["epoch"] >= config.patience:
             logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
             break
     model.load_trained_state(best_weights)
@@ -125,6 +144,20 @@ def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
     if config.learning_rate is not None:
         return config.learning_rate
     return method_of("maw" if isinstance(model, MAWRetriever) else "baseline", model.config).learning_rate or 0.0
+
+
+def rates(model: BaselineRetriever, config: Tier1Config) -> dict[str, float]:
+    """The peak rates by which anything of the model is trained, by the setting that names each."""
+    kinds = _parameter_kinds(model)
+    used = {kinds.get(id(parameter), "layer") for parameter in model.parameters() if parameter.requires_grad}
+    found = {}
+    if "layer" in used:
+        found["learning_rate"] = learning_rate(model, config)
+    if "kernel" in used:
+        found["kernel_learning_rate"] = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
+    if used & {"router", "apart"}:
+        found["router_learning_rate"] = config.router_learning_rate
+    return found
 
 
 def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
@@ -245,6 +278,8 @@ class Trainer:
             "epoch": epoch,
             "learning_rate": self.schedule.get_last_lr()[0],
             "seconds": time.perf_counter() - started,
+            "steps": len(batches),
+            "optimizer_steps": math.ceil(len(batches) / accumulate),
             **means,
         }
 
@@ -254,7 +289,7 @@ class Trainer:
         router_loss = statistics.get("router_loss", torch.zeros_like(norm))
         value, norm, router_loss = torch.stack((loss.detach(), norm, router_loss)).cpu().numpy()
         if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss)):
-            raise MAWError(
+            raise NotFiniteError(
                 f"{self.label}: loss {value}, gradient norm {norm} or router loss {router_loss} is not finite at "
                 f"step {self.step}; the encoder was not changed by it. Try lower learning rates"
             )
@@ -269,8 +304,3 @@ def _warmup_decay(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (total - step) / max(1, total - warmup))
-
-
-def _best_epoch(history: History) -> int:
-    best = max(history, key=lambda record: (record[f"val_{VALIDATION_METRIC}"], -record["epoch"]))
-    return best["epoch"]

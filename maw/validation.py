@@ -28,6 +28,13 @@ from maw.rules import Problem, parse_layers, show, suggestion
 
 BUILT_DATASETS = (*PUBLIC_DATASETS, *OTHER_DATASETS)
 BEIR = "beir:"
+NO_FOLDS = {
+    "trec_dl_2019": "it is tested on graded judgements in depth, and trained on one judged passage a query",
+    "trec_dl_2020": "it is tested on graded judgements in depth, and trained on one judged passage a query",
+    "nq": "its training questions have DPR's passages and judgements, its test questions BEIR's",
+    "triviaqa": "its training questions have hard negatives of DPR's choice, its test questions have none",
+}
+"""Why the queries of a dataset cannot be pooled: they are judged, or would be trained on, in different ways."""
 BEIR_DATASETS = ("nq", "hotpotqa")  # whose results the user knows by the names beir_nq and beir_hotpotqa
 
 
@@ -62,7 +69,7 @@ def find_problems(
     """
     bad = {problem.name for problem in known} | set(unsure)
     found = _dataset_problems(config) + _distractor_problems(config)
-    found += _method_problems(config) + _folder_problems(config) + _search_problems(config)
+    found += _method_problems(config) + _folder_problems(config) + _search_problems(config) + _fold_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -75,6 +82,12 @@ def find_problems(
         of_model = disagreements(config, spec) + _layer_problems(config, spec)
         found += [problem for problem in of_model if not bad.intersection((problem.name, *problem.also))]
     return known + found, spec
+
+
+def _fold_problems(config: Tier1Config) -> list[Problem]:
+    names = [name for name in config.datasets if name in NO_FOLDS] if config.folds else []
+    texts = [f"{name} cannot be divided anew: {NO_FOLDS[name]}; leave it out, or folds at 0" for name in names]
+    return [Problem("folds", text, ("datasets",)) for text in texts]
 
 
 def _search_problems(config: Tier1Config) -> list[Problem]:

@@ -83,6 +83,7 @@ def test_the_files_are_the_users(finished):
         "benchmark_summary.txt",
         "all_results.json",
         "metrics_comparison.csv",
+        "confirmatory.json",
     }
     assert {path.name for path in (logs / "checkpoints").iterdir()} == {"beir_tiny_lora_best", "beir_tiny_maw_best"}
     (log,) = logs.glob("run_*.log.gz")

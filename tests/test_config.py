@@ -128,6 +128,7 @@ INTEGERS = [
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
     "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe", "bank_batches",
+    "seeds", "tune", "folds",
 ]  # fmt: skip
 FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
@@ -168,6 +169,8 @@ BAD_VALUES = [
     *(("device", value, "cpu, cuda, cuda:N or mps") for value in ("", "gpu", "cuda:", "cuda:-1", "cpu\n")),
     ("seed", 2**32, "at most 4294967295"),
     ("permutations", 19, "at least 20"),
+    *(("folds", value, "at least 3, to train, choose and test on different queries, or 0") for value in (1, 2)),
+    ("seeds", 0, "at least 1"),
     ("query_prefix", 3, "must be text"),
     ("query_prefix", "\0", "NUL"),
     ("query_prefix", "\udcff", "valid Unicode"),
@@ -200,6 +203,19 @@ def test_there_are_enough_bad_values():
         "model", "query_prefix", "document_prefix", "datasets", "methods", "maw_layers", "finetune_layers",
         "device", "log_dir", "cache_dir", "distractors",
     } == set(kinds())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tune": 3, "learning_rate": 0.01}, "tune: a learning_rate that is set leaves nothing to tune"),
+        ({"seed": 2**32 - 2, "seeds": 3}, "seeds: seed 4294967294 and the 2 after it must be below 2**32"),
+    ],
+)
+def test_settings_of_the_protocol_that_contradict_each_other(settings, words):
+    (problem,) = problems_of(lambda: Tier1Config(**settings))
+    assert problem.startswith(words)
+    assert Tier1Config(tune=3).learning_rate is None and Tier1Config(seed=2**32 - 3, seeds=3).seeds == 3
 
 
 def test_all_problems_are_reported_together():

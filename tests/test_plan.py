@@ -82,6 +82,27 @@ def test_only_methods_whose_router_is_rewarded_cost_more_than_training(encoder_u
     assert passes == dict.fromkeys(TRAINED_METHODS, 3) | dict.fromkeys(("maw", "maw_qv"), 5 + 3 * samples)
 
 
+def test_seeds_trials_and_folds_are_counted(tmp_path, models, spec):
+    config = config_of(tmp_path, models, num_epochs=4, corpus_size=1000, val_corpus_size=300, seeds=3, tune=5, folds=4)
+    config.train_samples, config.val_samples, config.test_samples = 50, 20, 30
+    needs = Needs("x", passages={"a": 5000}, mean_characters=82, queries={"train": 40, "test": 99})
+    (work,) = make_plan(config, spec, [needs]).works
+    pooled, fold = 40 + 20 + 30, 22
+    assert work.queries == {"train": pooled - 2 * fold, "validation": fold, "test": pooled}
+    assert work.encoded == {
+        "test": (1000 + pooled) + 2 * 3 * (4 * 1000 + pooled),
+        "validation": 2 * 4 * (3 + 5) * 4 * (300 + fold),
+        "training": 2 * 4 * (3 + 5) * 4 * 3 * (pooled - 2 * fold),
+    }
+    checkpoints = {}
+    for seeds, folds in ((1, 0), (3, 4)):
+        plan = make_plan(config_of(tmp_path, models, seeds=seeds, folds=folds), spec, [needs])
+        (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
+        checkpoints[seeds] = room.size - maw.plan.LOG_BYTES
+    assert checkpoints[3] == 12 * checkpoints[1]
+    assert "those that train on each of 3 seeds and 4 folds" in " ".join(plan_text(plan).split())
+
+
 def test_zero_shot_alone_needs_no_other_split(tmp_path, models, spec):
     config = config_of(tmp_path, models, methods=["zero_shot"])
     (work,) = make_plan(config, spec, [Needs("x", passages={"a": 500}, mean_characters=100)]).works
@@ -102,6 +123,9 @@ def test_zero_shot_alone_needs_no_other_split(tmp_path, models, spec):
         ({"encoder_update": "all_group"}, {"encoder_update": "sampled"}),
         ({"methods": ["maw"]}, {"methods": ["maw_soft"]}),
         ({"methods": ["maw_qv"]}, {"methods": ["full_lowrank"]}),
+        ({"seeds": 3}, {"seeds": 2}),
+        ({"tune": 3}, {"tune": 0}),
+        ({"folds": 5}, {"folds": 3}),
     ],
 )
 def test_more_to_do_takes_longer(tmp_path, models, spec, more, less):
@@ -351,7 +375,8 @@ def test_sizes(size, text):
 # -------------------------------------------------------------------------------------------------------- a run
 
 
-def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, capsys):
+@pytest.mark.parametrize("protocol", [{}, {"seeds": 2, "tune": 2}, {"seeds": 2, "tune": 1, "folds": 3}])
+def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, capsys, protocol):
     import maw.benchmark
     import maw.embedding_cache
 
@@ -364,7 +389,7 @@ def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, 
         return real(encoder, texts, **options)
 
     monkeypatch.setattr(maw.embedding_cache, "encode", counting)
-    config = tiny_settings(datasets=[f"beir:{folder}"], patience=0, num_negatives=0)
+    config = tiny_settings(datasets=[f"beir:{folder}"], patience=0, num_negatives=0, **protocol)
     (work,) = make_plan(config, model_spec(config)).works
     maw.benchmark.run_complete_benchmark(config)
     assert encoded == {part: work.encoded[part] for part in encoded}

@@ -9,11 +9,12 @@ import random
 import sys
 import textwrap
 from collections import Counter
+from itertools import combinations
 
 import pytest
 
 from maw.config import Tier1Config
-from maw.data import load_collection, pystdlib
+from maw.data import load_collection, load_folds, pystdlib
 from maw.data.leakage import normalise
 from maw.data.pystdlib import Function, make_splits, read_library, split_of, without_docstring
 
@@ -97,6 +98,21 @@ def test_no_text_and_no_relevant_passage_serves_two_splits(loaded):
     )
     assert max(texts.values()) == 1
     assert max(relevant.values()) == 1
+
+
+def test_folds_keep_modules_and_relevant_passages_together(cache, loaded):
+    config = Tier1Config(datasets=["pystdlib"], cache_dir=cache, folds=5, **ALL)
+    folds = load_folds("pystdlib", config)
+    assert len(folds.whole.test) == sum(len(split) for split in splits_of(loaded)) == len(loaded.groups)
+    home = {query: module_of(query.removeprefix("q-")) for query in loaded.groups}
+    parts = []
+    for each in folds.rounds:
+        modules = {home[query] for query in each.test.query_ids}
+        parts.append((modules, {passage for judged in each.test.qrels.values() for passage in judged}))
+        assert 0.17 < len(each.test) / len(folds.whole.test) < 0.23
+    for one, other in combinations(parts, 2):
+        assert not one[0] & other[0] and not one[1] & other[1]
+    assert len(set(home.values())) > len(set(loaded.groups.values())), "a shared passage joins modules"
 
 
 def test_within_a_split_each_text_is_one_query(loaded):

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maw import methods
-from maw.config import DEFAULT_METHODS
+from maw import confirmatory, methods
+from maw.config import DEFAULT_METHODS, Tier1Config
 from maw.errors import MAWError
 from maw.files import write_json, write_text
 from maw.methods import METHODS, Method, comparisons, find_method, in_order
 from maw.metrics import METRICS, PRIMARY, compute_metrics
-from maw.report import tables, text
+from maw.report import differences, protocol, tables, text
 from maw.report.files import write_csv
 from maw.report.layout import write_dataset, write_summary
 
@@ -168,6 +168,38 @@ def test_log_dir_that_is_a_file(tmp_path, result, evaluations):
         write_summary(tmp_path / "logs", [result])
 
 
+def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluations):
+    held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
+    config = Tier1Config(datasets=["pystdlib", "msmarco"])
+    effects = confirmatory.smallest_effects(held, 30, config)
+    section = confirmatory.confirm(evaluations, effects, config)
+    results = [{**result, "dataset": name, "confirmatory": section} for name in config.datasets]
+    family = confirmatory.over_run(results, config)
+    folder = write_summary(tmp_path, results, family)
+    assert json.loads((folder / "confirmatory.json").read_text()) == family
+    summary = (folder / "benchmark_summary.txt").read_text()
+    first = summary.index("Confirmatory: MAW against its controls, corrected by Holm over all 2 comparisons")
+    assert first < summary.index("Confirmatory: corrected by Holm over the 1") < summary.index("Exploratory: ")
+    assert "msmarco: vs LoRA Fine-tuned" in summary
+    assert "over all 2 of the run in summary/confirmatory.json" in " ".join(summary.split())
+    assert max(map(len, summary.splitlines())) <= 100
+    write_summary(tmp_path, results[:1])
+    assert not (folder / "confirmatory.json").exists(), "an earlier run's is of other results"
+    assert "all 2 comparisons" not in (folder / "benchmark_summary.txt").read_text()
+
+
+def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
+    def shown(names):
+        result = make_result({name: evaluations[name] for name in names})
+        lines = differences.dataset_differences(result).splitlines()
+        return [line.split("  ")[0] for line in lines if " vs " in line], set(result["significance"])
+
+    assert shown(("lora", "maw"))[0] == ["MAW Fine-tuned vs LoRA Fine-tuned"]
+    names, all_pairs = shown(("zero_shot", "lora", "maw"))
+    assert len(names) == len(all_pairs) == 3
+    assert shown(("zero_shot", "lora"))[0] == ["LoRA Fine-tuned vs Zero-shot"]
+
+
 # Numbers
 
 
@@ -258,7 +290,7 @@ def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
         for each in range(4, 10)
     ]
     table = (*METHODS, *more)
-    for module in (methods, tables, text):
+    for module in (methods, tables, text, differences, protocol):
         monkeypatch.setattr(module, "METHODS", table)
     names = [method.name for method in table]
     evaluations = make_evaluations(names)

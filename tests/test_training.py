@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from maw.data.collection import as_retrieval_data
 from maw.errors import ConfigError, MAWError
+from maw.evaluation import evaluate_retriever
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import Trainer, parameter_groups, train_retriever
+from maw.training import History, Trainer, parameter_groups, rates, train_retriever
 
 ARMS = {
     "lora": (BaselineRetriever, {"use_lora": True}),
@@ -98,6 +101,31 @@ def test_stored_activations_change_no_loss(tiny_settings, tiny_data, tmp_path, a
     assert not list((tmp_path / "activations").iterdir())
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_the_history_keeps_what_the_best_epoch_scored(tiny_settings, tiny_data):
+    model, config = build(tiny_settings, "lora", num_epochs=5, gradient_accumulation_steps=2)
+    history = train_retriever(model, tiny_data, tiny_data, config, "cpu")
+    assert isinstance(history, list) and json.loads(json.dumps(history)) == history
+    scores = [record["val_ndcg_cut_10"] for record in history]
+    assert history.best is history[scores.index(max(scores))]
+    assert history.validation["ndcg_cut_10"] == max(scores) and len(history.validation.query_ids) == 24
+    again = evaluate_retriever(model, tiny_data, config, "cpu")
+    assert (again.per_query["ndcg_cut_10"] == history.validation.per_query["ndcg_cut_10"]).all(), (
+        "the model is left so"
+    )
+    assert [(record["steps"], record["optimizer_steps"]) for record in history] == [(3, 2)] * 5
+    assert History().validation is None
+
+
+@pytest.mark.parametrize(
+    ("arm", "used"),
+    [("lora", {"learning_rate"}), ("fixed", {"learning_rate", "kernel_learning_rate"}), ("soft", None), ("maw", None)],
+)
+def test_the_rates_in_use(tiny_settings, arm, used):
+    wanted = {"learning_rate": 0.1, "kernel_learning_rate": 0.2, "router_learning_rate": 0.3}
+    model, config = build(tiny_settings, arm, **wanted)
+    assert rates(model, config) == {name: wanted[name] for name in used or wanted}
 
 
 def test_frozen_layers_never_drop_out(tiny_settings):

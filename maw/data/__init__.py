@@ -17,6 +17,7 @@ from maw.config import Tier1Config
 from maw.data import beir, hotpotqa, msmarco, nq, pystdlib, triviaqa
 from maw.data.collection import Collection, RetrievalData, as_retrieval_data
 from maw.data.corpus import Corpus
+from maw.data.folds import Folds, make_folds
 from maw.data.leakage import check_disjoint
 from maw.data.near_duplicates import leakage_facts
 from maw.data.needs import Needs
@@ -28,12 +29,14 @@ from maw.rules import show, suggestion
 __all__ = [
     "Collection",
     "Corpus",
+    "Folds",
     "Needs",
     "RetrievalData",
     "as_retrieval_data",
     "check_sources",
     "dataset_names",
     "load_collection",
+    "load_folds",
     "needs_of",
 ]
 
@@ -74,15 +77,30 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     Raises:
         DataError: no such dataset, malformed files, or queries shared between splits; one line.
     """
+    collection = _loaded(name, config)
+    splits = (collection.train, collection.validation, collection.test)
+    facts = collection.facts | {"leakage": leakage_facts(*splits)}
+    return sample_corpora(replace(collection, facts=facts), config)
+
+
+def load_folds(name: str, config: Tier1Config) -> Folds:
+    """As `load_collection`, with the drawn queries of all splits divided anew into `config.folds` folds.
+
+    Raises:
+        DataError: as `load_collection`, and for splits that cannot be pooled; one line.
+    """
+    return make_folds(_loaded(name, config), config)
+
+
+def _loaded(name: str, config: Tier1Config) -> Collection:
+    """A dataset whose queries are drawn, none of them in two splits, over its whole corpora."""
     _check_name(name)
     if name.startswith(BEIR_PREFIX):
         collection = beir.load(name.removeprefix(BEIR_PREFIX), config)
     else:
         collection = LOADERS[name](config)
-    splits = (collection.train, collection.validation, collection.test)
-    check_disjoint(*splits, collection=collection.name)
-    facts = collection.facts | {"leakage": leakage_facts(*splits)}
-    return sample_corpora(replace(collection, facts=facts), config)
+    check_disjoint(collection.train, collection.validation, collection.test, collection=collection.name)
+    return collection
 
 
 def needs_of(name: str, config: Tier1Config) -> Needs:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maw.data.corpus import Corpus
@@ -68,6 +68,18 @@ class RetrievalData:
     def __len__(self) -> int:
         return len(self.query_ids)
 
+    def only(self, ids: Sequence[str]) -> RetrievalData:
+        """The part of the split that holds the queries `ids`, in their order."""
+        text_of = dict(zip(self.query_ids, self.queries, strict=True))
+        return replace(
+            self,
+            query_ids=list(ids),
+            queries=[text_of[i] for i in ids],
+            qrels={i: self.qrels[i] for i in ids},
+            negatives={i: self.negatives[i] for i in ids if i in self.negatives},
+            answers={i: self.answers[i] for i in ids if i in self.answers},
+        )
+
     def qrels_hash(self) -> str:
         """SHA-256 of the judgements, whatever the order they came in."""
         rows = sorted((q, d, grade) for q, judged in self.qrels.items() for d, grade in judged.items())
@@ -85,6 +97,8 @@ class Collection:
             and no method of the run trains.
         facts: JSON-able; source, version, counts, rules, skipped counts and the list of warnings, for the
             report.
+        groups: query id -> a name that it shares with the queries that must not be parted from it when the queries are
+            divided anew (`maw.data.folds`); a query without one stands alone.
     """
 
     name: str
@@ -93,6 +107,7 @@ class Collection:
     validation: RetrievalData
     test: RetrievalData
     facts: dict[str, Any]
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def as_retrieval_data(data: RetrievalData | Mapping[str, Any], name: str = "test") -> RetrievalData:

@@ -13,6 +13,8 @@ module has queries in two splits; all splits search the same corpus of every suc
   whatever its module. Identical copies of a relevant passage are relevant too.
 - A text, or a relevant passage, that would serve two splits serves one: test before validation before train.
   The queries dropped for it are counted in the facts.
+- Where queries are divided anew (`maw.data.folds`) those of one module stay together, and those that share a relevant
+  passage.
 """
 
 from __future__ import annotations
@@ -27,15 +29,16 @@ import sysconfig
 import tokenize
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maw.config import Tier1Config, cache_folder
-from maw.data import leakage, sampling
+from maw.data import groups, leakage, sampling
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
+from maw.data.groups import connected
 from maw.data.leakage import KEEPS_FIRST, normalise
 from maw.data.sampling import fraction
 from maw.data.splits import Pool, draw_splits
@@ -90,7 +93,9 @@ def load(config: Tier1Config) -> Collection:
         **corpus.attachment("counts"),
         "warnings": notes,
     }
-    return Collection("pystdlib", "Python standard library", **splits, facts=facts)
+    group_of = corpus.attachment("groups")
+    group_of = {query_id: group_of[query_id] for split in splits.values() for query_id in split.query_ids}
+    return Collection("pystdlib", "Python standard library", **splits, facts=facts, groups=group_of)
 
 
 def library_folder() -> Path:
@@ -99,7 +104,7 @@ def library_folder() -> Path:
 
 
 def open_corpus(library: Path, stores: Path) -> Corpus:
-    """The store of a library, with the attachments "splits" and "counts"; built where there is none.
+    """The store of a library, with the attachments "splits", "groups" and "counts"; built where there is none.
 
     It is keyed by the Python version, by name, size and time of change of every source file, and by the code
     that makes the collection, so that a store built by other rules is never used.
@@ -121,7 +126,7 @@ def open_corpus(library: Path, stores: Path) -> Corpus:
         return (
             records,
             lambda row: functions[row].id,
-            {"splits": splits, "counts": counts | {"skipped": dropped}},
+            {"splits": splits, "groups": make_groups(functions, splits), "counts": counts | {"skipped": dropped}},
         )
 
     return Corpus.cached(stores / f"pystdlib-{version}-{sha.hexdigest()[:12]}", source, make)
@@ -240,6 +245,17 @@ def make_splits(functions: Sequence[Function]) -> tuple[dict[str, Any], dict[str
     return splits, skipped
 
 
+def make_groups(functions: Iterable[Function], splits: Mapping[str, Any]) -> dict[str, str]:
+    """Query id -> its group: queries of one module, and queries that share a relevant passage, have the same."""
+    module_of = {function.id: function.module for function in functions}
+    labels = {
+        query_id: [f"module {module_of[query_id.removeprefix('q-')]}", *(f"passage {each}" for each in relevant)]
+        for split in splits.values()
+        for query_id, relevant in split["qrels"].items()
+    }
+    return connected(labels)
+
+
 def split_of(module: str) -> str:
     """The split of a module, by a hash of its name."""
     place = fraction(SALT, module)
@@ -249,7 +265,7 @@ def split_of(module: str) -> str:
 
 
 def _rules() -> str:
-    modules = (__file__, leakage.__file__, sampling.__file__)
+    modules = (__file__, groups.__file__, leakage.__file__, sampling.__file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in modules)).hexdigest()
 
 

@@ -9,6 +9,7 @@
             profile.json        where the time went, if asked for (`maw.profile`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
+            confirmatory.json   the family of tests on which claims are made, if a run has one (`maw.confirmatory`)
 
 Per-query values are stored by column, with the query ids once: `pandas.DataFrame(per_query["metrics"],
 index=per_query["query_ids"])` is the table, at a small part of the size that 36 copies of every id would
@@ -65,7 +66,7 @@ def write_dataset(
         )
     write_json(
         folder / "improvements.json",
-        {key: dataset_result.get(key, {}) for key in ("improvements", "significance")},
+        {key: dataset_result.get(key, {}) for key in ("improvements", "confirmatory", "significance")},
     )
     write_json(folder / "dataset.json", dataset_result)
     return folder
@@ -80,12 +81,15 @@ def write_profile(folder: Path, content: Mapping[str, Any]) -> Path:
     return write_json(folder / "profile.json", content)
 
 
-def write_summary(log_dir: Path | str, dataset_results: Sequence[Mapping[str, Any]]) -> Path:
+def write_summary(
+    log_dir: Path | str, dataset_results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None
+) -> Path:
     """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
 
     Args:
         log_dir: folder of all runs.
         dataset_results: the content of each dataset.json, in the order of the run.
+        family: the confirmatory family over all datasets; nothing as long as some are not done, or if there is none.
 
     Returns:
         The folder.
@@ -96,7 +100,11 @@ def write_summary(log_dir: Path | str, dataset_results: Sequence[Mapping[str, An
     folder = Path(log_dir) / "summary"
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
     write_csv(folder / "metrics_comparison.csv", CSV_HEADER, comparison_rows(dataset_results))
-    write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results))
+    write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family))
+    if family:
+        write_json(folder / "confirmatory.json", family)
+    else:
+        (folder / "confirmatory.json").unlink(missing_ok=True)  # an earlier run's, of other results
     return folder
 
 

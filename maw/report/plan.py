@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from maw.config import TRAINED_METHODS
+from maw.config import TRAINED_METHODS, Tier1Config
 from maw.plan import Plan, Work, size_text
 from maw.report.format import as_table, bullet, clean, heading, wrapped
 
@@ -97,15 +97,22 @@ def _encoding(plan: Plan) -> list[str]:
     config = plan.config
     trained = [method for method in config.methods if method in TRAINED_METHODS]
     total = {part: sum(work.encoded[part] for work in plan.works) for part in ("test", "validation", "training")}
-    texts = [
-        f"{total['test']:,} texts of the test corpora and queries, once for each of {len(config.methods)} methods"
-    ]
+    methods = f"{len(config.methods)} methods{_repeated(config)}"
+    texts = [f"{total['test']:,} texts of the test corpora and queries, once for each of {methods}"]
     if trained:
         often = f"over at most {config.num_epochs} epochs of {', '.join(trained)}"
+        often += f", {config.tune} trials each included" if config.tune else ""
         texts.append(f"{total['validation']:,} of validation and {total['training']:,} of training, {often}")
     if any(work.activation_bytes for work in plan.works):
         texts.append("the frozen layers see every text once: their output is stored while a dataset runs")
     return texts
+
+
+def _repeated(config: Tier1Config) -> str:
+    """How often a method that is trained is evaluated."""
+    counts = {"seeds": config.seeds if config.seeds > 1 else 0, "folds": config.folds}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    return f", those that train on each of {' and '.join(parts)}" if parts else ""
 
 
 def _time(plan: Plan) -> str:

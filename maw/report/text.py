@@ -11,12 +11,14 @@ from typing import Any
 
 from maw.methods import METHODS, Method, comparisons
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
+from maw.report.protocol import compute_table, rate_range, seeds_table, spread_line, tuning_table
 
 _HEADLINE = PRIMARY[0]
 _LEVEL = 0.05
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_SETTINGS = ("seed", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
+_SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
 
@@ -40,14 +42,23 @@ def method_summary(record: Mapping[str, Any]) -> str:
         record: the method's entry in dataset.json's "results".
     """
     cells = [f"{METRIC_LABELS[key]} {record['metrics'][key]:.4f}" for key in PRIMARY]
+    spread = spread_line(record)
     half = len(cells) // 2
     lines = ["".join(f"{cell:<19}" for cell in part).rstrip() for part in (cells[:half], cells[half:])]
     seconds = record["runtime_seconds"]
     return "\n".join(
         [f"{clean(record['approach'])} results (primary metrics):"]
         + [f"   {line}" for line in lines]
+        + ([f"   {spread}"] if spread else [])
         + [f"   Runtime: {seconds:.2f} seconds ({seconds / 60:.2f} minutes){_cached(record)}"]
     )
+
+
+def method_done(record: Mapping[str, Any]) -> str:
+    """What a method shows when it is done; its test results wait until it has been said what they can show."""
+    seconds, score = record["runtime_seconds"], record.get(f"val_{_HEADLINE}")
+    found = "" if score is None else f"validation {METRIC_LABELS[_HEADLINE]} {score:.4f}; "
+    return f"{clean(record['approach'])}: {found}{seconds:.2f} seconds ({seconds / 60:.2f} minutes){_cached(record)}"
 
 
 def _cached(record: Mapping[str, Any]) -> str:
@@ -63,17 +74,26 @@ def dataset_summary(result: Mapping[str, Any]) -> str:
         _setting(result),
         _metrics_table(result),
         _answer_match(result),
-        _differences(result),
+        dataset_differences(result),
+        seeds_table(result),
         _training(result),
+        tuning_table(result),
+        compute_table(result),
         _runtimes(result),
         _warnings(result),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def benchmark_summary(results: Sequence[Mapping[str, Any]]) -> str:
-    """The whole run: an overview, every dataset, and how to read the numbers."""
+def benchmark_summary(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
+    """The whole run: an overview, every dataset, and how to read the numbers.
+
+    Args:
+        results: the content of each dataset.json.
+        family: the confirmatory family over all datasets, once all are done.
+    """
     parts = [heading("Benchmark summary", "="), _overview(results)]
+    parts += [run_differences(family)] if family and len(results) > 1 else []
     parts += [dataset_summary(result) for result in results]
     return "\n\n\n".join([*parts, reading_notes()]) + "\n"
 
@@ -86,6 +106,10 @@ def reading_notes() -> str:
         "randomisation test over queries, not corrected for the number of tests.",
         "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
         "other queries of the kind, not with another training seed.",
+        "Confirmatory are the comparisons fixed beforehand, corrected together by Holm's procedure; all others are "
+        "exploratory. Detectable is the smallest true difference that such a test finds with a probability of 0.8, "
+        "from the differences on validation queries.",
+        "With several seeds a query's values are averaged over them before anything is tested.",
         "Better / worse / same counts queries. Relative differences are to the second method's mean.",
     )
     return "\n".join([heading("How to read the numbers", "-"), *(line for note in notes for line in bullet(note))])
@@ -198,40 +222,13 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _differences(result: Mapping[str, Any]) -> str:
-    """The headline metric's differences with interval and p-value."""
-    rows = []
-    for new, old in comparisons(method.name for method in _methods(result)):
-        test = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {}).get(_HEADLINE)
-        if test:
-            share = "-" if test["relative"] is None else f"{test['relative']:+.1%}"
-            rows.append(
-                [
-                    f"{new.label} vs {old.label}",
-                    f"{test['mean_difference']:+.4f}",
-                    share,
-                    f"[{test['ci_low']:+.4f}, {test['ci_high']:+.4f}]",
-                    f"{test['p_value']:.4f}",
-                    f"{test['wins']} / {test['losses']} / {test['ties']}",
-                ]
-            )
-    header = [METRIC_LABELS[_HEADLINE], "differ.", "rel.", "95% interval", "p", "better/worse/same"]
-    return as_table(header, rows) if rows else ""
-
-
 def _training(result: Mapping[str, Any]) -> str:
     """What each method trained, and how fast it learned."""
     rows = []
     for method in _methods(result):
         record = result["results"][method.key]
-        count, rate = record.get("trained_parameters"), record.get("learning_rate")
-        rows.append(
-            [
-                clean(record["approach"])[:50],
-                f"{count:,}" if count else "none",
-                "-" if rate is None else f"{rate:g}",
-            ]
-        )
+        count = record.get("trained_parameters")
+        rows.append([clean(record["approach"])[:50], f"{count:,}" if count else "none", rate_range(record)])
     return as_table(["Approach", "Trained parameters", "Learning rate"], rows)
 
 

@@ -1,0 +1,194 @@
+"""One arm of the benchmark, trained with one seed on one training split and measured on one test split.
+
+    arm = Arm(find_method("lora"), config, device, activations)
+    run = arm.run(collection, seed=43, rates={"learning_rate": 1e-3})
+    run.evaluation["ndcg_cut_10"], run.record["training_history"]
+
+What a method is, its settings and its default rate, is `maw.methods`'s; how it is trained, `maw.training`'s. `train`
+is given no test data, so that tuning (`maw.tuning`) cannot look at any. The seed given here decides initialisation,
+data order, dropout and routing; queries, passages, folds and negatives were drawn before, by `config.seed` alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maw.checkpoint import RETRIEVERS, save_checkpoint
+from maw.config import Tier1Config
+from maw.data.collection import Collection, RetrievalData
+from maw.evaluation import evaluate_retriever
+from maw.methods import Method
+from maw.metrics import EvaluationResult
+from maw.prefix import ActivationStore
+from maw.profile import stage, watch
+from maw.retriever import BaselineRetriever
+from maw.training import VALIDATION_METRIC, History, rates, train_retriever
+
+OnEpoch = Callable[[dict[str, Any], bool], None]
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One seed on one test split.
+
+    Attributes:
+        seed: of the training.
+        fold: number of the test fold from 1, None where there are no folds.
+        record: JSON-able; metrics and facts, and for a trained arm rates, history, steps and seconds.
+        evaluation: on the test queries.
+        validation: of the best epoch on the validation queries; None for an arm that is not trained.
+    """
+
+    seed: int
+    fold: int | None
+    record: dict[str, Any]
+    evaluation: EvaluationResult
+    validation: EvaluationResult | None
+
+
+class Arm:
+    """A method ready to run on a dataset.
+
+    Args:
+        method: what it is.
+        config: of the whole benchmark.
+        device: where to compute.
+        activations: of the frozen layers, shared with the other arms.
+    """
+
+    def __init__(
+        self, method: Method, config: Tier1Config, device: torch.device, activations: ActivationStore | None = None
+    ):
+        self.method, self.device, self.activations = method, device, activations
+        rate = config.learning_rate if config.learning_rate is not None else method.learning_rate
+        # One run's configuration: what repeats and varies runs is the benchmark's.
+        self.config = replace(method.configure(config), learning_rate=rate, tune=0, seeds=1, folds=0)
+
+    def configure(self, seed: int, rates: Mapping[str, float] | None = None) -> Tier1Config:
+        """The configuration of one training."""
+        return replace(self.config, seed=seed, **(rates or {}))
+
+    def build(self, config: Tier1Config) -> BaselineRetriever:
+        """The model, untrained, on the device."""
+        with stage("loading model"):
+            model = RETRIEVERS[self.method.retriever](config).to(self.device)
+        watch(model.encoder)
+        return model
+
+    def default_rates(self, seed: int) -> dict[str, float]:
+        """The rates by which anything of the arm is trained, as they are if nobody changes them."""
+        config = self.configure(seed)
+        return rates(self.build(config), config)
+
+    def train(
+        self,
+        model: BaselineRetriever,
+        train: RetrievalData,
+        validation: RetrievalData,
+        dataset: str,
+        on_epoch: OnEpoch | None = None,
+    ) -> History:
+        """Trains a model of `build`; it is left with its best epoch's weights.
+
+        Raises:
+            NotFiniteError: the training diverged.
+        """
+        with stage("training"):
+            return train_retriever(
+                model,
+                train,
+                validation,
+                model.config,
+                self.device,
+                dataset,
+                self.method.name,
+                activations=self.activations,
+                on_epoch=on_epoch,
+            )
+
+    def run(
+        self,
+        collection: Collection,
+        seed: int,
+        rates: Mapping[str, float] | None = None,
+        *,
+        fold: int | None = None,
+        checkpoints: str | None = None,
+    ) -> ArmRun:
+        """Trains, where the method trains, and evaluates on the test queries.
+
+        Args:
+            collection: its three splits.
+            seed: of the training.
+            rates: learning rates by the setting's name; the arm's own defaults, if not given.
+            fold: for the record.
+            checkpoints: what the names of its checkpoints begin with; None to keep none.
+        """
+        started = time.perf_counter()
+        model = self.build(self.configure(seed, rates))
+        record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
+        history = None
+        if self.method.trained:
+            on_epoch = None if checkpoints is None else self._keep(model, collection.name, checkpoints)
+            history = self.train(model, collection.train, collection.validation, collection.name, on_epoch)
+            record |= training_facts(model, history)
+        trained = time.perf_counter()
+        with stage("evaluation"):
+            evaluation = evaluate_retriever(
+                model, collection.test, model.config, self.device, "test", activations=self.activations
+            )
+        finished = time.perf_counter()
+        record |= {
+            "trained_parameters": model.trained_parameters if self.method.trained else 0,
+            "metrics": dict(evaluation),
+            "evaluation": evaluation.facts,
+            "training_seconds": trained - started if self.method.trained else 0.0,
+            "evaluation_seconds": finished - trained,
+            "runtime_seconds": finished - started,
+        }
+        return ArmRun(seed, fold, record, evaluation, history.validation if history else None)
+
+    def _keep(self, model: BaselineRetriever, dataset: str, name: str) -> OnEpoch:
+        """Writes the checkpoints that the configuration asks for after every epoch."""
+        folder, history = Path(self.config.log_dir) / "checkpoints", History()
+
+        def on_epoch(record: dict[str, Any], improved: bool) -> None:
+            history.append(dict(record))
+            wanted = {
+                "best": improved,
+                "latest": not self.config.keep_only_best_checkpoint,
+                f"epoch{record['epoch']:03d}": self.config.save_epoch_checkpoints,
+            }
+            for suffix in (suffix for suffix, is_wanted in wanted.items() if is_wanted):
+                with stage("writing checkpoints"):
+                    save_checkpoint(
+                        folder / f"{name}_{suffix}",
+                        model,
+                        dataset=dataset,
+                        method=self.method.name,
+                        epoch=record["epoch"],
+                        best_val_metric=history.best[f"val_{VALIDATION_METRIC}"],
+                        training_history=history,
+                    )
+
+        return on_epoch
+
+
+def training_facts(model: BaselineRetriever, history: History) -> dict[str, Any]:
+    """What to record of a training: its rates, what it cost, the best epoch and all epochs."""
+    best = history.best
+    return {
+        "learning_rate": model.config.learning_rate,
+        "rates": rates(model, model.config),
+        "best_epoch": best["epoch"],
+        f"val_{VALIDATION_METRIC}": best[f"val_{VALIDATION_METRIC}"],
+        "steps": sum(record["steps"] for record in history),
+        "optimizer_steps": sum(record["optimizer_steps"] for record in history),
+        "training_history": history,
+    }

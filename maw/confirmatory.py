@@ -1,0 +1,154 @@
+"""The comparisons on which claims are made, fixed beforehand: nDCG@10, MAW against its controls, on every dataset.
+
+All other tests of a run are exploratory. Those of the family are corrected together by Holm's procedure, over all
+datasets of the run: `summary/confirmatory.json` has the whole family, a dataset's own file the part of it that was
+measured there, corrected within the dataset.
+
+Before any test result is shown a run says how small a difference it could find at all (`smallest_effects`): at the
+level that a test of the family has to reach if no other is below it, 0.05 by the family's size, with a power of 0.8,
+from the spread of the differences between the two arms on validation queries.
+
+A corrected p can fall below 0.05 only if the uncorrected one can fall far enough, so random signs are drawn at least
+`20 * size / 0.05` times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maw.config import Tier1Config
+from maw.methods import Method, in_order
+from maw.metrics import PRIMARY, EvaluationResult
+from maw.significance import holm, minimum_detectable_effect, paired_test
+
+METRIC = PRIMARY[0]
+SUBJECT = "maw"
+CONTROLS = ("lora", "lora_matched", "full", "full_lowrank")
+LEVEL = 0.05
+POWER = 0.8
+SIGNS_PER_LEVEL = 20
+
+
+def pairs(names: Iterable[str]) -> list[tuple[Method, Method]]:
+    """The comparisons of the family among the methods named: (MAW, control), in the order of the methods."""
+    methods = in_order(names)
+    subject = next((method for method in methods if method.name == SUBJECT), None)
+    return [(subject, method) for method in methods if method.name in CONTROLS] if subject else []
+
+
+def key_of(new: Method, old: Method) -> str:
+    """What a comparison is called in files, such as maw_vs_lora."""
+    return f"{new.short}_vs_{old.short}"
+
+
+def family_size(config: Tier1Config) -> int:
+    """How many comparisons the family of a run has, over all its datasets."""
+    return len(pairs(config.methods)) * len(config.datasets)
+
+
+def permutations_for(config: Tier1Config) -> int:
+    """How many random signs its tests draw: as many as configured, or more where the family needs more."""
+    return max(config.permutations, math.ceil(SIGNS_PER_LEVEL * family_size(config) / LEVEL))
+
+
+def smallest_effects(
+    validations: Mapping[str, EvaluationResult | None], queries: int, config: Tier1Config
+) -> dict[str, dict[str, Any]]:
+    """What each comparison could find, from validation values alone.
+
+    Args:
+        validations: method name -> its best epochs on the validation queries, averaged over seeds; None for one that
+            has none.
+        queries: that will be tested.
+        config: of the run, for the size of the family.
+
+    Returns:
+        Comparison -> "minimum_detectable_effect", None with the reason under "no_effect_because"; "queries" to be
+        tested, "validation_queries" and the standard deviation of their differences; "level" and "power".
+    """
+    found = {}
+    for new, old in pairs(validations):
+        about: dict[str, Any] = {"queries": queries, "level": LEVEL / family_size(config), "power": POWER}
+        a, b = validations[new.name], validations[old.name]
+        if a is None or b is None or a.query_ids != b.query_ids:
+            why = {"minimum_detectable_effect": None, "no_effect_because": "there are no validation values of both"}
+            found[key_of(new, old)] = about | why
+            continue
+        differences = np.asarray(a.per_query[METRIC]) - np.asarray(b.per_query[METRIC])
+        effect = minimum_detectable_effect(differences, queries, level=about["level"], power=POWER)
+        about |= {"validation_queries": len(differences), "minimum_detectable_effect": effect}
+        if effect is None:
+            about["no_effect_because"] = "there are too few validation or test queries"
+        else:
+            about["validation_std_of_differences"] = float(differences.std(ddof=1))
+        found[key_of(new, old)] = about
+    return found
+
+
+def confirm(
+    evaluations: Mapping[str, EvaluationResult], effects: Mapping[str, Mapping[str, Any]], config: Tier1Config
+) -> dict[str, Any]:
+    """The family's tests on one dataset, corrected within it.
+
+    Args:
+        evaluations: method name -> its test values, averaged over seeds.
+        effects: of `smallest_effects`.
+        config: of the run.
+
+    Returns:
+        What dataset.json holds under "confirmatory"; empty where the run has no such comparison.
+
+    Raises:
+        ValueError: methods that were tested on different queries.
+    """
+    compared = pairs(evaluations)
+    if not compared:
+        return {}
+    signs = permutations_for(config)
+    found = {}
+    for new, old in compared:
+        a, b = evaluations[new.name], evaluations[old.name]
+        if a.query_ids != b.query_ids:
+            raise ValueError(f"{new.name} and {old.name} were evaluated on different queries; they cannot be paired")
+        test = paired_test(a.per_query[METRIC], b.per_query[METRIC], permutations=signs, seed=config.seed)
+        found[key_of(new, old)] = dataclasses.asdict(test) | dict(effects.get(key_of(new, old), {}))
+    about = _about(len(found), signs, config)
+    return about | {"run_family_size": family_size(config), "comparisons": _corrected(found)}
+
+
+def over_run(results: Sequence[Mapping[str, Any]], config: Tier1Config) -> dict[str, Any]:
+    """The whole family, corrected together; empty where the run has none.
+
+    Args:
+        results: the content of each dataset.json, of all datasets of the run.
+        config: of the run.
+    """
+    found = {
+        (result["dataset"], key): test
+        for result in results
+        for key, test in result.get("confirmatory", {}).get("comparisons", {}).items()
+    }
+    if not found:
+        return {}
+    rows = [{"dataset": dataset, "comparison": key} | test for (dataset, key), test in _corrected(found).items()]
+    return _about(len(rows), permutations_for(config), config) | {"comparisons": rows}
+
+
+def _about(size: int, signs: int, config: Tier1Config) -> dict[str, Any]:
+    raised = {"permutations_raised_from": config.permutations} if signs > config.permutations else {}
+    fixed = {"metric": METRIC, "level": LEVEL, "power": POWER, "correction": "Holm"}
+    return fixed | {"family_size": size, "permutations": signs} | raised
+
+
+def _corrected(tests: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """The tests with their p corrected as one family, and whether it is below the level."""
+    corrected = holm([test["p_value"] for test in tests.values()])
+    return {
+        key: dict(test) | {"p_holm": p, "significant": p < LEVEL}
+        for (key, test), p in zip(tests.items(), corrected, strict=True)
+    }

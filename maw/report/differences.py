@@ -1,0 +1,128 @@
+"""How methods differ, as people read it: what a run could find, the confirmatory family, the exploratory rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maw.confirmatory import METRIC, SUBJECT, key_of
+from maw.methods import METHODS, Method, comparisons
+from maw.metrics import METRIC_LABELS
+from maw.report.format import as_table, clean, wrapped
+
+BASELINE = "zero_shot"
+_LABEL = METRIC_LABELS[METRIC]
+_COLUMNS = ("differ.", "rel.", "95% interval", "p")
+
+
+def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a run says before its test results: the smallest differences that its confirmatory tests can find.
+
+    Args:
+        effects: of `maw.confirmatory.smallest_effects`; nothing to say where it is empty.
+    """
+    if not effects:
+        return ""
+    rows = []
+    for key, effect in effects.items():
+        smallest = effect["minimum_detectable_effect"]
+        if smallest is None:
+            rows.append([_name(key), "not known", effect["no_effect_because"]])
+        else:
+            spread = f"{effect['validation_std_of_differences']:.4f} over {effect['validation_queries']:,} queries"
+            rows.append([_name(key), f"{smallest:.4f}", spread])
+    first = next(iter(effects.values()))
+    about = (
+        f"Before the results, the smallest true difference in {_LABEL} that the comparisons on which claims are made "
+        f"find with a probability of {first['power']:g}: two-sided tests of {first['queries']:,} test queries at "
+        f"level {first['level']:.3g}, with the spread that the differences have on validation queries."
+    )
+    table = as_table([_LABEL, "smallest", "standard deviation on validation"], rows)
+    return "\n".join([*wrapped("", about), table])
+
+
+def dataset_differences(result: Mapping[str, Any]) -> str:
+    """A dataset's differences in the headline metric: the confirmatory ones first, then some of the others."""
+    return "\n\n".join(part for part in (_confirmatory(result), _exploratory(result)) if part)
+
+
+def run_differences(family: Mapping[str, Any]) -> str:
+    """The confirmatory family over all datasets of a run, as `maw.confirmatory.over_run` has it."""
+    rows = [
+        [f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}", *_cells(row), *_corrected(row)]
+        for row in family.get("comparisons", ())
+    ]
+    about = (
+        f"Confirmatory: MAW against its controls, corrected by Holm over all {len(rows)} comparisons of the "
+        f"run{_signs(family)}"
+    )
+    return "\n".join([*wrapped("", about), _confirmatory_table(rows)]) if rows else ""
+
+
+def _confirmatory(result: Mapping[str, Any]) -> str:
+    section = result.get("confirmatory", {})
+    tests = section.get("comparisons", {})
+    if not tests:
+        return ""
+    rows = [[_name(key), *_cells(test), *_corrected(test)] for key, test in tests.items()]
+    count = f"{len(rows)} comparison{'s' * (len(rows) != 1)}"
+    about = f"Confirmatory: corrected by Holm over the {count} of this dataset{_signs(section)}"
+    if section["run_family_size"] > len(rows):
+        about += f"; over all {section['run_family_size']} of the run in summary/confirmatory.json"
+    return "\n".join([*wrapped("", about), _confirmatory_table(rows)])
+
+
+def _exploratory(result: Mapping[str, Any]) -> str:
+    """MAW against each method and each against zero-shot; all other pairs are in the JSON files."""
+    confirmed = result.get("confirmatory", {}).get("comparisons", {})
+    names = [method.name for method in METHODS if method.key in result["results"]]
+    shown = [pair for pair in comparisons(names) if _is_shown(*pair)] or list(comparisons(names))
+    rows = []
+    for new, old in shown:
+        key = key_of(new, old)
+        test = result.get("significance", {}).get(key, {}).get(METRIC)
+        if test and key not in confirmed:
+            counts = f"{test['wins']} / {test['losses']} / {test['ties']}"
+            rows.append([f"{new.label} vs {old.label}", *_cells(test), counts])
+    if not rows:
+        return ""
+    table = as_table([_LABEL, *_COLUMNS, "better/worse/same"], rows)
+    return f"Exploratory: not corrected for the number of tests\n{table}"
+
+
+def _is_shown(new: Method, old: Method) -> bool:
+    return SUBJECT in (new.name, old.name) or old.name == BASELINE
+
+
+def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
+    return as_table([_LABEL, *_COLUMNS, "Holm p", "detectable"], rows)
+
+
+def _cells(test: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{test['mean_difference']:+.4f}",
+        "-" if test["relative"] is None else f"{test['relative']:+.1%}",
+        f"[{test['ci_low']:+.4f}, {test['ci_high']:+.4f}]",
+        f"{test['p_value']:.4f}",
+    ]
+
+
+def _corrected(test: Mapping[str, Any]) -> list[str]:
+    smallest = test.get("minimum_detectable_effect")
+    return [f"{test['p_holm']:.4f}", "-" if smallest is None else f"{smallest:.4f}"]
+
+
+def _signs(section: Mapping[str, Any]) -> str:
+    if "permutations_raised_from" not in section:
+        return ""
+    return (
+        f"; {section['permutations']:,} random signs in place of {section['permutations_raised_from']:,}, so that a "
+        "corrected p can fall below the level"
+    )
+
+
+def _name(key: str, *, short: bool = False) -> str:
+    """A comparison's name for people."""
+    labels = {method.short: method.label for method in METHODS}
+    new, old = key.split("_vs_")
+    return f"vs {labels.get(old, old)}" if short else f"{labels.get(new, new)} vs {labels.get(old, old)}"
