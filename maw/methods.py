@@ -13,9 +13,9 @@ from typing import Any
 from maw.config import Tier1Config
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
-    """One way to get a retriever."""
+    """One way to get a retriever. There is one object for each, so methods are compared as objects."""
 
     name: str
     """What `--methods` takes."""
