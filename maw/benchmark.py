@@ -23,6 +23,7 @@ from maw.checkpoint import save_checkpoint
 from maw.config import Tier1Config, cache_folder
 from maw.data import check_sources, load_collection
 from maw.data.collection import Collection
+from maw.diagnostics import routing_diagnostics
 from maw.errors import ConfigError, DataError
 from maw.evaluation import evaluate_retriever
 from maw.files import check_writable
@@ -160,9 +161,12 @@ class DatasetRun:
             record |= {"learning_rate": learning_rate(model, config), "training_history": history}
         trained = time.perf_counter()
         with stage("evaluation"):
+            diagnostics = routing_diagnostics(model, config, self.device, activations)
             result = evaluate_retriever(
-                model, self.collection.test, config, self.device, "test", activations=activations
+                model, self.collection.test, config, self.device, "test", activations=activations, inspect=diagnostics
             )
+            if diagnostics and method.trained:
+                record["routing_test"] = diagnostics.evidence(history)
         finished = time.perf_counter()
         self.model_facts = self.model_facts or self._facts_of(model)
         self.evaluations[method.name] = result

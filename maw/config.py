@@ -208,6 +208,8 @@ class Tier1Config:
     """Routings that train the encoder: one sample, the whole group, or the group weighted by reward (mcl)."""
     mcl_temperature: Temperature = 1.0
     """Temperature of the reward weights of mcl."""
+    diagnostics: Literal["none", "best", "all"] = "best"
+    """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""

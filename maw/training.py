@@ -26,6 +26,7 @@ from maw.config import Tier1Config
 from maw.contrastive import TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
+from maw.diagnostics import routing_diagnostics
 from maw.errors import MAWError
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
@@ -70,7 +71,8 @@ def train_retriever(
         on_epoch: called after every epoch with its record and whether it is the best so far.
 
     Returns:
-        One record for each epoch: loss, validation nDCG@10, learning rate, seconds, and what the router did.
+        One record for each epoch: loss, validation nDCG@10, learning rate, seconds, and what the router did, in
+        training and, as "val_routing", on validation (see `maw.diagnostics`).
 
     Raises:
         MAWError: nothing to train, or a loss or gradient that is not finite.
@@ -87,10 +89,13 @@ def train_retriever(
     validation = as_retrieval_data(val_data, "validation")
     history: History = []
     best, best_weights = -math.inf, {}
+    diagnostics = routing_diagnostics(model, config, device, activations)
     for epoch in range(1, config.num_epochs + 1):
         record = trainer.run_epoch(epoch)
         with stage("validation"):
-            result = evaluate_retriever(model, validation, config, device, "validation", activations=activations)
+            result = evaluate_retriever(
+                model, validation, config, device, "validation", activations=activations, inspect=diagnostics
+            )
         record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
         if "routing" in result.facts:
             record["val_routing"] = result.facts["routing"]
@@ -98,6 +103,8 @@ def train_retriever(
         improved = result[VALIDATION_METRIC] > best
         if improved:
             best, best_weights = result[VALIDATION_METRIC], model.trained_state()
+        if diagnostics:
+            diagnostics.after_epoch(record, improved)
         if on_epoch:
             on_epoch(record, improved)
         logger.info(
@@ -113,6 +120,8 @@ def train_retriever(
             logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
             break
     model.load_trained_state(best_weights)
+    if diagnostics:
+        diagnostics.after_training(history[_best_epoch(history) - 1])
     return history
 
 
