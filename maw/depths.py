@@ -84,7 +84,7 @@ class DepthReader:
 
     def greedy(self, rows_B: np.ndarray) -> GreedyTexts:
         """The texts of these rows, ascending and each once, at their greedy picks."""
-        counts = [_Counts() for _ in self.routers]
+        counts = [PolicyCounts() for _ in self.routers]
         state, taken = _Rows(len(rows_B)), [None] * len(rows_B)
         with self._reading():
             for place, inputs in self._batches(rows_B, 1):
@@ -181,35 +181,34 @@ class _Rows:
         self.values[place] = values.float().cpu().numpy()
 
 
-class _Counts:
-    """Sums over texts from which `PolicyFacts` follow; texts count alike, whatever their length."""
+class PolicyCounts:
+    """Sums over texts from which `PolicyFacts` follow. Texts count alike, whatever their length; padding does not."""
 
     def __init__(self) -> None:
         self.texts = self.entropy = 0.0
-        self.policy_HD = self.picks_HD = None
+        self.policy_HD: np.ndarray | float = 0.0
+        self.picks_HD: np.ndarray | float = 0.0
 
     def add(self, log_policy: Tensor | None, picks: Tensor | None, padding_BT: Tensor, depths: int) -> None:
         """Policies (B, h, t, D) and picks (B, h, t) of some texts."""
         self.texts += len(padding_BT)
+        padding_BT = padding_BT.cpu()
         if log_policy is not None:
-            policy = log_policy.double().exp()
-            entropy_BH = _token_mean(-(policy * log_policy.double()).sum(-1, keepdim=True), padding_BT)[..., 0]
-            self.entropy += float(entropy_BH.mean(1).sum())
-            total = _token_mean(policy, padding_BT).sum(0).cpu().numpy()
-            self.policy_HD = total if self.policy_HD is None else self.policy_HD + total
+            policy = log_policy.cpu().double().exp()
+            entropy = torch.special.entr(policy).sum(-1, keepdim=True)
+            self.entropy += float(_token_mean(entropy, padding_BT).mean((1, 2)).sum())
+            self.policy_HD = self.policy_HD + _token_mean(policy, padding_BT).sum(0).numpy()
         if picks is not None:
-            one_hot = torch.nn.functional.one_hot(picks, depths).double()
-            total = _token_mean(one_hot, padding_BT).sum(0).cpu().numpy()
-            self.picks_HD = total if self.picks_HD is None else self.picks_HD + total
+            one_hot = torch.nn.functional.one_hot(picks.cpu(), depths).double()
+            self.picks_HD = self.picks_HD + _token_mean(one_hot, padding_BT).sum(0).numpy()
 
     def facts(self) -> PolicyFacts:
-        entropy = None if self.policy_HD is None else self.entropy / self.texts
-        of_mean = None if self.policy_HD is None else float(entropy_of(self.policy_HD / self.texts).mean())
-        return PolicyFacts(
-            entropy,
-            None if entropy is None else max(0.0, of_mean - entropy),  # not below zero by rounding
-            None if self.picks_HD is None else float(entropy_of(self.picks_HD / self.texts).mean()),
-        )
+        """What the texts added so far show."""
+        greedy = float(entropy_of(self.picks_HD / self.texts).mean()) if np.ndim(self.picks_HD) else None
+        if not np.ndim(self.policy_HD):
+            return PolicyFacts(None, None, greedy)
+        entropy, of_mean = self.entropy / self.texts, float(entropy_of(self.policy_HD / self.texts).mean())
+        return PolicyFacts(entropy, max(0.0, of_mean - entropy), greedy)  # not below zero by rounding
 
 
 def entropy_of(share: np.ndarray) -> np.ndarray:
