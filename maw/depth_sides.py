@@ -38,6 +38,7 @@ from maw.significance import paired_test
 
 MOST_QUERIES = 2000
 MOST_DOCUMENTS = 200
+MOST_NUMBERS = 2**27  # of embeddings at every depth, in memory; with many depths fewer texts are looked at
 SAME_OUTPUT = 1e-4  # cosine distance below which two depths do the same
 ENCODED_PERMUTATIONS = 39  # where each permutation must be encoded; p can still be 1 / 40
 _ZERO_VARIANCE = 1e-6
@@ -79,8 +80,9 @@ class SplitSides:
             seed=config.seed,
         )
         random, relevance = np.random.default_rng([config.seed, 5]), self.scorer.relevance
-        queries = np.sort(random.permutation(len(data))[:MOST_QUERIES])
-        pairs = np.sort(random.permutation(len(relevance.row))[:MOST_DOCUMENTS])
+        most = max(16, MOST_NUMBERS // (config.depth_dim * queries_QC.shape[1]))
+        queries = np.sort(random.permutation(len(data))[: min(most, MOST_QUERIES)])
+        pairs = np.sort(random.permutation(len(relevance.row))[: min(most, MOST_DOCUMENTS)])
         self.sides = (Queries(self, queries), Documents(self, relevance.query[pairs], relevance.row[pairs]))
 
 

@@ -13,7 +13,9 @@ luck of the positive, which stands in both halves: noise that happens to move a 
 both, and no router could foresee it. So the same is measured with every text moved between depths as another text
 moves, and subtracted. If the depths are noise the two have the same distribution and the difference is zero in
 expectation; it is larger where a depth does something for a text that it would not do for others. What a depth does
-for all texts alike (a common shift) counts as nothing, even if it helps some of them: the estimate is cautious.
+for all texts alike (a common shift) counts as nothing, even if it helps some of them. Not all that is left can be
+learnt: a kernel at random moves a text along the text's own features, which matters more to its ranking than another
+text's movement does. Untrained kernels show how much that is; a value like theirs is no reason to train a router.
 
 `router_headroom`: a router is trained on the matrix itself, a ridge regression from the router's state to each
 depth's value, and picks for texts that it has not seen, against the best fixed depth of the texts it has seen. Noise
