@@ -22,6 +22,7 @@ import torch
 from maw.checkpoint import RETRIEVERS, save_checkpoint
 from maw.config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
+from maw.diagnostics import routing_diagnostics
 from maw.evaluation import evaluate_retriever
 from maw.methods import Method
 from maw.metrics import EvaluationResult
@@ -140,9 +141,18 @@ class Arm:
             record |= training_facts(model, history)
         trained = time.perf_counter()
         with stage("evaluation"):
+            diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
             evaluation = evaluate_retriever(
-                model, collection.test, model.config, self.device, "test", activations=self.activations
+                model,
+                collection.test,
+                model.config,
+                self.device,
+                "test",
+                activations=self.activations,
+                inspect=diagnostics,
             )
+            if diagnostics and history:
+                record["routing_test"] = diagnostics.evidence(history)
         finished = time.perf_counter()
         record |= {
             "trained_parameters": model.trained_parameters if self.method.trained else 0,

@@ -39,7 +39,7 @@ from maw.precision import name_of, pick_precision
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.profile import current, profiling, stage, watch
-from maw.report import layout, protocol, tables, text
+from maw.report import layout, plots, protocol, tables, text
 from maw.report.differences import effects_text
 from maw.report.plan import plan_text
 from maw.report.profile import profile_text
@@ -134,6 +134,7 @@ class DatasetRun:
         with stage("writing"):
             stamp = started.strftime("%Y%m%d_%H%M%S")
             folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, stamp)
+            plots.write_routing_plots(folder, result)
         text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
         profile = current()
         if profile is not None:

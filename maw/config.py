@@ -249,6 +249,8 @@ class Tier1Config:
     """Temperature of the reward weights of mcl at the end of training."""
     mcl_start_temperature: Temperature | None = None
     """The same at its start, from where it falls geometrically; unset: no schedule."""
+    diagnostics: Literal["none", "best", "all"] = "best"
+    """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ from maw.search import top_k
 
 logger = logging.getLogger(__name__)
 
+Inspect = Callable[[RetrievalData, Embeddings, Embeddings], None]
+
 
 def evaluate_retriever(
     model: BaselineRetriever,
@@ -39,6 +41,7 @@ def evaluate_retriever(
     split: str = "test",
     *,
     activations: ActivationStore | None = None,
+    inspect: Inspect | None = None,
 ) -> EvaluationResult:
     """Ranks the whole corpus for every query and computes the 36 metrics of `maw.metrics`.
 
@@ -49,6 +52,7 @@ def evaluate_retriever(
         device: where to compute; where the model is, if not given.
         split: name of the split, for messages.
         activations: stored activations of the frozen layers, to be shared with other calls of a run.
+        inspect: called with the data and the embeddings of queries and documents, as `maw.diagnostics` wants them.
 
     Returns:
         Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
@@ -92,6 +96,8 @@ def evaluate_retriever(
             "query": depth_use(queries.depth_share),
             "document": depth_use(documents.depth_share),
         }
+    if inspect is not None:
+        inspect(data, queries, documents)
     return result
 
 

@@ -27,6 +27,7 @@ from maw.config import Tier1Config
 from maw.contrastive import TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
+from maw.diagnostics import routing_diagnostics
 from maw.errors import MAWError, NotFiniteError
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
@@ -88,7 +89,8 @@ def train_retriever(
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
-        steps, and what the router did. The list's `validation` has the best epoch's value of every query.
+        steps, what the router did in training and, as "val_routing", on validation (see `maw.diagnostics`). The list's
+        `validation` has the best epoch's value of every query.
 
     Raises:
         MAWError: nothing to train.
@@ -106,10 +108,13 @@ def train_retriever(
     validation = as_retrieval_data(val_data, "validation")
     history = History()
     best, best_weights = -math.inf, {}
+    diagnostics = routing_diagnostics(model, config, device, activations)
     for epoch in range(1, config.num_epochs + 1):
         record = trainer.run_epoch(epoch)
         with stage("validation"):
-            result = evaluate_retriever(model, validation, config, device, "validation", activations=activations)
+            result = evaluate_retriever(
+                model, validation, config, device, "validation", activations=activations, inspect=diagnostics
+            )
         record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
         if "routing" in result.facts:
             record["val_routing"] = result.facts["routing"]
@@ -118,6 +123,8 @@ def train_retriever(
         if improved:
             best, best_weights = result[VALIDATION_METRIC], model.trained_state()
             history.validation, result.run = result, None  # the ranking itself is large, and not needed
+        if diagnostics:
+            diagnostics.after_epoch(record, improved)
         if on_epoch:
             on_epoch(record, improved)
         logger.info(
@@ -133,6 +140,8 @@ def train_retriever(
             logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
             break
     model.load_trained_state(best_weights)
+    if diagnostics:
+        diagnostics.after_training(history.best)
     return history
 
 

@@ -78,7 +78,7 @@ def test_the_files_are_the_users(finished):
     logs = folder / "logs" / "tier1"
     (dataset,) = logs.glob("beir_tiny_*")
     names = {"dataset.json", "zeroshot_metrics.json", "lora_metrics.json", "maw_metrics.json", "improvements.json"}
-    assert {path.name for path in dataset.iterdir()} == names
+    assert {path.name for path in dataset.iterdir()} == names | {"routing_maw.png"}
     assert {path.name for path in (logs / "summary").iterdir()} == {
         "benchmark_summary.txt",
         "all_results.json",
@@ -120,6 +120,12 @@ def test_the_results_have_the_users_keys(finished):
         history[0]
     )
     assert len(history[0]["val_routing"]["query"]["depth_histogram"][0]) == 4
+    best = max(history, key=lambda each: (each["val_ndcg_cut_10"], -each["epoch"]))
+    for side, found in result["results"][keys[2]]["routing_test"].items():
+        assert found["fixed_depth"] == best["val_routing"][side]["best_depth"]
+        assert 0 < found["against_shuffled_p_value"] <= 1
+    assert result["results"][keys[2]]["routing_test"]["query"]["routed"] == pytest.approx(maw)
+    assert "routing_test" not in result["results"][keys[1]]
     assert result["data"]["hard_negatives"]["queries_by_source"]["bm25"] > 10
     assert result["data"]["corpora"]["test"]["passages"] == "all 80 passages"
     assert json.loads((folder / "logs/tier1/summary/all_results.json").read_text())["beir_tiny"] == result

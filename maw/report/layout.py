@@ -5,6 +5,7 @@
             zeroshot_metrics.json, lora_metrics.json, maw_metrics.json
                 means, per-query values and that method's facts
             improvements.json   relative differences and paired tests
+            routing_maw.png     what routing did (`maw.report.plots`)
             dataset.json        all results of the dataset; written last
             profile.json        where the time went, if asked for (`maw.profile`)
         summary/
