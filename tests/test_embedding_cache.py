@@ -616,7 +616,8 @@ def test_a_second_run_reads_and_gives_the_same_numbers(tiny_settings, tmp_path, 
     for key, record in first["results"].items():
         assert second["results"][key]["metrics"] == record["metrics"]
         assert losses(second["results"][key]) == losses(record)
-    assert second_shown.count("(embeddings from cache)") == 2, "behind the method's runtime and in the summary"
+    shown = second_shown.count("(embeddings from cache)")
+    assert shown == 3, "behind the runtime when the method is done, with its results, and in the summary"
     assert first["significance"] == second["significance"] and first_shown.count("Runtime") == 4
 
 

@@ -127,8 +127,7 @@ def rate_range(record: Mapping[str, Any]) -> str:
     if not rates:
         return "-"
     low, high = min(rates), max(rates)
-    tuned = " (tuned)" if record.get("tuning") else ""
-    return (f"{low:g}" if low == high else f"{low:g} to {high:g}") + tuned
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _records(result: Mapping[str, Any]) -> Iterator[tuple[Method, Mapping[str, Any]]]:
