@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,8 @@ def _try(
 ) -> Trial:
     started = time.perf_counter()
     try:
-        history = arm.train(arm.build(arm.configure(seed, rates)), train, validation, dataset)
+        config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
+        history = arm.train(arm.build(config), train, validation, dataset)
     except NotFiniteError as error:
         facts = {"failed": str(error), "seconds": time.perf_counter() - started}
         return Trial(number, rates, how, None, facts)
