@@ -32,7 +32,8 @@ from torch import Tensor
 
 from maw.errors import MAWError
 from maw.keys import NOTHING, best, pack, scores_of, ties_of
-from maw.search import LARGEST, as_tensor, check_arguments, full_precision, largest, padded, rows_by_tie, top_k
+from maw.search import full_precision, top_k
+from maw.vectors import LARGEST, as_tensor, check_arguments, largest, padded, rows_by_tie
 
 EXTRA = 64  # passages fetched beyond k and an eighth of k: room for ties and rounding at the cut
 LINKS = 32

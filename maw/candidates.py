@@ -4,11 +4,13 @@ Of a tile of scores only those that reach the query's k-th best so far are looke
 a buffer, and when it is full the k best stay and the mark rises. Reaching is comparing floats, so scores that tie with
 the k-th wait too, and the keys decide.
 
-Legend: Q queries, C embedding size, K results per query, B passages of a block, R queries of a tile, W keys that a
-query's buffer holds.
+Legend: Q queries, C embedding size, K results per query, B passages of a block, R queries of a tile, H scores that
+are looked at, W keys that a query's buffer holds.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -49,12 +51,29 @@ class Candidates:
             self.add(tile, scores_RB[:, :middle], ties_B[:middle])
             self.add(tile, scores_RB[:, middle:], ties_B[middle:])
 
+    def add_some(self, tile: slice, hits: Tensor, scores_H: Tensor, ties_B: Tensor) -> bool:
+        """Takes those scores of a tile that reach the floor; False, and none taken, if there is no room for all.
+
+        Args:
+            hits: their flat positions, ascending.
+        """
+        for _ in range(2):
+            high_H = scores_H >= self.floor_Q[tile][hits // len(ties_B)]
+            if self._put(tile, hits[high_H], scores_H[high_H], ties_B):
+                return True
+            self._cut(tile)
+        return False
+
     def _take(self, tile: slice, scores_RB: Tensor, ties_B: Tensor) -> bool:
         """Puts the scores that reach the floor into the buffer, as keys; False if a row has no room for its own."""
-        keys_RW, filled_R = self.keys_QW[tile], self.filled_Q[tile]
         hits = reaching(scores_RB, self.floor_Q[tile])
-        if len(hits) > keys_RW.numel():
+        if len(hits) > self.keys_QW[tile].numel():
             return False
+        return self._put(tile, hits, scores_RB.take(hits), ties_B)
+
+    def _put(self, tile: slice, hits: Tensor, scores_H: Tensor, ties_B: Tensor) -> bool:
+        """Puts scores at such positions of a tile into the buffer; False if a row has no room for its own."""
+        keys_RW, filled_R = self.keys_QW[tile], self.filled_Q[tile]
         row_R = torch.arange(len(filled_R), device=hits.device)
         first_R = torch.searchsorted(hits, row_R * len(ties_B))  # hits come row by row
         count_R = torch.diff(first_R, append=first_R.new_tensor([len(hits)]))
@@ -64,7 +83,7 @@ class Candidates:
         slot_R = row_R * self.width + filled_R - first_R
         slots = torch.arange(len(hits), device=hits.device) + slot_R.repeat_interleave(count_R)
         columns = hits - (row_R * len(ties_B)).repeat_interleave(count_R)
-        keys_RW.view(-1)[slots] = pack(scores_RB.take(hits), ties_B[columns])
+        keys_RW.view(-1)[slots] = pack(scores_H, ties_B[columns])
         filled_R += count_R
         if fullest > self.k + self.room:  # while the next tile's are still likely to fit
             self._cut(tile)
@@ -80,8 +99,8 @@ class Candidates:
         self.floor_Q[tile] = torch.maximum(self.floor_Q[tile], scores_of(kept_RK.amin(1)))
 
 
-def reaching(scores_RB: Tensor, floor_R: Tensor) -> Tensor:
-    """Flat positions of the scores that reach their row's floor, ascending.
+def reaching(scores_RB: Tensor, floor_R: Tensor, most: float = math.inf) -> Tensor:
+    """Flat positions of the scores that reach their row's floor, ascending; not all of them if they are over `most`.
 
     On a CPU numpy is several times faster than torch, and takes a few rows at a time, whose mask stays in the cache.
     """
@@ -90,7 +109,12 @@ def reaching(scores_RB: Tensor, floor_R: Tensor) -> Tensor:
     scores, floor, columns = scores_RB.numpy(), floor_R[:, None].numpy(), scores_RB.shape[1]
     starts = range(0, len(scores), _ROWS_AT_ONCE)
     parts = [slice(start, start + _ROWS_AT_ONCE) for start in starts]
-    hits = [np.flatnonzero(scores[part] >= floor[part]) + part.start * columns for part in parts]
+    hits, found = [], 0
+    for part in parts:
+        hits.append(np.flatnonzero(scores[part] >= floor[part]) + part.start * columns)
+        found += len(hits[-1])
+        if found > most:
+            break
     return torch.from_numpy(np.concatenate(hits))
 
 

@@ -11,10 +11,11 @@ equally scored passages make the cut at k. A score and a tie order pack into one
 
 Nearly all the time goes into the matrix product. Of a tile of scores only those that reach a mark, the query's k-th
 best so far, are looked at and kept (`maw.candidates`). The first mark comes from a sample of the passages, which saves
-most of the keeping; a query that it sets too high is searched again without.
+most of the keeping; a query that it sets too high is searched again without. On a CPU where bfloat16 is faster than
+float32, a first look in it (`maw.look`) leaves a small part of the products to make in float32, with the same results.
 
-Memory above the arrays: one block of passages, one tile of scores, 24 bytes per query and result, and 8 per passage
-for the way back from tie orders to rows.
+Memory above the arrays: one block of passages, one tile of scores for each core, 24 bytes per query and
+result, and 8 per passage for the way back from tie orders to rows.
 
 Legend: Q queries, N passages, C embedding size, K results per query, B passages of a block, R queries of a tile.
 """
@@ -26,19 +27,24 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maw.candidates import Candidates, kth
-from maw.errors import NotFiniteError
 from maw.keys import NOTHING, best, scores_of, ties_of
+from maw.look import FirstLook, exact_widths
+from maw.precision import WORTH_IT, bfloat16_speed
+from maw.vectors import LARGEST, as_tensor, check_arguments, check_scores, largest, padded, rows_by_tie
 
 _QUERIES_PER_TILE = 1024
 _FEWEST_QUERIES = 16  # smaller products may take another path in the library, which rounds otherwise
 _QUERY_MULTIPLE, _PASSAGE_MULTIPLE = 8, 64
-LARGEST = torch.finfo(torch.float32).max
+_QUERIES_TO_LOOK, _TERMS_TO_LOOK, _BLOCKS_TO_LOOK = 128, 128, 4  # for fewer, rounding and trying out cost too much
+
+Scan = Literal["auto", "float32", "bfloat16"]
 
 
 def top_k(
@@ -48,6 +54,7 @@ def top_k(
     tie_order: Tensor | np.ndarray,
     *,
     block: int = 16_384,
+    scan: Scan = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The k best passages of every query by exact inner product.
 
@@ -57,6 +64,8 @@ def top_k(
         k: how many to return.
         tie_order: for each passage its place among passages of equal score: 0 to N - 1, each once.
         block: how many passages are scored at once.
+        scan: whether to look in bfloat16 first, which changes no bit of the results: "bfloat16" does wherever it can,
+            with float32 embeddings on a CPU; "auto" where that is also faster.
 
     Shapes:
         queries (Q, C), passages (N, C), tie_order (N,); both results (Q, min(k, N)).
@@ -66,13 +75,23 @@ def top_k(
 
     Raises:
         NotFiniteError: an embedding or a score that is not a finite number, with its row.
-        ValueError: shapes that do not agree, k or block below one, a tie order that is not a permutation.
+        ValueError: shapes that do not agree, k or block below one, a tie order that is not a permutation, an
+            unknown scan.
     """
     queries_QC = as_tensor(queries).float()
     check_arguments(queries_QC, passages, k, block)
+    if scan not in get_args(Scan):
+        raise ValueError(f"scan must be one of {', '.join(get_args(Scan))}, not {scan!r}")
     row_of_tie = rows_by_tie(tie_order, len(passages))
     wanted, size = min(k, len(passages)), _even_size(len(passages), block, _PASSAGE_MULTIPLE)
-    keys_QK = _best_keys(queries_QC, passages, wanted, tie_order, size, _rank_in_sample(wanted, len(passages), size))
+    look = (
+        scan != "float32"
+        and _can_look(queries, passages)
+        and (scan == "bfloat16" or _looking_pays(queries, passages, size))
+    )
+    sample = _sample_size(len(passages), size, look)
+    rank = _rank_in_sample(wanted, len(passages), sample)
+    keys_QK = _best_keys(queries_QC, passages, wanted, tie_order, size, rank, sample, look)
     short_Q = (keys_QK == NOTHING).any(1)
     if short_Q.any():  # the sample promised them more than there is
         keys_QK[short_Q] = _best_keys(queries_QC[short_Q.to(queries_QC.device)], passages, wanted, tie_order, size, 0)
@@ -86,21 +105,26 @@ def _best_keys(
     tie_order: Tensor | np.ndarray,
     size: int,
     rank_in_sample: int,
+    sample: int = 0,
+    look_first: bool = False,
 ) -> Tensor:
     """The k best keys of every query, best first, on the CPU.
 
     Args:
         k: no more than there are passages.
-        size: of blocks and of the sample.
+        size: of blocks.
         rank_in_sample: start from the score at this place in a sample of the passages: what does not reach it is
             passed over, and `NOTHING` stands in the place of what is missing then; 0 to start from nothing.
+        sample: its size; 0 is that of a block.
+        look_first: in bfloat16.
     """
     device = queries_QC.device
     largest_query = largest(queries_QC, "query", 0)
     # Threads do not share the caller's modes, and tensors of inference mode may not be changed outside of it.
     with torch.inference_mode(False), torch.no_grad(), full_precision(device), _workers(device) as (workers, each):
-        found = Candidates(queries_QC, k, len(passages))
         groups = _groups_of_tiles(queries_QC, workers)
+        look = _first_look(groups, size, each) if look_first else None
+        found = Candidates(queries_QC, k, len(passages))
         scores: list[Tensor | None] = [None] * workers  # all tiles have one shape, and each worker one memory for it
 
         def over_tiles(function: Callable[..., None], *arguments: object) -> None:
@@ -108,11 +132,44 @@ def _best_keys(
                 list(each(partial(function, scores, *arguments), range(workers), *zip(*group, strict=True)))
 
         if rank_in_sample:
-            over_tiles(_start_from, _sample(passages, size, device), found, rank_in_sample)
+            sample_BC = _sample(passages, sample or size, device)
+            looked = look is not None and look.take(sample_BC)
+            over_tiles(_start_from, look if looked else None, sample_BC, found, rank_in_sample)
+            del sample_BC
         for start, passages_BC, ties_B in _blocks(passages, tie_order, size, device):
-            bound = queries_QC.shape[1] * largest_query * largest(passages_BC[: len(ties_B)], "passage", start)
-            over_tiles(_rank, passages_BC, found, ties_B, start, bound)
+            looked = look is not None and look.take(passages_BC)  # then all is finite, and scores will be
+            largest_passage = 0.0 if looked else largest(passages_BC[: len(ties_B)], "passage", start)
+            bound = queries_QC.shape[1] * largest_query * largest_passage
+            over_tiles(_rank, look if looked else None, passages_BC, found, ties_B, start, bound)
     return best(found.keys_QW, k, ordered=True).cpu()
+
+
+def _can_look(queries: Tensor | np.ndarray, passages: Tensor | np.ndarray) -> bool:
+    """Whether embeddings are what `maw.look` is for."""
+    on_cpu = all(not isinstance(each, Tensor) or each.device.type == "cpu" for each in (queries, passages))
+    return on_cpu and all(each.dtype in (torch.float32, np.float32) for each in (queries, passages))
+
+
+def _looking_pays(queries: Tensor | np.ndarray, passages: Tensor | np.ndarray, size: int) -> bool:
+    enough = len(queries) >= _QUERIES_TO_LOOK and len(passages) >= _BLOCKS_TO_LOOK * size
+    return enough and queries.shape[1] >= _TERMS_TO_LOOK and bfloat16_speed("cpu") >= WORTH_IT
+
+
+def _first_look(
+    groups: list[list[tuple[slice, Tensor]]], size: int, each: Callable[..., Iterable[Any]]
+) -> FirstLook | None:
+    """The look in bfloat16; None where products of few queries never have the bits of a tile's."""
+    tiles = [tile for group in groups for tile in group]
+    if not tiles:
+        return None
+    rows, terms = tiles[0][1].shape
+    (widths,) = each(exact_widths, [rows], [size], [terms])  # by a worker, whose products these will be
+    return FirstLook(tiles, widths, each) if widths else None
+
+
+def _sample_size(passages: int, size: int, look: bool) -> int:
+    """Of a block; where scores in bfloat16 cost little, two, but no more than a quarter of all."""
+    return max(size, min(2 * size, passages // (4 * _PASSAGE_MULTIPLE) * _PASSAGE_MULTIPLE)) if look else size
 
 
 def _rank_in_sample(k: int, passages: int, size: int) -> int:
@@ -135,6 +192,7 @@ def _sample(passages: Tensor | np.ndarray, size: int, device: torch.device) -> T
 
 def _start_from(
     scores: list[Tensor | None],
+    look: FirstLook | None,
     sample_BC: Tensor,
     found: Candidates,
     rank: int,
@@ -143,12 +201,15 @@ def _start_from(
     part_RC: Tensor,
 ) -> None:
     """Lets the queries of a tile start from their score at that place in the sample."""
-    scores[worker] = torch.mm(part_RC, sample_BC.T, out=scores[worker])
-    found.floor_Q[tile] = kth(scores[worker][: tile.stop - tile.start], rank)
+    if look is not None:
+        found.floor_Q[tile] = look.kth(worker, tile, rank)
+    else:
+        found.floor_Q[tile] = kth((part_RC @ sample_BC.T)[: tile.stop - tile.start], rank)
 
 
 def _rank(
     scores: list[Tensor | None],
+    look: FirstLook | None,
     passages_BC: Tensor,
     found: Candidates,
     ties_B: Tensor,
@@ -159,28 +220,13 @@ def _rank(
     part_RC: Tensor,
 ) -> None:
     """Scores one tile, of the queries `tile` and the passages from `start`, and keeps what can be among the best."""
+    if look is not None and look.add(worker, tile, part_RC, passages_BC, ties_B, found):
+        return
     scores[worker] = torch.mm(part_RC, passages_BC.T, out=scores[worker])
     scores_RB = scores[worker][: tile.stop - tile.start, : len(ties_B)]
     if not bound < LARGEST / 2:  # otherwise no sum of products can overflow
-        _check_scores(scores_RB, tile.start, start)
+        check_scores(scores_RB, tile.start, start)
     found.add(tile, scores_RB, ties_B)
-
-
-def rows_by_tie(tie_order: Tensor | np.ndarray, count: int) -> Tensor:
-    """The passage at each place of the tie order, on the CPU.
-
-    Raises:
-        ValueError: the order is not a permutation of the `count` passages.
-    """
-    ties_N = as_tensor(tie_order).cpu().long()
-    if ties_N.shape != (count,):
-        raise ValueError(f"tie_order {tuple(ties_N.shape)} must be ({count},), one entry a passage")
-    rows_N = torch.full((count,), -1)
-    if count and ties_N.amin() >= 0 and ties_N.amax() < count:
-        rows_N[ties_N] = torch.arange(count)
-    if (rows_N < 0).any():
-        raise ValueError(f"tie_order must hold 0 to {count - 1}, each once")
-    return rows_N
 
 
 def _blocks(
@@ -232,67 +278,6 @@ def _even_size(count: int, limit: int, multiple: int) -> int:
     """Size of near-equal parts of at most about `limit`, a multiple of `multiple`."""
     parts = max(1, -(-count // limit))
     return max(1, -(-count // (parts * multiple))) * multiple
-
-
-def padded(part: Tensor, size: int) -> Tensor:
-    """The part with rows of zeros up to that many."""
-    return part if len(part) == size else torch.nn.functional.pad(part, (0, 0, 0, size - len(part)))
-
-
-def as_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """A tensor of the same memory where torch can have it; a copy of what is read-only, as most memory maps are."""
-    if isinstance(values, Tensor):
-        return values.detach()
-    shared = values.flags.writeable and values.flags.c_contiguous
-    return torch.from_numpy(values if shared else np.array(values, order="C"))
-
-
-def largest(values: Tensor, kind: str, start: int) -> float:
-    """Largest absolute value of embeddings.
-
-    Args:
-        values: some rows of them.
-        kind: "query" or "passage", for the message.
-        start: the number of the first row, for the message.
-
-    Raises:
-        NotFiniteError: NaN or infinity, which show in the largest value.
-    """
-    if not values.numel():
-        return 0.0
-    low, high = values.aminmax()
-    found = float(torch.maximum(-low, high))
-    if not found <= LARGEST:
-        row = start + int(values.isfinite().all(1).logical_not().nonzero()[0, 0])
-        raise NotFiniteError(
-            f"the embedding of {kind} row {row} holds NaN or infinity: the model's weights or its "
-            "precision are at fault; nothing was ranked"
-        )
-    return found
-
-
-def _check_scores(scores_RB: Tensor, first: int, start: int) -> None:
-    finite = scores_RB.isfinite()
-    if not bool(finite.all()):
-        row, column = finite.logical_not().nonzero()[0].tolist()
-        raise NotFiniteError(
-            f"the score of query row {first + row} and passage row {start + column} is beyond float32: their "
-            "embeddings are too large; nothing was ranked"
-        )
-
-
-def check_arguments(queries_QC: Tensor, passages: Tensor | np.ndarray, k: int, block: int = 1) -> None:
-    """Refuses shapes that do not agree, and a k or a block below one.
-
-    Raises:
-        ValueError: what does not fit.
-    """
-    if queries_QC.ndim != 2 or passages.ndim != 2 or queries_QC.shape[1] != passages.shape[1]:
-        raise ValueError(
-            f"queries {tuple(queries_QC.shape)} and passages {tuple(passages.shape)} must be (Q, C), (N, C)"
-        )
-    if k < 1 or block < 1:
-        raise ValueError(f"k and block must be at least 1, not {k} and {block}")
 
 
 @contextlib.contextmanager

@@ -30,11 +30,18 @@ def whole_numbers(seed: int, queries: int, passages: int, size: int, largest: in
 
 
 def is_exact(queries: np.ndarray, passages: np.ndarray, k: int, ties: np.ndarray, **options: int) -> bool:
-    """Whether scores and rows are those of the reference, to the last bit, and of the types that are promised."""
-    scores, rows = top_k(torch.from_numpy(queries), passages, k, ties, **options)
+    """Whether scores and rows are those of the reference, to the last bit, and of the types that are promised.
+
+    With a first look in bfloat16 and without.
+    """
     expected_scores, expected_rows = reference(queries, passages, k, ties)
-    types = (scores.dtype, rows.dtype) == (torch.float32, torch.int64)
-    return types and np.array_equal(rows.numpy(), expected_rows) and np.array_equal(scores.numpy(), expected_scores)
+    for scan in ("float32", "bfloat16"):
+        scores, rows = top_k(torch.from_numpy(queries), passages, k, ties, scan=scan, **options)
+        if (scores.dtype, rows.dtype) != (torch.float32, torch.int64):
+            return False
+        if not (np.array_equal(rows.numpy(), expected_rows) and np.array_equal(scores.numpy(), expected_scores)):
+            return False
+    return True
 
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 50])
