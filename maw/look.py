@@ -116,7 +116,7 @@ def _bounds(part: Rounded) -> tuple[float, float]:
 
 
 def reaching_marks(scores_RB: Tensor, mark_R: Tensor, most: float = math.inf) -> Tensor:
-    """Flat positions of the bfloat16 scores that reach their row's mark, as `reaching` gives them."""
+    """Flat positions of the bfloat16 scores that reach their row's mark, from `marks`, as `reaching` gives them."""
     if bool((mark_R > 0).all()):  # the bits of positive numbers sort like integers, and above all others
         return reaching(scores_RB.view(torch.int16), (mark_R.view(torch.int32) >> 16).short(), most)
     return reaching(scores_RB.float(), mark_R, most)
