@@ -35,7 +35,7 @@ from torch import Tensor
 
 from maw.candidates import Candidates, kth
 from maw.keys import NOTHING, best, scores_of, ties_of
-from maw.look import FirstLook, exact_widths
+from maw.look import FirstLook, exact_shapes
 from maw.precision import WORTH_IT, bfloat16_speed
 from maw.vectors import LARGEST, as_tensor, check_arguments, check_scores, largest, padded, rows_by_tie
 
@@ -163,8 +163,8 @@ def _first_look(
     if not tiles:
         return None
     rows, terms = tiles[0][1].shape
-    (widths,) = each(exact_widths, [rows], [size], [terms])  # by a worker, whose products these will be
-    return FirstLook(tiles, widths, each) if widths else None
+    (shapes,) = each(exact_shapes, [rows], [size], [terms])  # by a worker, whose products these will be
+    return FirstLook(tiles, shapes, each) if shapes else None
 
 
 def _sample_size(passages: int, size: int, look: bool) -> int:

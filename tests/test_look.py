@@ -10,13 +10,14 @@ import torch
 
 from maw import candidates, look, rounding, search
 from maw.errors import MAWError
-from maw.look import GROUP, FirstLook, exact_widths, reaching_marks, score_pairs
+from maw.look import FirstLook, exact_shapes, reaching_marks, score_pairs
 from maw.rounding import RoundedBlock, largest_error, marks, rounded
 from maw.search import top_k
 
 QUERIES, PASSAGES, SIZE, BLOCK, TOP = 40, 6000, 64, 1024, 20
-EXACT_HERE = bool(exact_widths(QUERIES, BLOCK, SIZE))
-needs_exact_widths = pytest.mark.skipif(not EXACT_HERE, reason="products of 16 queries round otherwise here")
+needs_exact_shapes = pytest.mark.skipif(
+    not exact_shapes(QUERIES, BLOCK, SIZE), reason="products of few queries have other bits here"
+)
 
 
 def numbers(kind: str, seed: int, count: int, size: int = SIZE) -> np.ndarray:
@@ -97,14 +98,14 @@ def test_shapes_and_kinds_drawn_at_random(seed):
     assert both(*data, k, block=int(random.integers(64, 1500)))
 
 
-@needs_exact_widths
+@needs_exact_shapes
 @pytest.mark.parametrize("kind", ["normal", "clustered", "lengths", "halfway"])
 def test_the_look_is_used(kind, looks):
     assert both(numbers("normal", 0, QUERIES), numbers(kind, 1, PASSAGES))
     assert sum(looks) >= 4
 
 
-@needs_exact_widths
+@needs_exact_shapes
 def test_negative_scores_too(looks):
     passages = numbers("one side", 1, PASSAGES)
     assert both(-numbers("one side", 0, QUERIES), passages)
@@ -112,7 +113,7 @@ def test_negative_scores_too(looks):
     assert any(looks)
 
 
-@needs_exact_widths
+@needs_exact_shapes
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads, looks):
     queries, passages = numbers("normal", 0, 70), numbers("normal", 1, PASSAGES)
@@ -136,7 +137,7 @@ def misleading() -> tuple[np.ndarray, np.ndarray]:
     return query[None].repeat(QUERIES, 0).astype(np.float32), passages.astype(np.float32)
 
 
-@needs_exact_widths
+@needs_exact_shapes
 def test_an_error_in_the_bound_would_be_seen(monkeypatch, looks):
     monkeypatch.setattr(look, "_MOST_PAIRS", 1.0)
     queries, passages = misleading()
@@ -222,7 +223,7 @@ def test_too_many_are_not_all_looked_for():
 # ------------------------------------------------------------------------------------------------------- scoring again
 
 
-@needs_exact_widths
+@needs_exact_shapes
 @pytest.mark.parametrize("share", [0.001, 0.03, 0.5])
 @pytest.mark.parametrize(("rows", "columns", "size"), [(16, 192, 7), (40, 1024, 64), (72, 2048, 100), (24, 4096, 384)])
 def test_pairs_have_the_bits_of_the_whole_product(rows, columns, size, share):
@@ -230,55 +231,80 @@ def test_pairs_have_the_bits_of_the_whole_product(rows, columns, size, share):
     seen = columns - 60  # a last block is padded
     whole = (queries @ passages.T)[:, :seen]
     pairs = (torch.rand(rows, seen, generator=torch.Generator().manual_seed(0)) < share).flatten().nonzero()[:, 0]
-    widths = exact_widths(rows, columns, size)
-    assert torch.equal(score_pairs(queries, passages, pairs, seen, widths), whole.reshape(-1)[pairs])
+    shapes = exact_shapes(rows, columns, size)
+    for own in [shapes, *({group: widths} for group, widths in shapes.items())]:
+        assert torch.equal(score_pairs(queries, passages, pairs, seen, own), whole.reshape(-1)[pairs])
 
 
 def test_no_pairs():
-    assert score_pairs(
-        torch.ones(GROUP, 3), torch.ones(64, 3), torch.empty(0, dtype=torch.int64), 64, (128,)
-    ).shape == (0,)
+    none = torch.empty(0, dtype=torch.int64)
+    assert score_pairs(torch.ones(16, 3), torch.ones(64, 3), none, 64, {16: (128,)}).shape == (0,)
 
 
-def test_widths_whose_bits_differ_are_refused(monkeypatch):
-    real, wrong = torch.equal, []
+def test_shapes_whose_bits_differ_are_refused(monkeypatch):
+    def equal(left, right, real=torch.equal):
+        return real(left, right) and left.shape[0] >= 8 and left.shape[1] >= 512
 
-    def other(left, right):
-        wrong.append(left.shape[1] < 512)
-        return real(left, right) and not wrong[-1]
-
-    monkeypatch.setattr(torch, "equal", other)
-    exact_widths.cache_clear()
-    assert all(width >= 512 for width in exact_widths(16, 640, 8)) and any(wrong)
-    exact_widths.cache_clear()
+    exact_shapes.cache_clear()
+    monkeypatch.setattr(torch, "equal", equal)
+    shapes = exact_shapes(16, 640, 8)
+    exact_shapes.cache_clear()
+    assert set(shapes) <= {8, 16} and all(min(widths) >= 512 for widths in shapes.values())
 
 
-def test_where_no_width_is_exact_nothing_is_looked_at(monkeypatch, looks):
-    monkeypatch.setattr(search, "exact_widths", lambda *shape: ())
+def test_where_no_shape_is_exact_nothing_is_looked_at(monkeypatch, looks):
+    monkeypatch.setattr(search, "exact_shapes", lambda *shape: {})
     assert both(numbers("normal", 0, QUERIES), numbers("normal", 1, PASSAGES)) and not looks
+
+
+@needs_exact_shapes
+def test_other_bits_would_be_seen(monkeypatch, looks):
+    def nearly(*words, real=score_pairs):
+        scores = real(*words)
+        return scores + scores.abs() * 2.0**-24
+
+    monkeypatch.setattr(look, "score_pairs", nearly)
+    assert not both(numbers("normal", 0, QUERIES), numbers("normal", 1, PASSAGES)) and any(looks)
 
 
 # ------------------------------------------------------------------------------------------------------------- limits
 
 
-@needs_exact_widths
-def test_where_most_scores_nearly_tie_looking_is_given_up(looks):
-    passages = 1 + 1e-4 * numbers("normal", 1, PASSAGES)
-    assert both(1 + 1e-4 * numbers("normal", 0, QUERIES), passages, block=256)
-    tried = [seen for seen in looks if seen is not None]
-    assert len(tried) > 10 and not any(tried)
+@pytest.fixture
+def products(monkeypatch):
+    """The tiles that were multiplied in bfloat16."""
+    seen = []
+
+    def scores(self, worker, tile, real=FirstLook._scores):
+        seen.append(tile)
+        return real(self, worker, tile)
+
+    monkeypatch.setattr(FirstLook, "_scores", scores)
+    return seen
 
 
-@needs_exact_widths
-def test_giving_up_saves_the_product(monkeypatch):
-    products = []
-    monkeypatch.setattr(
-        FirstLook, "_scores", lambda *words, real=FirstLook._scores: products.append(real(*words)) or products[-1]
-    )
-    passages = 1 + 1e-4 * numbers("normal", 1, PASSAGES)
-    assert both(1 + 1e-4 * numbers("normal", 0, QUERIES), passages, block=256)
-    sample = 1
-    assert len(products) <= sample + look._PATIENCE
+@needs_exact_shapes
+def test_where_most_scores_nearly_tie_looks_become_rare(products, looks):
+    near = (1 + 1e-4 * numbers("normal", seed, count) for seed, count in enumerate((QUERIES, 40 * 256)))
+    assert both(*near, block=256)
+    assert not any(looks)
+    assert products and len(products) <= 1 + 4  # the sample, and blocks 1, 5, 12 and 25 of 40
+
+
+@needs_exact_shapes
+def test_a_sample_in_bfloat16_promises_no_more_than_there_is(monkeypatch):
+    searches = []
+
+    def best_keys(*words, real=search._best_keys):
+        searches.append(words)
+        return real(*words)
+
+    monkeypatch.setattr(search, "_best_keys", best_keys)
+    for kind in ("normal", "clustered", "near ties", "one side", "halfway"):
+        data = numbers("normal", 0, QUERIES), numbers(kind, 1, 20_000)
+        searches.clear()
+        top_k(*data, 200, np.arange(20_000), block=BLOCK, scan="bfloat16")
+        assert len(searches) == 1, kind
 
 
 def memory_of(passages: int, monkeypatch) -> list[int]:
@@ -294,7 +320,7 @@ def memory_of(passages: int, monkeypatch) -> list[int]:
     return sorted(each.numel() for each in kept[0].memory.values())
 
 
-@needs_exact_widths
+@needs_exact_shapes
 def test_memory_is_one_block_and_one_tile(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -340,7 +366,7 @@ def test_large_embeddings_of_finite_scores_are_ranked():
 def test_by_itself_it_looks_where_that_pays(speed, queries, passages, looked, monkeypatch, looks):
     monkeypatch.setattr(search, "bfloat16_speed", lambda device: speed)
     top_k(numbers("normal", 0, queries, 128), numbers("normal", 1, passages, 128), 5, np.arange(passages), block=256)
-    assert bool(looks) == (looked and bool(exact_widths(queries, 256, 128)))
+    assert bool(looks) == (looked and bool(exact_shapes(queries, 256, 128)))
 
 
 @pytest.mark.parametrize(
