@@ -22,7 +22,7 @@ from maw.cpu import packed_weights
 from maw.inputs import TextSource, encoding_tokens
 from maw.parallel import unwrap
 from maw.prefix import PrefixSource
-from maw.routing import PolicyRouter, Router
+from maw.routing import PolicyRouter, Router, same_depth
 
 DEPTHS_AT_ONCE = 16  # more share keys and values no better, and long texts would need memory for all of them
 
@@ -64,7 +64,7 @@ class GreedyTexts:
         """The one depth of each text, int64; None where a text has several decisions, or none."""
         if self.taken is None or any(each.size > 1 for each in self.taken):
             return None
-        return np.array([int(each.item()) for each in self.taken])
+        return np.array([each.reshape(()) for each in self.taken], dtype=np.int64)
 
 
 class DepthReader:
@@ -104,8 +104,9 @@ class DepthReader:
         parts = torch.arange(self.depths, device=self.device).split(DEPTHS_AT_ONCE)
         with self._reading():
             for place, inputs in self._batches(rows_B, len(parts[0])):
-                mask = inputs["attention_mask"]
-                groups = [self.engine(inputs, mode="group", depths=self._same_depth(part, mask)) for part in parts]
+                shape = inputs["attention_mask"].shape
+                picks = (same_depth(self.routers, part, *shape) for part in parts)
+                groups = [self.engine(inputs, mode="group", depths=each) for each in picks]
                 found[place] = torch.cat([group["embedding"] for group in groups], dim=1)
         return found.values
 
@@ -152,12 +153,6 @@ class DepthReader:
         if not all(isinstance(router, PolicyRouter) for router in self.routers):
             return [None] * len(self.routers)
         return [each[:, 0] for each in self.engine({"states": states}, mode="policy")]
-
-    def _same_depth(self, depths_G: Tensor, mask_BT: Tensor) -> list[Tensor]:
-        """Picks that put sample g at depth g, everywhere: for each layer (B, G, h, t)."""
-        batch, tokens = mask_BT.shape
-        shapes = {"sequence": (1, 1), "head": (self.routers[0].heads, 1), "token": (self.routers[0].heads, tokens)}
-        return [depths_G[None, :, None, None].expand(batch, -1, *shapes[r.route_by]) for r in self.routers]
 
     def _picks_of(self, taken: list[np.ndarray], donors_BG: np.ndarray, tokens: int) -> list[Tensor]:
         """The donors' picks as depths of each layer, (B, G, h, t)."""

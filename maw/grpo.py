@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from maw.config import Tier1Config
 from maw.contrastive import Batch
 from maw.cpu import packed_weights
-from maw.routing import Router, gumbel_argmax, noise_keys, uniform_noise
+from maw.routing import gumbel_argmax, noise_keys, same_depth, uniform_noise
 
 ADVANTAGE_EPSILON = 1e-4
 ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
@@ -176,20 +176,6 @@ def collapse_penalty(log_policy: Tensor, weight: Tensor, *, balance: float, entr
     return balance * divergence + _sample_mean((entropy_floor - entropy).clamp(min=0), weight[..., 0])
 
 
-def every_depth(routers: Iterable[Router], padding_BT: Tensor, size: int) -> list[Tensor]:
-    """Picks that put sample d at depth d, everywhere: for each layer int64 (size, D, h, t)."""
-    shape = {
-        "sequence": lambda router: (1, 1),
-        "head": lambda router: (router.heads, 1),
-        "token": lambda router: (router.heads, padding_BT.shape[1]),
-    }
-    picks = []
-    for router in routers:
-        depth = torch.arange(router.depths, device=padding_BT.device)[None, :, None, None]
-        picks.append(depth.expand(size, -1, *shape[router.route_by](router)))
-    return picks
-
-
 @dataclass
 class Rollout:
     """The routings that one side of a batch, queries or positives, tried; one entry of each list per MAW layer.
@@ -277,21 +263,37 @@ def try_routings(
     )
 
 
-class GRPOLearner:
-    """Trains the routers of a MAW encoder on the reward of their own picks, one batch at a time.
+class RouterLearner:
+    """What trains the routers of a MAW encoder apart from the encoder, one batch at a time.
 
     Args:
-        encoder: MAW encoder with `grpo` routers.
+        encoder: MAW encoder.
         engine: the same, possibly inside a parallel wrapper.
-        config: group size, inner epochs, clip, KL weight and reference, reward, router learning rate.
+        config: the settings of routers and rewards.
         temperature: of the similarity.
     """
 
     def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
         self.engine, self.config, self.temperature = engine, config, temperature
         self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
-        self.reference = copy.deepcopy(self.routers).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
+
+    def every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
+        """Picks that put sample d of each of `size` texts at depth d, everywhere: for each layer (size, D, h, t)."""
+        mask = inputs["attention_mask"]
+        depths_D = torch.arange(self.routers[0].depths, device=mask.device)
+        return same_depth(self.routers, depths_D, size, mask.shape[1])
+
+
+class GRPOLearner(RouterLearner):
+    """Trains `grpo` routers on the reward of their own picks.
+
+    Args: as `RouterLearner`.
+    """
+
+    def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
+        super().__init__(encoder, engine, config, temperature)
+        self.reference = copy.deepcopy(self.routers).requires_grad_(False)
 
     def step(
         self,
@@ -312,8 +314,7 @@ class GRPOLearner:
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
         picks = [{"keys": each} for each in keys]
         if self.tries_all:
-            inputs = (queries, passages)
-            picks = [{"depths": every_depth(self.routers, each["attention_mask"], len(index))} for each in inputs]
+            picks = [{"depths": self.every_depth(each, len(index))} for each in (queries, passages)]
         rollouts = try_routings(
             self.engine,
             queries,

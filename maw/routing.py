@@ -15,6 +15,7 @@ by `route_by`; M MAW layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -260,6 +261,16 @@ class FixedRouter(Router):
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         batch, _, heads, tokens, _ = state.shape
         return torch.full((batch, routing.samples, heads, tokens), self.fixed_depth, device=state.device)
+
+
+def same_depth(routers: Iterable[Router], depths_G: Tensor, batch: int, tokens: int) -> list[Tensor]:
+    """Picks that put sample g of every text at one depth, everywhere: for each router int64 (batch, G, h, t)."""
+    picks = []
+    for router in routers:
+        heads = 1 if router.route_by == "sequence" else router.heads
+        positions = tokens if router.route_by == "token" else 1
+        picks.append(depths_G[None, :, None, None].expand(batch, -1, heads, positions))
+    return picks
 
 
 ROUTERS = {router.name: router for router in (GRPORouter, SupervisedRouter, SoftRouter, RandomRouter, FixedRouter)}

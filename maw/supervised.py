@@ -9,23 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maw.config import Tier1Config
 from maw.contrastive import Batch
-from maw.grpo import Rollout, every_depth, try_routings
+from maw.grpo import Rollout, RouterLearner, try_routings
 
 
-class SupervisedLearner:
+class SupervisedLearner(RouterLearner):
     """Trains the routers of a MAW encoder as classifiers of the depth with the best reward.
 
-    Args: as `maw.grpo.GRPOLearner`.
+    Args: as `maw.grpo.RouterLearner`.
     """
-
-    def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
-        self.engine, self.config, self.temperature = engine, config, temperature
-        self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
-        self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
 
     def step(
         self,
@@ -43,8 +37,8 @@ class SupervisedLearner:
             batch,
             temperature=self.temperature,
             reward=self.config.reward,
-            query_picks={"depths": every_depth(self.routers, queries["attention_mask"], len(batch.queries))},
-            passage_picks={"depths": every_depth(self.routers, passages["attention_mask"], len(batch.queries))},
+            query_picks={"depths": self.every_depth(queries, len(batch.queries))},
+            passage_picks={"depths": self.every_depth(passages, len(batch.queries))},
             bank_KC=bank_KC,
         )
         losses, entropies, agreements = [], [], []
