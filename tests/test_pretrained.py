@@ -315,7 +315,8 @@ def test_a_package_that_is_not_installed(monkeypatch):
         (__file__, "is a file; pass the folder"),
     ],
 )
-def test_names_that_name_nothing(name, words):
+def test_names_that_name_nothing(tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)  # what lies around the folder of the tests must not matter
     assert words in refusal(name)
 
 
