@@ -73,6 +73,9 @@ SECTIONS = {
 }
 """The field that opens each section of the help, and the section's title."""
 
+KERNEL_NOISE = 0.02
+"""What sets diagonal depths apart where nothing else does."""
+
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
 Size = Annotated[int, Range(1, 65_536)]
@@ -193,6 +196,8 @@ class Tier1Config:
     """Maps that LoRA adapts (from Python): query and value; or all of a layer, at the rank that equals MAW in size."""
     train_layers: bool = False
     """Let a BaselineRetriever train its layers whole (from Python; the full method of a run does so anyway)."""
+    adapt_maw_layers: bool = False
+    """Let a BaselineRetriever adapt the MAW layers too (from Python; lora_matched and full of a run do so anyway)."""
 
     maw_layers: Layers = None
     """Layers with depth attention, from 1: last, all, none, numbers like 5,6, or -1 for the last; unset: last."""
@@ -204,8 +209,8 @@ class Tier1Config:
     """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
     kernel_rank: Annotated[int, Range(1, 4096)] = 4
     """Rank of each low_rank depth kernel."""
-    kernel_init_std: Annotated[float, Range(0, 1)] = 0.02
-    """Standard deviation of the noise that sets diagonal depths apart at the start."""
+    kernel_init_std: Share | None = None
+    """Standard deviation of the noise that sets diagonal depths apart; unset: 0.02, or 0 for a start from clusters."""
     depth_values: bool = False
     """Let a MAWRetriever's depths change the values too (from Python; the method maw_qv does so anyway)."""
     kernel_learning_rate: Rate | None = None
@@ -374,7 +379,7 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.router_start == "clusters" and config.depth_kernel == "diagonal" and config.kernel_init_std:
         text = "clusters needs depths that start alike: kernel_init_std 0, or depth_kernel low_rank"
         found.append(Problem("router_start", text, ("depth_kernel", "kernel_init_std")))
-    if config.router_start == "uniform" and config.depth_kernel == "diagonal" and not config.kernel_init_std:
+    if config.router_start == "uniform" and config.depth_kernel == "diagonal" and config.kernel_init_std == 0:
         text = "0 leaves all depths alike for ever; give them noise, or set router_start clusters"
         found.append(Problem("kernel_init_std", text, ("router_start", "depth_kernel")))
     if config.grpo_group == "all" and config.route_by != "sequence":
@@ -404,6 +409,13 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
         wrong = "; ".join(check(kind, name)[1] for name in unknown)
         found.append(Problem("methods", wrong))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
+
+
+def kernel_noise(config: Tier1Config) -> float:
+    """The standard deviation of the noise that diagonal depths start with."""
+    if config.kernel_init_std is not None:
+        return config.kernel_init_std
+    return 0.0 if config.router_start == "clusters" else KERNEL_NOISE
 
 
 def cache_folder(config: Tier1Config) -> Path:

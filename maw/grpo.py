@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,6 +49,7 @@ from maw.routing import gumbel_argmax, noise_keys, same_depth, uniform_noise
 ADVANTAGE_EPSILON = 1e-4
 ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
 
+SIDES = ("query", "document")
 REWARDS = ("log_prob", "reciprocal_rank", "ndcg")
 
 
@@ -150,6 +151,26 @@ def grpo_loss(
         kl=_sample_mean(kl, weight).detach(),
         clip_fraction=_sample_mean(clipped.float(), weight, share_BG),
     )
+
+
+@dataclass(frozen=True)
+class LayerTerms:
+    """What one side's texts and one MAW layer add to the routers' loss, all 0-dimensional.
+
+    Attributes:
+        grpo: loss, KL and clipping.
+        penalty: of `collapse_penalty`.
+        entropy: of the policy, in nats; without gradient.
+    """
+
+    grpo: PolicyLoss
+    penalty: Tensor
+    entropy: Tensor
+
+
+def _mean(sides: Sequence[Sequence[LayerTerms]], value: Callable[[LayerTerms], Tensor]) -> Tensor:
+    """The mean of a value over all layers of some sides."""
+    return torch.stack([value(term) for terms in sides for term in terms]).mean()
 
 
 def _sample_mean(value: Tensor, weight: Tensor, share_BG: Tensor | None = None) -> Tensor:
@@ -306,7 +327,8 @@ class GRPOLearner(RouterLearner):
         """Samples, rewards and updates the routers; the rollouts are then the encoder's to use.
 
         Returns:
-            The queries' rollout, the positives', and statistics (0-dimensional tensors).
+            The queries' rollout, the positives', and statistics (0-dimensional tensors): of both together, and with
+            "query_" and "document_" before the name of each.
         """
         config = self.config
         index = torch.from_numpy(batch.queries).to(batch.comparable.device)
@@ -363,48 +385,53 @@ class GRPOLearner(RouterLearner):
             for rollout in rollouts
         ]
         for _ in range(self.config.grpo_inner_epochs):
-            terms, entropies, penalties = [], [], []
-            for rollout, (advantage, _) in zip(rollouts, advantages, strict=True):
-                for layer, log_policy in enumerate(self._log_policies(rollout)):
-                    weight = rollout.weight(layer)
-                    terms.append(
-                        grpo_loss(
-                            log_policy,
-                            rollout.old_log_prob[layer],
-                            rollout.depths[layer],
-                            advantage,
-                            self._log_reference(rollout, layer),
-                            clip=self.config.grpo_clip,
-                            beta=self.config.grpo_kl,
-                            weight=weight,
-                            share_BG=rollout.share_BG,
-                        )
-                    )
-                    penalties.append(
-                        collapse_penalty(
-                            log_policy,
-                            weight,
-                            balance=self.config.router_balance,
-                            entropy_floor=self.config.router_entropy_floor,
-                        )
-                    )
-                    entropy = -(log_policy.exp() * log_policy).sum(-1).detach()
-                    entropies.append(_sample_mean(entropy.expand_as(weight), weight))
-            loss = torch.stack([term.loss for term in terms]).mean() + torch.stack(penalties).mean()
+            sides = [self._terms(rollout, each) for rollout, (each, _) in zip(rollouts, advantages, strict=True)]
+            loss = _mean(sides, lambda term: term.grpo.loss) + _mean(sides, lambda term: term.penalty)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-        varied = torch.cat([varied for _, varied in advantages])
-        rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
-        return {
-            "router_loss": loss.detach(),
-            "kl": torch.stack([term.kl for term in terms]).mean(),
-            "clip_fraction": torch.stack([term.clip_fraction for term in terms]).mean(),
-            "policy_entropy": torch.stack(entropies).mean(),
-            "reward_mean": rewards.mean(),
-            "reward_std": rewards.std(1).mean(),
-            "zero_variance_share": 1 - varied.float().mean(),
+        by_side = [
+            {
+                "kl": _mean([terms], lambda term: term.grpo.kl),
+                "clip_fraction": _mean([terms], lambda term: term.grpo.clip_fraction),
+                "policy_entropy": _mean([terms], lambda term: term.entropy),
+                "reward_mean": rollout.reward_BG.mean(),
+                "reward_std": rollout.reward_BG.std(1).mean(),
+                "zero_variance_share": 1 - varied.float().mean(),
+            }
+            for terms, rollout, (_, varied) in zip(sides, rollouts, advantages, strict=True)
+        ]
+        both = {name: torch.stack([each[name] for each in by_side]).mean() for name in by_side[0]}
+        apart = {
+            f"{side}_{name}": value for side, each in zip(SIDES, by_side, strict=True) for name, value in each.items()
         }
+        return {"router_loss": loss.detach()} | both | apart
+
+    def _terms(self, rollout: Rollout, advantage: Tensor) -> list[LayerTerms]:
+        """What each MAW layer adds to the routers' loss, bottom first."""
+        found = []
+        for layer, log_policy in enumerate(self._log_policies(rollout)):
+            weight = rollout.weight(layer)
+            loss = grpo_loss(
+                log_policy,
+                rollout.old_log_prob[layer],
+                rollout.depths[layer],
+                advantage,
+                self._log_reference(rollout, layer),
+                clip=self.config.grpo_clip,
+                beta=self.config.grpo_kl,
+                weight=weight,
+                share_BG=rollout.share_BG,
+            )
+            penalty = collapse_penalty(
+                log_policy,
+                weight,
+                balance=self.config.router_balance,
+                entropy_floor=self.config.router_entropy_floor,
+            )
+            entropy = -(log_policy.exp() * log_policy).sum(-1).detach()
+            found.append(LayerTerms(loss, penalty, _sample_mean(entropy.expand_as(weight), weight)))
+        return found
 
     @torch.no_grad()
     def _log_reference(self, rollout: Rollout, layer: int) -> Tensor:

@@ -20,6 +20,9 @@ from maw.config import Tier1Config, kinds
 
 Settings = Mapping[str, Any]
 
+WHERE = "adapt_maw_layers"
+"""A setting that says in which layers a method works and not what it does there, so it tells no two methods apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class Method:
@@ -50,9 +53,14 @@ class Method:
         """The run's configuration as this method uses it."""
         return replace(config, **self._settings(config))
 
+    @property
+    def reaches_maw_layers(self) -> bool:
+        """Whether a method without MAW adapts the MAW layers beside those to fine-tune."""
+        return not callable(self.settings) and bool(self.settings.get(WHERE))
+
     def describes(self, retriever: str, config: Tier1Config) -> int:
         """How many of its settings a retriever of that kind and configuration has; 0 unless it has them all."""
-        settings = self._settings(config)
+        settings = {name: value for name, value in self._settings(config).items() if name != WHERE}
         same = retriever == self.retriever and all(getattr(config, name) == each for name, each in settings.items())
         return len(settings) if same else 0
 
@@ -104,7 +112,7 @@ METHODS: tuple[Method, ...] = (
         trained=True,
         label="LoRA Fine-tuned",
         retriever="baseline",
-        settings={"use_lora": True, "train_layers": False, "lora_targets": "query_value"},
+        settings={"use_lora": True, "train_layers": False, "lora_targets": "query_value", "adapt_maw_layers": False},
         learning_rate=3e-3,
     ),
     Method(
@@ -116,7 +124,7 @@ METHODS: tuple[Method, ...] = (
         trained=True,
         label="LoRA matched",
         retriever="baseline",
-        settings={"use_lora": True, "train_layers": False, "lora_targets": "all"},
+        settings={"use_lora": True, "train_layers": False, "lora_targets": "all", "adapt_maw_layers": True},
         learning_rate=1e-3,
     ),
     Method(
@@ -128,7 +136,7 @@ METHODS: tuple[Method, ...] = (
         trained=True,
         label="Whole layers",
         retriever="baseline",
-        settings={"use_lora": False, "train_layers": True},
+        settings={"use_lora": False, "train_layers": True, "adapt_maw_layers": True},
         learning_rate=2e-4,
     ),
     Method(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ PROGRAM_BYTES = int(1.0 * GIGABYTE)  # torch and the other libraries
 STATES_PER_TOKEN = 24  # vectors of the hidden size that a pass through a layer holds at once
 BACKWARD = 3  # passes that a training step with its gradient takes, in forward ones
 LOG_BYTES = 10_000_000
+DIAGNOSED_DOCUMENTS = 200  # of a split, which `maw.diagnostics` puts at every depth, beside its queries
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ def _work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         tokens=tokens,
         encoded=encoded,
         activation_bytes=stored,
-        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec),
+        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec)
+        + _diagnosed_tokens(queries, tokens, config) * (1 - _frozen_layers(config, spec) / spec.num_layers),
     )
 
 
@@ -231,6 +233,23 @@ def _token_passes(
     upper += by_pass["training"] * config.num_epochs * (config.seeds + config.tune) * trained
     frozen = _frozen_layers(config, spec) / spec.num_layers
     return frozen * (share * once + (1 - share) * every) + (1 - frozen) * upper
+
+
+def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], config: Tier1Config) -> int:
+    """Tokens that diagnostics put at every depth: of test texts after a training, of validation texts in it."""
+    if config.diagnostics == "none":
+        return 0
+    rounds, looks = config.folds or 1, config.num_epochs if config.diagnostics == "all" else 1
+    total = 0
+    for split, times in {"test": 1, "validation": rounds * looks}.items():
+        documents = min(queries[split], rounds * DIAGNOSED_DOCUMENTS)
+        of_split = queries[split] * tokens["query"] + documents * tokens["document"]
+        total += times * of_split
+    return total * config.seeds * sum(find_method(name).configure(config).depth_dim for name in _maw_methods(config))
+
+
+def _maw_methods(config: Tier1Config) -> list[str]:
+    return [method for method in _trained_methods(config) if find_method(method).retriever == "maw"]
 
 
 def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.architectures import Architecture, architecture_of
-from maw.config import Tier1Config
+from maw.config import Tier1Config, kernel_noise
 from maw.cpu import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder, build_depth_attention
 from maw.errors import ConfigError, ModelError
@@ -35,7 +35,8 @@ class BaselineRetriever(nn.Module):
     """A pretrained retriever without MAW: as it is, or with `config.finetune_layers` adapted or trained.
 
     With `config.use_lora` these layers get LoRA adapters, on the maps that `config.lora_targets` names; with
-    `config.train_layers` their own weights are trained.
+    `config.train_layers` their own weights are trained. `config.adapt_maw_layers` counts the MAW layers among them, so
+    that a control of MAW reaches every layer that MAW does.
 
     Args:
         config: names the model, its layers to adapt, and whatever of the model's own settings to override.
@@ -57,20 +58,26 @@ class BaselineRetriever(nn.Module):
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
         config = self.config
-        finetune = self.layers["finetune"] if config.use_lora or config.train_layers else ()
+        adapted = self._adapted_layers()
         for name, what in {"use_lora": "LoRA nothing to adapt", "train_layers": "nothing to train"}.items():
-            if getattr(config, name) and not finetune:
+            if getattr(config, name) and not adapted:
                 text = f"finetune_layers: none leaves {what}; name a layer, or leave {name} False"
                 raise ConfigError([text])
         if config.use_lora:
-            self._add_lora(backbone, architecture)
+            self._add_lora(backbone, architecture, adapted)
         elif config.train_layers:
-            _train_whole(backbone, architecture, finetune)
-        return NonMAWEncoder(backbone, architecture, trained_layers=finetune, **self._encoder_options())
+            _train_whole(backbone, architecture, adapted)
+        return NonMAWEncoder(backbone, architecture, trained_layers=adapted, **self._encoder_options())
 
-    def _add_lora(self, backbone: nn.Module, architecture: Architecture) -> None:
-        config, layers = self.config, self.layers["finetune"]
-        rank = config.lora_rank
+    def _adapted_layers(self) -> tuple[int, ...]:
+        """Layers (from 1) that LoRA adapts or that are trained whole, ascending."""
+        config, layers = self.config, set(self.layers["finetune"])
+        if not (config.use_lora or config.train_layers):
+            return ()
+        return tuple(sorted(layers.union(self.layers["maw"]) if config.adapt_maw_layers else layers))
+
+    def _add_lora(self, backbone: nn.Module, architecture: Architecture, layers: Iterable[int]) -> None:
+        config, rank = self.config, self.config.lora_rank
         if config.lora_targets == "all":
             wanted = count_maw_parameters(config, backbone, architecture, self.layers)
             rank = matched_rank(backbone, architecture, layers, wanted)
@@ -187,7 +194,7 @@ def _depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
         "kernels": {
             "family": config.depth_kernel,
             "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher one could express no more
-            "init_std": config.kernel_init_std,
+            "init_std": kernel_noise(config),
         },
         "router": {"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
         "depth_values": config.depth_values,

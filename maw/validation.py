@@ -157,9 +157,12 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
         text = f"must be at least 2 for {', '.join(trained)}: alone in its batch a query has no negatives"
         found.append(Problem(short, text, ("methods",)))
     needed = {"maw_layers": ("maw", "without MAW layers"), "finetune_layers": ("baseline", "nothing to train")}
+    empty = {name for name in needed if getattr(config, name) in ("none", [])}
     for name, (retriever, what) in needed.items():
         without = [method for method in trained if find_method(method).retriever == retriever]
-        if without and getattr(config, name) in ("none", []):
+        if name == "finetune_layers" and "maw_layers" not in empty:  # some have those to adapt
+            without = [method for method in without if not find_method(method).reaches_maw_layers]
+        if without and name in empty:
             which = ", ".join(without)
             text = f"none leaves the method{'s' * (len(without) > 1)} {which} {what}; "
             text += f"name a layer, or take {which} out of methods"

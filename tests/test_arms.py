@@ -68,7 +68,13 @@ def test_the_configuration_knows_the_methods_by_the_same_names():
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_method_is_known_by_its_model(tiny_settings, method, router, kernels):
     """Whatever the run's own settings of LoRA, layers and values are."""
-    for changes in ({"use_lora": True}, {"train_layers": True}, {"depth_values": True}, {"lora_targets": "all"}):
+    for changes in (
+        {"use_lora": True},
+        {"train_layers": True},
+        {"depth_values": True},
+        {"lora_targets": "all"},
+        {"adapt_maw_layers": True},
+    ):
         config = method.configure(tiny_settings(router=router, depth_kernel=kernels, **changes))
         assert method_of(method.retriever, config) is method
         assert method.configure(config) == config, "configuring twice is configuring once"
@@ -85,6 +91,11 @@ def test_learning_rates_follow_from_the_model(tiny_settings, build, monkeypatch)
         assert learning_rate(model, tiny_settings(learning_rate=0.5)) == 0.5
     from_python = MAWRetriever(tiny_settings(router="soft", use_lora=True))
     assert learning_rate(from_python, tiny_settings()) == rates["maw_soft"]
+    for changes, name in (
+        ({"train_layers": True}, "full"),
+        ({"use_lora": True, "lora_targets": "all"}, "lora_matched"),
+    ):
+        assert learning_rate(BaselineRetriever(tiny_settings(**changes)), tiny_settings()) == rates[name]
     used = {group["lr"] for group in parameter_groups(build("lora_matched"), tiny_settings())}
     assert used == {rates["lora_matched"]}
 
@@ -143,6 +154,35 @@ def test_each_arm_trains_what_it_should_and_nothing_else(build, tiny_settings):
         assert names_of_trained(build(name)) == expected[name], name
 
 
+def layers_of_trained(model):
+    """Numbers, from 1, of the layers in which anything is trained."""
+    names = [name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad]
+    return {int(name.split(".layer.")[1].split(".")[0]) + 1 for name in names}
+
+
+@pytest.mark.parametrize(
+    ("maw", "finetune", "controls", "lora"),
+    [([1], [3], {1, 3}, {3}), ("all", None, {1, 2, 3}, {3}), ([2], [], {2}, set())],
+)
+def test_controls_reach_every_layer_that_maw_does(build, maw, finetune, controls, lora):
+    layers = {"maw_layers": maw, "finetune_layers": finetune}
+    for name in ("lora_matched", "full", "maw", "full_lowrank"):
+        model = build(name, **layers)
+        assert layers_of_trained(model) == controls, name
+        assert model.layers["prefix"] == min(controls) - 1, "frozen layers are the same in every arm"
+    if lora:
+        assert layers_of_trained(build("lora", **layers)) == lora, "the user's LoRA keeps to the layers to fine-tune"
+
+
+def test_a_retriever_from_python_keeps_to_the_layers_to_fine_tune(tiny_settings):
+    for changes in ({"train_layers": True}, {"use_lora": True}, {"use_lora": True, "lora_targets": "all"}):
+        for adapt, layers in ((False, {3}), (True, {1, 3})):
+            model = BaselineRetriever(
+                tiny_settings(maw_layers=[1], finetune_layers=[3], adapt_maw_layers=adapt, **changes)
+            )
+            assert layers_of_trained(model) == layers
+
+
 def test_only_trained_layers_drop_out(build):
     for name in ARMS:
         model = build(name).train()
@@ -166,7 +206,8 @@ def test_matched_lora_is_as_large_as_maw_to_half_a_rank(build, model_type, chang
     maps = [m for m in lora.encoder.modules() if hasattr(m, "lora_A")]
     each_rank = sum(m.base_layer.in_features + m.base_layer.out_features for m in maps)
     ranks = {m.r["default"] for m in maps}
-    assert len(ranks) == 1 and len(maps) == (4 if model_type == "modernbert" else 6) * len(lora.layers["finetune"])
+    adapted = set(lora.layers["finetune"] + lora.layers["maw"])
+    assert len(ranks) == 1 and len(maps) == (4 if model_type == "modernbert" else 6) * len(adapted)
     assert abs(lora.trained_parameters - maw.trained_parameters) <= each_rank / 2
     assert lora.trained_parameters == ranks.pop() * each_rank
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from maw.config import METHODS, PRESETS, Tier1Config, cache_folder, gather, kinds
+from maw.config import METHODS, PRESETS, Tier1Config, cache_folder, gather, kernel_noise, kinds
 from maw.config_file import LARGEST_FILE, load_config
 from maw.errors import ConfigError
 from maw.flags import field_documentation
@@ -139,7 +139,7 @@ FLOATS = [
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
     "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources", "profile",
-    "train_layers", "depth_values",
+    "train_layers", "adapt_maw_layers", "depth_values",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
@@ -231,11 +231,27 @@ def test_all_problems_are_reported_together():
         ({"depth_values": True, "route_by": "token"}, "route_by: every token reads the same values"),
         ({"methods": ["maw", "maw_qv"], "route_by": "token"}, "route_by: every token reads the same values"),
         ({"methods": ["all"], "route_by": "token"}, "route_by: every token reads the same values"),
+        ({"router_start": "clusters", "kernel_init_std": 0.1}, "router_start: clusters needs depths that start alike"),
+        ({"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 leaves all depths alike for ever"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, problem):
     (found,) = problems_of(lambda: Tier1Config(**settings))
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("settings", "noise"),
+    [
+        ({"router_start": "uniform"}, 0.02),
+        ({"router_start": "clusters"}, 0),
+        ({"router_start": "clusters", "kernel_init_std": 0}, 0),
+        ({"router_start": "uniform", "kernel_init_std": 0.3}, 0.3),
+        ({"router_start": "clusters", "kernel_init_std": 0.3, "depth_kernel": "low_rank"}, 0.3),
+    ],
+)
+def test_the_noise_of_depths_follows_from_the_start_of_the_router(settings, noise):
+    assert kernel_noise(Tier1Config(**settings)) == noise
 
 
 def test_all_methods():
@@ -308,8 +324,16 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"maw_layers": []}, "maw_layers", "take maw out of methods"),
         ({"maw_layers": "none", "methods": ["lora", "full_lowrank"]}, "maw_layers", "take full_lowrank out of"),
         ({"maw_layers": "none", "methods": ["all"]}, "maw_layers", "the methods full_lowrank, maw_fixed, maw_random"),
-        ({"finetune_layers": [], "methods": ["full", "maw"]}, "finetune_layers", "take full out of methods"),
-        ({"finetune_layers": [], "methods": ["all"]}, "finetune_layers", "lora, lora_matched, full nothing to train"),
+        (
+            {"finetune_layers": [], "maw_layers": [], "methods": ["full"]},
+            "finetune_layers",
+            "take full out of methods",
+        ),
+        (
+            {"finetune_layers": [], "methods": ["all"]},
+            "finetune_layers",
+            "none leaves the method lora nothing to train",
+        ),
         ({"finetune_layers": "none"}, "finetune_layers", "take lora out of methods"),
         ({"hidden_dim": 768}, "hidden_dim", "m has 32"),
         ({"num_heads": 12}, "num_heads", "m has 4"),

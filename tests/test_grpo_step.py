@@ -182,6 +182,13 @@ def test_a_step_updates_the_routers_by_the_formulas_and_nothing_else(tiny_settin
     rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
     assert float(statistics["reward_mean"]) == pytest.approx(float(rewards.mean()), abs=1e-6)
     assert float(statistics["zero_variance_share"]) == 0
+    for side, rollout in zip(("query", "document"), rollouts, strict=True):
+        value = float(statistics[f"{side}_reward_mean"])
+        assert value == pytest.approx(float(rollout.reward_BG.mean()), abs=1e-6)
+    assert float(statistics["query_reward_mean"]) != float(statistics["document_reward_mean"])
+    for name in ("kl", "clip_fraction", "policy_entropy", "reward_std", "zero_variance_share"):
+        sides = [float(statistics[f"{side}_{name}"]) for side in ("query", "document")]
+        assert float(statistics[name]) == pytest.approx(sum(sides) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("route_by", ROUTES)

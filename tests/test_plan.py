@@ -18,6 +18,7 @@ from maw import rate
 from maw.config import TRAINED_METHODS, Tier1Config
 from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
+from maw.depth_sides import MOST_DOCUMENTS
 from maw.errors import MAWError
 from maw.plan import make_plan, size_text
 from maw.pretrained import model_spec
@@ -72,7 +73,26 @@ def test_counts_by_hand(tmp_path, models, spec):
     once = (1000 + 200 + 120) * work.tokens["document"] + (40 + 20 + 30) * work.tokens["query"]
     assert work.activation_bytes == once * 16 * 4
     upper = 3 * (1000 * 22 + 30 * 14) + 2 * 4 * (200 * 22 + 20 * 14) + (120 * 22 + 40 * 14) * 4 * (3 + 8 + 3)
-    assert work.token_passes == pytest.approx(2 / 3 * once + 1 / 3 * upper)
+    at_every_depth = 32 * (30 * (14 + 22) + 20 * (14 + 22))
+    assert work.token_passes == pytest.approx(2 / 3 * once + 1 / 3 * (upper + at_every_depth))
+
+
+@pytest.mark.parametrize(
+    ("changes", "looks"),
+    [
+        ({"diagnostics": "none"}, 0),
+        ({}, 300 * 14 + 200 * 22 + 20 * (14 + 22)),
+        ({"diagnostics": "all", "num_epochs": 4}, 300 * 14 + 200 * 22 + 4 * 20 * (14 + 22)),
+        ({"seeds": 3}, 3 * (300 * 14 + 200 * 22 + 20 * (14 + 22))),
+        ({"methods": ["zero_shot", "lora"]}, 0),
+        ({"methods": ["maw", "maw_fixed"]}, 2 * (300 * 14 + 200 * 22 + 20 * (14 + 22))),
+    ],
+)
+def test_what_diagnostics_put_at_every_depth(changes, looks):
+    queries, tokens = {"test": 300, "validation": 20}, {"query": 14, "document": 22}
+    found = maw.plan._diagnosed_tokens(queries, tokens, Tier1Config(depth_dim=5, **changes))
+    assert found == 5 * looks
+    assert maw.plan.DIAGNOSED_DOCUMENTS == MOST_DOCUMENTS
 
 
 @pytest.mark.parametrize("encoder_update, samples", [("sampled", 1), ("all_group", 5)])

@@ -1,0 +1,177 @@
+"""What was asked about MAW, as data: each experiment's question, its runs, and what was learnt from them.
+
+`bench.research` runs them and writes docs/research.md. A run is a method of `maw.methods` with settings of its own;
+the first run of an experiment is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from maw.config import PRESETS
+
+BASE: Mapping[str, Any] = MappingProxyType(
+    PRESETS["offline"] | {"val_samples": 1000, "max_document_length": 64, "precision": "bfloat16", "seed": 42}
+)
+"""Settings of every run: the offline preset with all validation queries, and texts cut at 64 tokens to save time.
+
+The number format is set, since a choice by measurement could differ from one run to the next.
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        label: in the table.
+        method: of `maw.methods`.
+        settings: beside `BASE`.
+    """
+
+    label: str
+    method: str = "maw"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs that answer one question.
+
+    Attributes:
+        name: what the command line takes.
+        question: what was asked, and why.
+        runs: the first is the reference.
+        lesson: what was learnt; written when the results were there.
+    """
+
+    name: str
+    question: str
+    runs: tuple[Run, ...]
+    lesson: str = ""
+
+
+SLOW_KERNELS = {"kernel_learning_rate": 1e-3}
+CLUSTERS = {"router_start": "clusters", "kernel_init_std": 0.0, "router_balance": 0.1}
+LOW_RANK_CLUSTERS = {"router_start": "clusters", "depth_kernel": "low_rank", "router_balance": 0.1}
+UNTRAINED_ROUTER = {"router_learning_rate": 1e-9}
+"""So low that the picks stay where they start; the setting must be above zero."""
+
+EXPERIMENTS = (
+    Experiment(
+        "layers",
+        "How much do the layers that are adapted matter, beside what is done in them?",
+        (
+            Run("LoRA, last layer", "lora"),
+            Run("LoRA, all layers", "lora", {"finetune_layers": "all"}),
+            Run("last layer whole", "full"),
+            Run("last layer whole + static query change", "full_lowrank"),
+            Run("MAW, last layer"),
+            Run("all layers whole", "full", {"finetune_layers": "all", "learning_rate": 1e-4}),
+            Run("last whole + static query change in all", "full_lowrank", {"maw_layers": "all"} | SLOW_KERNELS),
+            Run("last whole, MAW in all", "maw", {"maw_layers": "all"} | SLOW_KERNELS),
+            Run("last whole, MAW from clusters in all", "maw", {"maw_layers": "all"} | SLOW_KERNELS | CLUSTERS),
+            Run("matched LoRA, all layers", "lora_matched", {"maw_layers": "all"}),
+        ),
+    ),
+    Experiment(
+        "collapse",
+        "What keeps the router from sending every text to one depth, and does it help?",
+        (
+            Run("GRPO, as it was by default"),
+            Run("KL weight 0.1", "maw", {"grpo_kl": 0.1}),
+            Run("KL weight 1", "maw", {"grpo_kl": 1.0}),
+            Run("slowly following reference, KL weight 0.1", "maw", {"grpo_reference": "slow", "grpo_kl": 0.1}),
+            Run("entropy floor 1 nat", "maw", {"router_entropy_floor": 1.0}),
+            Run("balance over the batch 0.1", "maw", {"router_balance": 0.1}),
+            Run("balance over the batch 1", "maw", {"router_balance": 1.0}),
+            Run("router rate 1e-4", "maw", {"router_learning_rate": 1e-4}),
+            Run("groups of 32", "maw", {"grpo_group_size": 32}),
+            Run("exact expected reward", "maw", {"grpo_group": "all"}),
+            Run("bank of 8 batches", "maw", {"bank_batches": 8}),
+            Run("start from clusters, balance 0.1", "maw", CLUSTERS),
+        ),
+    ),
+    Experiment(
+        "headroom",
+        "Is there anything to route: which kernels, depths and ways to train them leave learnable headroom?",
+        (
+            Run("32 diagonal depths, one sample trains the encoder"),
+            Run("4 diagonal depths", "maw", {"depth_dim": 4}),
+            Run("8 low-rank depths", "maw", {"depth_dim": 8, "depth_kernel": "low_rank"}),
+            Run("8 low-rank depths, the whole group trains", "maw",
+                {"depth_dim": 8, "depth_kernel": "low_rank", "encoder_update": "all_group"}),
+            Run("8 low-rank depths, mcl from uniform to sharp", "maw",
+                {"depth_dim": 8, "depth_kernel": "low_rank", "encoder_update": "mcl",
+                 "mcl_start_temperature": 10.0, "mcl_temperature": 0.1}),
+            Run("8 low-rank depths, mcl by one draw", "maw",
+                {"depth_dim": 8, "depth_kernel": "low_rank", "encoder_update": "mcl_sampled",
+                 "mcl_start_temperature": 10.0, "mcl_temperature": 0.1}),
+            Run("8 low-rank depths, soft", "maw_soft", {"depth_dim": 8, "depth_kernel": "low_rank"}),
+            Run("8 low-rank depths by head", "maw", {"depth_dim": 8, "depth_kernel": "low_rank", "route_by": "head"}),
+            Run("8 low-rank depths by token, soft", "maw_soft",
+                {"depth_dim": 8, "depth_kernel": "low_rank", "route_by": "token"}),
+            Run("8 depths on query and value, not MAW", "maw_qv", {"depth_dim": 8, "depth_kernel": "low_rank"}),
+        ),
+    ),
+    Experiment(
+        "clusters",
+        "Depths that each train on texts of their own from the first step: do they specialise?",
+        (
+            Run("MAW, as it was by default"),
+            Run("4 diagonal depths", "maw", CLUSTERS | {"depth_dim": 4}),
+            Run("8 diagonal depths", "maw", CLUSTERS | {"depth_dim": 8}),
+            Run("32 diagonal depths", "maw", CLUSTERS),
+            Run("32 diagonal depths, no balance", "maw", CLUSTERS | {"router_balance": 0.0}),
+            Run("32 diagonal depths, picks stay as they start", "maw", CLUSTERS | UNTRAINED_ROUTER),
+            Run("8 low-rank depths", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8}),
+            Run("8 low-rank depths, picks stay as they start", "maw",
+                LOW_RANK_CLUSTERS | UNTRAINED_ROUTER | {"depth_dim": 8}),
+            Run("8 low-rank depths, supervised", "maw",
+                {"router_start": "clusters", "depth_kernel": "low_rank", "depth_dim": 8, "router": "supervised"}),
+        ),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Every arm tuned alike and trained with three seeds on one dataset, by the command line.
+
+    Attributes:
+        name: of its results.
+        title: what is ranked.
+        command: that gives its numbers again.
+        lesson: what was learnt; written when the results were there.
+    """
+
+    name: str
+    title: str
+    command: str
+    lesson: str = ""
+
+
+ARMS = "zero_shot,lora,lora_matched,full,full_lowrank,maw_fixed,maw_random,maw"
+PROTOCOL = "--tune 3 --seeds 3 --precision bfloat16"
+MAW = "--router-start clusters --kernel-init-std 0 --router-balance 0.1"
+SMALLER = "--train-samples 1000 --num-epochs 2 --corpus-size 10000 --val-corpus-size 5000"
+NEXT = " \\\n        "  # a long command goes on in the next line, in Markdown and in the shell
+START = f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods {ARMS}{NEXT}{PROTOCOL} {MAW}{NEXT}"
+
+TUNED = (
+    Tuned("pystdlib", "pystdlib: docstrings to functions", f"{START}--max-document-length 64"),
+    Tuned("msmarco", "MS MARCO", f"{START}{SMALLER}{NEXT}--datasets beir:path/to/msmarco"),
+    Tuned(
+        "nq",
+        "NQ, with MS MARCO's passages as distractors",
+        f"{START}{SMALLER}{NEXT}--datasets beir:path/to/nq --distractors path/to/msmarco",
+    ),
+)
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of that name; KeyError if there is none."""
+    return {each.name: each for each in EXPERIMENTS}[name]

@@ -1,0 +1,271 @@
+"""Experiments on where a gain of MAW could come from, on validation queries alone; writes docs/research.md.
+
+    python -m bench.research                     # all of bench/experiments.py; hours on two cores
+    python -m bench.research layers collapse     # some of them
+    python -m bench.research layers --run 3      # one run of one, from 1: shows its numbers and writes nothing
+    python -m bench.research --page              # the page alone, from bench/research/*.json
+
+Every run goes through the benchmark's own Python interface, on one thread, and is the same to the last digit each
+time on one machine. Test queries are loaded with the collection, since splits are checked against each other, and
+nothing reads them. What a run found goes to bench/research/NAME.json as soon as it is there; a run that stands there
+with the same settings is not repeated unless `--again` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.common import ROOT, commit, machine
+from bench.experiments import BASE, EXPERIMENTS, Experiment, Run, find_experiment
+from bench.tuned import table, tuned_sections
+from maw.arm import Arm
+from maw.config import Tier1Config, cache_folder
+from maw.data import load_collection
+from maw.files import write_json, write_text
+from maw.methods import find_method
+from maw.negatives import prepare_training
+from maw.parallel import pick_device
+from maw.prefix import ActivationStore
+from maw.significance import paired_test
+from maw.training import rates
+
+FOLDER = ROOT / "bench" / "research"
+PAGE = ROOT / "docs" / "research.md"
+NDCG = "ndcg_cut_10"
+ROUTING = (
+    "effective_depths",
+    "top_share",
+    "policy_entropy",
+    "text_depth_mutual_information",
+    "depth_distance",
+    "same_output_share",
+    "best_fixed",
+    "greedy",
+    "shuffled",
+    "oracle",
+    "learnable_headroom",
+    "learnable_headroom_error",
+    "router_headroom",
+    "router_headroom_error",
+    "router_headroom_by_reward",
+)
+"""What is kept of "val_routing" for each side."""
+TRAINING = ("train_loss", "router_loss", "reward_mean", "reward_std", "zero_variance_share", "clip_fraction", "kl")
+"""What is kept of the best epoch's own record, where it is there."""
+
+Result = dict[str, Any]
+
+
+class Bench:
+    """The collection and the activations of the frozen layers, which all runs share.
+
+    Use as a context manager.
+    """
+
+    def __init__(self) -> None:
+        config = configuration(Run("", "lora"))
+        self.device = pick_device(config)
+        self.activations = ActivationStore(cache_folder(config) / "activations", config.prefix_cache_gb)
+        (dataset,) = config.datasets
+        self.collection = prepare_training(load_collection(dataset, config), config, None, self.activations)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.activations.close()
+
+    def train(self, run: Run) -> tuple[np.ndarray, Result]:
+        """One training: nDCG@10 of every validation query with the weights of the best epoch, and what is kept."""
+        started = time.perf_counter()
+        config, data = configuration(run), self.collection
+        arm = Arm(find_method(run.method), config, self.device, self.activations)
+        model = arm.build(arm.configure(config.seed))
+        history = arm.train(model, data.train, data.validation, data.name)
+        best = history.best
+        routing = best.get("val_routing", {})
+        return history.validation.per_query[NDCG], {
+            "label": run.label,
+            "method": run.method,
+            "settings": dict(run.settings),
+            "commit": commit(),
+            "queries": len(data.validation),
+            NDCG: best[f"val_{NDCG}"],
+            "by_epoch": [record[f"val_{NDCG}"] for record in history],
+            "best_epoch": best["epoch"],
+            "trained_parameters": model.trained_parameters,
+            "rates": rates(model, model.config),
+            "training": {key: best[key] for key in TRAINING if key in best},
+            "routing": {side: {key: facts[key] for key in ROUTING if key in facts} for side, facts in routing.items()},
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+
+
+def run_experiment(experiment: Experiment, bench: Bench, again: bool = False) -> None:
+    """Runs what is not there yet and writes each result when it is."""
+    path = FOLDER / f"{experiment.name}.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() and not again else []
+    reference: np.ndarray | None = None
+    results: list[Result] = []
+    for run in experiment.runs:
+        found = next((each for each in known if _is_of(each, run)), None)
+        if found is None:
+            values, found = bench.train(run)
+            if not results:
+                reference = values
+            else:
+                reference = bench.train(experiment.runs[0])[0] if reference is None else reference
+                found["against_first"] = asdict(paired_test(values, reference, seed=BASE["seed"]))
+        results.append(found | {"label": run.label})
+        show(found)
+        write_json(path, {"experiment": experiment.name, "base": dict(BASE), "machine": machine(), "runs": results})
+
+
+def configuration(run: Run) -> Tier1Config:
+    """A run's configuration: `BASE` and its own settings."""
+    return Tier1Config.from_dict({**BASE, **run.settings, "methods": ["zero_shot", run.method]})
+
+
+def _is_of(result: Result, run: Run) -> bool:
+    return result["method"] == run.method and result["settings"] == json.loads(json.dumps(dict(run.settings)))
+
+
+def show(found: Result) -> None:
+    """One line on a run."""
+    query = found["routing"].get("query", {})
+    depths = f"  effective depths {_mean(query['effective_depths']):.1f}" if query else ""
+    line = f"{found[NDCG]:.4f}  {found['label']}{depths}  ({found['seconds']:.0f} s)"
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+HEADER = ("run", "method", "settings", "nDCG@10", "against the first", "p", "depths q / d", "headroom q", "headroom d")
+OPENING = """# Research log
+
+Where could a gain of MAW come from? Experiments on validation queries: no test query has been read for this page, and
+nothing on it was chosen on one. Written by `python -m bench.research` from what the runs left in `bench/research/`.
+
+Each number comes back to four digits, on the same machine, with
+
+    python -m bench.research NAME --run N
+
+N being the run's place in its table, from 1. Every run has the settings of the offline preset ({base}), one seed and
+one thread; `settings` are those that differ. nDCG@10 is that of the best epoch on {queries} validation queries of
+`pystdlib`; p is of a paired randomisation test over these queries against the table's first run, not corrected for
+the number of tests, and blind to the spread over seeds. *depths q / d*: effective depths of greedy picks, of queries
+and of documents relevant to them, by MAW layer where there are several. *headroom*: the learnable headroom with its
+standard error, as [routing.md](routing.md) defines it; negative or near zero means that no router can gain from these
+depths.
+"""
+TUNED_OPENING = """## All arms, tuned alike
+
+The one place of this page where test queries are read: once by each training, when all choices were made. `--tune 3`
+gives each arm three trials of its learning rates, judged on validation; three seeds are averaged by query. The Holm p
+is corrected over the comparisons of one dataset. What is not in the confirmatory family is exploratory.
+"""
+ENDING = """## What this covers, and what it does not
+
+All of it is one small encoder, all-MiniLM-L6-v2, whose card names MS MARCO, NQ and CodeSearchNet among its training
+data, on one processor, with texts cut short. It says nothing about an encoder that has not been tuned for retrieval.
+That is settled by the default model, `facebook/contriever`, on a machine with a GPU:
+
+    python tier_1.py --methods all --tune 9 --seeds 3
+
+`--dry-run` behind it says what it would download, store and take; `--folds 5` counts a small collection whole.
+"""
+
+
+def research_page(results: Mapping[str, Mapping[str, Any]], experiments: Sequence[Experiment] = EXPERIMENTS) -> str:
+    """The page as Markdown, from the content of bench/research/*.json by experiment."""
+    queries = {run["queries"] for result in results.values() for run in result["runs"]}
+    base = ", ".join(f"`{name}` {value}" for name, value in BASE.items() if name not in ("datasets", "test_samples"))
+    parts = [OPENING.format(base=base, queries=" or ".join(map(str, sorted(queries))))]
+    for experiment in experiments:
+        parts.append(f"## {experiment.name}\n\n{experiment.question}\n")
+        if experiment.name not in results:
+            parts.append("Not run yet.\n")
+            continue
+        result = results[experiment.name]
+        commits = sorted({run["commit"] or "unknown" for run in result["runs"]})
+        parts.append(f"    python -m bench.research {experiment.name}\n")
+        rows = [_row(run, index) for index, run in enumerate(result["runs"])]
+        parts.append("\n".join(table(HEADER, rows)) + "\n")
+        where = f"{result['machine']['processor']}, commit {', '.join(commits)}."
+        parts.append(f"{experiment.lesson}\n\n{where}\n" if experiment.lesson else f"{where}\n")
+    return "\n".join([*parts, TUNED_OPENING, tuned_sections(), ENDING])
+
+
+def _row(run: Mapping[str, Any], index: int) -> list[str]:
+    against = run.get("against_first")
+    sides = [run["routing"].get(side, {}) for side in ("query", "document")]
+    depths = " / ".join(", ".join(f"{each:.1f}" for each in side["effective_depths"]) for side in sides if side)
+    return [
+        f"{index + 1}. {run['label']}",
+        run["method"],
+        ", ".join(f"`{name}` {value}" for name, value in run["settings"].items()),
+        f"{run[NDCG]:.4f}",
+        f"{against['mean_difference']:+.4f}" if against else "",
+        f"{against['p_value']:.3f}" if against else "",
+        depths,
+        *(_headroom(side) for side in sides),
+    ]
+
+
+def _headroom(side: Mapping[str, Any]) -> str:
+    if side.get("learnable_headroom") is None:
+        return ""
+    return f"{side['learnable_headroom']:+.4f} ± {side['learnable_headroom_error']:.4f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def write_page() -> None:
+    """docs/research.md, from all results that there are."""
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
+    write_text(PAGE, research_page(results))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    names = [each.name for each in EXPERIMENTS]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments, by default all: {', '.join(names)}")
+    parser.add_argument("--run", type=int, metavar="N", help="one run of one experiment, from 1; nothing is written")
+    parser.add_argument("--again", action="store_true", help="repeat runs whose results are there")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in names]
+    if unknown:
+        parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(names)}")
+    if options.run is not None and (len(options.names) != 1 or options.run < 1):
+        parser.error("--run N needs the name of one experiment, and counts from 1")
+    torch.set_num_threads(1)  # a sum's order, and so its last digit, must not depend on the machine's cores
+    if options.run is not None:
+        runs = find_experiment(options.names[0]).runs
+        if options.run > len(runs):
+            parser.error(f"{options.names[0]} has {len(runs)} runs")
+        with Bench() as bench:
+            show(bench.train(runs[options.run - 1])[1])
+        return
+    if not options.page:
+        with Bench() as bench:
+            for name in options.names or names:
+                run_experiment(find_experiment(name), bench, options.again)
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The research log: its experiments can be run, results are kept, and the page says what they hold."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bench import research
+from bench.experiments import BASE, EXPERIMENTS, Experiment, Run
+from maw.methods import find_method
+
+ALL_RUNS = [(experiment.name, run) for experiment in EXPERIMENTS for run in experiment.runs]
+
+
+class FakeBench:
+    """Trainings without models: each run's values are its label's number of letters, for every query."""
+
+    def __init__(self):
+        self.trained = []
+
+    def train(self, run):
+        self.trained.append(run.label)
+        values = np.linspace(0, 1, 40) * len(run.label)
+        return values, {
+            "label": run.label,
+            "method": run.method,
+            "settings": dict(run.settings),
+            "commit": "abc1234",
+            "queries": 40,
+            "ndcg_cut_10": float(values.mean()),
+            "seconds": 1.0,
+            "routing": {},
+        }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(research, "FOLDER", tmp_path)
+    return tmp_path
+
+
+THREE = Experiment("three", "Why?", (Run("a", "lora"), Run("bb", "full"), Run("ccc", "maw", {"depth_dim": 4})), "So.")
+
+
+def stored(folder, name="three"):
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+
+
+@pytest.mark.parametrize(("name", "run"), ALL_RUNS, ids=[f"{name}: {run.label}" for name, run in ALL_RUNS])
+def test_every_run_is_one_that_the_benchmark_takes(name, run):
+    config = find_method(run.method).configure(research.configuration(run))
+    assert config.max_document_length == 64 and config.precision == "bfloat16"
+    assert all(getattr(config, key) == value for key, value in run.settings.items()), "no setting is the method's own"
+
+
+def test_experiments_can_be_told_apart():
+    assert len({each.name for each in EXPERIMENTS}) == len(EXPERIMENTS)
+    for experiment in EXPERIMENTS:
+        assert len({run.label for run in experiment.runs}) == len(experiment.runs)
+        kinds = {(run.method, json.dumps(dict(run.settings), sort_keys=True)) for run in experiment.runs}
+        assert len(kinds) == len(experiment.runs), "the same run twice"
+
+
+def test_runs_are_compared_with_the_first_by_query(folder, capsys):
+    bench = FakeBench()
+    research.run_experiment(THREE, bench)
+    first, second, third = stored(folder)
+    assert "against_first" not in first and bench.trained == ["a", "bb", "ccc"]
+    assert second["against_first"]["mean_difference"] == pytest.approx(0.5)
+    assert third["against_first"]["mean_difference"] == pytest.approx(1.0) and third["against_first"]["n"] == 40
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_what_is_there_is_not_run_again_and_what_changed_is(folder):
+    research.run_experiment(THREE, FakeBench())
+    bench = FakeBench()
+    research.run_experiment(THREE, bench)
+    assert bench.trained == []
+    changed = Experiment("three", "Why?", (*THREE.runs[:2], Run("ccc", "maw", {"depth_dim": 8})))
+    research.run_experiment(changed, bench)
+    assert bench.trained == ["ccc", "a"], "the reference is trained anew to compare by query"
+    assert stored(folder)[2]["settings"] == {"depth_dim": 8} and "against_first" in stored(folder)[1]
+    bench = FakeBench()
+    research.run_experiment(changed, bench, again=True)
+    assert bench.trained == ["a", "bb", "ccc"]
+
+
+def test_the_page_shows_each_run_with_its_place_and_headroom(folder):
+    research.run_experiment(THREE, FakeBench())
+    content = json.loads((folder / "three.json").read_text(encoding="utf-8"))
+    side = {"effective_depths": [4.25], "learnable_headroom": -0.00126, "learnable_headroom_error": 0.0005}
+    content["runs"][2]["routing"] = {"query": side, "document": side | {"effective_depths": [1.0, 2.0]}}
+    page = research.research_page({"three": content}, (THREE, Experiment("later", "And?", (Run("d"),))))
+    row = next(line for line in page.splitlines() if "3. ccc" in line)
+    assert "| `depth_dim` 4 |" in row and "| 4.2 / 1.0, 2.0 |" in row and row.count("-0.0013 ± 0.0005") == 2
+    assert "python -m bench.research three\n" in page and "\nSo.\n" in page and "commit abc1234" in page
+    assert page.index("Not run yet.") > page.index("## later")
+    assert f"`seed` {BASE['seed']}" in page
+
+
+def test_the_page_in_the_docs_is_that_of_the_results():
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in research.FOLDER.glob("*.json")}
+    assert research.PAGE.read_text(encoding="utf-8") == research.research_page(results), (
+        "run python -m bench.research --page"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [["nothing"], ["--run", "1"], ["layers", "--run", "0"], ["layers", "collapse", "--run", "1"]]
+)
+def test_a_wrong_command_says_so(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        research.main(words)
+    assert stop.value.code == 2 and "error:" in capsys.readouterr().err
