@@ -193,8 +193,8 @@ class Side(ABC):
         "against_fixed" is a `maw.significance.PairedTest` over queries; "against_shuffled_p_value" is one-sided, from
         "shuffles" permutations, and None for a router that mixes depths.
         """
-        routed_Q, shuffled = self._routed_and_shuffled()
-        fixed_Q, routed = self.matrix.ndcg_QD[:, depth], float(routed_Q.mean())
+        routed_Q, fixed_Q, shuffled = self._routed_fixed_and_shuffled(depth)
+        routed = float(routed_Q.mean())
         test = paired_test(routed_Q, fixed_Q, permutations=self.config.permutations, seed=self.config.seed)
         return {
             "ranked": len(routed_Q),
@@ -207,23 +207,31 @@ class Side(ABC):
             "against_shuffled_p_value": None if shuffled is None else permutation_p_value(routed, shuffled),
         }
 
-    def _routed_and_shuffled(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """nDCG@10 at the router's picks, (Q,), and its mean under permutations of the picks, (G,).
+    def _routed_fixed_and_shuffled(self, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """nDCG@10 at the router's picks and at a depth, (Q,), and its mean under permutations of the picks, (G,).
 
-        Both are computed alike, looked up where a text has one pick and encoded where it has several, so that
-        rounding cannot favour either.
+        What is compared is computed alike, looked up where a text has one pick and encoded where it has several, so
+        that rounding cannot favour any. Texts are put only at depths that are asked about.
         """
         picks, taken, seed = self.greedy.picks_B, self.greedy.taken, self.config.seed
-        if taken is None:
-            return self.matrix.greedy_Q, None
         if picks is not None:
-            picks_Q, ndcg_QD = self.spread(picks), self.matrix.ndcg_QD
-            shuffled = shuffled_means(ndcg_QD, picks_Q, permutations=self.config.permutations, seed=seed)
-            return ndcg_QD[np.arange(len(picks_Q)), picks_Q], shuffled
+            depths_U, picks_B = np.unique(np.append(picks, depth), return_inverse=True)
+            ndcg_QU, picks_Q = self._ndcg_at(depths_U), self.spread(picks_B[:-1])
+            shuffled = shuffled_means(ndcg_QU, picks_Q, permutations=self.config.permutations, seed=seed)
+            return ndcg_QU[np.arange(len(picks_Q)), picks_Q], ndcg_QU[:, picks_B[-1]], shuffled
+        if taken is None:
+            return self.matrix.greedy_Q, self.matrix.ndcg_QD[:, depth], None
+        fixed_Q = self._ndcg_at(np.array([depth]))[:, 0]
         random, own = np.random.default_rng([seed, 2]), np.arange(len(taken))
         donors_BG = np.stack([own, *(random.permutation(own) for _ in range(ENCODED_PERMUTATIONS))], axis=1)
         ndcg_QG = self.ndcg(self.reader.at_picks_of(self.rows_B, taken, donors_BG))
-        return ndcg_QG[:, 0], ndcg_QG[:, 1:].mean(0)
+        return ndcg_QG[:, 0], fixed_Q, ndcg_QG[:, 1:].mean(0)
+
+    def _ndcg_at(self, depths_U: np.ndarray) -> np.ndarray:
+        """nDCG@10 with all texts at one of these depths, (Q, U)."""
+        if "matrix" in vars(self):
+            return self.matrix.ndcg_QD[:, depths_U]
+        return self.ndcg(self.reader.at_depths(self.rows_B, depths_U))
 
 
 class Queries(Side):

@@ -100,8 +100,12 @@ class DepthReader:
 
     def at_every_depth(self, rows_B: np.ndarray) -> np.ndarray:
         """The embeddings of these rows, ascending and each once, at every depth: float32 (B, D, C)."""
+        return self.at_depths(rows_B, np.arange(self.depths))
+
+    def at_depths(self, rows_B: np.ndarray, depths_U: np.ndarray) -> np.ndarray:
+        """The same at some depths: float32 (B, U, C)."""
         found = _Rows(len(rows_B))
-        parts = torch.arange(self.depths, device=self.device).split(DEPTHS_AT_ONCE)
+        parts = torch.from_numpy(depths_U).to(self.device).split(DEPTHS_AT_ONCE)
         with self._reading():
             for place, inputs in self._batches(rows_B, len(parts[0])):
                 shape = inputs["attention_mask"].shape

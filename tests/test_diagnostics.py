@@ -8,6 +8,7 @@ import torch
 
 from maw.data.collection import as_retrieval_data
 from maw.depth_sides import depth_distance
+from maw.depths import DepthReader
 from maw.diagnostics import RoutingDiagnostics, compare_with_seeds, routing_diagnostics
 from maw.evaluation import evaluate_retriever
 from maw.prefix import ActivationStore
@@ -142,6 +143,22 @@ def test_evidence_compares_with_the_depth_chosen_on_validation(tiny_settings, ha
     assert found["against_fixed"]["mean_difference"] == pytest.approx(found["routed"] - found["fixed"])
     assert found["against_fixed"]["n"] == 24 and found["shuffles"] == 500
     assert 0 < found["against_shuffled_p_value"] <= 1
+
+
+def test_evidence_puts_texts_only_at_depths_that_are_asked_about(tiny_settings, hard_data, monkeypatch):
+    """And finds what the matrix of all depths says."""
+    model, config = retriever(tiny_settings)
+    found, asked, read = [], [], DepthReader.at_depths
+    monkeypatch.setattr(DepthReader, "at_depths", lambda *words: asked.append(words[2].tolist()) or read(*words))
+    for whole in (True, False):
+        diagnostics, _ = diagnosed(model, config, hard_data)
+        if whole:
+            assert all(side.matrix is not None for side in diagnostics.split.sides)
+        picks = [set(side.greedy.picks_B.tolist()) for side in diagnostics.split.sides]
+        found.append(diagnostics.evidence(history_with(3)))
+    assert asked == [[0, 1, 2, 3]] * 2 + [sorted(each | {3}) for each in picks]
+    assert min(len(each | {3}) for each in picks) < 4, "there is something to save"
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("options", [{"route_by": "head"}, {"route_by": "token"}, {"maw_layers": [2, 3]}])
