@@ -78,8 +78,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         "specialise",
-        "Low-rank depths that start from clusters do come apart, and picks that are not the text's own do worse. How far "
-        "does that go, and is it more than one static change of the same size gives?",
+        "Low-rank depths that start from clusters do come apart, and picks that are not the text's own do worse. How "
+        "far does that go, and is it more than one static change of the same size gives?",
         (
             Run("8 low-rank depths from clusters", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8}),
             Run("static query change of the same size", "full_lowrank", {"depth_dim": 8, "depth_kernel": "low_rank"}),
@@ -89,7 +89,8 @@ EXPERIMENTS = (
             Run("4 depths", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 4}),
             Run("4 depths of rank 16", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 4, "kernel_rank": 16}),
             Run("softly mixed", "maw_soft", LOW_RANK_CLUSTERS | {"depth_dim": 8}),
-            Run("softly mixed, wide clusters", "maw_soft", LOW_RANK_CLUSTERS | {"depth_dim": 8, "router_sharpness": 1.0}),
+            Run("softly mixed, wide clusters", "maw_soft",
+                LOW_RANK_CLUSTERS | {"depth_dim": 8, "router_sharpness": 1.0}),
             Run("all training queries", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8, "train_samples": 10_000}),
             Run("all training queries, static change", "full_lowrank",
                 {"depth_dim": 8, "depth_kernel": "low_rank", "train_samples": 10_000}),

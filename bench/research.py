@@ -30,6 +30,7 @@ from bench.tuned import table, tuned_sections
 from maw.arm import Arm
 from maw.config import Tier1Config, cache_folder
 from maw.data import load_collection
+from maw.data.collection import Collection
 from maw.files import write_json, write_text
 from maw.methods import find_method
 from maw.negatives import prepare_training
@@ -62,11 +63,14 @@ ROUTING = (
 TRAINING = ("train_loss", "router_loss", "reward_mean", "reward_std", "zero_variance_share", "clip_fraction", "kl")
 """What is kept of the best epoch's own record, where it is there."""
 
+DATA_SETTINGS = ("train_samples", "num_negatives", "negative_source", "hard_negative_ratio")
+"""Settings of which the training data depend, where experiments differ in them."""
+
 Result = dict[str, Any]
 
 
 class Bench:
-    """The collection and the activations of the frozen layers, which all runs share.
+    """The data and the activations of the frozen layers, which runs share.
 
     Use as a context manager.
     """
@@ -75,8 +79,7 @@ class Bench:
         config = configuration(Run("", "lora"))
         self.device = pick_device(config)
         self.activations = ActivationStore(cache_folder(config) / "activations", config.prefix_cache_gb)
-        (dataset,) = config.datasets
-        self.collection = prepare_training(load_collection(dataset, config), config, None, self.activations)
+        self._collections: dict[tuple[Any, ...], Collection] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -84,10 +87,20 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self.activations.close()
 
+    def collection(self, config: Tier1Config) -> Collection:
+        """The data, its negatives chosen."""
+        key = tuple(getattr(config, name) for name in DATA_SETTINGS)
+        if key not in self._collections:
+            (dataset,) = config.datasets
+            loaded = load_collection(dataset, config)
+            self._collections[key] = prepare_training(loaded, config, None, self.activations)
+        return self._collections[key]
+
     def train(self, run: Run) -> tuple[np.ndarray, Result]:
         """One training: nDCG@10 of every validation query with the weights of the best epoch, and what is kept."""
         started = time.perf_counter()
-        config, data = configuration(run), self.collection
+        config = configuration(run)
+        data = self.collection(config)
         arm = Arm(find_method(run.method), config, self.device, self.activations)
         model = arm.build(arm.configure(config.seed))
         history = arm.train(model, data.train, data.validation, data.name)

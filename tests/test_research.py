@@ -11,6 +11,10 @@ from bench import research
 from bench.experiments import BASE, EXPERIMENTS, Experiment, Run
 from maw.methods import find_method
 
+SECTIONS_OF_DATA = (
+    "datasets", "train_samples", "val_samples", "corpus_size", "val_corpus_size", "distractors", "num_negatives",
+    "negative_source", "hard_negative_ratio", "negative_margin", "seed", "folds",
+)  # fmt: skip
 ALL_RUNS = [(experiment.name, run) for experiment in EXPERIMENTS for run in experiment.runs]
 
 
@@ -53,6 +57,11 @@ def test_every_run_is_one_that_the_benchmark_takes(name, run):
     config = find_method(run.method).configure(research.configuration(run))
     assert config.max_document_length == 64 and config.precision == "bfloat16"
     assert all(getattr(config, key) == value for key, value in run.settings.items()), "no setting is the method's own"
+
+
+def test_data_differ_only_by_settings_that_the_bench_looks_at():
+    about_data = {name for name in SECTIONS_OF_DATA if any(name in run.settings for _, run in ALL_RUNS)}
+    assert about_data <= set(research.DATA_SETTINGS)
 
 
 def test_experiments_can_be_told_apart():
