@@ -88,6 +88,8 @@ EXPERIMENTS = (
             Run("kernel rate 1e-3", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8} | SLOW_KERNELS),
             Run("4 depths", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 4}),
             Run("4 depths of rank 16", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 4, "kernel_rank": 16}),
+            Run("32 depths", "maw", LOW_RANK_CLUSTERS),
+            Run("32 depths of rank 1", "maw", LOW_RANK_CLUSTERS | {"kernel_rank": 1}),
             Run("softly mixed", "maw_soft", LOW_RANK_CLUSTERS | {"depth_dim": 8}),
             Run("softly mixed, wide clusters", "maw_soft",
                 LOW_RANK_CLUSTERS | {"depth_dim": 8, "router_sharpness": 1.0}),
