@@ -170,7 +170,7 @@ class Tuned:
 
 ARMS = "zero_shot,lora,lora_matched,full,full_lowrank,maw_fixed,maw_random,maw"
 PROTOCOL = "--tune 3 --seeds 3 --precision bfloat16"
-MAW = "--router-start clusters --kernel-init-std 0 --router-balance 0.1"
+MAW = "--router-start clusters --depth-kernel low_rank --depth-dim 8 --router-balance 0.1"
 SMALLER = "--train-samples 1000 --num-epochs 2 --corpus-size 10000 --val-corpus-size 5000"
 NEXT = " \\\n        "  # a long command goes on in the next line, in Markdown and in the shell
 START = f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods {ARMS}{NEXT}{PROTOCOL} {MAW}{NEXT}"
