@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class MAWError(Exception):
@@ -31,3 +32,12 @@ class NotFiniteError(MAWError):
 
 class ModelError(MAWError):
     """A model that cannot be found, loaded or given depth attention."""
+
+
+@contextlib.contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Puts the place in front of whatever turns out not to be finite inside the block."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{where}: {error}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_TEXT = os.strerror(errno.ENOSPC)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
@@ -43,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        raise MAWError(f"cannot write {path}: {error.strerror or error}; nothing there was changed") from error
+        raise MAWError(f"cannot write {path}: {reason(error)}; nothing there was changed") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -94,7 +98,14 @@ def check_writable(folder: Path | str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise MAWError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+        raise MAWError(f"cannot write to {folder}: {reason(error)}; choose another folder") from error
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, on one line; of a full disk it says so, in whatever words a library has put it."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    full = getattr(error, "errno", None) in _FULL or _FULL_TEXT in text
+    return f"the disk is full ({text})" if full else text
 
 
 def sha256(path: Path) -> str:

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from maw.data.sampling import mix64
 from maw.errors import DataError
-from maw.files import sha256
+from maw.files import reason, sha256
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -201,8 +201,7 @@ def encodable(text: str) -> bool:
 
 def unwritable(folder: Path, error: OSError, what: str = "the passage store") -> DataError:
     """The error of a folder that cannot be written: where, why, and what to do."""
-    reason = error.strerror or show(str(error))
-    return DataError(f"{folder}: cannot write {what} ({reason}); free space or choose another cache_dir")
+    return DataError(f"{folder}: cannot write {what} ({reason(error)}); free space or choose another cache_dir")
 
 
 @contextlib.contextmanager
