@@ -21,8 +21,9 @@ from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.embedding_cache import Embedder
 from maw.encoding import Embeddings
+from maw.errors import MemoryLimitError, is_out_of_memory
 from maw.inputs import ListTexts
-from maw.memory import MemoryLimitError, is_out_of_memory, release
+from maw.memory import release
 from maw.metrics import EvaluationResult, compute_metrics
 from maw.prefix import ActivationStore
 from maw.profile import stage

@@ -88,6 +88,16 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
+def json_line(value: Any) -> str:
+    """Strict JSON on one line, in ASCII; takes what `write_json` takes.
+
+    Raises:
+        ValueError: a number that JSON has no way to write, named by its keys.
+        TypeError: as `write_json`.
+    """
+    return json.dumps(_plain(value, ()), allow_nan=False)
+
+
 def check_writable(folder: Path | str) -> None:
     """Makes the folder and, for a moment, a file in it, so that a run does not learn at its end that it cannot write.
 

@@ -15,24 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from maw.errors import MAWError
+from maw.errors import MemoryLimitError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-
 Tensors = dict[str, Tensor]
-
-
-class MemoryLimitError(MAWError):
-    """There is not enough memory, and the message says what needs less."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: Python's own, a GPU's, or that of torch's allocator on a CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
 class FittingParts:

@@ -147,7 +147,7 @@ class PrefixSource:
 
     @property
     def cut(self) -> bool:
-        """Whether some activations were computed in other batches than they would be, and differ in their last bits."""
+        """Whether some activations were computed in other batches than usual, and differ in their last bits."""
         return self._frozen.cut or self.damaged > 0
 
     @property

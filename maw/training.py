@@ -32,6 +32,7 @@ from maw.diagnostics import routing_diagnostics
 from maw.errors import MAWError, NotFiniteError, placed
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
+from maw.logs import log_event
 from maw.memory import advising
 from maw.methods import method_of
 from maw.metrics import EvaluationResult
@@ -136,6 +137,7 @@ def train_retriever(
             diagnostics.after_epoch(record, improved)
         if on_epoch:
             on_epoch(record, improved)
+        log_event(logger, "epoch", training=trainer.label, best=improved, **record)
         logger.info(
             "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s",
             trainer.label,

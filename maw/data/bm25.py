@@ -231,8 +231,10 @@ def _usable(folder: Path, source: dict[str, Any], warn: bool = False) -> tantivy
         return None
     try:
         manifest = store.read_manifest(folder)
-        store.check_files(folder, manifest, store.VERIFY_BYTES)
-        return tantivy.Index.open(str(folder)) if manifest["source"] == source else None
+        if manifest["source"] != source:
+            return None
+        store.check_files(folder, manifest, math.inf, once=True)
+        return tantivy.Index.open(str(folder))
     except (DataError, ValueError) as error:
         if warn:
             logger.warning("%s; building the index again", error)
