@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -244,9 +245,9 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     transformers_logging.disable_progress_bar()
     try:
         backbone = AutoModel.from_pretrained(
-            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32
+            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {spec.name}: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -264,7 +265,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         ModelError: it cannot be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(spec.folder or spec.name)
+        return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"tokenizer of model {spec.name}: {_first_line(error)}") from error
 

@@ -197,10 +197,9 @@ def test_damaged_activations_are_computed_again(tiny_settings, tiny_data, tmp_pa
 
 def test_control_activations_that_are_not_compared_change_scores(tiny_settings, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr("maw.prefix._token_sums", lambda states, places: np.zeros(states.shape[:-1], np.uint64))
-    with pytest.raises(AssertionError, match="went unnoticed"):
-        stored = Stored(tiny_settings(use_lora=True), tiny_data, tmp_path / "activations")
-        with stored.store:
-            activations_survive(stored, "one bit flipped", 0)
+    stored = Stored(tiny_settings(use_lora=True), tiny_data, tmp_path / "activations")
+    with stored.store, pytest.raises(AssertionError, match="went unnoticed"):
+        activations_survive(stored, "one bit flipped", 0)
 
 
 def test_damaged_activations_are_said_once(tiny_settings, tiny_data, tmp_path, caplog):

@@ -100,7 +100,7 @@ class Child:
 def _answering(answer: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         answer.send((True, function(*arguments)))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, the parent is told
         answer.send((False, traceback.format_exc()))
     finally:
         answer.close()
