@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from maw.data import store
 from maw.data.store import Ids, Record, Where
 from maw.errors import DataError
+from maw.files import reason
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -145,8 +146,16 @@ class Corpus:
         return ranks
 
     def attachment(self, name: str) -> Any:
-        """The JSON value that the loader stored beside the passages under `name`."""
-        return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+        """The JSON value that the loader stored beside the passages under `name`.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: cannot be read ({show(reason(error))[1:-1]}); delete the folder") from error
 
     def verify(self) -> None:
         """Compares every byte of the store with its manifest; a corpus in memory has none and passes.

@@ -125,7 +125,8 @@ def nothing_gets_out(home: Path, folder: Path, make, kind: str, first: bool) -> 
 
     def state() -> list:
         evil = [Path(place).exists() for place in ("/tmp/evil", "/evil")]
-        return [tree(outside), evil, {*home.iterdir()}, {*folder.iterdir()}]
+        unpacked = {path for path in home.rglob("*") if not path.is_dir()}
+        return [tree(outside), evil, unpacked, {*folder.iterdir()}]
 
     before = state()
     with pytest.raises(DataError) as caught:

@@ -47,7 +47,7 @@ def refused_by_name(name: str, folder: Path) -> None:
     except ConfigError:
         pass  # not even a name
     else:
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=r"^datasets: unknown dataset"):
             validate(Tier1Config(datasets=[name], model="packaged:none"))
     evaluations = make_evaluations(("zero_shot",), queries=3)
     for dataset, stamp in ((name, "20250106_143022"), ("tiny", name)):
@@ -66,11 +66,11 @@ def test_a_folder_of_a_hostile_name_is_refused(tmp_path, repeats, trial):
     config = Tier1Config(cache_dir=str(tmp_path / "cache"))
     for seed in range(repeats(10, 200)):
         name = hostile_name(random.Random(f"folder {seed}"))
+        if "/" in name or "\0" in name or name in (".", ".."):
+            continue  # no name of a folder
         try:
             (tmp_path / "a" / name).mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError):  # no file system takes it either
-            continue
-        if tmp_path / "a" not in (tmp_path / "a" / name).resolve().parents or "@" in name:
             continue
         with trial(16, "names of BEIR folders", seed), pytest.raises(DataError) as caught:
             load_collection(f"beir:{tmp_path / 'a' / name}", config)

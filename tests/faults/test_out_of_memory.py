@@ -11,6 +11,7 @@ import torch
 
 import maw.evaluation as evaluation
 import maw.memory as memory
+from faults.tools import Watched
 from maw.embedding_cache import Embedder
 from maw.errors import MemoryLimitError, is_out_of_memory
 from maw.evaluation import evaluate_retriever
@@ -61,7 +62,7 @@ def evaluation_goes_on(make, data, folder, seed: int) -> None:
     config = make(eval_batch_size=source.choice([8, 16, 64]), **options)
     expected = evaluate_retriever(retriever(config), data, config, "cpu")
     model = retriever(config)
-    taken = short_of_memory(model, source.choice([16, 32, 64, 100, 200]), source.choice(sorted(ERRORS)))
+    taken = short_of_memory(model, source.choice([16, 32, 64, 100]), source.choice(sorted(ERRORS)))
     with ActivationStore(folder, source.choice([1.0, 1e-5, 1e-9])) as store:
         found = evaluate_retriever(model, data, config, "cpu", activations=source.choice([None, store]))
     assert taken
@@ -178,7 +179,7 @@ def training_stops(make, data, seed: int) -> None:
             now[0] = number
             return objective(queries, passages, batch, number)
 
-        return call
+        return Watched(objective, call)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "build_objective", counting)

@@ -22,7 +22,10 @@ ROOT = Path(__file__).parents[2]
 BAD = [
     (name, value, words)
     for name, value, words in BAD_VALUES
-    if not isinstance(value, set) and value != "\udcff" and name not in ("model", "datasets")
+    if not isinstance(value, set)
+    and value != "\udcff"
+    and name not in ("model", "datasets", "fixed_depth", "maw_layers")
+    and not (name in ("methods", "distractors") and isinstance(value, str))  # in a file, text may be a list
 ]
 CHILD = """
 import json, sys
@@ -59,8 +62,7 @@ def bad_configuration(seed: int, folder: Path, model: Path) -> tuple[list[str], 
     settings = {"model": str(model), "datasets": ["pystdlib"], "device": "cpu"}
     bad = {}
     for name, value, _ in source.sample(BAD, source.randint(1, 6)):
-        if name not in ("fixed_depth", "maw_layers"):
-            bad[name] = value
+        bad[name] = value
     if source.random() < 0.5:
         bad["maw_layers"] = [source.choice([4, -4, 99])]  # of a model of three
     if source.random() < 0.3:

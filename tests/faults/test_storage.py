@@ -188,12 +188,14 @@ def full_disk_is_said(full, writer: str, left: int, model) -> None:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Everything in a folder but locks."""
-    return {name: content for name, content in tree(folder).items() if not name.endswith(".lock")}
+    """Everything in a folder but locks, and what fills the disk."""
+    return {name: each for name, each in tree(folder).items() if not name.endswith(".lock") and name != "filler"}
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_said_and_changes_nothing(full, model, repeats, trial, writer):
+def test_a_full_disk_is_said_and_changes_nothing(full, disk, model, repeats, trial, writer):
+    if writer == "activations" and not disk:
+        pytest.skip("needs a file system of its own")
     for seed in range(repeats(1, 5)):
         with trial(9, writer, seed):
             left = random.Random(f"{writer} {seed}").randrange(3)
@@ -240,7 +242,7 @@ def test_embeddings_are_computed_without_room_for_them(full, tiny_settings, repe
             assert not list((full.folder / "cache" / "embeddings").glob("[!.]*/*"))
 
 
-def test_a_run_whose_log_fills_the_disk_goes_on(full, repeats, trial, monkeypatch, capsys):
+def test_a_run_whose_log_fills_the_disk_goes_on(full, disk, repeats, trial, monkeypatch, capsys):
     import importlib
     import logging
 
@@ -249,7 +251,7 @@ def test_a_run_whose_log_fills_the_disk_goes_on(full, repeats, trial, monkeypatc
             logging.getLogger("maw.training").debug("message %d %s", number, "x" * 100)
 
     monkeypatch.setattr(importlib.import_module("maw.benchmark"), "run_complete_benchmark", benchmark)
-    if "disk" not in str(full.folder):
+    if not disk:
         pytest.skip("needs a file system of its own")
     for seed in range(repeats(1, 5)):
         with trial(9, "log files", seed), full(seed):

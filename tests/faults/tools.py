@@ -67,6 +67,19 @@ def beir_folder(folder: Path, queries: int = 10, prefix: str = "q") -> Path:
     return folder
 
 
+class Watched:
+    """An object that is called in another way and otherwise is what it was."""
+
+    def __init__(self, real: Any, call: Callable[..., Any]):
+        self._real, self._call = real, call
+
+    def __call__(self, *words: Any) -> Any:
+        return self._call(*words)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 # ------------------------------------------------------------------------------------------------------ processes
 
 
