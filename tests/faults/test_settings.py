@@ -19,14 +19,13 @@ from maw.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
+ELSEWHERE = ("model", "datasets", "fixed_depth", "maw_layers")
 BAD = [
-    (name, value, words)
-    for name, value, words in BAD_VALUES
-    if not isinstance(value, set)
-    and value != "\udcff"
-    and name not in ("model", "datasets", "fixed_depth", "maw_layers")
+    (name, value)
+    for name, value, _ in BAD_VALUES
+    if not isinstance(value, set) and value != "\udcff" and name not in ELSEWHERE
     and not (name in ("methods", "distractors") and isinstance(value, str))  # in a file, text may be a list
-]
+]  # fmt: skip
 CHILD = """
 import json, sys
 {first}
@@ -61,7 +60,7 @@ def bad_configuration(seed: int, folder: Path, model: Path) -> tuple[list[str], 
     source = random.Random(f"configuration {seed}")
     settings = {"model": str(model), "datasets": ["pystdlib"], "device": "cpu"}
     bad = {}
-    for name, value, _ in source.sample(BAD, source.randint(1, 6)):
+    for name, value in source.sample(BAD, source.randint(1, 6)):
         bad[name] = value
     if source.random() < 0.5:
         bad["maw_layers"] = [source.choice([4, -4, 99])]  # of a model of three
