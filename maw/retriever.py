@@ -6,8 +6,9 @@ model's own similarity to an encoder of `maw.encoder`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from maw.pretrained import ModelSpec, model_spec, verify_weights
 from maw.rules import parse_layers
 
 logger = logging.getLogger(__name__)
+
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
 class BaselineRetriever(nn.Module):
@@ -244,11 +247,10 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     transformers_logging.set_verbosity_error()  # a report of the pooler's unused weights is no news here
     transformers_logging.disable_progress_bar()
     try:
-        backbone = AutoModel.from_pretrained(
-            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {spec.name}: {_first_line(error)}") from error
+        with _reading(f"model {spec.name}"):
+            backbone = AutoModel.from_pretrained(
+                spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+            )
     finally:
         transformers_logging.set_verbosity(verbosity)
     if hasattr(backbone, "pooler"):
@@ -264,10 +266,20 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
-    try:
+    with _reading(f"tokenizer of model {spec.name}"):
         return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"tokenizer of model {spec.name}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns what the libraries make of a damaged or hostile file into one line."""
+    try:
+        yield
+    except Exception as error:
+        of_the_file = isinstance(error, _UNREADABLE) or type(error) is Exception  # which tokenizers raises
+        if not of_the_file and type(error).__name__ != "UnpicklingError":
+            raise
+        raise ModelError(f"{what}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
