@@ -114,8 +114,9 @@ def check_writable(folder: Path | str) -> None:
 def reason(error: Exception) -> str:
     """Why the system refused, on one line; of a full disk it says so, in whatever words a library has put it."""
     text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-    full = getattr(error, "errno", None) in _FULL or _FULL_TEXT in text
-    return f"the disk is full ({text})" if full else text
+    if getattr(error, "errno", None) in _FULL:
+        return f"the disk is full ({text})"
+    return f"the disk is full ({_FULL_TEXT})" if _FULL_TEXT in text else text
 
 
 def sha256(path: Path) -> str:

@@ -25,6 +25,7 @@ from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder, build_depth_attention
 from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora, matched_rank
+from maw.model_files import WEIGHTS
 from maw.parallel import pick_device
 from maw.precision import pick_precision
 from maw.pretrained import ModelSpec, model_spec, verify_weights
@@ -248,6 +249,7 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     transformers_logging.disable_progress_bar()
     try:
         with _reading(f"model {spec.name}"):
+            _check_readable(spec)
             backbone = AutoModel.from_pretrained(
                 spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
             )
@@ -268,6 +270,13 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """
     with _reading(f"tokenizer of model {spec.name}"):
         return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+
+
+def _check_readable(spec: ModelSpec) -> None:
+    """OSError for weights that may not be read, of which safetensors says that they are not there."""
+    path = spec.folder / WEIGHTS if spec.folder else None
+    if path and path.exists():
+        path.open("rb").close()
 
 
 @contextlib.contextmanager

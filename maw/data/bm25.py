@@ -206,9 +206,9 @@ def _schema() -> tantivy.Schema:
 
 def _build(corpus: Corpus, folder: Path, source: dict[str, Any]) -> None:
     """Writes the index of a corpus into an empty folder, its manifest last."""
-    index = tantivy.Index(_schema(), str(folder))
-    index.register_tokenizer(ANALYZER, _analyzer())
     try:
+        index = tantivy.Index(_schema(), str(folder))
+        index.register_tokenizer(ANALYZER, _analyzer())
         writer = index.writer(HEAP_BYTES, num_threads=1)
         progress = tqdm(_texts(corpus), "BM25 index", len(corpus), unit=" passages", leave=False)
         for row, text in enumerate(progress):

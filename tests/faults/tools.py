@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -15,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from conftest import random_texts
-
-NOBODY = 65534
 
 
 def truncate(path: Path, source: random.Random) -> None:
@@ -120,12 +119,21 @@ def _answering(answer: Any, function: Callable[..., Any], arguments: tuple[Any, 
         os._exit(0)
 
 
-def become_nobody() -> None:
-    """Gives up the rights of root, for whom no file is read-only; nothing where the process has none."""
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+class _Capabilities(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+def obey_permissions() -> None:
+    """Gives up root's right to read and write whatever a file's permissions say (Linux); others have none."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    sets = (_Capabilities * 2)()
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    for kind in ("effective", "permitted"):
+        setattr(sets[0], kind, getattr(sets[0], kind) & ~0b110)  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
 
 
 # ---------------------------------------------------------------------------------------------------------- disks
