@@ -262,7 +262,7 @@ class Corpus:
     ) -> Corpus:
         """Opens the store in `folder` if it was built from `source`, else builds it; once among processes.
 
-        Every byte of a store is compared with its SHA-256 before it is used, a second for about a gigabyte. One that
+        Every byte of a store is compared with its SHA-256 before it is used, about half a second a gigabyte. One that
         is damaged is built anew with a warning.
 
         Args:
