@@ -99,30 +99,31 @@ def test_by_default_a_hundred_runs_are_kept(run, tmp_path):
     assert len(names(run())) == 100
 
 
-def _in_progress(folder: Path, ready, done) -> None:
+def _in_progress(folder: Path, parent) -> None:
     files = RunFiles(folder, keep=0, compress=False)
     files.log.write_text("at work")
-    ready.send(str(files.log))
-    done.wait(60)
-    os._exit(0)
+    parent.send(str(files.log))
+    parent.poll(60)
+    os._exit(0)  # as a run that is killed, which compresses nothing
 
 
 def test_a_run_in_progress_keeps_its_files_and_a_killed_one_does_not(run, tmp_path):
     folder = tmp_path / "logs"
     context = multiprocessing.get_context("fork")
-    paths, processes, done = [], [], context.Event()
+    paths, processes, pipes = [], [], []
     for _ in range(2):
-        receive, ready = context.Pipe(duplex=False)
-        processes.append(context.Process(target=_in_progress, args=(folder, ready, done)))
+        ours, theirs = context.Pipe()
+        processes.append(context.Process(target=_in_progress, args=(folder, theirs)))
         processes[-1].start()
-        paths.append(Path(receive.recv()))
+        paths.append(Path(ours.recv()))
+        pipes.append(ours)
     processes[1].kill()
     processes[1].join(10)
     run(lambda config: None, "--max-log-files", "1")
     assert paths[0].read_text() == "at work", "neither removed nor compressed"
     assert not paths[1].exists() and not list(folder.glob(f"{paths[1].stem}*"))
-    done.set()
-    processes[0].join(10)
+    pipes[0].send("leave")
+    processes[0].join(30)
     run(lambda config: None, "--max-log-files", "10")
     assert gzip.decompress(paths[0].with_suffix(".log.gz").read_bytes()) == b"at work", "left over, and compressed"
     assert not list(folder.glob("*.lock"))
