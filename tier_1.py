@@ -13,19 +13,15 @@ Importing this module loads neither torch nor a model: each public name is fetch
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import logging
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maw.errors import ConfigError, MAWError
+from maw.errors import ConfigError, MAWError, is_out_of_memory
 
 if TYPE_CHECKING:
     from maw.config import Tier1Config
@@ -95,10 +91,28 @@ def _run(argv: Sequence[str]) -> int:
         except MAWError as error:
             logger.debug("stopped: %s", error)  # the console gets it from `main`
             raise
+        except (OSError, MemoryError, RuntimeError) as error:
+            translated = _translated(error)
+            if translated is None:
+                raise
+            logger.debug("stopped: %s", translated, exc_info=True)
+            raise translated from error
         except KeyboardInterrupt:
             logger.debug("interrupted")
             raise
     return 0
+
+
+def _translated(error: Exception) -> MAWError | None:
+    """What the system refuses, as one line; None for what is no more than a mistake in the program."""
+    from maw.files import reason
+
+    if is_out_of_memory(error):
+        return MAWError(f"out of memory ({reason(error)[:200]}); free some, or see --dry-run for what takes it")
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return MAWError(f"{where}{reason(error)}; files written so far are whole")
+    return None
 
 
 class ConsoleHandler(logging.Handler):
@@ -117,62 +131,30 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def _logging_to(config: Tier1Config) -> Iterator[Path]:
-    """Sends the package's messages to the console and, with time and place, to a file in `log_dir`.
+    """Sends the package's messages to the console and, with time and place, to files in `log_dir` (`maw.logs`).
 
     Raises:
         MAWError: the log file cannot be made.
     """
-    path = _new_log_file(Path(config.log_dir))
-    console, file = ConsoleHandler(logging.INFO), logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    from maw.logs import EventFile, LogFile, RunFiles
+
+    files = RunFiles(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
+    console, file, events = ConsoleHandler(logging.INFO), LogFile(files.log), EventFile(files.events)
     warned = logging.getLogger("py.warnings")
     logging.captureWarnings(True)
     logger.setLevel(logging.DEBUG)
-    handlers = [(logger, console), (logger, file), (warned, file)]
+    handlers = [(logger, console), (logger, file), (logger, events), (warned, file)]
     for target, handler in handlers:
         target.addHandler(handler)
     try:
-        yield path
+        yield files.log
     finally:
         for target, handler in handlers:
             target.removeHandler(handler)
         logging.captureWarnings(False)
         file.close()
-        if config.compress_logs:
-            _compress(path)
-
-
-def _new_log_file(folder: Path) -> Path:
-    """An empty log file of this moment's name; a second run in the same second gets a number."""
-    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 1000):
-            path = folder / f"run_{stamp}{f'_{number}' if number > 1 else ''}.log"
-            try:
-                path.touch(exist_ok=False)
-            except FileExistsError:
-                continue
-            return path
-    except OSError as error:
-        raise MAWError(f"--log-dir {folder}: cannot be written to: {error.strerror}") from error
-    raise MAWError(f"--log-dir {folder}: holds too many logs of {stamp}")
-
-
-def _compress(path: Path) -> None:
-    """Puts `path`.gz in the place of the file; if that fails the file stays as it is."""
-    packed, temporary = path.with_name(f"{path.name}.gz"), path.with_name(f"{path.name}.gz.tmp")
-    try:
-        with path.open("rb") as source, temporary.open("wb") as target:
-            with gzip.open(target, "wb") as stream:
-                shutil.copyfileobj(source, stream)
-            target.flush()
-            os.fsync(target.fileno())
-        temporary.replace(packed)
-        path.unlink()
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        sys.stderr.write(f"warning: {path}: not compressed: {error.strerror}\n")
+        events.close()
+        files.finish()
 
 
 if __name__ == "__main__":

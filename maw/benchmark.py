@@ -30,6 +30,7 @@ from maw.data.folds import with_round_facts
 from maw.errors import ConfigError, DataError
 from maw.files import check_writable
 from maw.inputs import TextSource
+from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.negatives import prepare_training
@@ -77,6 +78,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     check_sources(config.datasets, config)
     results: dict[str, Any] = {}
     check_writable(config.log_dir)
+    log_event(logger, "run", configuration=config.to_dict())
     for name in config.datasets:
         with profiling(device, wanted=config.profile):
             with stage("loading data"):
@@ -124,6 +126,8 @@ class DatasetRun:
                 with stage(method.name):
                     self._run_method(method, activations)
                 text.show(text.method_done(self.records[method.name]))
+                seconds = self.records[method.name]["runtime_seconds"]
+                log_event(logger, "method", dataset=self.collection.name, method=method.name, seconds=seconds)
         effects = confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
         if effects:
             text.show(f"\n{effects_text(effects)}")
@@ -136,6 +140,7 @@ class DatasetRun:
             folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, stamp)
             plots.write_routing_plots(folder, result)
         text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
+        log_event(logger, "dataset", dataset=self.collection.name, folder=str(folder))
         profile = current()
         if profile is not None:
             content = profile.content()

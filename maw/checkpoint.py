@@ -25,7 +25,7 @@ from torch import Tensor
 
 from maw.config import Tier1Config
 from maw.errors import MAWError, ModelError
-from maw.files import write_atomically, write_json
+from maw.files import reason, write_atomically, write_json
 from maw.model_files import WEIGHTS, sha256
 from maw.retriever import BaselineRetriever, MAWRetriever
 
@@ -61,7 +61,7 @@ def save_checkpoint(
     try:
         write_atomically(temporary_name, lambda path: save_file(weights, path))
     except SafetensorError as error:  # what safetensors makes of a full disk
-        raise MAWError(f"cannot write {temporary_name}: {error}; nothing there was changed") from error
+        raise MAWError(f"cannot write {temporary_name}: {reason(error)}; nothing there was changed") from error
     digest = sha256(temporary_name)
     target = folder / f"weights-{digest[:16]}.safetensors"
     temporary_name.replace(target)

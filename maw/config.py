@@ -287,7 +287,9 @@ class Tier1Config:
     checkpoint_compression: bool = True
     """Store the trained parameters only; the pretrained weights are found again by name."""
     compress_logs: bool = True
-    """Compress the log file with gzip at the end of a run."""
+    """Compress the log files with gzip at the end of a run."""
+    max_log_files: CountOrZero = 100
+    """Runs whose log files stay in the log folder, the newest; 0: all. Results and checkpoints are never removed."""
 
     def __post_init__(self) -> None:
         problems = self.recheck()

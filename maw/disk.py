@@ -79,10 +79,10 @@ def make_room(folder: Path, size: int, limit: int) -> None:
 
 def _cleared(temporary: Path) -> bool:
     """Removes what a run that was killed left; False if the run is still at it."""
-    with _held(temporary.with_name(f"{temporary.name.partition('.')[0]}.lock")) as held:
-        if held:
+    with held(temporary.with_name(f"{temporary.name.partition('.')[0]}.lock")) as lock:
+        if lock:
             shutil.rmtree(temporary, ignore_errors=True)
-        return held is not None
+        return lock is not None
 
 
 def _clear_locks(folder: Path) -> None:
@@ -96,14 +96,14 @@ def _clear_locks(folder: Path) -> None:
 
     for path in folder.glob("*.lock"):
         if path.name != _ROOM_LOCK and not path.with_suffix("").exists():
-            with contextlib.suppress(OSError), _held(path) as held:
+            with contextlib.suppress(OSError), held(path) as lock:
                 # Where the disk knows no locks the file itself is the lock, and goes when it is released.
-                if held and not isinstance(held, SoftFileLock):
+                if lock and not isinstance(lock, SoftFileLock):
                     path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[object]:
+def held(path: Path) -> Iterator[object]:
     """The lock at `path`, or None if another has it now."""
     from filelock import FileLock, Timeout
 

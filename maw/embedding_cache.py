@@ -31,6 +31,7 @@ import logging
 import os
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,7 @@ from maw.disk import GIGABYTE, SPILL_BYTES, claim, make_room, only_one
 from maw.encoder import MAWWithGRPOEncoder
 from maw.encoding import Embeddings, encode, in_memory
 from maw.errors import DataError
+from maw.files import reason
 from maw.fingerprint import encoder_parts, tokenizer_sha256
 from maw.inputs import LENGTH_STEP, Texts, TextSource, encoding_tokens, windows
 from maw.parallel import count_replicas, replicate
@@ -174,6 +176,8 @@ class Embedder:
                 with new_folder(folder, WHAT) as temporary:
                     started = time.perf_counter()
                     made = self._compute(source, label, lambda shape: self._place(temporary, shape))
+                    if made.cut:
+                        raise DataError("memory ran out, and smaller batches give other last bits")
                     self._finish(temporary, made, key, time.perf_counter() - started)
                 made.embeddings.flags.writeable = False  # it is the file that others read
         except DataError as error:
@@ -223,8 +227,8 @@ class Embedder:
                 claim(file, _bytes(shape))
                 return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
-            size, reason = _bytes(shape) / GIGABYTE, error.strerror or error
-            logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, reason)
+            size, why = _bytes(shape) / GIGABYTE, reason(error)
+            logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, why)
             return in_memory(shape)
 
 
@@ -259,7 +263,7 @@ def _fill(source: TextSource | PrefixSource) -> None:
 
 def _copied(found: Embeddings) -> Embeddings:
     """In memory: queries are few, and all are compared with every passage."""
-    return Embeddings(np.array(found.embeddings), found.depth_share, found.from_cache)
+    return replace(found, embeddings=np.array(found.embeddings))
 
 
 def _device(device: torch.device, config: Tier1Config) -> list[Any]:

@@ -2,24 +2,25 @@
 
 Longest first, so that a batch too large for the device fails at once, and the time left is never underestimated. On
 a CPU a batch has a budget of tokens, beyond which its states no longer fit the caches; on a GPU it has
-`eval_batch_size` texts.
+`eval_batch_size` texts. A batch that does not fit memory is cut in halves (`maw.memory`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from maw.cpu import packed_weights
 from maw.errors import MAWError, NotFiniteError
 from maw.inputs import TextSource, encoding_tokens
+from maw.memory import FittingParts
 from maw.parallel import unwrap
 from maw.prefix import PrefixSource
 from maw.profile import stage, waiting
@@ -37,11 +38,13 @@ class Embeddings:
         embeddings: float32 (N, C), rows in the source's order.
         depth_share: (N, M, D), each text's share of depths in each MAW layer; None without MAW.
         from_cache: whether they were read (`maw.embedding_cache`) and not computed.
+        cut: whether memory ran out, so that some batches were smaller than asked for and the last bits differ.
     """
 
     embeddings: np.ndarray
     depth_share: np.ndarray | None = None
     from_cache: bool = False
+    cut: bool = False
 
 
 def in_memory(shape: tuple[int, ...]) -> np.ndarray:
@@ -67,7 +70,7 @@ def encode(
         place: gives the float32 array of a shape to write to, which may be a memory map.
 
     Raises:
-        MAWError: the source is empty, or an embedding is not finite.
+        MAWError: the source is empty, an embedding is not finite, or a single text does not fit memory.
     """
     if len(source) == 0:
         raise MAWError("there is no text to encode")
@@ -79,12 +82,17 @@ def encode(
     tokens, started = 0, time.perf_counter()
     progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
     budget = encoding_tokens(unwrap(encoder).precision) if device.type == "cpu" else None
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
+        return {name: value.float().cpu() for name, value in encoder(on_device).items()}
+
+    fitting = FittingParts(run, label or "encoding")
     with torch.inference_mode(), packed_weights(), progress:
         for rows, inputs in waiting("waiting for batches", source.batches(order, batch_size, budget)):
-            on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
             with stage("model"):
-                for name, value in encoder(on_device).items():
-                    _store(outputs, name, value.float().cpu().numpy(), rows, len(order), place)
+                for name, value in fitting(inputs).items():
+                    _store(outputs, name, value.numpy(), rows, len(order), place)
             tokens += int(inputs["attention_mask"].sum())
             progress.update(len(rows))
             progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
@@ -92,7 +100,8 @@ def encode(
     wrong = _first_not_finite(outputs["embedding"])
     if wrong is not None:
         raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite")
-    return Embeddings(outputs["embedding"], outputs.get("depth_share"))
+    cut = fitting.cut or (isinstance(source, PrefixSource) and source.cut)
+    return Embeddings(outputs["embedding"], outputs.get("depth_share"), cut=cut)
 
 
 def _store(

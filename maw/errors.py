@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 
 class MAWError(Exception):
@@ -25,9 +26,32 @@ class DataError(MAWError):
     """Data that is missing or malformed; the message names the file and line."""
 
 
+class MemoryLimitError(MAWError):
+    """There is not enough memory, and the message says what needs less."""
+
+
 class NotFiniteError(MAWError):
     """A loss, gradient, embedding or score that is NaN or infinite: what training that diverges ends in."""
 
 
 class ModelError(MAWError):
     """A model that cannot be found, loaded or given depth attention."""
+
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: Python's own, a GPU's, or that of torch's allocator on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Puts the place in front of whatever turns out not to be finite inside the block."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{where}: {error}") from error

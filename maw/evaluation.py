@@ -21,7 +21,9 @@ from maw.config import Tier1Config
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.embedding_cache import Embedder
 from maw.encoding import Embeddings
+from maw.errors import MemoryLimitError, is_out_of_memory
 from maw.inputs import ListTexts
+from maw.memory import release
 from maw.metrics import EvaluationResult, compute_metrics
 from maw.prefix import ActivationStore
 from maw.profile import stage
@@ -29,6 +31,9 @@ from maw.retriever import BaselineRetriever
 from maw.search import top_k
 
 logger = logging.getLogger(__name__)
+
+LARGEST_BLOCK, SMALLEST_BLOCK = 16_384, 256
+"""Passages that exact search scores at once: usually, and at least, where memory runs out."""
 
 Inspect = Callable[[RetrievalData, Embeddings, Embeddings], None]
 
@@ -113,7 +118,7 @@ def search(
     on_device = torch.from_numpy(queries.embeddings).to(device)
     wanted = (documents.embeddings, config.top_k, data.corpus.tie_order())
     if config.search == "exact":
-        scores, rows = top_k(on_device, *wanted)
+        scores, rows = _fitting_top_k(on_device, *wanted)
         return np.asarray(scores), np.asarray(rows), {}
     scores, rows, facts = faiss_top_k(config.search, on_device, *wanted, nprobe=config.nprobe)
     if config.search != "flat" and len(on_device):
@@ -123,6 +128,23 @@ def search(
             "%s finds of what exact search finds: %s (%d queries)", config.search, found, facts["recall_queries"]
         )
     return np.asarray(scores), np.asarray(rows), {"search": facts}
+
+
+def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`maw.search.top_k`, over smaller blocks of passages where memory runs out."""
+    block = LARGEST_BLOCK
+    while True:
+        try:
+            return top_k(queries, *wanted, block=block)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if block == SMALLEST_BLOCK:
+                text = f"out of memory with blocks of {block} passages; rank fewer with --top-k, or free memory"
+                raise MemoryLimitError(f"search: {text}") from error
+        release()
+        block = max(SMALLEST_BLOCK, block // 4)
+        logger.warning("search: out of memory; going on with blocks of %d passages", block)
 
 
 def depth_use(share_NMD: np.ndarray) -> dict[str, list[Any]]:

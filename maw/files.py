@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_TEXT = os.strerror(errno.ENOSPC)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
@@ -43,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        raise MAWError(f"cannot write {path}: {error.strerror or error}; nothing there was changed") from error
+        raise MAWError(f"cannot write {path}: {reason(error)}; nothing there was changed") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -84,6 +88,16 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
+def json_line(value: Any) -> str:
+    """Strict JSON on one line, in ASCII; takes what `write_json` takes.
+
+    Raises:
+        ValueError: a number that JSON has no way to write, named by its keys.
+        TypeError: as `write_json`.
+    """
+    return json.dumps(_plain(value, ()), allow_nan=False)
+
+
 def check_writable(folder: Path | str) -> None:
     """Makes the folder and, for a moment, a file in it, so that a run does not learn at its end that it cannot write.
 
@@ -94,7 +108,15 @@ def check_writable(folder: Path | str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise MAWError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+        raise MAWError(f"cannot write to {folder}: {reason(error)}; choose another folder") from error
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, on one line; of a full disk it says so, in whatever words a library has put it."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    if getattr(error, "errno", None) in _FULL:
+        return f"the disk is full ({text})"
+    return f"the disk is full ({_FULL_TEXT})" if _FULL_TEXT in text else text
 
 
 def sha256(path: Path) -> str:

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from maw.config import Tier1Config
 from maw.contrastive import Batch
 from maw.cpu import packed_weights
+from maw.errors import NotFiniteError
 from maw.routing import gumbel_argmax, noise_keys, same_depth, uniform_noise
 
 ADVANTAGE_EPSILON = 1e-4
@@ -299,6 +300,26 @@ class RouterLearner:
         self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
         self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
 
+    def _step(self, loss: Tensor, rewards: Tensor) -> None:
+        """One update of the routers, unless there is something in it that is not finite.
+
+        A reward that is not would not show in the loss: its group would count as one without variance.
+
+        Raises:
+            NotFiniteError: a reward, the loss or its gradient; the routers are not changed then.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [each.grad for each in self.routers.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        value, norm, largest = torch.stack((loss.detach(), norm, rewards.abs().max())).tolist()
+        if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(largest)):
+            raise NotFiniteError(
+                f"router loss {value}, its gradient norm {norm} or the largest reward {largest} is not finite; the "
+                "routers were not changed by it. Try lower learning rates"
+            )
+        self.optimizer.step()
+
     def every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
         """Picks that put sample d of each of `size` texts at depth d, everywhere: for each layer (size, D, h, t)."""
         mask = inputs["attention_mask"]
@@ -384,12 +405,11 @@ class GRPOLearner(RouterLearner):
             else expected_advantages(rollout.reward_BG, rollout.share_BG)
             for rollout in rollouts
         ]
+        rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
         for _ in range(self.config.grpo_inner_epochs):
             sides = [self._terms(rollout, each) for rollout, (each, _) in zip(rollouts, advantages, strict=True)]
             loss = _mean(sides, lambda term: term.grpo.loss) + _mean(sides, lambda term: term.penalty)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            self._step(loss, rewards)
         by_side = [
             {
                 "kl": _mean([terms], lambda term: term.grpo.kl),

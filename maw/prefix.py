@@ -5,7 +5,9 @@ fixed array. It is computed when first asked for, appended to a file, and read b
 later epoch and every method of the run. The file is bounded: once the allowance is used up, further texts are simply
 computed each time, with the same result.
 
-The files have no name: they go with the process, however it ends, so nothing stale is read or left on the disk.
+The files have no name: they go with the process, however it ends, so nothing stale is read or left on the disk. What
+a text's activations add up to is kept in memory and compared whenever they are read, so that a disk that gives back
+other bytes than it was given is noticed: the texts concerned are computed again, with a warning.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from tqdm.auto import tqdm
 from maw.cpu import packed_weights
 from maw.disk import GIGABYTE
 from maw.errors import MAWError
+from maw.files import reason
 from maw.inputs import WINDOW, Batch, TextSource, ahead, cut, encoding_tokens, padded_length, windows
+from maw.memory import FittingParts
 from maw.profile import stage
 from maw.routing import text_keys
 
@@ -91,7 +95,7 @@ class ActivationStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             return tempfile.TemporaryFile(dir=self.folder)
         except OSError as error:
-            raise MAWError(f"cannot write activations to {self.folder}: {error.strerror}; see --cache-dir") from error
+            raise MAWError(f"cannot write activations to {self.folder}: {reason(error)}; see --cache-dir") from error
 
     def reserve(self, size: int) -> bool:
         """Takes `size` bytes off the allowance; once they are not there, nothing more is stored."""
@@ -120,10 +124,13 @@ class PrefixSource:
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
         self.tokens = np.zeros(count, dtype=np.int32)
         self.keys = np.zeros(count, dtype=np.int64)
-        self.file, self.stored = store.new_file(), 0
+        self.sums = np.zeros(count, dtype=np.uint64)
+        self.file, self.stored, self.width = store.new_file(), 0, 0
         self._map: np.ndarray | None = None
+        self.damaged = 0  # texts that were not read as they were stored
         self.encoder: nn.Module | None = None
         self.device = torch.device("cpu")
+        self._frozen = FittingParts(self._prefix, "texts through the frozen layers")
 
     def use(self, encoder: nn.Module, device: torch.device) -> None:
         """Which encoder computes what is not stored yet."""
@@ -137,6 +144,11 @@ class PrefixSource:
 
     def __len__(self) -> int:
         return len(self.inner)
+
+    @property
+    def cut(self) -> bool:
+        """Whether some activations were computed in other batches than usual, and differ in their last bits."""
+        return self._frozen.cut or self.damaged > 0
 
     @property
     def texts(self):
@@ -154,14 +166,14 @@ class PrefixSource:
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """As `TextSource.batch`, past the frozen layers."""
         rows = np.asarray(rows, dtype=np.int64)
-        return self._read(rows) if self.fill(rows) else self._compute(self.inner.batch(rows))
+        return self._whole(rows, self._read(rows)) if self.fill(rows) else self._compute(self.inner.batch(rows))
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
         """As `TextSource.batches`, past the frozen layers."""
         for rows in windows(order):
             if self.fill(rows):
                 parts = [rows[part] for part in cut(self.tokens[rows], size, budget)]
-                yield from ahead(parts, lambda part: (part, self._read(part)))
+                yield from ((part, self._whole(part, got)) for part, got in ahead(parts, self._with_read))
             else:
                 yield from ((part, self._compute(inputs)) for part, inputs in self.inner.batches(rows, size, budget))
 
@@ -188,9 +200,13 @@ class PrefixSource:
 
     def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         with stage("frozen layers"):
-            hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
+            hidden = self._frozen(inputs)["hidden"]
         keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
-        return {"hidden": hidden.cpu(), "attention_mask": inputs["attention_mask"], "text_keys": keys}
+        return {"hidden": hidden, "attention_mask": inputs["attention_mask"], "text_keys": keys}
+
+    def _prefix(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
+        return {"hidden": hidden.cpu()}
 
     def _append(self, rows: np.ndarray, fresh: dict[str, Tensor]) -> bool:
         real = fresh["attention_mask"].bool()
@@ -203,28 +219,67 @@ class PrefixSource:
             self.file.flush()
         except OSError as error:
             raise MAWError(
-                f"cannot write activations to {self.store.folder}: {error.strerror}; see --prefix-cache-gb"
+                f"cannot write activations to {self.store.folder}: {reason(error)}; see --prefix-cache-gb"
             ) from error
         lengths = real.sum(1).numpy()
-        self.offset[rows] = self.stored + np.cumsum(lengths) - lengths
+        starts = np.cumsum(lengths) - lengths
+        places = np.arange(len(packed)) - np.repeat(starts, lengths)
+        so_far = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_token_sums(packed, places), dtype=np.uint64)])
+        self.sums[rows] = so_far[starts + lengths] - so_far[starts]
+        self.offset[rows] = self.stored + starts
         self.tokens[rows], self.keys[rows] = lengths, fresh["text_keys"][:, 0].numpy()
-        self.stored += int(lengths.sum())
+        self.stored, self.width = self.stored + len(packed), packed.shape[1]
         self._map = None
         return True
 
-    def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
+    def _with_read(self, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Tensor] | None]:
+        return rows, self._read(rows)
+
+    def _whole(self, rows: np.ndarray, found: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """What was read; or, where that is not what was stored, the same texts computed again."""
+        if found is not None:
+            return found
+        if not self.damaged:  # once: a disk that fails does so more than once
+            logger.warning(
+                "%s: stored activations are not what was written; these texts pass through the frozen layers again. "
+                "The disk or the memory of this machine may be failing",
+                self.store.folder,
+            )
+        self.damaged += len(rows)
+        with torch.no_grad():
+            return self._compute(self.inner.batch(rows))
+
+    def _read(self, rows: np.ndarray) -> dict[str, Tensor] | None:
+        """The stored activations of texts; None if they are not what was stored."""
+        dtype = np.dtype(np.float32 if self.bits is None else np.int16)
+        if os.fstat(self.file.fileno()).st_size < self.stored * self.width * dtype.itemsize:
+            return None  # reading behind the end of a memory map would end the process
         if self._map is None:
-            dtype = np.dtype(np.float32 if self.bits is None else np.int16)
-            width = os.fstat(self.file.fileno()).st_size // dtype.itemsize // self.stored
-            self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, width))
+            self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, self.width))
         lengths = self.tokens[rows]
         steps = np.arange(min(self.inner.max_length, padded_length(int(lengths.max()))))
         mask = steps < lengths[:, None]
         # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
         where = self.offset[rows][:, None] + np.where(mask, steps, 0)
-        hidden = torch.from_numpy(self._map[where])
+        states = self._map[where]
+        if (np.where(mask, _token_sums(states, steps), 0).sum(1, dtype=np.uint64) != self.sums[rows]).any():
+            return None
+        hidden = torch.from_numpy(states)
         return {
             "hidden": hidden if self.bits is None else hidden.view(torch.bfloat16),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "text_keys": torch.from_numpy(self.keys[rows][:, None]),
         }
+
+
+def _token_sums(states: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A sum modulo 2^64 over the bits of each token, (..., T); any flipped bit changes that of its text.
+
+    Args:
+        states: (..., T, C), of any type.
+        places: of each token in its text, (T,) or (..., T): odd factors by place, so that order counts too.
+    """
+    size = states.shape[-1] * states.dtype.itemsize
+    word = next(word for word in (np.uint64, np.uint32, np.uint16) if size % np.dtype(word).itemsize == 0)
+    sums = np.ascontiguousarray(states).view(word).sum(-1, dtype=np.uint64)
+    return sums * (2 * places.astype(np.uint64) + 1)

@@ -6,12 +6,14 @@ model's own similarity to an encoder of `maw.encoder`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -23,12 +25,15 @@ from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder, build_depth_attention
 from maw.errors import ConfigError, ModelError
 from maw.inputs import Texts, TextSource
 from maw.lora import add_lora, matched_rank
+from maw.model_files import WEIGHTS
 from maw.parallel import pick_device
 from maw.precision import pick_precision
 from maw.pretrained import ModelSpec, model_spec, verify_weights
 from maw.rules import parse_layers
 
 logger = logging.getLogger(__name__)
+
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
 class BaselineRetriever(nn.Module):
@@ -250,11 +255,11 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     transformers_logging.set_verbosity_error()  # a report of the pooler's unused weights is no news here
     transformers_logging.disable_progress_bar()
     try:
-        backbone = AutoModel.from_pretrained(
-            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"model {spec.name}: {_first_line(error)}") from error
+        with _reading(f"model {spec.name}"):
+            _check_readable(spec)
+            backbone = AutoModel.from_pretrained(
+                spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+            )
     finally:
         transformers_logging.set_verbosity(verbosity)
     if hasattr(backbone, "pooler"):
@@ -270,10 +275,27 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
+    with _reading(f"tokenizer of model {spec.name}"):
+        return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+
+
+def _check_readable(spec: ModelSpec) -> None:
+    """OSError for weights that may not be read, of which safetensors says that they are not there."""
+    path = spec.folder / WEIGHTS if spec.folder else None
+    if path and path.exists():
+        path.open("rb").close()
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns what the libraries make of a damaged or hostile file into one line."""
     try:
-        return AutoTokenizer.from_pretrained(spec.folder or spec.name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"tokenizer of model {spec.name}: {_first_line(error)}") from error
+        yield
+    except Exception as error:
+        of_the_file = isinstance(error, _UNREADABLE) or type(error) is Exception  # which tokenizers raises
+        if not of_the_file and type(error).__name__ != "UnpicklingError":
+            raise
+        raise ModelError(f"{what}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

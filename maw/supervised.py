@@ -54,10 +54,8 @@ class SupervisedLearner(RouterLearner):
                 entropies.append(-((log_policy.exp() * log_policy).sum(-1) * share).sum().detach())
                 agreements.append(((log_policy.argmax(-1) == target) * share).sum())
         loss = torch.stack(losses).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
         rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
+        self._step(loss, rewards)
         statistics = {
             "router_loss": loss.detach(),
             "router_accuracy": torch.stack(agreements).mean(),

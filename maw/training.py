@@ -10,11 +10,12 @@ what is trainable, in the objective (`maw.objective`) and in the learning rate.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,11 @@ from maw.contrastive import TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.diagnostics import routing_diagnostics
-from maw.errors import MAWError, NotFiniteError
+from maw.errors import MAWError, NotFiniteError, placed
 from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
+from maw.logs import log_event
+from maw.memory import advising
 from maw.methods import method_of
 from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
@@ -45,6 +48,12 @@ logger = logging.getLogger(__name__)
 VALIDATION_METRIC = "ndcg_cut_10"
 
 DEFAULT_KERNEL_LEARNING_RATE = 1e-2
+
+TAKES_LESS_MEMORY = (
+    "lower --max-document-length, --num-negatives or --grpo-group-size, or use --precision bfloat16. A smaller "
+    "--batch-size helps too, and is not chosen here: the passages of a batch are each other's negatives, so it is "
+    "another experiment, to be made with all methods"
+)
 
 
 class History(list[dict[str, Any]]):
@@ -94,7 +103,8 @@ def train_retriever(
 
     Raises:
         MAWError: nothing to train.
-        NotFiniteError: a loss, gradient or embedding that is not finite.
+        NotFiniteError: a loss, gradient, reward or embedding that is not finite; before anything is changed by it.
+        MemoryLimitError: a batch does not fit memory.
     """
     device = torch.device(device) if device is not None else model.device
     trainer = Trainer(
@@ -111,7 +121,7 @@ def train_retriever(
     diagnostics = routing_diagnostics(model, config, device, activations)
     for epoch in range(1, config.num_epochs + 1):
         record = trainer.run_epoch(epoch)
-        with stage("validation"):
+        with stage("validation"), placed(f"{trainer.label}: after epoch {epoch}, step {trainer.step}"):
             result = evaluate_retriever(
                 model, validation, config, device, "validation", activations=activations, inspect=diagnostics
             )
@@ -127,6 +137,7 @@ def train_retriever(
             diagnostics.after_epoch(record, improved)
         if on_epoch:
             on_epoch(record, improved)
+        log_event(logger, "epoch", training=trainer.label, best=improved, **record)
         logger.info(
             "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s",
             trainer.label,
@@ -271,14 +282,14 @@ class Trainer:
                     {name: each.to(self.device) for name, each in source.batch(rows).items()}
                     for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
                 ]
-            with stage("forward and backward"):
+            with stage("forward and backward"), self._step_in_words():
                 loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
                 tail = len(batches) % accumulate
                 (loss / (tail if number > len(batches) - tail else accumulate)).backward()
             for name, value in (statistics | {"train_loss": loss}).items():
                 sums[name] = sums.get(name, 0) + value.detach()
             if number % accumulate == 0 or number == len(batches):
-                with stage("optimizer"):
+                with stage("optimizer"), self._step_in_words():
                     progress.set_postfix(loss=f"{self._update(loss, statistics):.3f}", refresh=False)
             self.step += 1
         self.engine.eval()
@@ -292,6 +303,13 @@ class Trainer:
             **means,
         }
 
+    @contextlib.contextmanager
+    def _step_in_words(self) -> Iterator[None]:
+        """Names dataset, method and step in what goes wrong inside the block."""
+        where = f"{self.label}: step {self.step}"
+        with placed(where), advising(where, TAKES_LESS_MEMORY):
+            yield
+
     def _update(self, loss: Tensor, statistics: Statistics) -> float:
         """One optimizer step; the only point of a step that waits for the device."""
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
@@ -299,8 +317,8 @@ class Trainer:
         value, norm, router_loss = torch.stack((loss.detach(), norm, router_loss)).cpu().numpy()
         if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss)):
             raise NotFiniteError(
-                f"{self.label}: loss {value}, gradient norm {norm} or router loss {router_loss} is not finite at "
-                f"step {self.step}; the encoder was not changed by it. Try lower learning rates"
+                f"loss {value}, gradient norm {norm} or router loss {router_loss} is not finite; the encoder was not "
+                "changed by it. Try lower learning rates"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -290,14 +290,27 @@ class TestCached:
         assert (cached.builds, again.fingerprint) == (2, want)
         assert again.take(range(100)) == [text for _, _, text in self.RECORDS]
 
-    def test_large_files_are_read_on_demand_only(self, cached, monkeypatch):
+    def test_large_files_are_compared_before_they_are_used(self, cached, monkeypatch):
         cached()
         path = cached.folder / "passages.arrow"
         path.write_bytes(path.read_bytes().replace(b"text 42", b"text 43"))
         monkeypatch.setattr(store, "VERIFY_BYTES", 0)
-        corpus = cached()
         with pytest.raises(DataError, match=r"passages\.arrow: the file was changed after it was written"):
-            corpus.verify()
+            Corpus.open(cached.folder).verify()  # opening alone does not read large files
+        assert cached().take([42]) == ["text 42"] and cached.builds == 2
+
+    def test_large_files_are_compared_once_in_a_process(self, cached, monkeypatch):
+        monkeypatch.setattr(store, "VERIFY_BYTES", 0)
+        monkeypatch.setattr(store, "_COMPARED", set())
+        read, real = [], store.sha256
+        monkeypatch.setattr(store, "sha256", lambda path: (read.append(path.name), real(path))[1])
+        cached()
+        read.clear()
+        cached(), cached()
+        assert sorted(read) == ["extra.json", "index.npy", "passages.arrow"] and cached.builds == 1
+        (cached.folder / "passages.arrow").touch()  # written to, so compared again
+        cached()
+        assert read[3:] == ["passages.arrow"]
 
     @pytest.mark.parametrize("value", [None, [], {}, {"version": 99}, {"version": 1, "count": 100}, "x"])
     def test_a_manifest_that_is_none_is_built_again(self, cached, value):
@@ -343,7 +356,8 @@ class TestCached:
 
         monkeypatch.setattr(store.os, "fsync", full)
         with pytest.raises(
-            DataError, match=r"store: cannot write the passage store \(No space left on device\); free"
+            DataError,
+            match=r"store: cannot write the passage store \(the disk is full \(No space left on device\)\); free",
         ):
             cached("two")
         monkeypatch.undo()

@@ -128,7 +128,7 @@ INTEGERS = [
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
     "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe", "bank_batches",
-    "seeds", "tune", "folds",
+    "seeds", "tune", "folds", "max_log_files",
 ]  # fmt: skip
 FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",

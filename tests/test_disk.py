@@ -61,8 +61,8 @@ def test_a_lock_that_is_held_stays_and_keeps_others_out(tmp_path):
         make_room(tmp_path, 100, 100)
         assert {path.name for path in tmp_path.iterdir()} == {"building.lock", "starting.lock"}
         for name in ("building", "starting"):
-            with disk._held(tmp_path / f"{name}.lock") as held:
-                assert held is None
+            with disk.held(tmp_path / f"{name}.lock") as found:
+                assert found is None
     make_room(tmp_path, 100, 100)
     assert not list(tmp_path.iterdir())
 
@@ -82,7 +82,7 @@ def test_a_lock_whose_file_goes_just_before_it_is_taken_is_taken_again(tmp_path,
     monkeypatch.setattr(fcntl, "flock", late)
     with only_builder(tmp_path / "entry"):
         assert not waiting and (tmp_path / "entry.lock").exists()
-        with disk._held(tmp_path / "entry.lock") as other:
+        with disk.held(tmp_path / "entry.lock") as other:
             assert other is None
 
 

@@ -45,6 +45,7 @@ from maw.data.leakage import drop_overlap
 from maw.data.splits import Pool, draw_splits, hold_out, trains
 from maw.data.store import UNFIT_ID, Record, Where
 from maw.errors import DataError
+from maw.files import reason
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def read_queries(path: Path, wanted: set[str]) -> tuple[dict[str, str], int]:
                 f"{path}:{number}: the query id {show(identifier)} was used before, in line "
                 f"{seen[identifier]}; give each query its own id"
             )
-        problem = _unfit(identifier, text)
+        problem = unfit(identifier, text)
         if problem:
             raise DataError(f"{path}:{number}: {problem}")
         seen[identifier] = number
@@ -270,7 +271,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                         f"{path}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
                     ) from error
     except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror or show(str(error))})") from error
+        raise DataError(f"{path}: the file cannot be read ({show(reason(error))[1:-1]})") from error
 
 
 def _qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -311,7 +312,8 @@ def _wrong_field(value: dict[str, Any]) -> str:
     return '"_id" is empty; give the line an id'
 
 
-def _unfit(identifier: str, text: str) -> str | None:
+def unfit(identifier: str, text: str) -> str | None:
+    """What is wrong with a query's id and text, or None."""
     if re.search(UNFIT_ID, identifier):
         return "the query id holds a control character (tab, line end, NUL); remove it"
     if "\0" in text:

@@ -206,9 +206,9 @@ def _schema() -> tantivy.Schema:
 
 def _build(corpus: Corpus, folder: Path, source: dict[str, Any]) -> None:
     """Writes the index of a corpus into an empty folder, its manifest last."""
-    index = tantivy.Index(_schema(), str(folder))
-    index.register_tokenizer(ANALYZER, _analyzer())
     try:
+        index = tantivy.Index(_schema(), str(folder))
+        index.register_tokenizer(ANALYZER, _analyzer())
         writer = index.writer(HEAP_BYTES, num_threads=1)
         progress = tqdm(_texts(corpus), "BM25 index", len(corpus), unit=" passages", leave=False)
         for row, text in enumerate(progress):
@@ -231,8 +231,10 @@ def _usable(folder: Path, source: dict[str, Any], warn: bool = False) -> tantivy
         return None
     try:
         manifest = store.read_manifest(folder)
-        store.check_files(folder, manifest, store.VERIFY_BYTES)
-        return tantivy.Index.open(str(folder)) if manifest["source"] == source else None
+        if manifest["source"] != source:
+            return None
+        store.check_files(folder, manifest, math.inf, once=True)
+        return tantivy.Index.open(str(folder))
     except (DataError, ValueError) as error:
         if warn:
             logger.warning("%s; building the index again", error)

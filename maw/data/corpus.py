@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from maw.data import store
 from maw.data.store import Ids, Record, Where
 from maw.errors import DataError
+from maw.files import reason
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -145,8 +146,16 @@ class Corpus:
         return ranks
 
     def attachment(self, name: str) -> Any:
-        """The JSON value that the loader stored beside the passages under `name`."""
-        return json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+        """The JSON value that the loader stored beside the passages under `name`.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        path = self.folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: cannot be read ({show(reason(error))[1:-1]}); delete the folder") from error
 
     def verify(self) -> None:
         """Compares every byte of the store with its manifest; a corpus in memory has none and passes.
@@ -213,17 +222,19 @@ class Corpus:
         return cls._open(folder, manifest)
 
     @classmethod
-    def open(cls, folder: Path) -> Corpus:
+    def open(cls, folder: Path, *, whole: bool = False) -> Corpus:
         """Opens a store by memory map, in milliseconds at any size.
 
-        Contents are compared with the manifest only in files of up to 64 MiB; `verify` does so for all.
+        Args:
+            whole: compare every byte with the manifest, large files once in a process; else only files of up to
+                64 MiB, and `verify` does so for all.
 
         Raises:
             DataError: there is no whole store of this version in `folder`.
         """
         folder = Path(folder)
         manifest = store.read_manifest(folder)
-        store.check_files(folder, manifest, store.VERIFY_BYTES)
+        store.check_files(folder, manifest, math.inf if whole else store.VERIFY_BYTES, once=True)
         return cls._open(folder, manifest)
 
     @classmethod
@@ -251,7 +262,8 @@ class Corpus:
     ) -> Corpus:
         """Opens the store in `folder` if it was built from `source`, else builds it; once among processes.
 
-        A store that is damaged is built anew with a warning.
+        Every byte of a store is compared with its SHA-256 before it is used, about half a second a gigabyte. One that
+        is damaged is built anew with a warning.
 
         Args:
             folder: the store.
@@ -274,16 +286,15 @@ class Corpus:
         if not folder.exists():
             return None
         try:
-            corpus = cls.open(folder)
+            if store.read_manifest(folder)["source"] != json.loads(json.dumps(source)):
+                if not quiet:
+                    logger.info("the source of %s has changed; building it again", folder)
+                return None
+            return cls.open(folder, whole=True)
         except DataError as error:
             if not quiet:
                 logger.warning("%s; building it again", error)
             return None
-        if corpus.manifest["source"] != json.loads(json.dumps(source)):
-            if not quiet:
-                logger.info("the source of %s has changed; building it again", folder)
-            return None
-        return corpus
 
     def _refuse_duplicates(self, where: Where) -> None:
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])

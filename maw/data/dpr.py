@@ -104,9 +104,10 @@ def with_negatives(pool: Pool, split: Judged, config: Tier1Config) -> Pool:
     prefix = _prefix(split.id)
     wanted = {i.removeprefix(prefix).encode() for i in irds.drawn({"train": pool}, config, "train")}
     negatives: dict[str, list[str]] = {}
-    for _, query, passage, grade in irds.trec_rows(split.path):
+    for number, query, passage, grade in irds.trec_rows(split.path):
         if grade == 0 and query in wanted:
-            negatives.setdefault(prefix + query.decode(), []).append(passage.decode())
+            chosen = negatives.setdefault(prefix + query.decode(), [])  # one of the ids above, so it is text
+            chosen.append(irds.text_of(split.path, number, passage))
     return replace(pool, negatives=negatives)
 
 

@@ -11,13 +11,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from maw.config import Tier1Config
-from maw.data.beir import read_qrels
+from maw.data.beir import LONGEST_LINE, read_qrels, unfit
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
 from maw.data.leakage import drop_overlap
@@ -28,6 +30,8 @@ from maw.data.sources import Source, official, version
 from maw.data.splits import SAMPLE_FIELDS, Pool, draw_splits, hold_out, trains
 from maw.errors import DataError
 from maw.rules import show
+
+_GRADE = re.compile(rb"-?[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,31 @@ def read_queries(dataset: str, file: Published, config: Tier1Config) -> Iterator
     """
     seen: set[str] = set()
     with reading(file.path), lock(f"{file.group}-{file.key}-unpack", config):
-        for query in ir_datasets().load(dataset).queries_iter():
-            if not query.query_id or query.query_id in seen:
-                raise DataError(f"{file.path}: {dataset} has an empty query id or one twice: {show(query.query_id)}")
-            if not query.text.strip() or "\0" in query.text:
-                raise DataError(f"{file.path}: {dataset}: the query {show(query.query_id)} is empty or holds a NUL")
-            seen.add(query.query_id)
+        for number, query in _numbered(ir_datasets().load(dataset).queries_iter(), file.path, dataset):
+            identifier, text = query.query_id, query.text
+            where = f"{file.path}: {dataset}, query {number}"
+            if not isinstance(identifier, str) or not isinstance(text, str):
+                raise DataError(f"{where}: id and text must be text, not {show(identifier)} and {show(text)}")
+            if not identifier or identifier in seen:
+                raise DataError(f"{file.path}: {dataset} has an empty query id or one twice: {show(identifier)}")
+            problem = unfit(identifier, text) or ("" if text.strip() else "the text is empty")
+            if problem:
+                raise DataError(f"{where}: {problem}")
+            seen.add(identifier)
             yield query
+
+
+def _numbered(queries: Iterable[Any], path: Path, dataset: str) -> Iterator[tuple[int, Any]]:
+    """Queries from 1; where the library gives up on one it is said behind which."""
+    number = 0
+    try:
+        for number, query in enumerate(queries, start=1):
+            yield number, query
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        if not number:
+            raise  # of the file as a whole
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"{path}: {dataset}, behind query {number}: not a query ({text})") from error
 
 
 def qrels_path(dataset: str, file: Published, config: Tier1Config) -> Path:
@@ -78,15 +100,27 @@ def trec_rows(path: Path) -> Iterator[tuple[int, bytes, bytes, int]]:
     As bytes, since files of nine million lines are read for a few thousand of them.
     """
     with reading(path), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            columns = line.split()
-            if len(columns) == 4 and columns[3].removeprefix(b"-").isdigit():
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+            columns = line.split() if len(line) <= LONGEST_LINE else [b"a line of more than 16 MiB"]
+            if len(columns) == 4 and _GRADE.fullmatch(columns[3]):
                 yield number, columns[0], columns[2], int(columns[3])
             elif columns:
                 raise DataError(
                     f"{path}:{number}: {show(line.decode('utf-8', 'replace').strip())} is not query, iteration, "
                     "passage and grade; the file is damaged"
                 )
+
+
+def text_of(path: Path, number: int, identifier: bytes) -> str:
+    """An id of `trec_rows` as text.
+
+    Raises:
+        DataError: it is not UTF-8, or holds a NUL.
+    """
+    text = identifier.decode("utf-8", "replace")
+    if text.encode() != identifier or "\0" in text:
+        raise DataError(f"{path}:{number}: the id {show(text)} is not UTF-8 text; the file is damaged")
+    return text
 
 
 def trec_qrels(path: Path, lowest: int | None = None) -> tuple[dict[str, dict[str, int]], int]:
@@ -100,7 +134,7 @@ def trec_qrels(path: Path, lowest: int | None = None) -> tuple[dict[str, dict[st
     for number, *ids, grade in trec_rows(path):
         if lowest is not None and grade < lowest:
             continue
-        query, passage = (each.decode() for each in ids)
+        query, passage = (text_of(path, number, each) for each in ids)
         graded = qrels.setdefault(query, {})
         if graded.setdefault(passage, grade) != grade:
             raise DataError(

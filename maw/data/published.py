@@ -7,6 +7,7 @@ and fetches them. What it leaves open is done here:
   the cache folder together with the file's size and time of change;
 - without a network it tries for a long time; here the missing files are named first, all of them, each with its
   address and the place where a copy may be put. With HF_HUB_OFFLINE=1 no connection is tried;
+- an archive whose MD5 is not compared is looked through for what does harm (`maw.data.archives`);
 - whatever goes wrong while a file is fetched or unpacked becomes one line that names the file.
 """
 
@@ -31,15 +32,17 @@ from typing import Any, BinaryIO
 from filelock import FileLock
 
 from maw.config import Tier1Config, cache_folder
+from maw.data import archives
 from maw.data.needs import SourceFile
 from maw.errors import DataError
-from maw.files import write_json
+from maw.files import reason, write_json
 from maw.network import told_to_stay_offline, unreachable
 
 logger = logging.getLogger(__name__)
 
 DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
-MISREAD = (OSError, RuntimeError, ValueError, LookupError, TypeError, AssertionError)  # UnicodeError is a ValueError
+MISREAD = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+"""What ir_datasets may raise for a file that is not what it expects; UnicodeError is a ValueError."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,11 @@ def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> No
     for file in files:
         if file.md5 and not file.path.is_file() and not file.unpacked:
             _fetch(file, config)
-        if config.verify_sources and file.md5 and file.path.is_file():
-            verify(file, config)
+        if file.md5 and file.path.is_file():
+            if config.verify_sources:
+                verify(file, config)
+            else:
+                look_through(file, config)
 
 
 def refuse_without_network(missing: Sequence[SourceFile], dataset: str) -> None:
@@ -233,6 +239,20 @@ def verify(file: Published, config: Tier1Config) -> None:
         _remember(file, config)
 
 
+def look_through(file: Published, config: Tier1Config) -> None:
+    """Looks through an archive whose MD5 is not compared, unless that was done before and it has not changed since.
+
+    Raises:
+        DataError: it is damaged, or holds what no dataset does.
+    """
+    with reading(file.path), lock(f"{file.group}-{file.key}", config):
+        looked = _state(file) | {"looked_through": True}
+        if file.unpacked or _read_marker(file, config) in (looked, _state(file)):
+            return
+        archives.look_through(file.path)
+        write_json(_marker(file, config), looked)
+
+
 def _compare(file: Published, path: Path, advice: str) -> None:
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "md5").hexdigest()
@@ -269,7 +289,7 @@ def lock(name: str, config: Tier1Config) -> Iterator[None]:
         held = FileLock(path)
         held.acquire()
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); choose another cache_dir") from error
+        raise DataError(f"{path}: cannot be written ({reason(error)}); choose another cache_dir") from error
     try:
         yield
     finally:
@@ -311,6 +331,6 @@ def _problem(error: Exception, url: str) -> str:
 def _reason(error: Exception) -> str:
     if len(error.args) == 2 and isinstance(error.args[1], list) and error.args[1]:  # every mirror, and its error
         error = error.args[1][-1][-1]
-    text = getattr(error, "strerror", None) or str(error)
+    text = reason(error) if isinstance(error, OSError) else str(error)
     name = type(error).__name__
     return " ".join((f"{name}: {text}" if isinstance(error, LookupError) or not text else text).split())[:300]

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from maw.data.sampling import mix64
 from maw.errors import DataError
-from maw.files import sha256
+from maw.files import reason, sha256
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.str
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 8 << 20
 VERIFY_BYTES = 64 << 20
+"""Files up to this size are compared with their SHA-256 whenever a store is opened."""
+_COMPARED: set[tuple[Any, ...]] = set()
 INDEX_PART = 1 << 20  # passages
 HASH_BASE = 0x9E3779B97F4A7C15
 UNFIT_ID = r"[\x00-\x1f\x7f]"
@@ -201,8 +203,7 @@ def encodable(text: str) -> bool:
 
 def unwritable(folder: Path, error: OSError, what: str = "the passage store") -> DataError:
     """The error of a folder that cannot be written: where, why, and what to do."""
-    reason = error.strerror or show(str(error))
-    return DataError(f"{folder}: cannot write {what} ({reason}); free space or choose another cache_dir")
+    return DataError(f"{folder}: cannot write {what} ({reason(error)}); free space or choose another cache_dir")
 
 
 @contextlib.contextmanager
@@ -311,8 +312,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         whole = manifest.pop("sha256") == json_sha(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = show(getattr(error, "strerror", None) or str(error))
-        raise DataError(f"{folder}: manifest.json cannot be read ({reason}); delete the folder") from error
+        text = f"manifest.json cannot be read ({show(reason(error))[1:-1]}); delete the folder"
+        raise DataError(f"{folder}: {text}") from error
     if not whole:
         raise DataError(f"{folder}: manifest.json was changed after it was written; delete the folder")
     if manifest["version"] != STORE_VERSION:
@@ -320,14 +321,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float) -> None:
-    """Compares the size of each file with the manifest, and the contents up to `read_up_to` bytes."""
+def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float, *, once: bool = False) -> None:
+    """Compares the size of each file with the manifest, and the contents up to `read_up_to` bytes.
+
+    Args:
+        once: a large file that this process has compared before, and that has not been written to since, is not read
+            again.
+    """
     for name, (size, sha) in manifest["files"].items():
         path = folder / name
         try:
-            good = path.stat().st_size == size and (size > read_up_to or sha256(path) == sha)
+            stat = path.stat()
+            seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, sha)
+            good = stat.st_size == size
+            if good and size <= read_up_to and not (once and seen in _COMPARED):
+                good = sha256(path) == sha
+                if good and size > VERIFY_BYTES:
+                    _COMPARED.add(seen)
         except OSError as error:
-            raise DataError(f"{path}: the file cannot be read ({error.strerror}); delete the folder") from error
+            raise DataError(f"{path}: the file cannot be read ({reason(error)}); delete the folder") from error
         if not good:
             raise DataError(f"{path}: the file was changed after it was written; delete the folder")
 

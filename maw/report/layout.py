@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
-from maw.files import write_json, write_text
+from maw.files import reason, write_json, write_text
 from maw.methods import Method, in_order
 from maw.metrics import EvaluationResult
 from maw.report.files import write_csv
@@ -145,7 +145,7 @@ def _new_folder(log_dir: Path, name: str) -> Path:
             raise MAWError(f"cannot make {folder}: {log_dir} is a file; choose another --log-dir") from None
         except OSError as error:
             raise MAWError(
-                f"cannot make {folder}: {error.strerror or error}; choose another --log-dir or mend this one"
+                f"cannot make {folder}: {reason(error)}; choose another --log-dir or mend this one"
             ) from error
         return folder
     raise MAWError(f"cannot make {log_dir / name}: it is there {_REPEATS - 1} times already; clear {log_dir}")
