@@ -10,21 +10,24 @@ what is trainable, in the objective (`maw.objective`) and in the learning rate.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from maw import signals
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
-from maw.contrastive import TrainingPairs
+from maw.contrastive import Batch, TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.diagnostics import routing_diagnostics
@@ -39,6 +42,13 @@ from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.router_start import start_from_clusters
+from maw.training_state import (
+    State,
+    load_optimizer_state,
+    load_random_state,
+    optimizer_state,
+    random_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +73,54 @@ class History(list[dict[str, Any]]):
         return max(self, key=lambda record: (record[f"val_{VALIDATION_METRIC}"], -record["epoch"]))
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A training at one moment, as it is saved.
+
+    Attributes:
+        weights: of what is trained.
+        state: all else that going on needs, JSON-able but for its tensors; see `Progress`.
+    """
+
+    weights: Mapping[str, Tensor]
+    state: State
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 1, that these weights are of."""
+        return self.state["epoch"]
+
+    @property
+    def step(self) -> int:
+        """Batches trained on."""
+        return self.state["trainer"]["step"]
+
+    @property
+    def history(self) -> History:
+        """The records of the epochs that are over."""
+        return History(self.state["history"])
+
+    @property
+    def best_val_metric(self) -> float | None:
+        """Of the best of these epochs."""
+        return self.history.best[f"val_{VALIDATION_METRIC}"] if self.history else None
+
+
+class Keeper(Protocol):
+    """What saves a training; `maw.keeper` has the one that runs use."""
+
+    def load(self) -> Saved | None:
+        """What to go on from."""
+
+    def due(self) -> bool:
+        """Whether to save at this step."""
+
+    def save(
+        self, model: BaselineRetriever, saved: Saved, *, improved: bool = False, epoch_over: bool = False
+    ) -> None:
+        """Saves; after an epoch told whether it is the best so far."""
+
+
 def train_retriever(
     model: BaselineRetriever,
     train_data: RetrievalData | Mapping[str, Any],
@@ -74,6 +132,7 @@ def train_retriever(
     *,
     activations: ActivationStore | None = None,
     on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> History:
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
@@ -86,6 +145,7 @@ def train_retriever(
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
         on_epoch: called after every epoch with its record and whether it is the best so far.
+        keeper: saves the training, and has what an interrupted one is to go on from.
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
@@ -95,6 +155,7 @@ def train_retriever(
     Raises:
         MAWError: nothing to train.
         NotFiniteError: a loss, gradient or embedding that is not finite.
+        Stopped: a signal asked for it; the training is saved (`maw.signals`).
     """
     device = torch.device(device) if device is not None else model.device
     trainer = Trainer(
@@ -106,25 +167,28 @@ def train_retriever(
         activations,
     )
     validation = as_retrieval_data(val_data, "validation")
-    history = History()
-    best, best_weights = -math.inf, {}
+    progress = Progress(model, trainer, keeper)
+    history = progress.history
     diagnostics = routing_diagnostics(model, config, device, activations)
-    for epoch in range(1, config.num_epochs + 1):
-        record = trainer.run_epoch(epoch)
-        with stage("validation"):
-            result = evaluate_retriever(
-                model, validation, config, device, "validation", activations=activations, inspect=diagnostics
-            )
-        record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
-        if "routing" in result.facts:
-            record["val_routing"] = result.facts["routing"]
-        history.append(record)
-        improved = result[VALIDATION_METRIC] > best
-        if improved:
-            best, best_weights = result[VALIDATION_METRIC], model.trained_state()
-            history.validation, result.run = result, None  # the ranking itself is large, and not needed
-        if diagnostics:
-            diagnostics.after_epoch(record, improved)
+
+    def evaluate() -> EvaluationResult:
+        return evaluate_retriever(
+            model, validation, config, device, "validation", activations=activations, inspect=diagnostics
+        )
+
+    for epoch in range(trainer.epoch, config.num_epochs + 1):
+        if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
+            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
+            break
+        record = trainer.run_epoch(epoch, progress.after_step)
+        with progress.saved_when_stopped():
+            with stage("validation"):
+                result = evaluate()
+            improved = progress.judge(record, result)
+            if diagnostics:
+                diagnostics.after_epoch(record, improved)
+        with signals.held_back():
+            progress.add(record, result, improved)
         if on_epoch:
             on_epoch(record, improved)
         logger.info(
@@ -136,13 +200,102 @@ def train_retriever(
             result[VALIDATION_METRIC],
             " (best so far)" if improved else "",
         )
-        if config.patience and epoch - history.best["epoch"] >= config.patience:
-            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
-            break
-    model.load_trained_state(best_weights)
+        signals.check()
+    model.load_trained_state(progress.best_weights)
     if diagnostics:
+        if diagnostics.has_forgotten_best:
+            with stage("validation"):
+                evaluate()
         diagnostics.after_training(history.best)
     return history
+
+
+class Progress:
+    """How far a training is: its epochs so far, the weights of the best, and how they are saved.
+
+    Args:
+        model: what is trained.
+        trainer: what trains it; both are put where the keeper's training was left, if it has one.
+        keeper: None to save nothing.
+    """
+
+    def __init__(self, model: BaselineRetriever, trainer: Trainer, keeper: Keeper | None):
+        self.model, self.trainer, self.keeper = model, trainer, keeper
+        self.history, self.best_weights = History(), {}
+        saved = keeper.load() if keeper else None
+        if saved is not None:
+            self._restore(saved)
+            logger.info("%s: goes on in epoch %d, after step %d", trainer.label, trainer.epoch, saved.step)
+
+    def judge(self, record: dict[str, Any], result: EvaluationResult) -> bool:
+        """Adds to an epoch's record what it scored; whether it is the best so far."""
+        record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
+        if "routing" in result.facts:
+            record["val_routing"] = result.facts["routing"]
+        best = self.history.best[f"val_{VALIDATION_METRIC}"] if self.history else -math.inf
+        return result[VALIDATION_METRIC] > best
+
+    def add(self, record: dict[str, Any], result: EvaluationResult, improved: bool) -> None:
+        """Takes in an epoch that is over, and saves."""
+        self.history.append(record)
+        if improved:
+            self.best_weights = self.model.trained_state()
+            self.history.validation, result.run = result, None  # the ranking itself is large, and not needed
+        self.save(improved=improved, epoch_over=True)
+
+    def after_step(self) -> None:
+        """Saves after a step if it is time, and ends the run if that is asked for."""
+        if self.keeper is not None and self.keeper.due():
+            self.save()
+        signals.check()
+
+    @contextlib.contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """A block in which nothing is trained, so that the training can be saved as it is if a signal ends it."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save()
+            raise
+
+    def save(self, *, improved: bool = False, epoch_over: bool = False) -> None:
+        """Saves the training as it is."""
+        if self.keeper is not None:
+            with signals.held_back():
+                self.keeper.save(self.model, self._saved(epoch_over), improved=improved, epoch_over=epoch_over)
+
+    def _saved(self, epoch_over: bool) -> Saved:
+        validation = self.history.validation
+        best_is_here = epoch_over and self.history.best is self.history[-1]
+        state = {
+            "epoch": self.trainer.epoch,
+            "trainer": self.trainer.state_dict(epoch_over),
+            "history": list(self.history),
+            "validation": None if validation is None else _evaluation_state(validation),
+            "best_weights": None if best_is_here else self.best_weights,
+        }
+        return Saved(self.model.trained_state(), state)
+
+    def _restore(self, saved: Saved) -> None:
+        state = saved.state
+        self.model.load_trained_state(saved.weights)
+        self.trainer.load_state_dict(state["trainer"])
+        self.history.extend(state["history"])
+        if state["validation"] is not None:
+            self.history.validation = _evaluation(state["validation"])
+        self.best_weights = state["best_weights"]
+        if self.best_weights is None:
+            self.best_weights = {name: saved.weights[name] for name in self.model.trained_state()}
+
+
+def _evaluation_state(result: EvaluationResult) -> State:
+    per_query = {name: torch.from_numpy(values) for name, values in result.per_query.items()}
+    return {"query_ids": result.query_ids, "per_query": per_query, "facts": result.facts}
+
+
+def _evaluation(state: State) -> EvaluationResult:
+    per_query = {name: values.numpy() for name, values in state["per_query"].items()}
+    return EvaluationResult(state["query_ids"], per_query, facts=state["facts"])
 
 
 def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
@@ -244,6 +397,45 @@ class Trainer:
             self.optimizer, lambda step: _warmup_decay(step, warmup, total)
         )
         self.step = 0
+        self.epoch, self.done = 1, 0
+        self._sums: dict[str, Tensor] = {}
+        self._started = time.perf_counter()
+        self._goes_on = False
+
+    def state_dict(self, epoch_over: bool = False) -> State:
+        """All that the trainer needs to go on from here but the model's weights.
+
+        Args:
+            epoch_over: go on with the next epoch. Else in this one, where gradients may be half gathered.
+        """
+        here = {"epoch": self.epoch, "done": self.done, "sums": self._sums, "seconds": self._seconds()}
+        return {
+            "step": self.step,
+            "position": {"epoch": self.epoch + 1, "done": 0, "sums": {}, "seconds": 0.0} if epoch_over else here,
+            "optimizer": optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state(self.device),
+            "objective": self.objective.state_dict(),
+            "gradients": {
+                str(i): each.grad for i, each in enumerate(self.parameters) if each.grad is not None and not epoch_over
+            },
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back what `state_dict` gave; `run_epoch` of the epoch it is in then goes on where that was left."""
+        position = state["position"]
+        self.step, self.epoch, self.done = state["step"], position["epoch"], position["done"]
+        self._sums = {name: each.to(self.device) for name, each in position["sums"].items()}
+        self._started, self._goes_on = time.perf_counter() - position["seconds"], True
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        self.objective.load_state_dict(state["objective"])
+        for number, gradient in state["gradients"].items():
+            self.parameters[int(number)].grad = gradient.to(self.device)
+        load_random_state(state["random"])
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
 
     def _fill_activations(self) -> None:
         """Passes the training texts through the frozen layers, in batches of like length, before they are shuffled."""
@@ -251,46 +443,67 @@ class Trainer:
             if isinstance(source, PrefixSource):
                 source.fill(rows, f"{self.label} texts through the frozen layers")
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """One pass over the training queries; gives the epoch's record."""
-        with packed_weights(trained=False):
-            return self._run_epoch(epoch)
+    def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """One pass over the training queries, or what is left of it; gives the epoch's record.
 
-    def _run_epoch(self, epoch: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        size, accumulate = self.config.batch_size, self.config.gradient_accumulation_steps
-        batches = list(self.pairs.batches(epoch, size))
-        sums: dict[str, Tensor] = {}
+        Args:
+            epoch: from 1.
+            after_step: called after each batch.
+        """
+        if not self._goes_on:
+            self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
+        self._goes_on = False
+        with packed_weights(trained=False):
+            return self._run_epoch(epoch, after_step)
+
+    def _run_epoch(self, epoch: int, after_step: Callable[[], None]) -> dict[str, Any]:
+        batches = list(self.pairs.batches(epoch, self.config.batch_size))
         self.engine.train()
         progress = tqdm(
-            batches, desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}", unit="batch", leave=False
+            batches[self.done :],
+            desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}",
+            unit="batch",
+            leave=False,
+            initial=self.done,
+            total=len(batches),
         )
-        for number, batch in enumerate(progress, start=1):
-            with stage("reading batches"):
-                inputs = [
-                    {name: each.to(self.device) for name, each in source.batch(rows).items()}
-                    for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
-                ]
-            with stage("forward and backward"):
-                loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
-                tail = len(batches) % accumulate
-                (loss / (tail if number > len(batches) - tail else accumulate)).backward()
-            for name, value in (statistics | {"train_loss": loss}).items():
-                sums[name] = sums.get(name, 0) + value.detach()
-            if number % accumulate == 0 or number == len(batches):
-                with stage("optimizer"):
-                    progress.set_postfix(loss=f"{self._update(loss, statistics):.3f}", refresh=False)
-            self.step += 1
+        for batch in progress:
+            with signals.held_back():
+                loss = self._run_batch(batch, len(batches))
+            if loss is not None:
+                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            after_step()
         self.engine.eval()
-        means = {name: float(value) / len(batches) for name, value in sums.items()}
+        means = {name: float(value) / len(batches) for name, value in self._sums.items()}
         return {
             "epoch": epoch,
             "learning_rate": self.schedule.get_last_lr()[0],
-            "seconds": time.perf_counter() - started,
+            "seconds": self._seconds(),
             "steps": len(batches),
-            "optimizer_steps": math.ceil(len(batches) / accumulate),
+            "optimizer_steps": math.ceil(len(batches) / self.config.gradient_accumulation_steps),
             **means,
         }
+
+    def _run_batch(self, batch: Batch, count: int) -> float | None:
+        """One batch of `count`; its loss, where it ends a step of the optimizer."""
+        accumulate, number = self.config.gradient_accumulation_steps, self.done + 1
+        with stage("reading batches"):
+            inputs = [
+                {name: each.to(self.device) for name, each in source.batch(rows).items()}
+                for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
+            ]
+        with stage("forward and backward"):
+            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+            tail = count % accumulate
+            (loss / (tail if number > count - tail else accumulate)).backward()
+        for name, value in (statistics | {"train_loss": loss}).items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        updated = None
+        if number % accumulate == 0 or number == count:
+            with stage("optimizer"):
+                updated = self._update(loss, statistics)
+        self.step, self.done = self.step + 1, number
+        return updated
 
     def _update(self, loss: Tensor, statistics: Statistics) -> float:
         """One optimizer step; the only point of a step that waits for the device."""
