@@ -1,5 +1,6 @@
 # make run    .venv, the packages, and the whole experiment on real text without network
 # make test   .venv, the packages, the linter and the tests
+# make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md)
 # make bench  .venv, the packages, every measurement (an hour; nothing else should run), and docs/performance.md
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  := layer encoding training offline search metrics growth
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint faults bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python tier_1.py --preset offline
@@ -18,6 +19,9 @@ test: lint
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/faults --faults-full -m ""
 
 bench: $(VENV)/.installed-bench
 	for name in $(BENCH); do $(BIN)/python -m bench.$$name || exit 1; done

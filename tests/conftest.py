@@ -123,6 +123,10 @@ def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: 
     return folder
 
 
+def pytest_addoption(parser):
+    parser.addoption("--faults-full", action="store_true", help="try each fault of tests/faults as often as it says")
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """`models("roberta")` gives the folder of a tiny model of that type, written once."""
