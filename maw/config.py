@@ -319,6 +319,17 @@ class Tier1Config:
         return config
 
     @classmethod
+    def from_run(cls, folder: str | Path) -> Tier1Config:
+        """That of an unfinished run, to go on with it: `run_complete_benchmark(Tier1Config.from_run("logs/tier1"))`.
+
+        Raises:
+            ConfigError: there is no unfinished run in the folder.
+        """
+        from maw.run_state import read_run  # stands after configurations; this is a convenience for notebooks
+
+        return cls.from_dict(read_run(Path(folder))["config"] | {"log_dir": str(folder), "resume": str(folder)})
+
+    @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
         """A preset, with changes: `Tier1Config.from_preset("offline", seed=1)`.
 

@@ -4,9 +4,9 @@
     run = done.read_run("maw_seed42")           # None if it is to be run
     done.write_run("maw_seed42", run)
 
-Beside `state/model.json`, below `state/01`: `data.json`, hashes of the data; `activations/`, which texts passed through the frozen layers together
-(`maw.journal`); for each finished run of an arm a folder with its record, every query's values and the ranking; the
-trials of its searches; and `dataset.json`, which says where the results of a dataset that is done lie.
+Below `state/01`: `data.json`, hashes of the data; `activations/`, which texts passed through the frozen layers
+together (`maw.journal`); for each finished run of an arm a folder with its record, every query's values and the
+ranking; the trials of its searches; and `dataset.json`, which says where the dataset's results lie, or will lie.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which texts passed through the frozen layers together, so that a resumed run gets the same activations to the last bit.
+"""Which texts passed through the frozen layers together: a resumed run gets the same activations to the last bit.
 
 The activations of a text differ in their last bits with the batch it is computed in, and batches follow from which
 texts were asked for at once. An uninterrupted run computes each text when it is first read, by whichever method that

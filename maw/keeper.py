@@ -21,8 +21,8 @@ from maw import signals
 from maw.checkpoint import BEST, LATEST, load_training, save_checkpoint
 from maw.config import Tier1Config
 from maw.profile import stage
+from maw.progress import Saved
 from maw.retriever import BaselineRetriever
-from maw.training import Saved
 
 SECONDS = 60
 

@@ -36,6 +36,7 @@ PROGRAM_BYTES = int(1.0 * GIGABYTE)  # torch and the other libraries
 STATES_PER_TOKEN = 24  # vectors of the hidden size that a pass through a layer holds at once
 BACKWARD = 3  # passes that a training step with its gradient takes, in forward ones
 LOG_BYTES = 10_000_000
+RANKING_BYTES = 12  # a passage's row and score
 
 
 @dataclass(frozen=True)
@@ -309,6 +310,7 @@ def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: S
         Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
         Room(cache / "embeddings", embeddings, "embeddings", "--embedding-cache-gb"),
         Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"),
+        Room(Path(config.log_dir), _state_bytes(config, spec, works), "state of the unfinished run", "--log-dir"),
     ]
     if files:
         home = Path(os.path.commonpath([file.path.parent.absolute() for file in files]))
@@ -320,10 +322,22 @@ def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
     """Logs and results, and the checkpoints that every trained method keeps of each dataset."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
-    one = trained if config.checkpoint_compression else _model_bytes(spec)
-    kept = 1 + (not config.keep_only_best_checkpoint) + config.save_epoch_checkpoints * config.num_epochs
+    weights = trained if config.checkpoint_compression else _model_bytes(spec)
+    one = weights + 3 * trained  # with the optimizer's two moments and the best epoch's weights
+    latest = 2 * (not config.keep_only_best_checkpoint)  # with the one before it
+    kept = 1 + latest + config.save_epoch_checkpoints * config.num_epochs
     trainings = len(_trained_methods(config)) * config.seeds * (config.folds or 1)
     return LOG_BYTES + one * kept * trainings * datasets
+
+
+def _state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
+    """What a run keeps until it has finished: one training in progress, and the rankings of what is done."""
+    layers = parse_layers(config.finetune_layers, spec.num_layers)
+    training = 8 * _layer_parameters(spec) * len(layers) * FLOAT_BYTES if _trained_methods(config) else 0
+    trained = len(_trained_methods(config))
+    runs = len(config.methods) - trained + trained * config.seeds  # folds part the test queries
+    lines = sum(work.queries["test"] * min(config.top_k, work.searched) for work in works)
+    return training + runs * lines * RANKING_BYTES
 
 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:

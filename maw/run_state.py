@@ -102,7 +102,7 @@ class RunState:
             return
         changed = differences(read_signed(path)["found"], found, what)
         if changed:
-            raise ConfigError([_cannot(self.log_dir), *changed])
+            raise ConfigError([refusal(self.log_dir), *changed])
 
     def finish(self) -> None:
         """Removes the state: the run has finished."""
@@ -118,7 +118,8 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         facts: JSON-able; what else to note of a new run.
 
     Raises:
-        ConfigError: a run that cannot go on, with every difference; or a new one where an unfinished one would be lost.
+        ConfigError: a run that cannot go on, with every difference; or a new one, where an unfinished one would be
+            lost.
         MAWError: the folder cannot be written.
     """
     log_dir = Path(config.log_dir)
@@ -128,7 +129,7 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         record = read_run(log_dir)
         problems = changes(record, config)
         if problems:
-            raise ConfigError([_cannot(log_dir), *problems])
+            raise ConfigError([refusal(log_dir), *problems])
         return RunState(log_dir, record, resumed=True)
     _make_way(log_dir, config.restart)
     record = {
@@ -182,9 +183,14 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
     return max(found, key=_last_written)
 
 
+def is_unfinished(log_dir: Path | str) -> bool:
+    """Whether the folder holds a run that can go on."""
+    return (Path(log_dir) / STATE / RUN).is_file()
+
+
 def is_finished(log_dir: Path) -> bool:
     """Whether a run came to its end in the folder and none has begun since."""
-    return (log_dir / "summary" / "all_results.json").is_file() and not (log_dir / STATE / RUN).is_file()
+    return (log_dir / "summary" / "all_results.json").is_file() and not is_unfinished(log_dir)
 
 
 def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
@@ -260,7 +266,8 @@ def _last_written(log_dir: Path) -> int:
     return max(path.stat().st_mtime_ns for path in paths)
 
 
-def _cannot(log_dir: Path) -> str:
+def refusal(log_dir: Path) -> str:
+    """The line above the differences."""
     return f"--resume {log_dir}: the run cannot go on, for not all is as it was when it started:"
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 
-class Stopped(KeyboardInterrupt):  # noqa: N818 - like its parent, it is no error
+class Stopped(KeyboardInterrupt):
     """The run was asked to end.
 
     Args:
