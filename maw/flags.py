@@ -67,24 +67,20 @@ def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
         SystemExit: with 0, the run has finished already.
     """
     given = sources.values | {name: value for name, value in words.values.items() if name in kinds()}
-    config, problems = gather(given)
-    mistakes = [*words.mistakes, *sources.mistakes, *(_describe(problem, sources.places) for problem in problems)]
-    if mistakes:
-        raise ConfigError(mistakes)
-    folder = run_state.find_run(config.resume, given.get("log_dir"))
+    if words.mistakes or sources.mistakes:
+        raise ConfigError([*words.mistakes, *sources.mistakes])
+    folder = run_state.find_run(str(given["resume"]), given.get("log_dir"))
     if run_state.is_finished(folder):
         sys.stdout.write(f"{folder}: this run has finished; there is nothing left to do\n")
         raise SystemExit(0)
     record = run_state.read_run(folder)
-    changes = {name: getattr(config, name) for name in given} | {"log_dir": str(folder), "resume": str(folder)}
-    resumed = Tier1Config.from_dict(record["config"] | changes)
-    problems = run_state.changes(record, resumed)
-    if problems:
-        raise ConfigError([run_state.refusal(folder), *problems])
-    found, _ = find_problems(resumed, [], ())
-    if found:
-        raise ConfigError([_describe(problem, {}) for problem in found])
-    return resumed
+    config, problems = gather(record["config"] | given | {"log_dir": str(folder), "resume": str(folder)})
+    changed = run_state.changes(record, config)
+    mistakes = [run_state.refusal(folder), *changed] if changed else []
+    mistakes += [_describe(problem, sources.places) for problem in find_problems(config, problems)[0]]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
 
 
 def _read_sources(words: _Words) -> _Sources:
