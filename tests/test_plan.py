@@ -203,7 +203,7 @@ def test_disks_are_told_apart(tmp_path, models, spec, monkeypatch):
     plan = make_plan(config_of(tmp_path, models), spec, public(tmp_path / "ir"))
     assert [sorted(room.what for room in disk.rooms) for disk in plan.disks] == [
         ["downloads"],
-        ["activations", "embeddings", "passage stores", "results and checkpoints"],
+        ["activations", "embeddings", "passage stores", "results and checkpoints", "state of the unfinished run"],
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults.runs import RunServer, outcome, stray_files
+from faults.runs import RunServer, beir_folder, outcome, stray_files
 from maw.data.collection import as_retrieval_data
 from maw.prefix import ActivationStore
 from maw.progress import Saved
