@@ -243,7 +243,8 @@ def _make_way(log_dir: Path, restart: bool) -> None:
 
 def _has_work(log_dir: Path, run: str) -> bool:
     state = log_dir / STATE
-    if any(state.glob("*/*/record.json")) or any(state.glob("*/trials_*.json")):
+    runs = (path for path in state.glob("*/*/record.json") if path.parent.name != "activations")
+    if any(runs) or any(state.glob("*/trials_*.json")):
         return True
     for path in (log_dir / "checkpoints").glob("*_latest/checkpoint.json"):
         with contextlib.suppress(DamagedError, AttributeError):
