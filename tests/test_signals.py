@@ -1,0 +1,63 @@
+"""Signals end a block where it may end, save when asked, and leave everything as they found it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from maw import signals
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_block(number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(signals.Stopped) as stopped, signals.handlers():
+        send(number)
+        raise AssertionError("the signal came too late")
+    assert stopped.value.exit_code == code and stopped.value.name in ("SIGTERM", "SIGINT")
+    assert signal.getsignal(number) is before and not signals.stop_asked()
+
+
+def test_what_is_held_back_comes_at_the_next_check():
+    done = []
+    with pytest.raises(signals.Stopped), signals.handlers():
+        with signals.held_back():
+            with signals.held_back():
+                send(signal.SIGTERM)
+                done.append("the step")
+            signals.check()
+            done.append("the save")
+        assert signals.stop_asked()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process at once"
+        signals.check()
+        done.append("too much")
+    assert done == ["the step", "the save"]
+    signals.check()
+
+
+def test_a_warning_asks_for_one_save():
+    with signals.handlers():
+        assert not signals.save_asked()
+        send(signal.SIGUSR1)
+        assert signals.save_asked() and not signals.save_asked()
+        signals.check()
+
+
+def test_other_threads_install_nothing():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with signals.handlers():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [before]
