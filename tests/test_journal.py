@@ -9,10 +9,22 @@ from conftest import random_texts
 
 from maw import signals
 from maw.inputs import ListTexts
-from maw.prefix import ActivationStore
+from maw.prefix import ActivationStore, PrefixSource
 from maw.retriever import BaselineRetriever
 
 TEXTS = {"query": random_texts(40, seed=3, longest=30), "document": random_texts(90, seed=4, longest=40)}
+
+
+@pytest.fixture(autouse=True)
+def batches_matter(monkeypatch):
+    """As on a GPU, a text's activations depend on what it is computed with; by more than rounding, to be sure."""
+    real = PrefixSource._compute
+
+    def compute(self, inputs):
+        found = real(self, inputs)
+        return found | {"hidden": found["hidden"] + 1e-3 * float(inputs["attention_mask"].sum())}
+
+    monkeypatch.setattr(PrefixSource, "_compute", compute)
 
 
 @pytest.fixture
@@ -58,17 +70,14 @@ def test_what_was_stored_is_stored_again_alike(model, tmp_path, limit_gb, seed):
                 again.close()
 
 
-def test_without_the_journal_last_bits_differ(model, tmp_path):
+def test_without_the_journal_it_is_not_alike(model, tmp_path):
     """Planted: the journal is needed, or the test above shows nothing."""
-    different = 0
-    for seed in range(4):
-        asked = requests(seed)
+    alike = []
+    for asked in map(requests, range(4)):
         with ActivationStore(tmp_path, 1.0) as whole, ActivationStore(tmp_path, 1.0) as after:
-            expected = ask(whole, model, asked)[5:]
-            got = ask(after, model, asked[5:])
-            different += not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-            assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(got, expected, strict=True))
-    assert different
+            expected, got = ask(whole, model, asked)[3:], ask(after, model, asked[3:])
+            alike += [torch.equal(a, b) for a, b in zip(got, expected, strict=True)]
+    assert not all(alike)
 
 
 def test_a_request_that_was_interrupted_is_made_again_as_a_whole(model, tmp_path, monkeypatch):

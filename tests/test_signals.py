@@ -18,16 +18,22 @@ def send(number):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_block(number, code):
     before = signal.getsignal(number)
-    with pytest.raises(signals.Stopped) as stopped, signals.handlers():
-        send(number)
-        raise AssertionError("the signal came too late")
+
+    def block():
+        with signals.handlers():
+            send(number)
+            raise AssertionError("the signal came too late")
+
+    with pytest.raises(signals.Stopped) as stopped:
+        block()
     assert stopped.value.exit_code == code and stopped.value.name in ("SIGTERM", "SIGINT")
     assert signal.getsignal(number) is before and not signals.stop_asked()
 
 
 def test_what_is_held_back_comes_at_the_next_check():
     done = []
-    with pytest.raises(signals.Stopped), signals.handlers():
+
+    def block():
         with signals.held_back():
             with signals.held_back():
                 send(signal.SIGTERM)
@@ -38,6 +44,9 @@ def test_what_is_held_back_comes_at_the_next_check():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process at once"
         signals.check()
         done.append("too much")
+
+    with signals.handlers(), pytest.raises(signals.Stopped):
+        block()
     assert done == ["the step", "the save"]
     signals.check()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import signal
 from pathlib import Path
@@ -67,23 +68,27 @@ def flags(beir, models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(server, flags, tmp_path_factory):
-    """Kind of run -> how an uninterrupted one ended, and its outcome; the second one reads the caches of the first."""
+    """`whole("tuned")` is how an uninterrupted run of that kind ended, and its outcome; it is made once."""
     found = {}
-    for kind in KINDS:
-        folder = tmp_path_factory.mktemp("whole") / "run"
-        done = server.run(flags(folder, kind))
-        assert done.code == 0, done.output
-        assert not stray_files(folder)
-        found[kind] = done, outcome(folder)
-    return found
+
+    def make(kind: str) -> tuple:
+        if kind not in found:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            done = server.run(flags(folder, kind))
+            assert done.code == 0, done.output
+            assert not stray_files(folder)
+            found[kind] = done, outcome(folder)
+        return found[kind]
+
+    return make
 
 
 def test_two_uninterrupted_runs_are_the_same(server, flags, whole, tmp_path):
     """What all else rests on; and the comparison sees a run that is not the same."""
     assert server.run(flags(tmp_path / "again", "plain")).code == 0
-    assert outcome(tmp_path / "again") == whole["plain"][1]
+    assert outcome(tmp_path / "again") == whole("plain")[1]
     assert server.run([*flags(tmp_path / "other", "plain"), "--seed", 43]).code == 0
-    assert outcome(tmp_path / "other") != whole["plain"][1]
+    assert outcome(tmp_path / "other") != whole("plain")[1]
 
 
 def test_killed_anywhere_and_resumed(server, flags, whole, tmp_path, repeats, trial):
@@ -92,7 +97,7 @@ def test_killed_anywhere_and_resumed(server, flags, whole, tmp_path, repeats, tr
     for seed in range(count):
         source, kind = random.Random(seed), list(KINDS)[seed % len(KINDS)]
         with trial(1, f"SIGKILL and --resume, {kind}", seed):
-            run, folder = whole[kind][0], tmp_path / f"run{seed}"
+            (run, expected), folder = whole(kind), tmp_path / f"run{seed}"
             how = (
                 {"signals": [[source.uniform(0.05, 0.95) * run.seconds, signal.SIGKILL]]},
                 {"save_boundary": source.randint(1, run.in_saves)},
@@ -106,7 +111,7 @@ def test_killed_anywhere_and_resumed(server, flags, whole, tmp_path, repeats, tr
                 again = flags(folder, kind) if not (folder / "state" / "run.json").exists() else ["--resume", folder]
                 done = server.run(again)
             assert done.code == 0, done.output
-            assert outcome(folder) == whole[kind][1]
+            assert outcome(folder) == expected
             assert not stray_files(folder)
     assert in_saves >= (10 if count == 50 else 1)
 
@@ -116,7 +121,7 @@ def test_killed_again_and_again(server, flags, whole, tmp_path, repeats, trial):
     for seed in range(repeats(1, 6)):
         source, kind = random.Random(100 + seed), list(KINDS)[seed % len(KINDS)]
         with trial(1, f"SIGKILL up to four times and --resume last, {kind}", seed):
-            run, folder = whole[kind][0], tmp_path / f"run{seed}" / "run"
+            (run, expected), folder = whole(kind), tmp_path / f"run{seed}" / "run"
             for chance in (3, 3, 3, 3, 0):
                 begun = (folder / "state" / "run.json").exists()
                 command = ["--resume", "last", "--log-dir", folder.parent] if begun else flags(folder, kind)
@@ -124,7 +129,7 @@ def test_killed_again_and_again(server, flags, whole, tmp_path, repeats, trial):
                 if done.code == 0:
                     break
             assert done.code == 0, done.output
-            assert outcome(folder) == whole[kind][1]
+            assert outcome(folder) == expected
 
 
 # ----------------------------------------------------------------------------------------------- one training, stopped
@@ -137,6 +142,9 @@ ARMS = {
     "soft": (MAWRetriever, {"router": "soft", "maw_layers": [2, 3], "checkpoint_compression": False}),
     "random": (MAWRetriever, {"router": "random", "patience": 1, "num_epochs": 4}),
 }
+
+
+SMALL = {"batch_size": 7, "num_epochs": 2, "learning_rate": 0.01}
 
 
 class StoppedError(Exception):
@@ -156,25 +164,42 @@ class Memory:
         return True
 
     def save(self, model, saved, **_):
-        self.states.append(saved)
+        self.states.append(Saved(saved.weights, copy.deepcopy(saved.state)))  # optimizers go on with the same tensors
         if len(self.states) == self.stop:
             raise StoppedError
 
 
 @pytest.fixture
 def training(tiny_settings, tiny_data, tmp_path):
-    """`training("lora", keeper)` trains an arm anew and gives the model and the history."""
+    """`training("lora", keeper)` trains an arm anew and gives all that came of it."""
 
     def train(arm, keeper, noise=0):
         retriever, options = ARMS[arm]
-        config = tiny_settings(**{"batch_size": 7, "num_epochs": 2, "learning_rate": 0.01, **options})
+        config = tiny_settings(**(SMALL | options))
         torch.manual_seed(noise)  # what ran before in the process must not matter
         model = retriever(config)
         with ActivationStore(tmp_path / "activations", 1) as store:
             history = train_retriever(model, tiny_data, tiny_data, config, "cpu", activations=store, keeper=keeper)
-        return model, history
+        records = [{key: value for key, value in each.items() if key != "seconds"} for each in history]
+        return model.trained_state(), records, history.validation.per_query
 
     return train
+
+
+@pytest.fixture
+def uninterrupted(training):
+    """`uninterrupted("lora")` is what comes of an arm that is never stopped, and its states after each step."""
+
+    def train(arm):
+        if arm not in _uninterrupted:
+            keeper = Memory()
+            _uninterrupted[arm] = training(arm, keeper), keeper.states
+        return _uninterrupted[arm]
+
+    return train
+
+
+_uninterrupted: dict = {}
 
 
 def through_files(saved, folder):
@@ -191,26 +216,20 @@ def through_files(saved, folder):
 
 def same(first, second):
     """Whether two trainings ended alike: weights to the last bit, records but for times, values of every query."""
-    (a, history_a), (b, history_b) = first, second
-    weights = a.trained_state(), b.trained_state()
-    records = [[{k: v for k, v in each.items() if k != "seconds"} for each in h] for h in (history_a, history_b)]
-    values = [history.validation.per_query for history in (history_a, history_b)]
+    weights, values = (first[0], second[0]), (first[2], second[2])
     return (
-        weights[0].keys() == weights[1].keys()
-        and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-        and records[0] == records[1]
+        all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
+        and first[1] == second[1]
         and all((values[0][name] == values[1][name]).all() for name in values[0])
     )
 
 
 @pytest.mark.parametrize("arm", sorted(ARMS))
-def test_a_training_goes_on_after_any_step(training, tmp_path, arm, repeats, trial):
-    """All steps in the full count; in the suite, the first, one inside the second epoch, and the last."""
-    keeper = Memory()
-    expected = training(arm, keeper)
-    count = len(keeper.states)
-    assert count >= 10
-    for number in range(1, count + 1) if repeats(0, 1) else (1, count // 2 + 2, count):
+def test_a_training_goes_on_after_any_step(training, uninterrupted, tmp_path, arm, repeats, trial):
+    """All steps in the full count; in the suite, the first and one inside the second epoch."""
+    expected, states = uninterrupted(arm)
+    assert len(states) >= 10
+    for number in range(1, len(states) + 1) if repeats(0, 1) else (1, len(states) // 2 + 2):
         with trial(4, f"resume after a step, {arm}", number):
             stopped = Memory(stop=number)
             with pytest.raises(StoppedError):
@@ -241,14 +260,12 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("arm", "part"), PLANTED)
-def test_a_state_without_one_of_its_parts_is_noticed(training, tiny_settings, tiny_data, arm, part):
+def test_a_state_without_one_of_its_parts_is_noticed(training, uninterrupted, tiny_settings, tiny_data, arm, part):
     """Planted: what is left out of the state must change the result, or the tests above show nothing."""
-    keeper = Memory()
-    expected = training(arm, keeper)
+    expected, states = uninterrupted(arm)
     retriever, options = ARMS[arm]
-    config = tiny_settings(**{"batch_size": 7, "num_epochs": 2, "learning_rate": 0.01, **options})
+    config = tiny_settings(**(SMALL | options))
     data = as_retrieval_data(tiny_data, "train")
     fresh = Trainer(retriever(config), data, config, torch.device("cpu"), "fresh", None).state_dict()
-    saved = keeper.states[2]  # inside the first epoch; where batches are accumulated, with gradients half gathered
-    assert same(training(arm, Memory(saved=saved)), expected)
+    saved = states[2]  # inside the first epoch; where batches are accumulated, with gradients half gathered
     assert not same(training(arm, Memory(saved=without(saved, part, fresh))), expected)
