@@ -37,7 +37,7 @@ from maw.metrics import EvaluationResult
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
 from maw.run_state import RunState
-from maw.signed import read_signed, write_signed
+from maw.signed import clear_temporaries, read_signed, write_signed
 from maw.tuning import Trial
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class DatasetState:
         if self._read() is None:
             record = {"folder": folder, "started": now.isoformat(), "results_sha256": None}
             write_signed(self.folder / _DATASET, record)
+        for path in (self.results_folder, *self.results_folder.glob("*/")):
+            clear_temporaries(path)
         return datetime.fromisoformat(self._read()["started"])
 
     @property

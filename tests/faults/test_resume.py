@@ -268,4 +268,6 @@ def test_a_state_without_one_of_its_parts_is_noticed(training, uninterrupted, ti
     data = as_retrieval_data(tiny_data, "train")
     fresh = Trainer(retriever(config), data, config, torch.device("cpu"), "fresh", None).state_dict()
     saved = states[2]  # inside the first epoch; where batches are accumulated, with gradients half gathered
+    parts = saved.state["trainer"]["objective"]["bank"]["parts"]
+    fresh["objective"]["bank"] = {"parts": [torch.zeros_like(each) for each in parts]}  # an empty one is an error
     assert not same(training(arm, Memory(saved=without(saved, part, fresh))), expected)
