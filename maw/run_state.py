@@ -229,14 +229,14 @@ def _libraries() -> dict[str, str]:
 
 def _make_way(log_dir: Path, restart: bool) -> None:
     """Removes the state of an unfinished run, unless there is work in it that nobody has given up."""
-    path = log_dir / STATE / RUN
+    path, record = log_dir / STATE / RUN, None
     if path.is_file() and not restart:
-        with contextlib.suppress(MAWError):  # what is damaged cannot be gone on with
-            started = read_signed(path)["started"]
-            if _has_work(log_dir, read_signed(path)["id"]):
-                text = f"{log_dir}: holds an unfinished run, started {started}, that this one would replace"
-                way = f"--resume {log_dir} goes on with it; --restart gives it up; or choose another --log-dir"
-                raise ConfigError([text, way])
+        with contextlib.suppress(DamagedError):  # what is damaged cannot be gone on with
+            record = read_signed(path)
+    if record is not None and _has_work(log_dir, record["id"]):
+        text = f"{log_dir}: holds an unfinished run, started {record['started']}, that this one would replace"
+        way = f"--resume {log_dir} goes on with it; --restart gives it up; or choose another --log-dir"
+        raise ConfigError([text, way])
     path.unlink(missing_ok=True)
     shutil.rmtree(log_dir / STATE, ignore_errors=True)
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +74,22 @@ def test_other_threads_install_nothing():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(number):
+    """Even where the first one is held back for ever."""
+    code = (
+        "import time\nfrom maw import signals\n"
+        "with signals.handlers(), signals.held_back():\n    print('here', flush=True)\n"
+        "    while not signals.stop_asked():\n        time.sleep(0.01)\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == "held\n"
+        started = time.monotonic()
+        child.send_signal(number)
+        assert child.wait(30) == -number and time.monotonic() - started < 2

@@ -45,7 +45,7 @@ def flags(data, models, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def make(log_dir: Path, *more) -> list:
-        small = ["--num-epochs", 12, "--patience", 0, "--batch-size", 4, "--depth-dim", 4, "--grpo-group-size", 3]
+        small = ["--num-epochs", 8, "--patience", 0, "--batch-size", 4, "--depth-dim", 4, "--grpo-group-size", 3]
         where = ["--device", "cpu", "--log-dir", log_dir, "--cache-dir", cache, "--methods", "maw", "--top-k", 20]
         return [
             "--datasets",
@@ -90,23 +90,12 @@ def test_a_signal_saves_and_ends(server, flags, whole, tmp_path, number, repeats
                 assert outcome(folder) == whole[1]
 
 
-def test_a_signal_inside_training_keeps_the_step(server, flags, tmp_path):
-    """Without any other save, what is gone on from is the very step at which the signal came."""
-    folder = tmp_path / "run"
-    done = server.run(flags(folder), signals=[[0.05, TERM]], await_file=[str(folder), "checkpoints/*_latest"])
-    assert done.code == 143
-    record = read_signed(folder / "checkpoints" / "beir_tiny_maw_latest" / "checkpoint.json")
-    assert record["step"] > 4 or record["epoch"] > 1
-    again = server.run(["--resume", folder])
-    assert again.code == 0 and f"after step {record['step']}" in again.output
-
-
 @pytest.mark.parametrize("number", [TERM, INT], ids=["SIGTERM", "SIGINT"])
 def test_a_second_signal_leaves_at_once(server, flags, whole, tmp_path, number, repeats, trial):
     for seed in range(repeats(1, 20)):
         with trial(3, f"{number.name} twice, then --resume", seed):
             folder, when = tmp_path / f"run{seed}", random.Random(seed).uniform(0.1, 0.8) * whole[0].seconds
-            done = server.run(flags(folder), signals=[[when, number], [when + 0.01, number]])
+            done = server.run(flags(folder), signals=[[when, number], [when + 0.4, number]])
             assert done.code in (CODES[number], -number), done.output
             assert done.after_signal < 2
             if (folder / "state" / "run.json").exists():
