@@ -116,9 +116,10 @@ def test_killed_anywhere_and_resumed(server, flags, whole, tmp_path, repeats, tr
     assert in_saves >= (10 if count == 50 else 1)
 
 
+@pytest.mark.faults
 def test_killed_again_and_again(server, flags, whole, tmp_path, repeats, trial):
     """Interruptions of what goes on after interruptions."""
-    for seed in range(repeats(1, 6)):
+    for seed in range(repeats(3, 6)):
         source, kind = random.Random(100 + seed), list(KINDS)[seed % len(KINDS)]
         with trial(1, f"SIGKILL up to four times and --resume last, {kind}", seed):
             (run, expected), folder = whole(kind), tmp_path / f"run{seed}" / "run"

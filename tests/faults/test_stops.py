@@ -75,7 +75,7 @@ def whole(server, flags, tmp_path_factory):
 
 @pytest.mark.parametrize("number", [TERM, INT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_ends(server, flags, whole, tmp_path, number, repeats, trial):
-    for seed in range(repeats(2, 20)):
+    for seed in range(repeats(1, 20)):
         with trial(3, f"{number.name}, then --resume", seed):
             folder, when = tmp_path / f"run{seed}", random.Random(seed).uniform(0.02, 0.9) * whole[0].seconds
             done = server.run(flags(folder), signals=[[when, number]])
