@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -201,4 +202,13 @@ def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
 def _pretrained_sha256(model: BaselineRetriever) -> str | None:
     """Of the weights' file that the model was built from; None for a model that its hub's name stands for."""
     path = model.spec.folder / WEIGHTS if model.spec.folder else None
-    return sha256(path) if path and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    about = path.stat()
+    return _sha256_once(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _sha256_once(path: Path, size: int, changed: int) -> str:
+    """The SHA-256 of a file of that size and date; large, and asked for at every save."""
+    return sha256(path)
