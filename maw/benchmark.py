@@ -36,6 +36,7 @@ from maw.errors import ConfigError, DataError
 from maw.files import check_writable
 from maw.finished import DatasetState
 from maw.inputs import TextSource
+from maw.keeper import Keeper
 from maw.locks import run_lock
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
@@ -273,15 +274,18 @@ class DatasetRun:
         self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
     ) -> ArmRun:
         """One run of an arm: read back if it is done, else from where it was interrupted or from its beginning."""
-        if self.state is None:
-            return arm.run(collection, seed, rates, fold=fold)
-        name = self._checkpoint_name(arm.method, seed, fold)
-        keeper = self.state.keeper(name, dataset=self.collection.name, method=arm.method.name)
-        run = self.state.read_run(name)
+        name, state = self._checkpoint_name(arm.method, seed, fold), self.state
+        about = {"dataset": self.collection.name, "method": arm.method.name}
+        if state is None:
+            keeper = Keeper(self.config, Path(self.config.log_dir) / "checkpoints", name, **about)
+            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
+            keeper.finish()
+            return run
+        keeper, run = state.keeper(name, **about), state.read_run(name)
         if run is None:
             run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
             with signals.held_back():
-                self.state.write_run(name, run)
+                state.write_run(name, run)
             signals.check()
         else:
             logger.info("%s: done before the run was interrupted", name)

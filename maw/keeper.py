@@ -36,7 +36,7 @@ class Keeper:
         name: what their names begin with.
         dataset: for the record.
         method: for the record.
-        run: which run and part of it this is; what another one left under the same name is never gone on from.
+        run: which run and part of it this is, if it can go on: what another one left is never gone on from.
         resume: whether to look for a state to go on from.
         only_latest: keep no best checkpoint, nor those of epochs.
         before_save: called before each save.
@@ -50,13 +50,13 @@ class Keeper:
         *,
         dataset: str,
         method: str,
-        run: Mapping[str, Any],
+        run: Mapping[str, Any] | None = None,
         resume: bool = False,
         only_latest: bool = False,
         before_save: Callable[[], None] = lambda: None,
     ):
         self.config, self.folder, self.name = config, folder, name
-        self.about = {"dataset": dataset, "method": method, "run": dict(run)}
+        self.about = {"dataset": dataset, "method": method, "run": dict(run or {})}
         self.resume, self.only_latest, self.before_save = resume, only_latest, before_save
         self._saved_at = time.monotonic()
 

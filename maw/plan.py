@@ -305,12 +305,12 @@ def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: S
     cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
     stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
     embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, len(works))
+    results += state_bytes(config, spec, works)
     rooms = [
         Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
         Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
         Room(cache / "embeddings", embeddings, "embeddings", "--embedding-cache-gb"),
         Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"),
-        Room(Path(config.log_dir), _state_bytes(config, spec, works), "state of the unfinished run", "--log-dir"),
     ]
     if files:
         home = Path(os.path.commonpath([file.path.parent.absolute() for file in files]))
@@ -330,7 +330,7 @@ def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
     return LOG_BYTES + one * kept * trainings * datasets
 
 
-def _state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
+def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
     """What a run keeps until it has finished: one training in progress, and the rankings of what is done."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     training = 8 * _layer_parameters(spec) * len(layers) * FLOAT_BYTES if _trained_methods(config) else 0
