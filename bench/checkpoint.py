@@ -1,6 +1,7 @@
 """What saving costs a training of the offline preset, in time and on disk.
 
     python -m bench.checkpoint
+    python -m bench.checkpoint --methods lora
 
 Each method is trained once as `python tier_1.py --preset offline` trains it, and every save is timed inside that
 training: the share of time that saving takes is a ratio of two times of one run, so that a machine that is slow for a
@@ -173,12 +174,15 @@ def claims_of(name: str, cost: Cost, epochs: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measures each method."""
-    quick = quick_parser(__doc__).parse_args().quick
+    parser = quick_parser(__doc__)
+    parser.add_argument("--methods", default=",".join(METHODS), help="what to train")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     small = {"train_samples": 32, "val_samples": 16, "val_corpus_size": 50, "num_epochs": 1} if quick else {}
     config = settings(**small)
     data = prepare_training(load_collection("pystdlib", config), config)
     rows, claims = [], []
-    for name in METHODS:
+    for name in arguments.methods.split(","):
         with tempfile.TemporaryDirectory() as folder:
             cost = measure(name, config, data, Path(folder))
         rows.append(row(name, cost, config.num_epochs))
