@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-BENCH  := layer encoding training offline search metrics growth
+BENCH  := layer encoding training offline search metrics growth checkpoint
 
 .PHONY: run test lint faults bench clean
 

@@ -3,18 +3,21 @@
     python tier_1.py --preset offline            # no network: a packaged model, Python's own library as the data
     python tier_1.py --datasets beir:path/to/scifact --maw-layers 11,12 --num-epochs 5
     python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
+    python tier_1.py --resume last               # goes on with a run that was interrupted, to the same results
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
 
 Importing this module loads neither torch nor a model: each public name is fetched when it is first used. Exit codes:
-0 done, 1 something the user can mend, 2 a wrong configuration, 130 interrupted.
+0 done, 1 something the user can mend, 2 a wrong configuration; 130 stopped by Ctrl-C (SIGINT) and 143 by SIGTERM, both
+after saving. SIGUSR1 saves and goes on.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +41,7 @@ _HOMES = {
     "MAWAttentionLayer": "maw.attention",
     "GRPORouter": "maw.routing",
     "load_checkpoint": "maw.checkpoint",
+    "cleanup_checkpoints": "maw.checkpoint",
 }
 __all__ = list(_HOMES)
 
@@ -66,24 +70,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    from maw import signals
+
+    with signals.handlers():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    from maw.signals import Stopped
+
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(argv)
     except ConfigError as error:
         sys.stderr.writelines(f"{problem}\n" for problem in ("tier_1.py: cannot run:", *error.problems))
         return 2
     except MAWError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; every file written so far is whole\n")
-        return 130
+    except KeyboardInterrupt as interrupt:
+        stopped = isinstance(interrupt, Stopped)
+        how = f"stopped by {interrupt.name}" if stopped else "interrupted"
+        sys.stderr.write(f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}\n")
+        return interrupt.exit_code if stopped else 130
 
 
 def _run(argv: Sequence[str]) -> int:
     from maw.flags import parse_command_line
 
     config = parse_command_line(argv)
-    with _logging_to(config):
+    with _alone_in(config), _logging_to(config):
         try:
             from maw.benchmark import run_complete_benchmark
 
@@ -113,6 +128,29 @@ def _translated(error: Exception) -> MAWError | None:
         where = f"{error.filename}: " if error.filename else ""
         return MAWError(f"{where}{reason(error)}; files written so far are whole")
     return None
+
+
+@contextmanager
+def _alone_in(config: Tier1Config) -> Iterator[None]:
+    """Holds the run's folder, before anything heavy is loaded; notes how a run that is stopped there goes on.
+
+    Raises:
+        MAWError: another run is at work in the folder.
+    """
+    if config.dry_run:
+        yield
+        return
+    from maw.locks import run_lock
+    from maw.run_state import is_unfinished
+
+    with run_lock(config.log_dir):
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            if is_unfinished(config.log_dir):
+                command = f"python tier_1.py --resume {shlex.quote(config.log_dir)}"
+                interrupt.add_note(f"; what is done is saved, and {command} goes on with it")
+            raise
 
 
 class ConsoleHandler(logging.Handler):

@@ -12,14 +12,13 @@ data order, dropout and routing; queries, passages, folds and negatives were dra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw.checkpoint import RETRIEVERS, save_checkpoint
+from maw.checkpoint import RETRIEVERS
 from maw.config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.diagnostics import routing_diagnostics
@@ -29,9 +28,7 @@ from maw.metrics import EvaluationResult
 from maw.prefix import ActivationStore
 from maw.profile import stage, watch
 from maw.retriever import BaselineRetriever
-from maw.training import VALIDATION_METRIC, History, rates, train_retriever
-
-OnEpoch = Callable[[dict[str, Any], bool], None]
+from maw.training import VALIDATION_METRIC, History, Keeper, rates, train_retriever
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Arm:
         train: RetrievalData,
         validation: RetrievalData,
         dataset: str,
-        on_epoch: OnEpoch | None = None,
+        keeper: Keeper | None = None,
     ) -> History:
         """Trains a model of `build`; it is left with its best epoch's weights.
 
@@ -110,7 +107,7 @@ class Arm:
                 dataset,
                 self.method.name,
                 activations=self.activations,
-                on_epoch=on_epoch,
+                keeper=keeper,
             )
 
     def run(
@@ -120,7 +117,7 @@ class Arm:
         rates: Mapping[str, float] | None = None,
         *,
         fold: int | None = None,
-        checkpoints: str | None = None,
+        keeper: Keeper | None = None,
     ) -> ArmRun:
         """Trains, where the method trains, and evaluates on the test queries.
 
@@ -129,15 +126,14 @@ class Arm:
             seed: of the training.
             rates: learning rates by the setting's name; the arm's own defaults, if not given.
             fold: for the record.
-            checkpoints: what the names of its checkpoints begin with; None to keep none.
+            keeper: writes its checkpoints, and has what an interrupted training is to go on from; None to keep none.
         """
         started = time.perf_counter()
         model = self.build(self.configure(seed, rates))
         record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
         history = None
         if self.method.trained:
-            on_epoch = None if checkpoints is None else self._keep(model, collection.name, checkpoints)
-            history = self.train(model, collection.train, collection.validation, collection.name, on_epoch)
+            history = self.train(model, collection.train, collection.validation, collection.name, keeper)
             record |= training_facts(model, history)
         trained = time.perf_counter()
         with stage("evaluation"):
@@ -163,31 +159,6 @@ class Arm:
             "runtime_seconds": finished - started,
         }
         return ArmRun(seed, fold, record, evaluation, history.validation if history else None)
-
-    def _keep(self, model: BaselineRetriever, dataset: str, name: str) -> OnEpoch:
-        """Writes the checkpoints that the configuration asks for after every epoch."""
-        folder, history = Path(self.config.log_dir) / "checkpoints", History()
-
-        def on_epoch(record: dict[str, Any], improved: bool) -> None:
-            history.append(dict(record))
-            wanted = {
-                "best": improved,
-                "latest": not self.config.keep_only_best_checkpoint,
-                f"epoch{record['epoch']:03d}": self.config.save_epoch_checkpoints,
-            }
-            for suffix in (suffix for suffix, is_wanted in wanted.items() if is_wanted):
-                with stage("writing checkpoints"):
-                    save_checkpoint(
-                        folder / f"{name}_{suffix}",
-                        model,
-                        dataset=dataset,
-                        method=self.method.name,
-                        epoch=record["epoch"],
-                        best_val_metric=history.best[f"val_{VALIDATION_METRIC}"],
-                        training_history=history,
-                    )
-
-        return on_epoch
 
 
 def training_facts(model: BaselineRetriever, history: History) -> dict[str, Any]:

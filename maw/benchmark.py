@@ -4,39 +4,47 @@
     results = run_complete_benchmark(Tier1Config(...))
 
     python tier_1.py --tune 9 --seeds 3 --folds 5      # trials for every arm alike, training seeds, cross-validation
+    python tier_1.py --resume last                     # after an interruption: goes on to the same results
 
 This module alone knows all the others. For each dataset the methods run one after the other on the same batches and
 against the same corpus: an arm that trains is tuned in each round of the folds (`maw.tuning`), then trained with every
 seed and evaluated on the round's test queries (`maw.arm`); its runs make one value for each query (`maw.runs`). Test
 queries are read once by each run, when its training is over. What the tests of a dataset can find is said before any
-of their results is shown (`maw.confirmatory`).
+of their results is shown (`maw.confirmatory`). What is done is kept as the run goes on (`maw.run_state`,
+`maw.finished`), so that an interrupted run does not repeat it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection as Collected
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw import confirmatory
-from maw.arm import Arm
+from maw import confirmatory, signals
+from maw.arm import Arm, ArmRun
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
 from maw.data.folds import with_round_facts
 from maw.errors import ConfigError, DataError
 from maw.files import check_writable
+from maw.finished import DatasetState
 from maw.inputs import TextSource
+from maw.keeper import Keeper
+from maw.locks import run_lock
 from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device
 from maw.plan import make_plan
-from maw.precision import name_of, pick_precision
+from maw.precision import name_of, pick_precision, settled
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.profile import current, profiling, stage, watch
@@ -45,11 +53,14 @@ from maw.report.differences import effects_text
 from maw.report.plan import plan_text
 from maw.report.profile import profile_text
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
+from maw.run_state import RunState, differences, find_run, open_run
 from maw.runs import ArmResult, combine
 from maw.tuning import Trial, tune
 from maw.validation import validate
 
 logger = logging.getLogger(__name__)
+
+_STAMP = "%Y%m%d_%H%M%S"
 
 
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
@@ -64,10 +75,14 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
         What `summary/all_results.json` holds: each dataset's results by its name. Nothing if `config.dry_run`.
 
     Raises:
-        ConfigError: every mistake in the configuration, before anything is loaded.
+        ConfigError: every mistake in the configuration, before anything is loaded; a run that cannot go on since not
+            all is as it was, or a new one where an unfinished one would be lost.
+        Stopped: a signal asked for it; what is done is kept.
         MAWError: whatever else the user can mend.
     """
     config = config or Tier1Config()
+    if config.resume:
+        config = replace(config, log_dir=str(find_run(config.resume)))
     spec = validate(config)
     device = pick_device(config)
     plan = make_plan(config, spec)
@@ -76,24 +91,64 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
         return {}
     plan.check_disks()
     check_sources(config.datasets, config)
-    results: dict[str, Any] = {}
     check_writable(config.log_dir)
-    log_event(logger, "run", configuration=config.to_dict())
-    for name in config.datasets:
-        with profiling(device, wanted=config.profile):
-            with stage("loading data"):
-                data = load_folds(name, config) if config.folds else load_collection(name, config)
-            run = DatasetRun(data, config, spec, device)
-            if run.collection.name in results:
-                taken = run.collection.name
-                raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
-            results[run.collection.name] = run.run()
-        done = len(results) == len(config.datasets)
-        family = confirmatory.over_run(list(results.values()), config) if done else None
-        layout.write_summary(config.log_dir, list(results.values()), family)
-        clear_cache(config)
+    with run_lock(config.log_dir):
+        machine = _machine(config, device)
+        state = open_run(config, machine)
+        _warn_of_another_machine(state.record["machine"], machine["machine"])
+        config = replace(config, resume=None, restart=False)
+        log_event(logger, "run", configuration=config.to_dict())
+        with settled(device, state.record["precision"]):
+            results = _run_datasets(config, spec, device, state)
+        state.finish()
     text.show(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
     return results
+
+
+def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for number, name in enumerate(config.datasets, start=1):
+        done = DatasetState(state, number, config)
+        result = done.results()
+        if result is not None:
+            text.show(f"\n{result['dataset']}: done before the run was interrupted")
+        else:
+            result = _run_dataset(name, config, spec, device, done, results)
+        results[result["dataset"]] = result
+        complete = len(results) == len(config.datasets)
+        family = confirmatory.over_run(list(results.values()), config) if complete else None
+        layout.write_summary(config.log_dir, list(results.values()), family)
+        clear_cache(config)
+        signals.check()
+    return results
+
+
+def _run_dataset(
+    name: str, config: Tier1Config, spec: ModelSpec, device: torch.device, state: DatasetState, others: Collected[str]
+) -> dict[str, Any]:
+    with profiling(device, wanted=config.profile):
+        with stage("loading data"):
+            data = load_folds(name, config) if config.folds else load_collection(name, config)
+        run = DatasetRun(data, config, spec, device, state)
+        if run.collection.name in others:
+            taken = run.collection.name
+            raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
+        return run.run()
+
+
+def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:
+    """What a run notes of where it computes: the number format, which a measurement may have chosen, and the rest."""
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+    machine = {"device": device.type, "units": name, "threads": torch.get_num_threads()}
+    return {"precision": name_of(pick_precision(config.precision, device)), "machine": machine}
+
+
+def _warn_of_another_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = differences(before, now, "")
+    if changed:
+        listed = "; ".join(line.strip() for line in changed)
+        logger.warning("the run goes on with other processors than it began with: last digits may differ (%s)", listed)
 
 
 class DatasetRun:
@@ -104,23 +159,34 @@ class DatasetRun:
         config: the run's configuration.
         spec: the run's model.
         device: where to compute.
+        state: what of it is done, and where what is done is kept; None to keep nothing.
     """
 
-    def __init__(self, data: Collection | Folds, config: Tier1Config, spec: ModelSpec, device: torch.device):
+    def __init__(
+        self,
+        data: Collection | Folds,
+        config: Tier1Config,
+        spec: ModelSpec,
+        device: torch.device,
+        state: DatasetState | None = None,
+    ):
         self.collection = data.whole if isinstance(data, Folds) else data
         self.rounds = list(data.rounds) if isinstance(data, Folds) else [data]
-        self.config, self.spec, self.device = config, spec, device
+        self.config, self.spec, self.device, self.state = config, spec, device, state
         self.records: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, EvaluationResult] = {}
         self.validations: dict[str, EvaluationResult | None] = {}
 
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
-        started = datetime.now()
-        folder = cache_folder(self.config) / "activations"
-        with ActivationStore(folder, self.config.prefix_cache_gb) as activations:
+        started = self._begin()
+        with ActivationStore(cache_folder(self.config) / "activations", self.config.prefix_cache_gb) as activations:
+            if self.state:
+                self.state.share(activations)
             with stage("negatives"):
                 self._prepare_training(activations)
+            if self.state:
+                self.state.check_data(self.rounds or [self.collection])
             for method in in_order(self.config.methods):
                 text.show(text.method_heading(method, self.collection.title))
                 with stage(method.name):
@@ -136,8 +202,10 @@ class DatasetRun:
         for record in self.records.values():
             text.show(f"\n{text.method_summary(record)}")
         with stage("writing"):
-            stamp = started.strftime("%Y%m%d_%H%M%S")
-            folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, stamp)
+            stamp = started.strftime(_STAMP)
+            folder = layout.write_dataset(
+                self.config.log_dir, result, self.evaluations, stamp, folder=self.state and self.state.results_folder
+            )
             plots.write_routing_plots(folder, result)
         text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
         log_event(logger, "dataset", dataset=self.collection.name, folder=str(folder))
@@ -146,7 +214,18 @@ class DatasetRun:
             content = profile.content()
             layout.write_profile(folder, content)
             text.show(f"\n{profile_text(content)}")
+        if self.state:
+            self.state.close()
         return result
+
+    def _begin(self) -> datetime:
+        """When the dataset was begun: before the run was interrupted, if it was."""
+        now = datetime.now()
+        if self.state is None:
+            return now
+        self.state.check_model(self.config)
+        folder = layout.free_folder(self.config.log_dir, self.collection.name, now.strftime(_STAMP))
+        return self.state.begin(folder.name, now)
 
     def _prepare_training(self, activations: ActivationStore) -> None:
         """Chooses the hard negatives that every trained method will see."""
@@ -179,7 +258,7 @@ class DatasetRun:
 
     def _test(self, arm: Arm) -> ArmResult:
         """An arm that is not trained: once, on all test queries."""
-        return combine([arm.run(self.collection, self.config.seed)])
+        return combine([self._run_arm(arm, self.collection, self.config.seed, None, None)])
 
     def _train_and_test(self, arm: Arm) -> tuple[ArmResult, list[dict[str, Any]]]:
         """An arm that is: tuned in every round, then every seed trained and tested; and an account of the searches."""
@@ -191,11 +270,32 @@ class DatasetRun:
                 rates, account = self._tune(arm, round_, fold)
                 searches.append(account)
             for seed in range(config.seed, config.seed + config.seeds):
-                name = self._checkpoint_name(arm.method, seed, fold)
-                runs.append(arm.run(round_, seed, rates, fold=fold, checkpoints=name))
+                runs.append(self._run_arm(arm, round_, seed, rates, fold))
                 if config.seeds > 1 or config.folds:
                     text.show(protocol.run_line(runs[-1].record))
         return combine(runs), searches
+
+    def _run_arm(
+        self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
+    ) -> ArmRun:
+        """One run of an arm: read back if it is done, else from where it was interrupted or from its beginning."""
+        name, state = self._checkpoint_name(arm.method, seed, fold), self.state
+        about = {"dataset": self.collection.name, "method": arm.method.name}
+        if state is None:
+            keeper = Keeper(self.config, Path(self.config.log_dir) / "checkpoints", name, **about)
+            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
+            keeper.finish()
+            return run
+        keeper, run = state.keeper(name, **about), state.read_run(name)
+        if run is None:
+            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
+            with signals.held_back():
+                state.write_run(name, run)
+            signals.check()
+        else:
+            logger.info("%s: done before the run was interrupted", name)
+        keeper.finish()
+        return run
 
     def _tune(self, arm: Arm, round_: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
         def show(trial: Trial, trials: int, best: bool) -> None:
@@ -203,8 +303,11 @@ class DatasetRun:
 
         if fold is not None:
             text.show(f"   fold {fold}:")
-        config = self.config
-        tuned = tune(arm, round_.train, round_.validation, round_.name, config.tune, config.seed, show)
+        config, log = self.config, None
+        if self.state:
+            name = self._checkpoint_name(arm.method, config.seed, fold)
+            log = self.state.trials(name, dataset=self.collection.name, method=arm.method.name)
+        tuned = tune(arm, round_.train, round_.validation, round_.name, config.tune, config.seed, show, log)
         return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record
 
     def _checkpoint_name(self, method: Method, seed: int, fold: int | None) -> str:

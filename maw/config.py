@@ -286,6 +286,12 @@ class Tier1Config:
     """Keep a checkpoint of every epoch too."""
     checkpoint_compression: bool = True
     """Store the trained parameters only; the pretrained weights are found again by name."""
+    save_every: Annotated[float, Range(0, 1e6)] = 0.0
+    """Minutes of training between saves inside an epoch; 0: after each epoch alone."""
+    resume: Line | None = None
+    """Go on with the unfinished run in this folder, or the last one under logs/, after its last save."""
+    restart: bool = False
+    """Start anew where log_dir holds an unfinished run, whose state is then removed."""
     compress_logs: bool = True
     """Compress the log files with gzip at the end of a run."""
     max_log_files: CountOrZero = 100
@@ -318,6 +324,17 @@ class Tier1Config:
         if problems:
             raise ConfigError([str(problem) for problem in problems])
         return config
+
+    @classmethod
+    def from_run(cls, folder: str | Path) -> Tier1Config:
+        """That of an unfinished run, to go on with it: `run_complete_benchmark(Tier1Config.from_run("logs/tier1"))`.
+
+        Raises:
+            ConfigError: there is no unfinished run in the folder.
+        """
+        from maw.run_state import read_run  # stands after configurations; this is a convenience for notebooks
+
+        return cls.from_dict(read_run(Path(folder))["config"] | {"log_dir": str(folder), "resume": str(folder)})
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
@@ -399,6 +416,9 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.tune and config.learning_rate is not None:
         text = "a learning_rate that is set leaves nothing to tune; leave one of the two out"
         found.append(Problem("tune", text, ("learning_rate",)))
+    if config.resume and config.restart:
+        text = "a run either goes on or starts anew; leave one of the two out"
+        found.append(Problem("restart", text, ("resume",)))
     if config.folds in (1, 2):
         text = f"must be at least 3, to train, choose and test on different queries, or 0, got {config.folds}"
         found.append(Problem("folds", text))

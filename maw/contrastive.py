@@ -67,6 +67,14 @@ class PassageBank:
         """Takes in a batch's passages, the positives first."""
         self._parts.append(passages_PC.detach())
 
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What it holds; where no batch looks back, that is the last batch alone, and never read."""
+        return {"parts": self._parts}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]], device: torch.device) -> None:
+        """Takes back what `state_dict` gave."""
+        self._parts = [each.to(device) for each in state["parts"]]
+
 
 class TrainingPairs:
     """The training queries with their relevant passages and negatives, as integer rows.

@@ -101,9 +101,15 @@ class RoutingDiagnostics:
             self._best = self.split
         self.split = None
 
+    @property
+    def has_forgotten_best(self) -> bool:
+        """Whether `after_training` wants the best weights evaluated again: the training was interrupted since."""
+        return self.config.diagnostics == "best" and self._best is None
+
     def after_training(self, best_record: Facts) -> None:
         """Adds to the record of the best epoch, whose weights the model must have again."""
-        self.split, self._best = self._best, None
+        best, self._best = self._best, None
+        self.split = (best or self.split) if self.config.diagnostics == "best" else None
         if self.split is not None:
             with stage("diagnostics"):
                 _merge(best_record["val_routing"], self.full())

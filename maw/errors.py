@@ -34,6 +34,10 @@ class NotFiniteError(MAWError):
     """A loss, gradient, embedding or score that is NaN or infinite: what training that diverges ends in."""
 
 
+class DamagedError(MAWError):
+    """A file of the program's own that is not as it was written; the message names it."""
+
+
 class ModelError(MAWError):
     """A model that cannot be found, loaded or given depth attention."""
 

@@ -81,11 +81,15 @@ def write_json(path: Path, value: Any) -> Path:
             cannot be written.
         TypeError: an object that is none of the above, or two keys that read the same.
     """
+    return write_text(path, json_text(path, value))
+
+
+def json_text(path: Path, value: Any) -> str:
+    """What `write_json` writes; `path` is for its message."""
     try:
-        text = _render(_plain(value, ()), "")
+        return _render(_plain(value, ()), "") + "\n"
     except _NotFiniteError as error:
         raise MAWError(f"cannot write {path}: {error} is not a finite number; an earlier step went wrong") from None
-    return write_text(path, text + "\n")
 
 
 def json_line(value: Any) -> str:

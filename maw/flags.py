@@ -18,7 +18,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from maw import __version__, config_file
+from maw import __version__, config_file, run_state
 from maw.config import PRESETS, SECTIONS, Tier1Config, check_preset, gather, kinds
 from maw.errors import ConfigError
 from maw.rules import Kind, Problem, closest, from_text, show, split_names
@@ -45,6 +45,8 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
         sys.stdout.write(f"tier_1.py {__version__}\n")
         raise SystemExit(0)
     sources = _read_sources(words)
+    if "resume" in words.values:
+        return _resumed(words, sources)
     flags = {name: value for name, value in words.values.items() if name in kinds()}
     config, problems = gather(sources.values | flags)
     unsure = words.broken if sources.complete else words.broken | (set(kinds()) - set(flags))
@@ -52,6 +54,30 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     found, _ = find_problems(config, problems, unsure)
     places = {name: place for name, place in sources.places.items() if name not in flags}
     mistakes = [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
+    """The configuration of the run that --resume names; what else is given must be as it was, or change no result.
+
+    Raises:
+        ConfigError: no such run, or one that cannot go on, with every difference.
+        SystemExit: with 0, the run has finished already.
+    """
+    given = sources.values | {name: value for name, value in words.values.items() if name in kinds()}
+    if words.mistakes or sources.mistakes:
+        raise ConfigError([*words.mistakes, *sources.mistakes])
+    folder = run_state.find_run(str(given["resume"]), given.get("log_dir"))
+    if run_state.is_finished(folder):
+        sys.stdout.write(f"{folder}: this run has finished; there is nothing left to do\n")
+        raise SystemExit(0)
+    record = run_state.read_run(folder)
+    config, problems = gather(record["config"] | given | {"log_dir": str(folder), "resume": str(folder)})
+    changed = run_state.changes(record, config)
+    mistakes = [run_state.refusal(folder), *changed] if changed else []
+    mistakes += [_describe(problem, sources.places) for problem in find_problems(config, problems)[0]]
     if mistakes:
         raise ConfigError(mistakes)
     return config

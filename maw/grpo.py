@@ -46,6 +46,7 @@ from maw.contrastive import Batch
 from maw.cpu import packed_weights
 from maw.errors import NotFiniteError
 from maw.routing import gumbel_argmax, noise_keys, same_depth, uniform_noise
+from maw.training_state import State, load_optimizer_state, optimizer_state
 
 ADVANTAGE_EPSILON = 1e-4
 ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
@@ -300,6 +301,14 @@ class RouterLearner:
         self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
         self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
 
+    def state_dict(self) -> State:
+        """What the learner carries from one step to the next, but the routers' weights."""
+        return {"optimizer": optimizer_state(self.optimizer)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back what `state_dict` gave."""
+        load_optimizer_state(self.optimizer, state["optimizer"])
+
     def _step(self, loss: Tensor, rewards: Tensor) -> None:
         """One update of the routers, unless there is something in it that is not finite.
 
@@ -336,6 +345,13 @@ class GRPOLearner(RouterLearner):
     def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
         super().__init__(encoder, engine, config, temperature)
         self.reference = copy.deepcopy(self.routers).requires_grad_(False)
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"reference": dict(self.reference.state_dict())}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.reference.load_state_dict(state["reference"])
 
     def step(
         self,

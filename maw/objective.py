@@ -24,6 +24,7 @@ from maw.encoder import MAWWithGRPOEncoder
 from maw.grpo import GRPOLearner, Rollout
 from maw.routing import gumbel_argmax, noise_keys, uniform_noise
 from maw.supervised import SupervisedLearner
+from maw.training_state import State
 
 Statistics = dict[str, Tensor]
 LEARNERS = {"reward": GRPOLearner, "labels": SupervisedLearner}
@@ -35,6 +36,14 @@ class ContrastiveObjective:
     def __init__(self, engine: nn.Module, temperature: float):
         self.engine, self.temperature = engine, temperature
         self.bank = PassageBank()
+
+    def state_dict(self) -> State:
+        """What the objective carries from one step to the next."""
+        return {"bank": self.bank.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back what `state_dict` gave."""
+        self.bank.load_state_dict(state["bank"], next(self.engine.parameters()).device)
 
     def __call__(
         self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
@@ -89,6 +98,13 @@ class LearnedRoutingObjective(ContrastiveObjective):
     ):
         super().__init__(engine, temperature)
         self.learner, self.config, self.update, self.steps = learner, config, config.encoder_update, steps
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.learner.load_state_dict(state["learner"])
 
     def __call__(
         self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int

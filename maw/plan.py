@@ -37,6 +37,7 @@ STATES_PER_TOKEN = 24  # vectors of the hidden size that a pass through a layer 
 BACKWARD = 3  # passes that a training step with its gradient takes, in forward ones
 LOG_BYTES = 10_000_000
 DIAGNOSED_DOCUMENTS = 200  # of a split, which `maw.diagnostics` puts at every depth, beside its queries
+RANKING_BYTES = 12  # a passage's row and score
 
 
 @dataclass(frozen=True)
@@ -323,6 +324,7 @@ def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: S
     cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
     stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
     embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, len(works))
+    results += state_bytes(config, spec, works)
     rooms = [
         Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
         Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
@@ -339,10 +341,22 @@ def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
     """Logs and results, and the checkpoints that every trained method keeps of each dataset."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
-    one = trained if config.checkpoint_compression else _model_bytes(spec)
-    kept = 1 + (not config.keep_only_best_checkpoint) + config.save_epoch_checkpoints * config.num_epochs
+    weights = trained if config.checkpoint_compression else _model_bytes(spec)
+    one = weights + 3 * trained  # with the optimizer's two moments and the best epoch's weights
+    latest = 2 * (not config.keep_only_best_checkpoint)  # with the one before it
+    kept = 1 + latest + config.save_epoch_checkpoints * config.num_epochs
     trainings = len(_trained_methods(config)) * config.seeds * (config.folds or 1)
     return LOG_BYTES + one * kept * trainings * datasets
+
+
+def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
+    """What a run keeps until it has finished: one training in progress, and the rankings of what is done."""
+    layers = parse_layers(config.finetune_layers, spec.num_layers)
+    training = 8 * _layer_parameters(spec) * len(layers) * FLOAT_BYTES if _trained_methods(config) else 0
+    trained = len(_trained_methods(config))
+    runs = len(config.methods) - trained + trained * config.seeds  # folds part the test queries
+    lines = sum(work.queries["test"] * min(config.top_k, work.searched) for work in works)
+    return training + runs * lines * RANKING_BYTES
 
 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:

@@ -18,6 +18,7 @@ from functools import cache
 import torch
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_settled: dict[str, torch.dtype] = {}
 WORTH_IT = 1.5
 """How many times as fast as float32 bfloat16 must be to be chosen; well away from both what processors with units
 for it show (3 to 6) and what others do (below 1), so that a busy machine does not change the choice."""
@@ -33,7 +34,21 @@ def pick_precision(asked: str, device: torch.device) -> torch.dtype:
     """
     if asked != "auto":
         return FORMATS[asked]
+    if device.type in _settled:
+        return _settled[device.type]
     return torch.bfloat16 if bfloat16_speed(device.type) >= WORTH_IT else torch.float32
+
+
+@contextlib.contextmanager
+def settled(device: torch.device, name: str) -> Iterator[None]:
+    """A block in which "auto" means one format on a kind of device: that of a run that goes on, measured before."""
+    before = dict(_settled)
+    _settled[device.type] = FORMATS[name]
+    try:
+        yield
+    finally:
+        _settled.clear()
+        _settled.update(before)
 
 
 @cache

@@ -13,13 +13,14 @@ other bytes than it was given is noticed: the texts concerned are computed again
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from maw.disk import GIGABYTE
 from maw.errors import MAWError
 from maw.files import reason
 from maw.inputs import WINDOW, Batch, TextSource, ahead, cut, encoding_tokens, padded_length, windows
+from maw.journal import Journal
 from maw.memory import FittingParts
 from maw.profile import stage
 from maw.routing import text_keys
@@ -55,6 +57,7 @@ class ActivationStore:
         self.folder = folder
         self.free_bytes = int(limit_gb * GIGABYTE)
         self.full = False
+        self.journal, self._following = Journal(), False
         self._sources: dict[tuple, PrefixSource] = {}
         self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 
@@ -80,10 +83,26 @@ class ActivationStore:
         if encoder.prefix_layers == 0 or self.free_bytes <= 0:
             return source
         key = (source.texts.fingerprint, source.prefix, source.max_length, encoder.prefix_layers, encoder.precision)
-        if key not in self._sources:
-            self._sources[key] = PrefixSource(source, self, encoder.precision)
+        new = key not in self._sources
+        if new:
+            name = json.dumps([*key[:-1], str(encoder.precision)])
+            self._sources[key] = PrefixSource(source, self, encoder.precision, name)
         self._sources[key].use(encoder, device)
+        if new:
+            self._follow(self._sources[key])
         return self._sources[key]
+
+    def resume(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes what the journal of an interrupted run held; its sources are filled as they were when asked for."""
+        self.journal.load(facts, tensors)
+        self.free_bytes, self.full = self.journal.room or (self.free_bytes, self.full)
+
+    def _follow(self, source: PrefixSource) -> None:
+        self._following = True  # the room for it is taken off already
+        try:
+            self.journal.follow(source)
+        finally:
+            self._following = False
 
     def new_file(self) -> IO[bytes]:
         """An open file without a name.
@@ -99,6 +118,8 @@ class ActivationStore:
 
     def reserve(self, size: int) -> bool:
         """Takes `size` bytes off the allowance; once they are not there, nothing more is stored."""
+        if self._following:
+            return True
         if size > self.free_bytes:
             self.full = True
             logger.warning(
@@ -117,8 +138,8 @@ class PrefixSource:
     encoder's precision.
     """
 
-    def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype):
-        self.inner, self.store = source, store
+    def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype, name: str = ""):
+        self.inner, self.store, self.name = source, store, name
         self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
         count = len(source)
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
@@ -188,15 +209,31 @@ class PrefixSource:
             return True
         if self.store.full:
             return False
-        longest_first = missing[np.argsort(-self.lengths()[missing], kind="stable")]
-        budget = encoding_tokens(self.encoder.precision) if self.device.type == "cpu" else GPU_TOKENS
         progress = tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None)
         with torch.no_grad(), progress, packed_weights():
-            for part, inputs in self.inner.batches(longest_first, WINDOW, budget):
+            for part, inputs in self._longest_first(missing):
                 if self.store.full or not self._append(part, self._compute(inputs)):
-                    return False
+                    break
                 progress.update(len(part))
-        return True
+        self.store.journal.note(self, missing)
+        return not self.store.full
+
+    def restore(self, rows: np.ndarray, count: int) -> None:
+        """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
+        label = "texts through the frozen layers, as before the run was interrupted"
+        progress = tqdm(total=count, desc=label, unit="text", leave=False)
+        with torch.no_grad(), progress, packed_weights():
+            for part, inputs in self._longest_first(rows):
+                if progress.n >= count:
+                    break
+                self._append(part, self._compute(inputs))
+                progress.update(len(part))
+
+    def _longest_first(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The batches in which texts pass through the frozen layers together."""
+        order = rows[np.argsort(-self.lengths()[rows], kind="stable")]
+        budget = encoding_tokens(self.encoder.precision) if self.device.type == "cpu" else GPU_TOKENS
+        return self.inner.batches(order, WINDOW, budget)
 
     def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         with stage("frozen layers"):

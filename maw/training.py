@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from maw import signals
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
-from maw.contrastive import TrainingPairs
+from maw.contrastive import Batch, TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.diagnostics import routing_diagnostics
@@ -40,12 +41,18 @@ from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
+from maw.progress import VALIDATION_METRIC, History, Keeper, Progress
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.router_start import start_from_clusters
+from maw.training_state import (
+    State,
+    load_optimizer_state,
+    load_random_state,
+    optimizer_state,
+    random_state,
+)
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_METRIC = "ndcg_cut_10"
 
 DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
@@ -54,22 +61,6 @@ TAKES_LESS_MEMORY = (
     "--batch-size helps too, and is not chosen here: the passages of a batch are each other's negatives, so it is "
     "another experiment, to be made with all methods"
 )
-
-
-class History(list[dict[str, Any]]):
-    """One record for each epoch, in their order: a plain list, to which the best epoch's validation is attached.
-
-    Attributes:
-        validation: what the best epoch's weights, which the model is left with, scored on the validation queries, one
-            value a query; None before the first epoch has ended.
-    """
-
-    validation: EvaluationResult | None = None
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The record of the best epoch on validation, the first of equals."""
-        return max(self, key=lambda record: (record[f"val_{VALIDATION_METRIC}"], -record["epoch"]))
 
 
 def train_retriever(
@@ -83,6 +74,7 @@ def train_retriever(
     *,
     activations: ActivationStore | None = None,
     on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> History:
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
@@ -95,6 +87,7 @@ def train_retriever(
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
         on_epoch: called after every epoch with its record and whether it is the best so far.
+        keeper: saves the training, and has what an interrupted one is to go on from.
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
@@ -105,6 +98,7 @@ def train_retriever(
         MAWError: nothing to train.
         NotFiniteError: a loss, gradient, reward or embedding that is not finite; before anything is changed by it.
         MemoryLimitError: a batch does not fit memory.
+        Stopped: a signal asked for it; the training is saved (`maw.signals`).
     """
     device = torch.device(device) if device is not None else model.device
     trainer = Trainer(
@@ -116,25 +110,29 @@ def train_retriever(
         activations,
     )
     validation = as_retrieval_data(val_data, "validation")
-    history = History()
-    best, best_weights = -math.inf, {}
+    progress = Progress(model, trainer, keeper)
+    history = progress.history
     diagnostics = routing_diagnostics(model, config, device, activations)
-    for epoch in range(1, config.num_epochs + 1):
-        record = trainer.run_epoch(epoch)
-        with stage("validation"), placed(f"{trainer.label}: after epoch {epoch}, step {trainer.step}"):
-            result = evaluate_retriever(
+
+    def evaluate() -> EvaluationResult:
+        with placed(f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"):
+            return evaluate_retriever(
                 model, validation, config, device, "validation", activations=activations, inspect=diagnostics
             )
-        record[f"val_{VALIDATION_METRIC}"] = result[VALIDATION_METRIC]
-        if "routing" in result.facts:
-            record["val_routing"] = result.facts["routing"]
-        history.append(record)
-        improved = result[VALIDATION_METRIC] > best
-        if improved:
-            best, best_weights = result[VALIDATION_METRIC], model.trained_state()
-            history.validation, result.run = result, None  # the ranking itself is large, and not needed
-        if diagnostics:
-            diagnostics.after_epoch(record, improved)
+
+    for epoch in range(trainer.epoch, config.num_epochs + 1):
+        if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
+            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
+            break
+        record = trainer.run_epoch(epoch, progress.after_step)
+        with progress.saved_when_stopped():
+            with stage("validation"):
+                result = evaluate()
+            improved = progress.judge(record, result)
+            if diagnostics:
+                diagnostics.after_epoch(record, improved)
+        with signals.held_back():
+            progress.add(record, result, improved)
         if on_epoch:
             on_epoch(record, improved)
         log_event(logger, "epoch", training=trainer.label, best=improved, **record)
@@ -147,11 +145,12 @@ def train_retriever(
             result[VALIDATION_METRIC],
             " (best so far)" if improved else "",
         )
-        if config.patience and epoch - history.best["epoch"] >= config.patience:
-            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
-            break
-    model.load_trained_state(best_weights)
+        signals.check()
+    model.load_trained_state(progress.best_weights)
     if diagnostics:
+        if diagnostics.has_forgotten_best:
+            with stage("validation"):
+                evaluate()
         diagnostics.after_training(history.best)
     return history
 
@@ -255,6 +254,45 @@ class Trainer:
             self.optimizer, lambda step: _warmup_decay(step, warmup, total)
         )
         self.step = 0
+        self.epoch, self.done = 1, 0
+        self._sums: dict[str, Tensor] = {}
+        self._started = time.perf_counter()
+        self._goes_on = False
+
+    def state_dict(self, epoch_over: bool = False) -> State:
+        """All that the trainer needs to go on from here but the model's weights.
+
+        Args:
+            epoch_over: go on with the next epoch. Else in this one, where gradients may be half gathered.
+        """
+        here = {"epoch": self.epoch, "done": self.done, "sums": self._sums, "seconds": self._seconds()}
+        return {
+            "step": self.step,
+            "position": {"epoch": self.epoch + 1, "done": 0, "sums": {}, "seconds": 0.0} if epoch_over else here,
+            "optimizer": optimizer_state(self.optimizer),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state(self.device),
+            "objective": self.objective.state_dict(),
+            "gradients": {
+                str(i): each.grad for i, each in enumerate(self.parameters) if each.grad is not None and not epoch_over
+            },
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back what `state_dict` gave; `run_epoch` of the epoch it is in then goes on where that was left."""
+        position = state["position"]
+        self.step, self.epoch, self.done = state["step"], position["epoch"], position["done"]
+        self._sums = {name: each.to(self.device) for name, each in position["sums"].items()}
+        self._started, self._goes_on = time.perf_counter() - position["seconds"], True
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.schedule.load_state_dict(dict(state["schedule"]))
+        self.objective.load_state_dict(state["objective"])
+        for number, gradient in state["gradients"].items():
+            self.parameters[int(number)].grad = gradient.to(self.device)
+        load_random_state(state["random"])
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
 
     def _fill_activations(self) -> None:
         """Passes the training texts through the frozen layers, in batches of like length, before they are shuffled."""
@@ -262,46 +300,67 @@ class Trainer:
             if isinstance(source, PrefixSource):
                 source.fill(rows, f"{self.label} texts through the frozen layers")
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """One pass over the training queries; gives the epoch's record."""
-        with packed_weights(trained=False):
-            return self._run_epoch(epoch)
+    def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """One pass over the training queries, or what is left of it; gives the epoch's record.
 
-    def _run_epoch(self, epoch: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        size, accumulate = self.config.batch_size, self.config.gradient_accumulation_steps
-        batches = list(self.pairs.batches(epoch, size))
-        sums: dict[str, Tensor] = {}
+        Args:
+            epoch: from 1.
+            after_step: called after each batch.
+        """
+        if not self._goes_on:
+            self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
+        self._goes_on = False
+        with packed_weights(trained=False):
+            return self._run_epoch(epoch, after_step)
+
+    def _run_epoch(self, epoch: int, after_step: Callable[[], None]) -> dict[str, Any]:
+        batches = list(self.pairs.batches(epoch, self.config.batch_size))
         self.engine.train()
         progress = tqdm(
-            batches, desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}", unit="batch", leave=False
+            batches[self.done :],
+            desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}",
+            unit="batch",
+            leave=False,
+            initial=self.done,
+            total=len(batches),
         )
-        for number, batch in enumerate(progress, start=1):
-            with stage("reading batches"):
-                inputs = [
-                    {name: each.to(self.device) for name, each in source.batch(rows).items()}
-                    for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
-                ]
-            with stage("forward and backward"), self._step_in_words():
-                loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
-                tail = len(batches) % accumulate
-                (loss / (tail if number > len(batches) - tail else accumulate)).backward()
-            for name, value in (statistics | {"train_loss": loss}).items():
-                sums[name] = sums.get(name, 0) + value.detach()
-            if number % accumulate == 0 or number == len(batches):
-                with stage("optimizer"), self._step_in_words():
-                    progress.set_postfix(loss=f"{self._update(loss, statistics):.3f}", refresh=False)
-            self.step += 1
+        for batch in progress:
+            with signals.held_back():
+                loss = self._run_batch(batch, len(batches))
+            if loss is not None:
+                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            after_step()
         self.engine.eval()
-        means = {name: float(value) / len(batches) for name, value in sums.items()}
+        means = {name: float(value) / len(batches) for name, value in self._sums.items()}
         return {
             "epoch": epoch,
             "learning_rate": self.schedule.get_last_lr()[0],
-            "seconds": time.perf_counter() - started,
+            "seconds": self._seconds(),
             "steps": len(batches),
-            "optimizer_steps": math.ceil(len(batches) / accumulate),
+            "optimizer_steps": math.ceil(len(batches) / self.config.gradient_accumulation_steps),
             **means,
         }
+
+    def _run_batch(self, batch: Batch, count: int) -> float | None:
+        """One batch of `count`; its loss, where it ends a step of the optimizer."""
+        accumulate, number = self.config.gradient_accumulation_steps, self.done + 1
+        with stage("reading batches"):
+            inputs = [
+                {name: each.to(self.device) for name, each in source.batch(rows).items()}
+                for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
+            ]
+        with stage("forward and backward"), self._step_in_words():
+            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+            tail = count % accumulate
+            (loss / (tail if number > count - tail else accumulate)).backward()
+        for name, value in (statistics | {"train_loss": loss}).items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        updated = None
+        if number % accumulate == 0 or number == count:
+            with stage("optimizer"), self._step_in_words():
+                updated = self._update(loss, statistics)
+        self.step, self.done = self.step + 1, number
+        return updated
 
     @contextlib.contextmanager
     def _step_in_words(self) -> Iterator[None]:

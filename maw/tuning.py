@@ -24,16 +24,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import qmc
 
+from maw import signals
 from maw.arm import Arm
 from maw.data.collection import RetrievalData
 from maw.errors import MAWError, NotFiniteError
 from maw.profile import stage
-from maw.training import VALIDATION_METRIC
+from maw.training import VALIDATION_METRIC, Keeper
 
 FACTOR = 10.0
 HIGHEST = 1.0  # a learning rate that the configuration takes
@@ -113,6 +114,19 @@ class Tuned:
     record: dict[str, Any]
 
 
+class TrialLog(Protocol):
+    """Where the trials of a search are kept, so that an interrupted one goes on; `maw.finished` has it."""
+
+    def read(self) -> list[Trial]:
+        """Those that are over."""
+
+    def write(self, trials: Sequence[Trial]) -> None:
+        """Keeps all that are over."""
+
+    def keeper(self, number: int, rates: Rates) -> Keeper:
+        """What saves a trial while it goes on."""
+
+
 def tune(
     arm: Arm,
     train: RetrievalData,
@@ -121,6 +135,7 @@ def tune(
     trials: int,
     seed: int,
     show: Callable[[Trial, int, bool], None] = lambda *_: None,
+    log: TrialLog | None = None,
 ) -> Tuned:
     """Finds an arm's rates in exactly so many trials.
 
@@ -132,17 +147,22 @@ def tune(
         trials: how many, at least 1.
         seed: of the trainings and of the points drawn.
         show: called after each trial with it, the number of all, and whether it is the best so far.
+        log: keeps the trials that are over, and saves the one in progress.
 
     Raises:
         MAWError: every trial diverged.
     """
     search = Search(arm.default_rates(seed), trials, seed)
-    done: list[Trial] = []
+    done = log.read() if log else []
     with stage("tuning"):
         while len(done) < trials:
             rates, how = search.next(done)
-            done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how))
+            keeper = log.keeper(len(done) + 1, rates) if log else None
+            done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
+            if log:
+                log.write(done)
             show(done[-1], trials, best_of(done) is done[-1])
+            signals.check()
     best = best_of(done)
     if best is None:
         raise MAWError(
@@ -161,11 +181,12 @@ def _try(
     number: int,
     rates: Rates,
     how: str,
+    keeper: Keeper | None,
 ) -> Trial:
     started = time.perf_counter()
     try:
         config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
-        history = arm.train(arm.build(config), train, validation, dataset)
+        history = arm.train(arm.build(config), train, validation, dataset, keeper)
     except NotFiniteError as error:
         facts = {"failed": str(error), "seconds": time.perf_counter() - started}
         return Trial(number, rates, how, None, facts)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_texts, write_model
-from safetensors import SafetensorError
 
-from maw.checkpoint import load_checkpoint, save_checkpoint
+from maw.checkpoint import cleanup_checkpoints, load_checkpoint, save_checkpoint
 from maw.errors import MAWError, ModelError
 from maw.retriever import BaselineRetriever, MAWRetriever
+from maw.signed import read_signed, write_signed
 
 
 def save(model, folder, **changes):
@@ -24,6 +25,12 @@ def save(model, folder, **changes):
         "training_history": [{"epoch": 1}],
     }
     return save_checkpoint(folder, model, **(facts | changes))
+
+
+def change(folder, **values):
+    """Changes a record as if it had been written so."""
+    path = folder / "checkpoint.json"
+    write_signed(path, read_signed(path) | values)
 
 
 def perturbed(tiny_settings, retriever=MAWRetriever, **changes):
@@ -77,7 +84,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tiny_settings, tmp_path, 
     def stop(*args):
         raise KeyboardInterrupt
 
-    for place in ("maw.checkpoint.save_file", "maw.checkpoint.write_json"):
+    for place in ("maw.bundle.write_atomically", "maw.signed.write_atomically", "maw.bundle.write_signed"):
         with monkeypatch.context() as patch:
             patch.setattr(place, stop)
             with pytest.raises(KeyboardInterrupt):
@@ -94,29 +101,28 @@ def test_damage_is_noticed_and_named(tiny_settings, tmp_path):
     with pytest.raises(MAWError, match=weights.name):
         load_checkpoint(folder)
     weights.unlink()
-    with pytest.raises(MAWError, match="not in the folder"):
+    with pytest.raises(MAWError, match=rf"{weights.name}: cannot be read .*checkpoint\.json names it"):
         load_checkpoint(folder)
     (folder / "checkpoint.json").write_text("{}")
-    with pytest.raises(MAWError, match="not a checkpoint record"):
+    with pytest.raises(MAWError, match=r"checkpoint\.json: damaged"):
         load_checkpoint(folder)
     with pytest.raises(MAWError, match=r"nowhere.checkpoint\.json"):
         load_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_record_cannot_point_outside_its_folder(tiny_settings, tmp_path):
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "weights-0.safetensors", ""])
+def test_a_record_cannot_point_outside_its_folder(tiny_settings, tmp_path, name):
     folder = save(perturbed(tiny_settings), tmp_path / "best")
-    record = json.loads((folder / "checkpoint.json").read_text())
-    (tmp_path / "other.safetensors").write_bytes(next(folder.glob("*.safetensors")).read_bytes())
-    (folder / "checkpoint.json").write_text(json.dumps(record | {"weights": "../other.safetensors"}))
-    with pytest.raises(MAWError, match="not in the folder"):
+    entry = read_signed(folder / "checkpoint.json")["files"]["weights"]
+    (tmp_path / "other.safetensors").write_bytes((folder / entry["file"]).read_bytes())
+    change(folder, files={"weights": entry | {"file": name}})
+    with pytest.raises(MAWError, match="not one of its folder's"):
         load_checkpoint(folder)
 
 
 def test_weights_of_another_shape_are_refused(tiny_settings, tmp_path):
     folder = save(perturbed(tiny_settings), tmp_path / "best")
-    record = json.loads((folder / "checkpoint.json").read_text())
-    record["config"]["depth_dim"] = 5
-    (folder / "checkpoint.json").write_text(json.dumps(record))
+    change(folder, config=read_signed(folder / "checkpoint.json")["config"] | {"depth_dim": 5})
     with pytest.raises(ModelError, match="do not fit"):
         load_checkpoint(folder)
 
@@ -130,34 +136,68 @@ def test_other_pretrained_weights_are_refused(tiny_settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    "wrong",
     [
         {"config": [1]},
         {"config": None},
-        {"weights": 5},
         {"retriever": ["maw"]},
-        {"weights_sha256": None},
         {"pretrained_sha256": 1},
+        {"files": []},
+        {"files": {}},
     ],
 )
-def test_a_record_of_other_types_is_refused(tiny_settings, tmp_path, change):
+def test_a_record_of_other_types_is_refused(tiny_settings, tmp_path, wrong):
     folder = save(perturbed(tiny_settings), tmp_path / "best")
-    record = json.loads((folder / "checkpoint.json").read_text())
-    without = {key: value for key, value in record.items() if key not in change}
-    for wrong in (record | change, without):
-        (folder / "checkpoint.json").write_text(json.dumps(wrong))
-        with pytest.raises(MAWError, match="not a checkpoint record"):
-            load_checkpoint(folder)
+    change(folder, **wrong)
+    with pytest.raises(MAWError, match=r"checkpoint\.json: not a .*record of this version"):
+        load_checkpoint(folder)
+    record = {key: value for key, value in read_signed(folder / "checkpoint.json").items() if key not in wrong}
+    write_signed(folder / "checkpoint.json", record)
+    with pytest.raises(MAWError, match=r"checkpoint\.json: not a .*record of this version"):
+        load_checkpoint(folder)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tiny_settings, tmp_path, monkeypatch):
     folder = save(perturbed(tiny_settings), tmp_path / "best")
 
-    def full(weights, path):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("maw.checkpoint.save_file", full)
-    with pytest.raises(MAWError, match=r"best.*No space left"):
-        save(perturbed(tiny_settings, seed=5), folder, epoch=9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(MAWError, match=r"best.*No space left"):
+            save(perturbed(tiny_settings, seed=5), folder, epoch=9)
     assert load_checkpoint(folder).checkpoint["epoch"] == 2
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_whole_checkpoint_in_a_narrow_format_draws_no_random_number(tiny_settings, tmp_path):
+    """Else what training draws next would depend on whether it was saved."""
+    model = perturbed(tiny_settings, checkpoint_compression=False, precision="bfloat16")
+    before = torch.get_rng_state()
+    folder = save(model, tmp_path / "best")
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(load_checkpoint(folder).encode(random_texts(5)), model.encode(random_texts(5)))
+
+
+def test_cleaning_up_keeps_the_best_and_what_is_no_checkpoint(tiny_settings, tmp_path):
+    model, folder = perturbed(tiny_settings), tmp_path / "run" / "checkpoints"
+    for kind in ("best", "latest", "epoch001", "epoch002"):
+        save(model, folder / f"tiny_maw_{kind}")
+    (folder / "notes_latest").mkdir()
+    (folder / "link_latest").symlink_to(folder / "tiny_maw_latest")
+    (tmp_path / "run" / "state").mkdir()
+
+    def left():
+        return sorted(path.name.removeprefix("tiny_maw_") for path in folder.iterdir())
+
+    removed = cleanup_checkpoints(folder)
+    assert [path.name for path in removed] == ["tiny_maw_epoch001", "tiny_maw_epoch002"]
+    assert left() == ["best", "latest", "link_latest", "notes_latest"], "an unfinished run goes on from its latest"
+    (tmp_path / "run" / "state").rmdir()
+    cleanup_checkpoints(str(folder))
+    assert left() == ["best", "link_latest", "notes_latest"]
+    cleanup_checkpoints(folder, keep_best=False)
+    assert left() == ["link_latest", "notes_latest"]
+    with pytest.raises(MAWError, match="nowhere"):
+        cleanup_checkpoints(tmp_path / "nowhere")

@@ -134,12 +134,12 @@ FLOATS = [
     "temperature", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "kernel_init_std",
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
     "prefix_cache_gb", "hard_negative_ratio", "negative_margin", "embedding_cache_gb",
-    "router_balance", "router_sharpness", "router_entropy_floor", "mcl_start_temperature",
+    "router_balance", "router_sharpness", "router_entropy_floor", "mcl_start_temperature", "save_every",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
     "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources", "profile",
-    "train_layers", "adapt_maw_layers", "depth_values",
+    "train_layers", "adapt_maw_layers", "depth_values", "restart",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
@@ -166,6 +166,7 @@ BAD_VALUES = [
     *((name, 0, "above 0") for name in ("temperature", "learning_rate", "max_grad_norm", "grpo_clip")),
     *((name, 1, "below 1") for name in ("warmup_ratio", "grpo_clip")),
     *((name, value, "must ") for name in ("model", "log_dir", "cache_dir") for value in ("", " ", "a\nb", "a\0b", 5)),
+    *(("resume", value, "must ") for value in ("", " ", "a\nb", 5)),
     *(("device", value, "cpu, cuda, cuda:N or mps") for value in ("", "gpu", "cuda:", "cuda:-1", "cpu\n")),
     ("seed", 2**32, "at most 4294967295"),
     ("permutations", 19, "at least 20"),
@@ -201,7 +202,7 @@ def test_there_are_enough_bad_values():
     assert len(BAD_VALUES) >= 100
     assert {*INTEGERS, *FLOATS, *SWITCHES, *CHOICES, *AMOUNTS} | {
         "model", "query_prefix", "document_prefix", "datasets", "methods", "maw_layers", "finetune_layers",
-        "device", "log_dir", "cache_dir", "distractors",
+        "device", "log_dir", "cache_dir", "distractors", "resume",
     } == set(kinds())  # fmt: skip
 
 
@@ -209,6 +210,7 @@ def test_there_are_enough_bad_values():
     ("settings", "words"),
     [
         ({"tune": 3, "learning_rate": 0.01}, "tune: a learning_rate that is set leaves nothing to tune"),
+        ({"resume": "logs/a", "restart": True}, "restart: a run either goes on or starts anew"),
         ({"seed": 2**32 - 2, "seeds": 3}, "seeds: seed 4294967294 and the 2 after it must be below 2**32"),
     ],
 )

@@ -22,6 +22,7 @@ HEAVY = ("torch", "transformers", "datasets", "peft", "pytrec_eval", "sentence_t
 NAMES = [
     "Tier1Config", "run_complete_benchmark", "train_retriever", "evaluate_retriever", "BaselineRetriever",
     "MAWRetriever", "NonMAWEncoder", "MAWWithGRPOEncoder", "MAWAttentionLayer", "GRPORouter", "load_checkpoint",
+    "cleanup_checkpoints",
 ]  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def test_importing_everything_gives_every_name():
     assert python(code).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["tier_1", "maw", "maw.errors", "maw.config", "maw.pretrained", "maw.flags"])
+@pytest.mark.parametrize(
+    "module", ["tier_1", "maw", "maw.errors", "maw.config", "maw.pretrained", "maw.flags", "maw.run_state"]
+)
 def test_importing_loads_nothing_heavy(module):
     assert heavy_after(f"import {module}") == []
 

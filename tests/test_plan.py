@@ -116,9 +116,10 @@ def test_seeds_trials_and_folds_are_counted(tmp_path, models, spec):
     }
     checkpoints = {}
     for seeds, folds in ((1, 0), (3, 4)):
-        plan = make_plan(config_of(tmp_path, models, seeds=seeds, folds=folds), spec, [needs])
+        config = config_of(tmp_path, models, seeds=seeds, folds=folds)
+        plan = make_plan(config, spec, [needs])
         (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
-        checkpoints[seeds] = room.size - maw.plan.LOG_BYTES
+        checkpoints[seeds] = room.size - maw.plan.LOG_BYTES - maw.plan.state_bytes(config, spec, plan.works)
     assert checkpoints[3] == 12 * checkpoints[1]
     assert "those that train on each of 3 seeds and 4 folds" in " ".join(plan_text(plan).split())
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
+from maw import signals
 from maw.data.collection import as_retrieval_data
 from maw.errors import ConfigError, MAWError
 from maw.evaluation import evaluate_retriever
@@ -297,3 +300,39 @@ def test_layers_that_leave_nothing_to_do_are_refused(tiny_settings):
         BaselineRetriever(tiny_settings(use_lora=True, finetune_layers="none"))
     with pytest.raises(ConfigError, match="maw_layers: no layer 7"):
         MAWRetriever(tiny_settings(maw_layers=[7]))
+
+
+@pytest.mark.parametrize("where", ["step", "validation"])
+def test_a_signal_saves_the_very_step(tiny_settings, tiny_data, monkeypatch, where):
+    """A step is finished first, and what is trained is saved although the epoch is not over."""
+    saved = []
+
+    class Keeper:
+        load = staticmethod(lambda: None)
+        due = staticmethod(signals.stop_asked)
+        save = staticmethod(lambda model, now, **_: saved.append((now.step, now.epoch, now.state)))
+
+    model, config = build(tiny_settings, "maw", num_epochs=2)
+    real, steps = Trainer._run_batch, []
+
+    def run_batch(self, *arguments):
+        steps.append(self.step)
+        if where == "step" and len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    def evaluate(*arguments, **options):
+        if where == "validation":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_retriever(*arguments, **options)
+
+    monkeypatch.setattr(Trainer, "_run_batch", run_batch)
+    monkeypatch.setattr("maw.training.evaluate_retriever", evaluate)
+    with signals.handlers(), pytest.raises(signals.Stopped):
+        train_retriever(model, tiny_data, tiny_data, config, "cpu", keeper=Keeper)
+    step, epoch, state = saved[-1]
+    position = {key: state["trainer"]["position"][key] for key in ("epoch", "done")}
+    if where == "step":
+        assert len(steps) == 5 and (step, epoch) == (5, 2) and position == {"epoch": 2, "done": 2}
+    else:
+        assert len(steps) == 3 and (step, epoch) == (3, 1) and position == {"epoch": 1, "done": 3}

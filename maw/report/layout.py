@@ -41,6 +41,8 @@ def write_dataset(
     dataset_result: Mapping[str, Any],
     evaluations: Mapping[str, EvaluationResult],
     timestamp: str,
+    *,
+    folder: Path | None = None,
 ) -> Path:
     """Writes one dataset's folder, `<dataset>_<timestamp>`, with `_2`, `_3`, ... behind it if there is one
     already.
@@ -50,6 +52,7 @@ def write_dataset(
         dataset_result: the content of dataset.json.
         evaluations: method name -> its evaluation on the test split, for those methods that ran.
         timestamp: as in 20250106_143022.
+        folder: one that this run has chosen before, by `free_folder`: what it has written there already is replaced.
 
     Returns:
         The folder.
@@ -58,7 +61,8 @@ def write_dataset(
         MAWError: a name that is not safe as a folder's, a number that is not finite, a path that cannot be
             written.
     """
-    folder = _new_folder(Path(log_dir), f"{_safe(dataset_result['dataset'])}_{_safe(timestamp)}")
+    if folder is None:
+        folder = _new_folder(Path(log_dir), f"{_safe(dataset_result['dataset'])}_{_safe(timestamp)}")
     for method in in_order(evaluations):
         record = dataset_result["results"].get(method.key, {})
         write_json(
@@ -71,6 +75,17 @@ def write_dataset(
     )
     write_json(folder / "dataset.json", dataset_result)
     return folder
+
+
+def free_folder(log_dir: Path | str, dataset: str, timestamp: str) -> Path:
+    """The folder that `write_dataset` would make now; it is not made.
+
+    Raises:
+        MAWError: a name that is not safe as a folder's.
+    """
+    name = f"{_safe(dataset)}_{_safe(timestamp)}"
+    names = [name, *(f"{name}_{number}" for number in range(2, _REPEATS))]
+    return next(folder for folder in (Path(log_dir) / each for each in names) if not folder.exists())
 
 
 def write_profile(folder: Path, content: Mapping[str, Any]) -> Path:

@@ -1,0 +1,194 @@
+"""What saving costs a training of the offline preset, in time and on disk.
+
+    python -m bench.checkpoint
+    python -m bench.checkpoint --methods lora
+
+Each method is trained once as `python tier_1.py --preset offline` trains it, and every save is timed inside that
+training: the share of time that saving takes is a ratio of two times of one run, so that a machine that is slow for a
+while changes it little. A save is everything that an epoch's end writes: the best checkpoint where the epoch is better
+than those before, the latest one that `--resume` goes on from, and which activations were stored.
+
+Sizes are of whole folders. A scheme that keeps all weights writes the model beside its optimizer, as best, as latest
+and after every epoch; the default here keeps one checkpoint, of what was trained.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.common import claim, quick_parser, report, results_folder
+from bench.peer import settings
+from maw.arm import Arm
+from maw.checkpoint import BEST, save_checkpoint
+from maw.config import Tier1Config
+from maw.data import load_collection
+from maw.data.collection import Collection
+from maw.finished import DatasetState
+from maw.keeper import Keeper
+from maw.methods import find_method
+from maw.negatives import prepare_training
+from maw.prefix import ActivationStore
+from maw.progress import Saved
+from maw.retriever import BaselineRetriever
+from maw.run_state import RunState
+
+METHODS = ("lora", "full", "maw")
+MOST_SHARE, MOST_SECONDS, LEAST_SAVED = "<= 0.02", "<= 1", ">= 0.9"
+MEGABYTE = 1e6
+HEADER = (
+    "method",
+    "trained",
+    "s training",
+    "saves",
+    "s a save",
+    "s slowest",
+    "share of time",
+    "MB kept",
+    "MB in progress",
+    "MB whole model",
+    "MB all kinds, whole",
+)
+
+
+@dataclass
+class Cost:
+    """What saving one training cost.
+
+    Attributes:
+        training: seconds of the whole training, saves included.
+        saves: seconds of each save.
+        kept: bytes of the best checkpoint, which stays.
+        progress: bytes of the latest one, which goes when the training is over.
+        whole: bytes of a checkpoint of all weights.
+        trained: how many numbers are trained.
+    """
+
+    training: float = 0.0
+    saves: list[float] = field(default_factory=list)
+    kept: int = 0
+    progress: int = 0
+    whole: int = 0
+    trained: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the training's time that saving took."""
+        return sum(self.saves) / self.training
+
+
+class TimedKeeper(Keeper):
+    """Notes how long each save takes."""
+
+    seconds: list[float]
+    model: BaselineRetriever
+    last: Saved
+
+    def save(self, model: BaselineRetriever, saved: Saved, **how: Any) -> None:
+        """Saves, and notes what is needed to weigh it."""
+        started = time.perf_counter()
+        super().save(model, saved, **how)
+        self.seconds.append(time.perf_counter() - started)
+        self.model, self.last = model, saved
+
+
+def measure(name: str, config: Tier1Config, data: Collection, folder: Path) -> Cost:
+    """Trains one method with its checkpoints."""
+    state = DatasetState(RunState(folder, {"id": "bench"}, resumed=False), 1, config)
+    with ActivationStore(folder / "activations", config.prefix_cache_gb) as activations:
+        state.share(activations)
+        arm = Arm(find_method(name), config, torch.device("cpu"), activations)
+        keeper = TimedKeeper(
+            config,
+            folder,
+            name,
+            dataset="pystdlib",
+            method=name,
+            run={"id": "bench", "part": name},
+            before_save=state.save_activations,
+        )
+        keeper.seconds = []
+        model = arm.build(arm.configure(config.seed))
+        started = time.perf_counter()
+        arm.train(model, data.train, data.validation, "pystdlib", keeper)
+        cost = Cost(time.perf_counter() - started, keeper.seconds, trained=model.trained_parameters)
+    cost.kept, cost.progress = size(folder / f"{name}_{BEST}"), size(folder / f"{name}_latest")
+    cost.whole = whole_size(keeper, folder / "whole")
+    return cost
+
+
+def size(folder: Path) -> int:
+    """Bytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def whole_size(keeper: TimedKeeper, folder: Path) -> int:
+    """Bytes of the last checkpoint with all weights in it."""
+    model, last = keeper.model, keeper.last
+    model.config = replace(model.config, checkpoint_compression=False)
+    save_checkpoint(
+        folder,
+        model,
+        dataset="pystdlib",
+        method="",
+        epoch=last.epoch,
+        best_val_metric=last.best_val_metric,
+        training_history=last.history,
+        training=last.state,
+    )
+    return size(folder)
+
+
+def row(name: str, cost: Cost, epochs: int) -> list[Any]:
+    """A line of the table."""
+    return [
+        name,
+        cost.trained,
+        cost.training,
+        len(cost.saves),
+        statistics.median(cost.saves),
+        max(cost.saves),
+        cost.share,
+        cost.kept / MEGABYTE,
+        cost.progress / MEGABYTE,
+        cost.whole / MEGABYTE,
+        cost.whole * (2 + epochs) / MEGABYTE,
+    ]
+
+
+def claims_of(name: str, cost: Cost, epochs: int) -> list[dict[str, Any]]:
+    """What the costs must not exceed."""
+    saved = 1 - cost.kept / (cost.whole * (2 + epochs))
+    return [
+        claim(f"{name}, saving, share of the training's time", "the same training", cost.share, MOST_SHARE),
+        claim(f"{name}, slowest save, seconds", "", max(cost.saves), MOST_SECONDS),
+        claim(f"{name}, checkpoints, share of storage saved", "whole models of every kind", saved, LEAST_SAVED),
+    ]
+
+
+def main() -> None:
+    """Measures each method."""
+    parser = quick_parser(__doc__)
+    parser.add_argument("--methods", default=",".join(METHODS), help="what to train")
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    small = {"train_samples": 32, "val_samples": 16, "val_corpus_size": 50, "num_epochs": 1} if quick else {}
+    config = settings(**small)
+    data = prepare_training(load_collection("pystdlib", config), config)
+    rows, claims = [], []
+    for name in arguments.methods.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            cost = measure(name, config, data, Path(folder))
+        rows.append(row(name, cost, config.num_epochs))
+        claims += claims_of(name, cost, config.num_epochs)
+    report("checkpoint", HEADER, rows, results_folder(quick), claims)
+
+
+if __name__ == "__main__":
+    main()

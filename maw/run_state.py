@@ -1,0 +1,277 @@
+"""What an unfinished run needs to go on: how it was started, and what of it is done.
+
+    python tier_1.py --resume logs/tier1        # or last: the unfinished run under logs/ that was at work last
+
+A run's folder is its `log_dir`. While the run is unfinished it holds
+
+    state/run.json          settings, hashes of the code, libraries, number format; written before anything is computed
+    state/model.json        hash of the model's weights and of all else that decides its output
+    state/01/               of the first dataset: hashes of its data, which activations were stored, and each arm's
+                            finished runs and trials (`maw.finished`)
+    checkpoints/*_latest    the training in progress (`maw.keeper`)
+
+and when the run has finished `state` is removed. To go on with other settings, code, libraries, weights or data would
+mix two experiments in one result: it is refused, with every difference. Settings in `FREE` change no result.
+
+This module loads nothing heavy, so that a wrong --resume is answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from maw.config import Tier1Config
+from maw.errors import ConfigError, DamagedError, MAWError
+from maw.locks import is_held
+from maw.signed import clear_temporaries, read_signed, write_signed
+
+STATE, RUN = "state", "run.json"
+LAST = "last"
+VERSION = 1
+FREE = (
+    "cache_dir",
+    "checkpoint_compression",
+    "clear_cuda_cache",
+    "compress_logs",
+    "dry_run",
+    "embedding_cache_gb",
+    "keep_only_best_checkpoint",
+    "log_dir",
+    "profile",
+    "restart",
+    "resume",
+    "save_epoch_checkpoints",
+    "save_every",
+    "verify_sources",
+)
+"""Settings that change no result, and so may be other ones when a run goes on."""
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "pytrec-eval-terrier",
+    "faiss-cpu",
+    "faiss-gpu",
+)
+_LONGEST = 60
+
+
+class RunState:
+    """The state of one unfinished run.
+
+    Args:
+        log_dir: the run's folder.
+        record: what run.json holds.
+        resumed: whether the run goes on from what it had done before.
+    """
+
+    def __init__(self, log_dir: Path, record: Mapping[str, Any], resumed: bool):
+        self.log_dir, self.folder = log_dir, log_dir / STATE
+        self.record, self.resumed = record, resumed
+        self.model_checked = False
+
+    @property
+    def id(self) -> str:
+        """Tells the run from others in the same folder."""
+        return self.record["id"]
+
+    def dataset(self, number: int) -> Path:
+        """Where the state of a dataset lies, from 1 in the order of the run."""
+        return self.folder / f"{number:02d}"
+
+    def settle(self, path: Path, what: str, found: Mapping[str, Any]) -> None:
+        """Notes in a file what the run computes with, or compares it with what was noted when it started.
+
+        Raises:
+            ConfigError: it is not the same; one line for each difference.
+        """
+        if not path.is_file():
+            write_signed(path, {"found": found})
+            return
+        changed = differences(read_signed(path)["found"], found, what)
+        if changed:
+            raise ConfigError([refusal(self.log_dir), *changed])
+
+    def finish(self) -> None:
+        """Removes the state: the run has finished."""
+        (self.folder / RUN).unlink(missing_ok=True)  # first, so that what a kill leaves is no run to go on with
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
+    """Starts the state of a run, or takes up that of the run to resume; call it while the folder is locked.
+
+    Args:
+        config: of the run; `resume` names the run to go on with.
+        facts: JSON-able; what else to note of a new run.
+
+    Raises:
+        ConfigError: a run that cannot go on, with every difference; or a new one, where an unfinished one would be
+            lost.
+        MAWError: the folder cannot be written.
+    """
+    log_dir = Path(config.log_dir)
+    for folder in _written_by_runs(log_dir):
+        clear_temporaries(folder)
+    if config.resume:
+        record = read_run(log_dir)
+        problems = changes(record, config)
+        if problems:
+            raise ConfigError([refusal(log_dir), *problems])
+        return RunState(log_dir, record, resumed=True)
+    _make_way(log_dir, config.restart)
+    record = {
+        "version": VERSION,
+        "id": secrets.token_hex(8),
+        "started": datetime.now().isoformat(sep=" ", timespec="seconds"),
+        "config": config.to_dict(),
+        "code": code_hashes(),
+        "libraries": _libraries(),
+        **facts,
+    }
+    write_signed(log_dir / STATE / RUN, record)
+    return RunState(log_dir, record, resumed=False)
+
+
+def read_run(log_dir: Path) -> dict[str, Any]:
+    """How the unfinished run in a folder was started.
+
+    Raises:
+        ConfigError: there is none, or its record is damaged or of another version.
+    """
+    path = log_dir / STATE / RUN
+    if not path.is_file():
+        raise ConfigError([f"--resume {log_dir}: there is no unfinished run in this folder (no {path})"])
+    try:
+        record = read_signed(path)
+    except MAWError as error:
+        raise ConfigError([f"--resume {log_dir}: {error}; the run cannot go on"]) from error
+    if record.get("version") != VERSION or not isinstance(record.get("config"), dict):
+        raise ConfigError([f"--resume {log_dir}: {path} was written by another version of this program"])
+    return record
+
+
+def find_run(text: str, log_dir: str | None = None) -> Path:
+    """The folder that --resume names.
+
+    Args:
+        text: a run's folder, or last: of the unfinished runs that no process is at, the one that wrote last.
+        log_dir: where to look for the last one, itself or in it; where runs lie by default, if not given.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if text != LAST:
+        return Path(text)
+    base = Path(log_dir) if log_dir else Path(Tier1Config.log_dir).parent
+    folders = [base, *(sorted(base.iterdir()) if base.is_dir() else [])]
+    found = [folder for folder in folders if (folder / STATE / RUN).is_file() and not is_held(folder)]
+    if not found:
+        raise ConfigError([f"--resume last: there is no unfinished run in {base} or in a folder of it"])
+    return max(found, key=_last_written)
+
+
+def is_unfinished(log_dir: Path | str) -> bool:
+    """Whether the folder holds a run that can go on."""
+    return (Path(log_dir) / STATE / RUN).is_file()
+
+
+def is_finished(log_dir: Path) -> bool:
+    """Whether a run came to its end in the folder and none has begun since."""
+    return (log_dir / "summary" / "all_results.json").is_file() and not is_unfinished(log_dir)
+
+
+def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
+    """What is not as it was when a run was started, of settings, code and libraries; one line each."""
+    before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
+    settings = [name for name in now if name not in FREE]
+    found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
+    found += differences(record["code"], code_hashes(), "code")
+    return found + differences(record["libraries"], _libraries(), "libraries")
+
+
+def differences(before: Any, now: Any, name: str) -> list[str]:
+    """One line for each value that differs, named by its keys."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = sorted({*before, *now})
+        return [line for key in keys for line in differences(before.get(key), now.get(key), f"{name} {key}".lstrip())]
+    return [] if before == now else [f"  {name}: was {_short(before)}, is {_short(now)}"]
+
+
+def code_hashes() -> dict[str, str]:
+    """File -> the start of its SHA-256, of all modules of the package."""
+    package = Path(__file__).parent
+    return {
+        path.relative_to(package.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def _libraries() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _make_way(log_dir: Path, restart: bool) -> None:
+    """Removes the state of an unfinished run, unless there is work in it that nobody has given up."""
+    path, record = log_dir / STATE / RUN, None
+    if path.is_file() and not restart:
+        with contextlib.suppress(DamagedError):  # what is damaged cannot be gone on with
+            record = read_signed(path)
+    if record is not None and _has_work(log_dir, record["id"]):
+        text = f"{log_dir}: holds an unfinished run, started {record['started']}, that this one would replace"
+        way = f"--resume {log_dir} goes on with it; --restart gives it up; or choose another --log-dir"
+        raise ConfigError([text, way])
+    path.unlink(missing_ok=True)
+    shutil.rmtree(log_dir / STATE, ignore_errors=True)
+
+
+def _has_work(log_dir: Path, run: str) -> bool:
+    state = log_dir / STATE
+    runs = (path for path in state.glob("*/*/record.json") if path.parent.name != "activations")
+    if any(runs) or any(state.glob("*/trials_*.json")):
+        return True
+    for path in (log_dir / "checkpoints").glob("*_latest/checkpoint.json"):
+        with contextlib.suppress(DamagedError, AttributeError):
+            if (read_signed(path).get("run") or {}).get("id") == run:
+                return True
+    return False
+
+
+def _written_by_runs(log_dir: Path) -> Iterator[Path]:
+    """The folders in which an interrupted run may have left temporary files."""
+    yield from (log_dir, log_dir / "summary")
+    for name in (STATE, "checkpoints"):
+        yield log_dir / name
+        for pattern in ("*/", "*/*/"):
+            yield from (log_dir / name).glob(pattern)
+
+
+def _last_written(log_dir: Path) -> int:
+    paths = [*(log_dir / STATE).rglob("*"), *(log_dir / "checkpoints").glob("*_latest/checkpoint.json")]
+    return max(path.stat().st_mtime_ns for path in paths)
+
+
+def refusal(log_dir: Path) -> str:
+    """The line above the differences."""
+    return f"--resume {log_dir}: the run cannot go on, for not all is as it was when it started:"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,0 +1,95 @@
+"""Signals end a block where it may end, save when asked, and leave everything as they found it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from maw import signals
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_block(number, code):
+    before = signal.getsignal(number)
+
+    def block():
+        with signals.handlers():
+            send(number)
+            raise AssertionError("the signal came too late")
+
+    with pytest.raises(signals.Stopped) as stopped:
+        block()
+    assert stopped.value.exit_code == code and stopped.value.name in ("SIGTERM", "SIGINT")
+    assert signal.getsignal(number) is before and not signals.stop_asked()
+
+
+def test_what_is_held_back_comes_at_the_next_check():
+    done = []
+
+    def block():
+        with signals.held_back():
+            with signals.held_back():
+                send(signal.SIGTERM)
+                done.append("the step")
+            signals.check()
+            done.append("the save")
+        assert signals.stop_asked()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the next one ends the process at once"
+        signals.check()
+        done.append("too much")
+
+    with signals.handlers(), pytest.raises(signals.Stopped):
+        block()
+    assert done == ["the step", "the save"]
+    signals.check()
+
+
+def test_a_warning_asks_for_one_save():
+    with signals.handlers():
+        assert not signals.save_asked()
+        send(signal.SIGUSR1)
+        assert signals.save_asked() and not signals.save_asked()
+        signals.check()
+
+
+def test_other_threads_install_nothing():
+    before, found = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with signals.handlers():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(number):
+    """Even where the first one is held back for ever."""
+    code = (
+        "import time\nfrom maw import signals\n"
+        "with signals.handlers(), signals.held_back():\n    print('here', flush=True)\n"
+        "    while not signals.stop_asked():\n        time.sleep(0.01)\n"
+        "    print('held', flush=True)\n    time.sleep(60)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == "held\n"
+        started = time.monotonic()
+        child.send_signal(number)
+        assert child.wait(30) == -number and time.monotonic() - started < 2
