@@ -15,18 +15,20 @@ of their results is shown (`maw.confirmatory`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw import confirmatory
+from maw import confirmatory, exploratory
 from maw.arm import Arm
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
 from maw.data.folds import with_round_facts
+from maw.environment import environment_facts
 from maw.errors import ConfigError, DataError
 from maw.files import check_writable
 from maw.inputs import TextSource
@@ -39,10 +41,12 @@ from maw.precision import name_of, pick_precision
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.profile import current, profiling, stage, watch
-from maw.report import layout, plots, protocol, tables, text
+from maw.report import layout, protocol, tables, text
 from maw.report.differences import effects_text
 from maw.report.plan import plan_text
 from maw.report.profile import profile_text
+from maw.report.rebuild import write_reports
+from maw.report.trec import RunFiles
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
 from maw.runs import ArmResult, combine
 from maw.tuning import Trial, tune
@@ -76,6 +80,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     plan.check_disks()
     check_sources(config.datasets, config)
     results: dict[str, Any] = {}
+    folders: list[Path] = []
     check_writable(config.log_dir)
     for name in config.datasets:
         with profiling(device, wanted=config.profile):
@@ -86,9 +91,8 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
                 taken = run.collection.name
                 raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
             results[run.collection.name] = run.run()
-        done = len(results) == len(config.datasets)
-        family = confirmatory.over_run(list(results.values()), config) if done else None
-        layout.write_summary(config.log_dir, list(results.values()), family)
+            folders.append(run.folder)
+        write_reports(config.log_dir, folders)
         clear_cache(config)
     text.show(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
     return results
@@ -111,6 +115,8 @@ class DatasetRun:
         self.records: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, EvaluationResult] = {}
         self.validations: dict[str, EvaluationResult | None] = {}
+        self.by_seed: dict[str, dict[int, EvaluationResult]] = {}
+        self.folder: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
@@ -133,13 +139,14 @@ class DatasetRun:
             text.show(f"\n{text.method_summary(record)}")
         with stage("writing"):
             stamp = started.strftime("%Y%m%d_%H%M%S")
-            folder = layout.write_dataset(self.config.log_dir, result, self.evaluations, stamp)
-            plots.write_routing_plots(folder, result)
-        text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
+            self.folder = layout.write_dataset(
+                self.config.log_dir, result, self.evaluations, stamp, extras=self._extras()
+            )
+        text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
         profile = current()
         if profile is not None:
             content = profile.content()
-            layout.write_profile(folder, content)
+            layout.write_profile(self.folder, content)
             text.show(f"\n{profile_text(content)}")
         return result
 
@@ -171,6 +178,7 @@ class DatasetRun:
             record["runtime_seconds"] += record["tuning_seconds"]
         self.records[method.name] = record | {"runtime_minutes": record["runtime_seconds"] / 60}
         self.evaluations[method.name], self.validations[method.name] = result.evaluation, result.validation
+        self.by_seed[method.name] = result.by_seed
 
     def _test(self, arm: Arm) -> ArmResult:
         """An arm that is not trained: once, on all test queries."""
@@ -209,8 +217,11 @@ class DatasetRun:
         return "_".join(parts)
 
     def _result(self, started: datetime, effects: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        config = self.config
+        config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)
         seconds = {name: record["runtime_seconds"] for name, record in self.records.items()}
+        tests = tables.significance(self.evaluations, permutations=signs, seed=config.seed)
+        confirmed = confirmatory.confirm(tests, effects, config, signs)
+        labelled = exploratory.label(tests, confirmed, config)
         return {
             "dataset": self.collection.name,
             "venue": self.collection.title,
@@ -221,10 +232,24 @@ class DatasetRun:
             "results": {find_method(name).key: record for name, record in self.records.items()},
             "runtime_summary": tables.runtime_summary(seconds),
             "improvements": tables.improvements(self.evaluations),
-            "confirmatory": confirmatory.confirm(self.evaluations, effects, config),
-            "significance": tables.significance(self.evaluations, permutations=config.permutations, seed=config.seed),
+            "intervals": tables.intervals(self.evaluations, seed=config.seed),
+            "confirmatory": confirmed,
+            "exploratory": exploratory.about(labelled, config, signs),
+            "significance": labelled,
+            "tested_on": {
+                "queries": len(test),
+                "qrels_sha256": test.qrels_hash(),
+                "corpus_sha256": test.corpus.fingerprint,
+                "relevance_level": test.relevance_level,
+            },
+            "environment": environment_facts(),
             "warnings": self._warnings(),
         }
+
+    def _extras(self) -> list[Callable[[Path], object]]:
+        """What else is written into the dataset's folder."""
+        files = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
+        return [files.write]
 
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""

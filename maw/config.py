@@ -281,6 +281,8 @@ class Tier1Config:
     """Keep a checkpoint of every epoch too."""
     checkpoint_compression: bool = True
     """Store the trained parameters only; the pretrained weights are found again by name."""
+    run_files: Literal["auto", "plain", "gzip", "none"] = "auto"
+    """TREC run file of every method and seed: auto, with gzip where it is long; always plain; always gzip; or none."""
     compress_logs: bool = True
     """Compress the log file with gzip at the end of a run."""
 

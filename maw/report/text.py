@@ -103,12 +103,15 @@ def reading_notes() -> str:
     notes = (
         "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
         f"A letter behind a value names a method it beats at p < {_LEVEL:g}: a two-sided paired "
-        "randomisation test over queries, not corrected for the number of tests.",
+        "randomisation test over queries, corrected by Holm over the test's family in the dataset.",
         "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
         "other queries of the kind, not with another training seed.",
         "Confirmatory are the comparisons fixed beforehand, corrected together by Holm's procedure; all others are "
-        "exploratory. Detectable is the smallest true difference that such a test finds with a probability of 0.8, "
-        "from the differences on validation queries.",
+        "exploratory, a family of their own. Detectable is the smallest true difference that a confirmatory test "
+        "finds with a probability of 0.8, from the differences on validation queries.",
+        "Effect d is Cohen's d_z: the mean of the differences by their standard deviation. Queries needed are those "
+        "with which a test finds a true difference as large as the one found with a probability of 0.8, at the level "
+        "0.05 by the number of tests of its family in the run. The t test's p is not corrected.",
         "With several seeds a query's values are averaged over them before anything is tested.",
         "Better / worse / same counts queries. Relative differences are to the second method's mean.",
     )
@@ -190,7 +193,7 @@ def _beaten(result: Mapping[str, Any], methods: Iterable[Method]) -> dict[tuple[
     for new, old in comparisons(method.name for method in methods):
         tests = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {})
         for key, test in tests.items():
-            if test["p_value"] < _LEVEL and test["mean_difference"]:
+            if test.get("p_holm", test["p_value"]) < _LEVEL and test["mean_difference"]:
                 winner, loser = (new, old) if test["mean_difference"] > 0 else (old, new)
                 letters = beaten.get((winner.short, key), "") + names[loser]
                 beaten[winner.short, key] = "".join(sorted(letters))
