@@ -30,6 +30,7 @@ from maw.data.collection import Collection
 from maw.data.folds import with_round_facts
 from maw.environment import environment_facts
 from maw.errors import ConfigError, DataError
+from maw.examples import Examples
 from maw.files import check_writable
 from maw.inputs import TextSource
 from maw.methods import Method, find_method, in_order
@@ -249,7 +250,8 @@ class DatasetRun:
     def _extras(self) -> list[Callable[[Path], object]]:
         """What else is written into the dataset's folder."""
         files = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
-        return [files.write]
+        examples = Examples(self.collection.test, self.evaluations, self.by_seed)
+        return [files.write, examples.write]
 
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""

@@ -78,7 +78,7 @@ def test_the_files_are_the_users(finished):
     logs = folder / "logs" / "tier1"
     (dataset,) = logs.glob("beir_tiny_*")
     names = {"dataset.json", "zeroshot_metrics.json", "lora_metrics.json", "maw_metrics.json", "improvements.json"}
-    assert {path.name for path in dataset.iterdir()} == names | {"routing_maw.png", "runs"}
+    assert {path.name for path in dataset.iterdir()} == names | {"routing_maw.png", "runs", "examples.json"}
     names = {"beir_tiny_qrels.trec"}
     for method in ("zero_shot", "lora", "maw"):
         names |= {f"beir_tiny_{method}.trec", f"beir_tiny_{method}_per_query.parquet"}
@@ -89,6 +89,9 @@ def test_the_files_are_the_users(finished):
         "metrics_comparison.csv",
         "confirmatory.json",
         "exploratory.json",
+        "tables.tex",
+        "tables.md",
+        "report.html",
     }
     assert {path.name for path in (logs / "checkpoints").iterdir()} == {"beir_tiny_lora_best", "beir_tiny_maw_best"}
     (log,) = logs.glob("run_*.log.gz")

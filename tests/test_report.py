@@ -17,7 +17,7 @@ from maw.errors import MAWError
 from maw.files import write_json, write_text
 from maw.methods import METHODS, Method, comparisons, find_method, in_order
 from maw.metrics import METRICS, PRIMARY, compute_metrics
-from maw.report import differences, protocol, tables, text
+from maw.report import differences, marks, protocol, tables, text
 from maw.report.files import write_csv
 from maw.report.layout import write_dataset, write_summary
 
@@ -118,6 +118,9 @@ def test_the_users_tree(tmp_path, result, evaluations):
         "summary/benchmark_summary.txt",
         "summary/all_results.json",
         "summary/metrics_comparison.csv",
+        "summary/tables.tex",
+        "summary/tables.md",
+        "summary/report.html",
     }
     assert json.loads((folder / "dataset.json").read_text()) == result
     assert json.loads((tmp_path / "summary" / "all_results.json").read_text()) == {"pystdlib": result}
@@ -322,7 +325,7 @@ def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
         for each in range(4, 10)
     ]
     table = (*METHODS, *more)
-    for module in (methods, tables, text, differences, protocol):
+    for module in (methods, tables, text, differences, protocol, marks):
         monkeypatch.setattr(module, "METHODS", table)
     names = [method.name for method in table]
     evaluations = make_evaluations(names)

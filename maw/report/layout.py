@@ -6,6 +6,7 @@
                 means, per-query values and that method's facts
             improvements.json   relative differences and paired tests
             runs/               rankings, judgements and per-query tables for other tools (`maw.report.trec`)
+            examples.json       queries on which methods differ most, with their passages (`maw.examples`)
             dataset.json        all results of the dataset; written last
             routing_maw.png     what routing did (`maw.report.plots`)
             profile.json        where the time went, if asked for (`maw.profile`)
@@ -13,6 +14,8 @@
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
             confirmatory.json   the family of tests on which claims are made, if a run has one (`maw.confirmatory`)
             exploratory.json    all other tests, corrected over the run (`maw.exploratory`)
+            tables.tex, tables.md   for a paper (`maw.report.paper`)
+            report.html         one page with everything, the answer first (`maw.report.page`)
 
 What stands in summary/ and the pictures are made from the dataset folders alone (`maw.report.rebuild`).
 
@@ -32,7 +35,9 @@ from maw.errors import MAWError
 from maw.files import write_json, write_text
 from maw.methods import Method, in_order
 from maw.metrics import EvaluationResult
+from maw.report import paper
 from maw.report.files import write_csv
+from maw.report.page.page import report_page
 from maw.report.tables import CSV_HEADER, comparison_rows
 from maw.report.text import benchmark_summary
 
@@ -96,6 +101,7 @@ def write_summary(
     dataset_results: Sequence[Mapping[str, Any]],
     family: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
+    examples: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
 
@@ -104,6 +110,7 @@ def write_summary(
         dataset_results: the content of each dataset.json, in the order of the run.
         family: the confirmatory family over all datasets; nothing as long as some are not done, or if there is none.
         explored: the same of the exploratory family.
+        examples: dataset -> the content of its examples.json, for those that have one.
 
     Returns:
         The folder.
@@ -117,6 +124,9 @@ def write_summary(
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
     write_csv(folder / "metrics_comparison.csv", CSV_HEADER, rows)
     write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family))
+    write_text(folder / "tables.tex", paper.latex(dataset_results, [family, explored]))
+    write_text(folder / "tables.md", paper.markdown(dataset_results, [family, explored]))
+    write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples))
     for name, content in families.items():
         if content:
             write_json(folder / f"{name}.json", content)

@@ -18,6 +18,7 @@ from typing import Any
 
 from maw import confirmatory, exploratory
 from maw.errors import ConfigError, DataError
+from maw.examples import NAME as EXAMPLES
 from maw.report import layout, plots
 
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
@@ -41,7 +42,12 @@ def write_reports(log_dir: Path | str, folders: Sequence[Path]) -> Path:
         plots.write_routing_plots(folder, result)
     done = len(results) == len(results[-1]["configuration"].get("datasets", results))
     family, explored = (each.over_run(results) if done else {} for each in (confirmatory, exploratory))
-    return layout.write_summary(log_dir, results, family, explored)
+    examples = {
+        result["dataset"]: read_json(folder / EXAMPLES)
+        for folder, result in zip(folders, results, strict=True)
+        if (folder / EXAMPLES).is_file()
+    }
+    return layout.write_summary(log_dir, results, family, explored, examples)
 
 
 def find_folders(run_dir: Path | str) -> list[Path]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from maw.methods import METHODS, comparisons, in_order
 from maw.metrics import FAMILIES, METRIC_LABELS, METRICS, PRIMARY, EvaluationResult
+from maw.report.marks import run_p_values
 from maw.significance import mean_intervals, paired_tests
 
 _FAMILY_OF = {key: family for family, keys in FAMILIES.items() for key in keys}
@@ -134,7 +135,7 @@ def comparison_rows(
         dataset_results: the content of each dataset.json.
         families: the families of tests over all datasets, once all are done.
     """
-    over_run = _over_run(families)
+    over_run = run_p_values(families)
     for result in dataset_results:
         names = [method.name for method in METHODS if method.key in result["results"]]
         for method in in_order(names):
@@ -160,15 +161,6 @@ def comparison_rows(
                             over_run.get((result["dataset"], key, metric)),
                             *map(test.get, _FOUND),
                         )
-
-
-def _over_run(families: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], float]:
-    """(dataset, comparison, metric) -> p corrected over the run."""
-    return {
-        (row["dataset"], row["comparison"], row.get("metric", family.get("metric"))): row["p_holm"]
-        for family in families
-        for row in family.get("comparisons", ())
-    }
 
 
 def relative(new: float, old: float) -> float | None:
