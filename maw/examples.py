@@ -69,7 +69,8 @@ class Examples:
         about = {query: self._about(query) for query in queries}
         wanted = [each["passage"] for found in rankings.values() for ranking in found.values() for each in ranking]
         wanted += [each["passage"] for query in about.values() for each in query["relevant"]]
-        place = {query: row for row, query in enumerate(self.data.query_ids)}
+        ids = next(iter(self.evaluations.values())).query_ids if queries else []
+        place = {query: row for row, query in enumerate(ids)}
         return {
             "metric": METRIC,
             "relevance_level": self.data.relevance_level,
@@ -131,9 +132,9 @@ class Examples:
 
     def _texts(self, passages: list[str]) -> dict[str, dict[str, Any]]:
         """Texts of passages; of judged ones only those that the corpus holds."""
-        rows = self.data.corpus.rows_of(passages)
+        rows = self.data.corpus.rows_of(passages) if passages else []
         there = [(passage, int(row)) for passage, row in zip(passages, rows, strict=True) if row >= 0]
-        texts = self.data.corpus.take([row for _, row in there])
+        texts = self.data.corpus.take([row for _, row in there]) if there else []
         return {
             passage: {"text": text[:LONGEST], "cut": len(text) > LONGEST}
             for (passage, _), text in zip(there, texts, strict=True)
