@@ -53,8 +53,7 @@ def detectable(std: float | None, queries: int, *, level: float, power: float = 
     """`minimum_detectable_effect` from the standard deviation of the differences; None where that is None."""
     if std is None or queries < fewest_queries(level):
         return None
-    effect = _smallest_effect(queries, level, power)
-    return None if effect is None else effect * std
+    return _smallest_effect(queries, level, power) * std
 
 
 def queries_needed(effect_size: float | None, *, level: float, power: float = POWER) -> int | None:
@@ -91,15 +90,27 @@ def fewest_queries(level: float) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _smallest_effect(queries: int, level: float, power: float) -> float | None:
-    """The smallest effect size d_z that so many queries find; None where statsmodels does not find one."""
-    from statsmodels.stats.power import TTestPower  # a second to import, and needed at the end of a run
+def _smallest_effect(queries: int, level: float, power: float) -> float:
+    """The smallest effect size d_z that so many queries find."""
+    from scipy.optimize import brentq
 
-    effect = float(TTestPower().solve_power(nobs=queries, alpha=level, power=power, alternative="two-sided"))
-    return effect if math.isclose(_power(effect, queries, level), power, abs_tol=1e-3) else None
+    high = 8 / math.sqrt(queries)
+    while _power(high, queries, level) <= power:
+        high *= 2
+    return float(brentq(lambda effect: _power(effect, queries, level) - power, 0.0, high, xtol=1e-9))
 
 
 def _power(effect_size: float, queries: int, level: float) -> float:
-    from statsmodels.stats.power import TTestPower
+    """The power of the two-sided paired t test.
 
-    return float(TTestPower().power(effect_size, queries, level, alternative="two-sided"))
+    statsmodels has no number where a tail that hardly counts cannot be computed, as with some thousand queries: then
+    it is the other tail alone.
+    """
+    from scipy.stats import nct, t
+    from statsmodels.stats.power import TTestPower  # a second to import, and needed at the end of a run
+
+    found = float(TTestPower().power(effect_size, queries, level, alternative="two-sided"))
+    if math.isfinite(found):
+        return found
+    critical = t.isf(level / 2, queries - 1)
+    return float(nct.sf(critical, queries - 1, effect_size * math.sqrt(queries)))
