@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
 from maw import confirmatory, exploratory, methods
@@ -72,7 +71,7 @@ def test_the_larger_family_decides_how_many_signs_a_run_draws():
     assert exploratory.family_size(all_of_it) * (1 / (1 + signs)) < 0.05 / 19
 
 
-def tests_of(values, run):
+def all_tests(values, run):
     return significance(values, permutations=10_000, seed=run.seed)
 
 
@@ -117,7 +116,7 @@ def results_of(sizes, seed=0):
         values["maw"] = evaluation(base + size + random.normal(0, 0.05, 60))
         held = {name: None if name == "zero_shot" else each for name, each in values.items()}
         effects = confirmatory.smallest_effects(held, 60, run)
-        tests = tests_of(values, run)
+        tests = all_tests(values, run)
         section = confirmatory.confirm(tests, effects, run, 10_000)
         labelled = exploratory.label(tests, section, run)
         about = exploratory.about(labelled, run, 10_000)
@@ -153,14 +152,15 @@ def test_the_tests_are_the_paired_test_of_the_values():
     rows = [base + random.normal(0, 0.05, 60) for _ in NAMES[:-1]]
     maw = base + 0.03 + random.normal(0, 0.05, 60)
     expected = paired_test(maw, rows[1], permutations=10_000, seed=run.seed)
-    assert test["p_value"] == expected.p_value and test["mean_difference"] == expected.mean_difference
-    assert (test["ci_low"], test["n"]) == (expected.ci_low, 60)
+    assert test["p_value"] == expected.p_value
+    assert test["mean_difference"] == pytest.approx(expected.mean_difference, abs=1e-12)
+    assert (test["ci_low"], test["n"]) == (pytest.approx(expected.ci_low, abs=1e-12), 60)
 
 
 def test_a_run_without_the_family_has_none():
     run = config(methods=["zero_shot", "lora"])
     values = {name: evaluation([0.5, 0.25]) for name in run.methods}
-    assert confirmatory.confirm(tests_of(values, run), {}, run, 10_000) == {}
+    assert confirmatory.confirm(all_tests(values, run), {}, run, 10_000) == {}
     assert confirmatory.smallest_effects(dict.fromkeys(run.methods), 2, run) == {}
     assert confirmatory.over_run([{"dataset": "d", "confirmatory": {}}]) == {}
 
@@ -204,21 +204,24 @@ def test_each_test_says_what_it_could_find_and_what_it_would_need():
 def test_a_run_of_one_method_has_no_tests():
     run = config(methods=["zero_shot"])
     assert exploratory.family_size(run) == 0 and exploratory.permutations_for(run) == run.permutations
-    assert tests_of({"zero_shot": evaluation([0.5, 0.1])}, run) == {}
+    assert all_tests({"zero_shot": evaluation([0.5, 0.1])}, run) == {}
     assert (
         exploratory.about(exploratory.label({}, {}, run), run, 100) == {} == exploratory.over_run([{"dataset": "d"}])
     )
 
 
-def test_the_family_wise_error_stays_at_the_level_and_uncorrected_tests_would_not():
+def test_the_family_wise_error_stays_at_the_level_and_uncorrected_tests_would_not(monkeypatch):
     """A sample of bench/significance.py: simulated benchmarks without any difference."""
-    from bench.significance import found_anything, simulate
+    from bench.significance import found_anything, interval, simulate
 
-    false = [found_anything(simulate(number, queries=60, datasets=2, signs=3200)) for number in range(80)]
-    corrected, uncorrected = np.array(false).mean(0)
-    assert binomtest(round(80 * corrected), 80).proportion_ci(method="exact").low <= 0.05
-    low = binomtest(round(80 * uncorrected), 80).proportion_ci(method="exact").low
-    assert low > 0.05, "the planted error: p taken as it is finds differences where there are none"
+    monkeypatch.setattr("maw.significance._BOOTSTRAP_DRAWS", 20)  # no interval is looked at
+    count = 50
+    false = [found_anything(simulate(number, queries=40, datasets=3, signs=4800)) for number in range(count)]
+    corrected, uncorrected = (sum(each) for each in zip(*false))
+    assert interval(corrected, count)[0] <= 0.05
+    assert interval(uncorrected, count)[0] > 0.05, (
+        "the planted error: p taken as it is finds differences where there are none"
+    )
 
 
 # ------------------------------------------------------------------------------------------ minimum detectable effect

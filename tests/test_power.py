@@ -27,9 +27,9 @@ def test_queries_needed_are_the_fewest_with_that_power(effect, level):
         assert upper_tail(abs(effect), queries - 1, level) < 0.8
     power = TTestPower().power(abs(effect), queries, level)
     assert np.isnan(power) or power >= 0.8, "statsmodels has none for very many queries"
-    if np.isfinite(power):
-        solved = TTestPower().solve_power(effect_size=abs(effect), alpha=level, power=0.8)
-        assert queries == max(int(np.ceil(float(np.ravel(solved)[0]) - 1e-6)), fewest_queries(level))
+    solved = float(np.ravel(TTestPower().solve_power(effect_size=abs(effect), alpha=level, power=0.8))[0])
+    if TTestPower().power(abs(effect), solved, level) == pytest.approx(0.8, abs=1e-4):  # else its search went astray
+        assert queries == max(int(np.ceil(solved - 1e-6)), fewest_queries(level))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -37,9 +37,9 @@ def test_queries_needed_are_the_fewest_with_that_power(effect, level):
 def test_the_smallest_effect_has_that_power(queries, level):
     effect = detectable(1.0, queries, level=level)
     assert upper_tail(effect, queries, level) == pytest.approx(0.8, abs=1e-5)
-    solved = TTestPower().solve_power(nobs=queries, alpha=level, power=0.8)
-    if np.isfinite(TTestPower().power(solved, queries, level)):
-        assert effect == pytest.approx(float(solved), rel=1e-5)
+    solved = float(TTestPower().solve_power(nobs=queries, alpha=level, power=0.8))
+    if TTestPower().power(solved, queries, level) == pytest.approx(0.8, abs=1e-4):
+        assert effect == pytest.approx(solved, rel=2e-4)
 
 
 def test_what_is_needed_and_what_can_be_found_are_each_others_inverse():

@@ -147,7 +147,7 @@ def test_the_confirmatory_test_is_over_72_averaged_queries(finished):
     expected = paired_test(values["maw"], values["lora"], permutations=11_600, seed=config.seed)
     assert (section["permutations"], section["permutations_raised_from"]) == (11_600, 200)
     assert test["n"] == 72 and test["p_value"] == expected.p_value and test["p_holm"] == holm([expected.p_value])[0]
-    assert "400 random signs in place of 200" in " ".join(console.split())
+    assert "11,600 random signs in place of 200" in " ".join(console.split())
     summary = json.loads((logs / "summary" / "confirmatory.json").read_text())
     assert summary["comparisons"][0]["dataset"] == "beir_tiny"
     assert summary["comparisons"][0]["p_holm"] == test["p_holm"]
