@@ -25,7 +25,7 @@ from maw.errors import ConfigError, DataError
 from maw.methods import METHODS, Method, find_method
 from maw.metrics import METRIC_LABELS, PRIMARY
 from maw.power import detectable, queries_needed
-from maw.report.format import as_table, clean, fact, heading, wrapped
+from maw.report.format import as_table, clean, fact, heading, p_value, wrapped
 from maw.report.rebuild import find_folders, read_json, read_result
 from maw.report.trec import FOLDER, read_qrels, token
 from maw.significance import paired_tests
@@ -163,9 +163,9 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['second']:.4f}",
             f"{row['mean_difference']:+.4f}",
             f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]",
-            f"{row['p_value']:.4f}",
-            f"{row['p_holm']:.4f}",
-            "-" if row["t_p_value"] is None else f"{row['t_p_value']:.4f}",
+            p_value(row["p_value"]),
+            p_value(row["p_holm"]),
+            p_value(row["t_p_value"]),
             "-" if row["effect_size"] is None else f"{row['effect_size']:+.3f}",
             "-" if row["queries_needed"] is None else f"{row['queries_needed']:,}",
         ]

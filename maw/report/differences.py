@@ -8,7 +8,7 @@ from typing import Any
 from maw.confirmatory import METRIC, SUBJECT, key_of
 from maw.methods import METHODS, Method, comparisons
 from maw.metrics import METRIC_LABELS, PRIMARY
-from maw.report.format import as_table, clean, wrapped
+from maw.report.format import as_table, clean, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
@@ -88,15 +88,17 @@ def _exploratory(result: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     table = as_table([_LABEL, *_COLUMNS, "better/worse/same", *_MORE], rows)
-    return "\n".join([*wrapped("", _exploratory_heading(result.get("exploratory", {}))), table])
+    section = result.get("exploratory", {})
+    signs = "" if confirmed else _signs(section)  # said above
+    return "\n".join([*wrapped("", _exploratory_heading(section, signs)), table])
 
 
-def _exploratory_heading(section: Mapping[str, Any]) -> str:
+def _exploratory_heading(section: Mapping[str, Any], signs: str) -> str:
     if not section:
         return "Exploratory: not corrected for the number of tests"
     about = (
         f"Exploratory: corrected by Holm over all {section['family_size']} other tests of this dataset, "
-        f"{len(PRIMARY)} metrics of every pair{_signs(section)}"
+        f"{len(PRIMARY)} metrics of every pair{signs}"
     )
     if section["run_family_size"] > section["family_size"]:
         about += f"; over all {section['run_family_size']} of the run in summary/exploratory.json"
@@ -116,8 +118,8 @@ def _cells(test: Mapping[str, Any]) -> list[str]:
         f"{test['mean_difference']:+.4f}",
         "-" if test["relative"] is None else f"{test['relative']:+.1%}",
         f"[{test['ci_low']:+.4f}, {test['ci_high']:+.4f}]",
-        f"{test['p_value']:.4f}",
-        _number(test.get("p_holm"), ".4f"),
+        p_value(test["p_value"]),
+        p_value(test.get("p_holm")),
     ]
 
 
@@ -126,8 +128,8 @@ def _found(test: Mapping[str, Any]) -> list[str]:
 
 
 def _more(test: Mapping[str, Any]) -> list[str]:
-    found = (("t_p_value", ".4f"), ("effect_size", "+.3f"), ("queries_needed", ",d"))
-    return [_number(test.get(key), form) for key, form in found]
+    found = (("effect_size", "+.3f"), ("queries_needed", ",d"))
+    return [p_value(test.get("t_p_value")), *(_number(test.get(key), form) for key, form in found)]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from maw.confirmatory import LEVEL, METRIC
 from maw.metrics import METRIC_LABELS
-from maw.report.format import clean
+from maw.report.format import clean, p_value
 from maw.report.marks import LETTERS, RunValues, beaten, label_of, methods_of, methods_of_run, run_p_values
 
 COLUMNS = ("ndcg_cut_10", "map", "recip_rank_10", "recall_100", "P_10", "success_5")
@@ -125,8 +125,8 @@ def _claims(families: Sequence[Mapping[str, Any] | None]) -> list[Table]:
         cells = (
             Cell(f"{row['mean_difference']:+.4f}", row["significant"]),
             Cell(f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"),
-            Cell(f"{row['p_value']:.4f}"),
-            Cell(f"{row['p_holm']:.4f}", row["significant"]),
+            Cell(p_value(row["p_value"])),
+            Cell(p_value(row["p_holm"]), row["significant"]),
             Cell("-" if row["effect_size"] is None else f"{row['effect_size']:+.3f}"),
             Cell("-" if smallest is None else f"{smallest:.4f}"),
         )
@@ -151,7 +151,7 @@ def _reading(over_run: RunValues) -> str:
 
 def _latex(table: Table) -> str:
     def cell(each: Cell) -> str:
-        text = each.text if each.text == "-" else each.text.replace("-", "$-$").replace("+", "$+$")
+        text = each.text if each.text == "-" else re.sub(r"[-+<]", lambda sign: f"${sign[0]}$", each.text)
         text = rf"\textbf{{{text}}}" if each.best else text
         return f"{text}$^{{{each.marks}}}$" if each.marks else text
 

@@ -12,6 +12,7 @@ from typing import Any
 from maw.confirmatory import LEVEL, METRIC, key_of
 from maw.methods import Method, comparisons
 from maw.metrics import METRIC_LABELS
+from maw.report.format import p_value
 from maw.report.marks import RunValues, corrected_p, label_of, methods_of
 from maw.report.page.markup import Markup, element, joined, paragraph
 
@@ -73,8 +74,9 @@ def _confirmed(result: Mapping[str, Any], key: str, over_run: RunValues, *, alon
         if smallest is not None and p >= LEVEL
         else ""
     )
-    more = f"; 95% interval {test['ci_low']:+.4f} to {test['ci_high']:+.4f}, p {_p(p)} after Holm's correction in the "
-    return paragraph(element("span", says, class_=kind), f"{more}{family}.{could}")
+    interval = f"95% interval {test['ci_low']:+.4f} to {test['ci_high']:+.4f}"
+    sure = f"; {interval}, p {p_value(p)} after Holm's correction in the {family}."
+    return paragraph(element("span", says, class_=kind), f"{sure}{could}")
 
 
 def _highest(result: Mapping[str, Any], *, with_test: bool, over_run: RunValues) -> Markup:
@@ -88,17 +90,13 @@ def _highest(result: Mapping[str, Any], *, with_test: bool, over_run: RunValues)
     test = result.get("significance", {}).get(key_of(*pair), {}).get(METRIC) if pair and with_test else None
     if test:
         p = corrected_p(result, key_of(*pair), METRIC, over_run)
-        text += f" (p {_p(p)}, corrected with all exploratory tests)"
+        text += f" (p {p_value(p)}, corrected with all exploratory tests)"
     return paragraph(f"{text}.")
 
 
 def _amount(test: Mapping[str, Any]) -> str:
     share = "" if test["relative"] is None else f", {test['relative']:+.1%}"
     return f"{test['mean_difference']:+.4f} {_LABEL}{share}"
-
-
-def _p(value: float) -> str:
-    return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _value(result: Mapping[str, Any], method: Method) -> float:

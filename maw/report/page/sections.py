@@ -10,6 +10,7 @@ import numpy as np
 from maw.confirmatory import LEVEL, METRIC
 from maw.methods import Method
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.format import p_value
 from maw.report.marks import LETTERS, RunValues, beaten, corrected_p, label_of, look_of, methods_of
 from maw.report.page.charts import Bar, Series, bar_chart, histogram, line_chart, swatch
 from maw.report.page.markup import Markup, details, element, facts, joined, paragraph, table
@@ -88,14 +89,14 @@ _HEADER += ("detectable", "queries needed", "better / worse / same")
 
 def _cells(result: Result, key: str, metric: str, test: Mapping[str, Any], over_run: RunValues) -> list[Any]:
     p = corrected_p(result, key, metric, over_run)
-    shown = element("strong", f"{p:.4f}") if p is not None and p < LEVEL else _number(p, ".4f")
+    shown = element("strong", p_value(p)) if p is not None and p < LEVEL else p_value(p)
     return [
         f"{test['mean_difference']:+.4f}",
         _number(test["relative"], "+.1%"),
         f"{test['ci_low']:+.4f} to {test['ci_high']:+.4f}",
-        f"{test['p_value']:.4f}",
+        p_value(test["p_value"]),
         shown,
-        _number(test.get("t_p_value"), ".4f"),
+        p_value(test.get("t_p_value")),
         _number(test.get("effect_size"), "+.3f"),
         _number(test.get("minimum_detectable_effect"), ".4f"),
         _number(test.get("queries_needed"), ",d"),
@@ -127,7 +128,8 @@ def curves(result: Result) -> Markup:
     ]
     seeds = [record for method in methods if len(record := result["results"][method.key].get("runs", ())) > 1]
     note = paragraph("Curves are those of the first seed and fold.", class_="soft") if seeds else ""
-    return joined([chart, details("Recall as a table", table("Recall", names, rows)), note, *epochs])
+    shown = element("div", *epochs, class_="charts") if any(epochs) else ""
+    return joined([chart, details("Recall as a table", table("Recall", names, rows)), note, shown])
 
 
 def routing(result: Result) -> Markup:
@@ -148,7 +150,7 @@ def routing(result: Result) -> Markup:
             shares = np.asarray(kept["val_routing"][side]["depth_histogram"]).mean(0).tolist()
             title = f"Greedy picks of {name}, epoch {kept['epoch']}, the one that was kept"
             charts.append(histogram(title, shares, look_of(method), name="depth"))
-        parts.append(element("h4", method.label) + element("div", *charts, class_="sides"))
+        parts.append(element("h4", method.label) + element("div", *charts, class_="charts"))
     return joined(parts)
 
 

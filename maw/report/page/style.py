@@ -5,8 +5,8 @@ Series colours are Okabe and Ito's and Tol's, which people with any colour visio
 
 from __future__ import annotations
 
-_LIGHT = ("#0072b2", "#d55e00", "#007a5a", "#b0488f", "#8a6d00", "#3a3a98", "#117733", "#aa3377", "#555555", "#994455")
-_DARK = ("#56b4e9", "#ff9a4d", "#3fcf9f", "#ee99cc", "#f0e442", "#a8a8ff", "#8ce08c", "#ff8ac5", "#bbbbbb", "#ee9999")
+_LIGHT = ("#0072b2", "#d55e00", "#555555", "#8a6d00", "#aa3377", "#3a3a98", "#994455", "#117733", "#007a5a", "#b0488f")
+_DARK = ("#56b4e9", "#ff9a4d", "#bbbbbb", "#f0e442", "#ff8ac5", "#a8a8ff", "#ee9999", "#8ce08c", "#3fcf9f", "#ee99cc")
 
 
 def _colours(colours: tuple[str, ...]) -> str:
@@ -50,7 +50,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;min-width:100%}
 caption{text-align:left;padding:.25rem 0;font-size:.92rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
 thead th{border-bottom:2px solid var(--rule);font-weight:600}
-tbody th{font-weight:400}
+tbody th{font-weight:400;min-width:9rem}
+caption span{display:inline-block;max-width:min(58rem,calc(100vw - 3rem))}
 th.n,td.n{text-align:right;white-space:nowrap}
 td .soft{font-size:.82rem;display:block}
 sup{font-size:.75em;line-height:0}
@@ -71,6 +72,7 @@ svg .mark{fill:var(--page);stroke:var(--c);stroke-width:1.75}
 details{margin:.5rem 0;border:1px solid var(--rule);border-radius:4px;padding:.35rem .75rem;background:var(--panel)}
 summary{cursor:pointer;padding:.2rem 0}
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(18rem,100%),1fr));gap:0 1.25rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(25rem,100%),1fr));gap:0 1.25rem}
 .sides ol{padding-left:1.5rem;margin:.25rem 0}
 .passage{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem;background:var(--page);padding:.4rem .6rem;
 border-left:4px solid var(--rule);margin:.25rem 0 .75rem}
@@ -82,6 +84,7 @@ code{overflow-wrap:anywhere;font-size:.92em}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.6rem .8rem;border-radius:4px}
 body>footer{margin-top:3rem;padding-bottom:2rem;color:var(--soft)}
 @media (max-width:34rem){dl{grid-template-columns:1fr}dd{margin-bottom:.35rem}h1{font-size:1.35rem}}
+@media (min-width:50rem){tbody th{white-space:nowrap}}
 @media print{details{border:0}.scroll{overflow:visible}}
 """
 )
