@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -54,6 +56,13 @@ class Page(HTMLParser):
 
 def whole_result(names=("zero_shot", "lora", "maw"), datasets=("pystdlib",), **changes):
     """Content of dataset.json with everything that a run records, and the families over the run."""
+    result = copy.deepcopy(one_result(tuple(names), tuple(datasets)))
+    results = [copy.deepcopy({**result, **changes, "dataset": name}) for name in datasets]
+    return results, [confirmatory.over_run(results), exploratory.over_run(results)]
+
+
+@cache
+def one_result(names, datasets):
     evaluations = make_evaluations(names)
     config = Tier1Config(datasets=list(datasets), methods=list(names))
     held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
@@ -94,8 +103,7 @@ def whole_result(names=("zero_shot", "lora", "maw"), datasets=("pystdlib",), **c
             record.pop("training_history")
         record |= {"training_seconds": 40.0, "evaluation_seconds": 5.23}
         record["runs"] = [{"steps": 9, "optimizer_steps": 9, "training_seconds": 40.0}] if method.trained else [{}]
-    results = [{**result, **changes, "dataset": name} for name in datasets]
-    return results, [confirmatory.over_run(results), exploratory.over_run(results)]
+    return result
 
 
 def an_example(text="a passage", query="a query", identifier="d1"):
@@ -195,7 +203,8 @@ def test_the_numbers_are_those_of_the_result(made):
 
 
 def verdict(p, difference, datasets=("pystdlib",)):
-    results, _ = whole_result(datasets=datasets)
+    result = copy.deepcopy(one_result(("zero_shot", "lora", "maw"), datasets))
+    results = [copy.deepcopy(result) | {"dataset": name} for name in datasets]
     for result in results:
         tests = result["confirmatory"]["comparisons"]["maw_vs_lora"]
         for test in (tests, result["significance"]["maw_vs_lora"]["ndcg_cut_10"]):
