@@ -37,7 +37,7 @@ STATES_PER_TOKEN = 24  # vectors of the hidden size that a pass through a layer 
 BACKWARD = 3  # passes that a training step with its gradient takes, in forward ones
 LOG_BYTES = 10_000_000
 RUN_LINE_BYTES = 50  # of a TREC run file: two ids, rank, score and name
-RUN_LINE_BYTES_GZIP = 15
+RUN_LINE_BYTES_GZIP = 20
 
 
 @dataclass(frozen=True)

@@ -131,10 +131,11 @@ def _claims(families: Sequence[Mapping[str, Any] | None]) -> list[Table]:
             Cell("-" if smallest is None else f"{smallest:.4f}"),
         )
         rows.append((f"{clean(row['dataset'])}: {new} - {old}", cells))
+    size = f"{len(rows)} comparison{'s' * (len(rows) != 1)}"
     caption = (
         f"Confirmatory comparisons in {METRIC_LABELS[METRIC]}: difference, 95% bootstrap interval, p of the paired "
-        f"randomisation test ({family['permutations']:,} signs), p corrected by Holm over the {family['family_size']} "
-        f"comparisons, Cohen's d_z, and the smallest difference detectable with power {family['power']:g}. Bold: "
+        f"randomisation test ({family['permutations']:,} signs), p corrected by Holm over {size}, "
+        f"Cohen's d_z, and the smallest difference detectable with power {family['power']:g}. Bold: "
         f"corrected p < {LEVEL:g}."
     )
     header = ("Comparison", "Difference", "95% interval", "p", "Holm p", "d_z", "Detectable")

@@ -72,14 +72,16 @@ def differences(result: Result, over_run: RunValues) -> Markup:
     rows = [[_name(key), *_cells(result, key, METRIC, test, over_run)] for key, test in confirmed.items()]
     parts = [table(f"Confirmatory: {_LABEL}, fixed before the run; Holm over the {family}", _HEADER, rows)]
     explored = [
-        [f"{_name(key)}, {METRIC_LABELS[metric]}", *_cells(result, key, metric, test, over_run)]
+        [_name(key), METRIC_LABELS[metric], *_cells(result, key, metric, test, over_run)]
         for key, by_metric in result.get("significance", {}).items()
         for metric, test in by_metric.items()
         if not (metric == METRIC and key in confirmed)
     ]
     caption = f"Exploratory: every other pair and primary metric; Holm over all of them in the {family}"
     if explored:
-        parts.append(details(f"Exploratory tests ({len(explored)})", table(caption, _HEADER, explored)))
+        header = (_HEADER[0], "metric", *_HEADER[1:])
+        shown = table(caption, header, explored, numbers_from=2)
+        parts.append(details(f"Exploratory tests ({len(explored)})", shown))
     return joined(parts)
 
 

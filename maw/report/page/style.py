@@ -34,6 +34,7 @@ h1{font-size:1.6rem;line-height:1.2;margin:1.5rem 0 .25rem}
 h2{font-size:1.35rem;margin:2.5rem 0 .5rem;padding-top:.75rem;border-top:2px solid var(--rule)}
 h3{font-size:1.1rem;margin:1.75rem 0 .5rem}
 h4{font-size:1rem;margin:1.25rem 0 .25rem}
+h5,h6{font-size:.92rem;margin:.75rem 0 .25rem}
 p,dl,ul{margin:.5rem 0}
 a{color:var(--link)}
 .skip{position:absolute;left:-999rem}
