@@ -74,6 +74,7 @@ details{margin:.5rem 0;border:1px solid var(--rule);border-radius:4px;padding:.3
 summary{cursor:pointer;padding:.2rem 0}
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(18rem,100%),1fr));gap:0 1.25rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(25rem,100%),1fr));gap:0 1.25rem}
+.sides>div{min-width:0;overflow-wrap:anywhere}
 .sides ol{padding-left:1.5rem;margin:.25rem 0}
 .passage{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.88rem;background:var(--page);padding:.4rem .6rem;
 border-left:4px solid var(--rule);margin:.25rem 0 .75rem}
