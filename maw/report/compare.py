@@ -217,9 +217,9 @@ def _counts(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]], common: 
 def _refusals(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
     """Why the values of two runs on one dataset do not compare."""
     name = a.result["dataset"]
-    old = [str(side.folder) for side in (a, b) if "tested_on" not in side.result]
+    old = list(dict.fromkeys(str(side.folder) for side in (a, b) if "tested_on" not in side.result))
     if old:
-        return [f"{name}: {' and '.join(old)} does not say on what it was tested; run it again with this version"]
+        return [f"{name}: no word on what was tested in {' and '.join(old)}; run it again with this version"]
     if not common:
         return [f"{name}: they have no test query in common; give both the same --seed and --test-samples"]
     of_a, of_b = a.result["tested_on"], b.result["tested_on"]
