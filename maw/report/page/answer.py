@@ -29,7 +29,8 @@ def answer(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Markup:
     confirmed = [(result, key) for result in results for key in result.get("confirmatory", {}).get("comparisons", {})]
     parts = [_verdict(results, confirmed, over_run)]
     parts += [_confirmed(result, key, over_run, alone=len(results) == 1) for result, key in confirmed]
-    parts += [_highest(result, with_test=not confirmed, over_run=over_run) for result in results]
+    if len(results) == 1 or not confirmed:  # else the table below the box has the means
+        parts += [_highest(result, with_test=not confirmed, over_run=over_run) for result in results]
     return element("div", joined(parts), class_="answer")
 
 
