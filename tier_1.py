@@ -5,6 +5,9 @@
     python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
     python tier_1.py --resume last               # goes on with a run that was interrupted, to the same results
 
+    python tier_1.py report logs/tier1           # every report again, from the files of a run
+    python tier_1.py compare logs/a logs/b       # two runs against each other
+
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
 
@@ -95,6 +98,10 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    from maw.commands import COMMANDS, run_command
+
+    if argv and argv[0] in COMMANDS:
+        return run_command(argv)
     from maw.flags import parse_command_line
 
     config = parse_command_line(argv)

@@ -17,8 +17,8 @@ of their results is shown (`maw.confirmatory`). What is done is kept as the run 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from collections.abc import Collection as Collected
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -26,13 +26,15 @@ from typing import Any
 
 import torch
 
-from maw import confirmatory, signals
+from maw import confirmatory, exploratory, signals
 from maw.arm import Arm, ArmRun
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
 from maw.data.folds import with_round_facts
+from maw.environment import environment_facts
 from maw.errors import ConfigError, DataError
+from maw.examples import Examples
 from maw.files import check_writable
 from maw.finished import DatasetState
 from maw.inputs import TextSource
@@ -48,10 +50,12 @@ from maw.precision import name_of, pick_precision, settled
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.profile import current, profiling, stage, watch
-from maw.report import layout, plots, protocol, tables, text
+from maw.report import layout, protocol, tables, text
 from maw.report.differences import effects_text
 from maw.report.plan import plan_text
 from maw.report.profile import profile_text
+from maw.report.rebuild import write_reports
+from maw.report.trec import RunFiles
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
 from maw.run_state import RunState, differences, find_run, open_run
 from maw.runs import ArmResult, combine
@@ -107,17 +111,18 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
 
 def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
     results: dict[str, Any] = {}
+    folders: list[Path] = []
     for number, name in enumerate(config.datasets, start=1):
         done = DatasetState(state, number, config)
         result = done.results()
         if result is not None:
+            folders.append(done.results_folder)
             text.show(f"\n{result['dataset']}: done before the run was interrupted")
         else:
-            result = _run_dataset(name, config, spec, device, done, results)
+            result, folder = _run_dataset(name, config, spec, device, done, results)
+            folders.append(folder)
         results[result["dataset"]] = result
-        complete = len(results) == len(config.datasets)
-        family = confirmatory.over_run(list(results.values()), config) if complete else None
-        layout.write_summary(config.log_dir, list(results.values()), family)
+        write_reports(config.log_dir, folders)
         clear_cache(config)
         signals.check()
     return results
@@ -125,7 +130,8 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
 
 def _run_dataset(
     name: str, config: Tier1Config, spec: ModelSpec, device: torch.device, state: DatasetState, others: Collected[str]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Path]:
+    """What one dataset's dataset.json holds, and its folder."""
     with profiling(device, wanted=config.profile):
         with stage("loading data"):
             data = load_folds(name, config) if config.folds else load_collection(name, config)
@@ -133,7 +139,7 @@ def _run_dataset(
         if run.collection.name in others:
             taken = run.collection.name
             raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
-        return run.run()
+        return run.run(), run.folder
 
 
 def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:
@@ -176,6 +182,8 @@ class DatasetRun:
         self.records: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, EvaluationResult] = {}
         self.validations: dict[str, EvaluationResult | None] = {}
+        self.by_seed: dict[str, dict[int, EvaluationResult]] = {}
+        self.folder: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
@@ -203,16 +211,20 @@ class DatasetRun:
             text.show(f"\n{text.method_summary(record)}")
         with stage("writing"):
             stamp = started.strftime(_STAMP)
-            folder = layout.write_dataset(
-                self.config.log_dir, result, self.evaluations, stamp, folder=self.state and self.state.results_folder
+            self.folder = layout.write_dataset(
+                self.config.log_dir,
+                result,
+                self.evaluations,
+                stamp,
+                extras=self._extras(),
+                folder=self.state and self.state.results_folder,
             )
-            plots.write_routing_plots(folder, result)
-        text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {folder}")
-        log_event(logger, "dataset", dataset=self.collection.name, folder=str(folder))
+        text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
+        log_event(logger, "dataset", dataset=self.collection.name, folder=str(self.folder))
         profile = current()
         if profile is not None:
             content = profile.content()
-            layout.write_profile(folder, content)
+            layout.write_profile(self.folder, content)
             text.show(f"\n{profile_text(content)}")
         if self.state:
             self.state.close()
@@ -255,6 +267,7 @@ class DatasetRun:
             record["runtime_seconds"] += record["tuning_seconds"]
         self.records[method.name] = record | {"runtime_minutes": record["runtime_seconds"] / 60}
         self.evaluations[method.name], self.validations[method.name] = result.evaluation, result.validation
+        self.by_seed[method.name] = result.by_seed
 
     def _test(self, arm: Arm) -> ArmResult:
         """An arm that is not trained: once, on all test queries."""
@@ -317,8 +330,11 @@ class DatasetRun:
         return "_".join(parts)
 
     def _result(self, started: datetime, effects: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        config = self.config
+        config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)
         seconds = {name: record["runtime_seconds"] for name, record in self.records.items()}
+        tests = tables.significance(self.evaluations, permutations=signs, seed=config.seed)
+        confirmed = confirmatory.confirm(tests, effects, config, signs)
+        labelled = exploratory.label(tests, confirmed, config)
         return {
             "dataset": self.collection.name,
             "venue": self.collection.title,
@@ -329,10 +345,25 @@ class DatasetRun:
             "results": {find_method(name).key: record for name, record in self.records.items()},
             "runtime_summary": tables.runtime_summary(seconds),
             "improvements": tables.improvements(self.evaluations),
-            "confirmatory": confirmatory.confirm(self.evaluations, effects, config),
-            "significance": tables.significance(self.evaluations, permutations=config.permutations, seed=config.seed),
+            "intervals": tables.intervals(self.evaluations, seed=config.seed),
+            "confirmatory": confirmed,
+            "exploratory": exploratory.about(labelled, config, signs),
+            "significance": labelled,
+            "tested_on": {
+                "queries": len(test),
+                "qrels_sha256": test.qrels_hash(),
+                "corpus_sha256": test.corpus.fingerprint,
+                "relevance_level": test.relevance_level,
+            },
+            "environment": environment_facts(),
             "warnings": self._warnings(),
         }
+
+    def _extras(self) -> list[Callable[[Path], object]]:
+        """What else is written into the dataset's folder."""
+        files = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
+        examples = Examples(self.collection.test, self.evaluations, self.by_seed)
+        return [files.write, examples.write]
 
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""

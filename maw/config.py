@@ -292,6 +292,8 @@ class Tier1Config:
     """Go on with the unfinished run in this folder, or the last one under logs/, after its last save."""
     restart: bool = False
     """Start anew where log_dir holds an unfinished run, whose state is then removed."""
+    run_files: Literal["auto", "plain", "gzip", "none"] = "auto"
+    """TREC run file of every method and seed: auto, with gzip where it is long; always plain; always gzip; or none."""
     compress_logs: bool = True
     """Compress the log files with gzip at the end of a run."""
     max_log_files: CountOrZero = 100

@@ -1,20 +1,19 @@
 """The comparisons on which claims are made, fixed beforehand: nDCG@10, MAW against its controls, on every dataset.
 
-All other tests of a run are exploratory. Those of the family are corrected together by Holm's procedure, over all
-datasets of the run: `summary/confirmatory.json` has the whole family, a dataset's own file the part of it that was
-measured there, corrected within the dataset.
+All other tests of a run are exploratory (`maw.exploratory`). Those of the family are corrected together by Holm's
+procedure, over all datasets of the run: `summary/confirmatory.json` has the whole family, a dataset's own file the
+part of it that was measured there, corrected within the dataset.
 
 Before any test result is shown a run says how small a difference it could find at all (`smallest_effects`): at the
 level that a test of the family has to reach if no other is below it, 0.05 by the family's size, with a power of 0.8,
 from the spread of the differences between the two arms on validation queries.
 
 A corrected p can fall below 0.05 only if the uncorrected one can fall far enough, so random signs are drawn at least
-`20 * size / 0.05` times.
+`20 * size / 0.05` times: where a run asks for fewer, they are raised, and its files say so.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,14 +23,17 @@ import numpy as np
 from maw.config import Tier1Config
 from maw.methods import Method, in_order
 from maw.metrics import PRIMARY, EvaluationResult
-from maw.significance import holm, minimum_detectable_effect, paired_test
+from maw.power import POWER, minimum_detectable_effect, queries_needed
+from maw.significance import holm
 
 METRIC = PRIMARY[0]
 SUBJECT = "maw"
 CONTROLS = ("lora", "lora_matched", "full", "full_lowrank")
 LEVEL = 0.05
-POWER = 0.8
 SIGNS_PER_LEVEL = 20
+
+Tests = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Comparison -> metric -> the fields of `maw.significance.PairedTest`."""
 
 
 def pairs(names: Iterable[str]) -> list[tuple[Method, Method]]:
@@ -51,9 +53,9 @@ def family_size(config: Tier1Config) -> int:
     return len(pairs(config.methods)) * len(config.datasets)
 
 
-def permutations_for(config: Tier1Config) -> int:
-    """How many random signs its tests draw: as many as configured, or more where the family needs more."""
-    return max(config.permutations, math.ceil(SIGNS_PER_LEVEL * family_size(config) / LEVEL))
+def signs_for(size: int) -> int:
+    """How many random signs let the smallest p of a family of that size fall well below the level once corrected."""
+    return math.ceil(SIGNS_PER_LEVEL * size / LEVEL)
 
 
 def smallest_effects(
@@ -90,65 +92,64 @@ def smallest_effects(
     return found
 
 
-def confirm(
-    evaluations: Mapping[str, EvaluationResult], effects: Mapping[str, Mapping[str, Any]], config: Tier1Config
-) -> dict[str, Any]:
+def confirm(tests: Tests, effects: Mapping[str, Mapping[str, Any]], config: Tier1Config, signs: int) -> dict[str, Any]:
     """The family's tests on one dataset, corrected within it.
 
     Args:
-        evaluations: method name -> its test values, averaged over seeds.
+        tests: of all pairs on the test queries, every value averaged over seeds.
         effects: of `smallest_effects`.
         config: of the run.
+        signs: random signs that the tests drew.
 
     Returns:
         What dataset.json holds under "confirmatory"; empty where the run has no such comparison.
-
-    Raises:
-        ValueError: methods that were tested on different queries.
     """
-    compared = pairs(evaluations)
-    if not compared:
-        return {}
-    signs = permutations_for(config)
+    level = LEVEL / max(family_size(config), 1)
     found = {}
-    for new, old in compared:
-        a, b = evaluations[new.name], evaluations[old.name]
-        if a.query_ids != b.query_ids:
-            raise ValueError(f"{new.name} and {old.name} were evaluated on different queries; they cannot be paired")
-        test = paired_test(a.per_query[METRIC], b.per_query[METRIC], permutations=signs, seed=config.seed)
-        found[key_of(new, old)] = dataclasses.asdict(test) | dict(effects.get(key_of(new, old), {}))
-    about = _about(len(found), signs, config)
-    return about | {"run_family_size": family_size(config), "comparisons": _corrected(found)}
+    for key in (key_of(*pair) for pair in pairs(config.methods)):
+        if METRIC in tests.get(key, {}):
+            test = dict(tests[key][METRIC])
+            needed = {"queries_needed": queries_needed(test["effect_size"], level=level)}
+            found[key] = test | dict(effects.get(key, {})) | needed
+    if not found:
+        return {}
+    about = about_family("confirmatory", len(found), signs, config)
+    return {"metric": METRIC} | about | {"run_family_size": family_size(config), "comparisons": corrected(found)}
 
 
-def over_run(results: Sequence[Mapping[str, Any]], config: Tier1Config) -> dict[str, Any]:
+def over_run(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The whole family, corrected together; empty where the run has none.
 
     Args:
         results: the content of each dataset.json, of all datasets of the run.
-        config: of the run.
     """
+    sections = [result["confirmatory"] for result in results if result.get("confirmatory")]
     found = {
         (result["dataset"], key): test
         for result in results
         for key, test in result.get("confirmatory", {}).get("comparisons", {}).items()
     }
-    if not found:
-        return {}
-    rows = [{"dataset": dataset, "comparison": key} | test for (dataset, key), test in _corrected(found).items()]
-    return _about(len(rows), permutations_for(config), config) | {"comparisons": rows}
+    rows = [{"dataset": dataset, "comparison": key} | test for (dataset, key), test in corrected(found).items()]
+    return about_run(sections, len(rows)) | {"comparisons": rows} if rows else {}
 
 
-def _about(size: int, signs: int, config: Tier1Config) -> dict[str, Any]:
+def about_run(sections: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
+    """What `about_family` said of each dataset's part of a family, of the whole of it."""
+    of_datasets = ("run_family_size", "comparisons")
+    return {key: value for key, value in sections[0].items() if key not in of_datasets} | {"family_size": size}
+
+
+def about_family(name: str, size: int, signs: int, config: Tier1Config) -> dict[str, Any]:
+    """What holds for all tests of a family; how many random signs were asked for, if more were drawn."""
     raised = {"permutations_raised_from": config.permutations} if signs > config.permutations else {}
-    fixed = {"metric": METRIC, "level": LEVEL, "power": POWER, "correction": "Holm"}
+    fixed = {"family": name, "level": LEVEL, "power": POWER, "correction": "Holm"}
     return fixed | {"family_size": size, "permutations": signs} | raised
 
 
-def _corrected(tests: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+def corrected(tests: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
     """The tests with their p corrected as one family, and whether it is below the level."""
-    corrected = holm([test["p_value"] for test in tests.values()])
+    found = holm([test["p_value"] for test in tests.values()])
     return {
         key: dict(test) | {"p_holm": p, "significant": p < LEVEL}
-        for (key, test), p in zip(tests.items(), corrected, strict=True)
+        for (key, test), p in zip(tests.items(), found, strict=True)
     }

@@ -236,7 +236,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tier_1.py",
         usage=USAGE,
         description="Zero-shot, LoRA and MAW dense retrieval on the same data, under one protocol.",
-        epilog="Later sources win: the defaults, --preset, --config, the other flags.",
+        epilog="Later sources win: the defaults, --preset, --config, the other flags. tier_1.py report RUN_DIR makes "
+        "the reports of a run again, tier_1.py compare RUN_A RUN_B tests two runs against each other.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -38,6 +38,8 @@ BACKWARD = 3  # passes that a training step with its gradient takes, in forward 
 LOG_BYTES = 10_000_000
 DIAGNOSED_DOCUMENTS = 200  # of a split, which `maw.diagnostics` puts at every depth, beside its queries
 RANKING_BYTES = 12  # a passage's row and score
+RUN_LINE_BYTES = 50  # of a TREC run file: two ids, rank, score and name
+RUN_LINE_BYTES_GZIP = 20
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,7 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
 def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]) -> list[Room]:
     cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
     stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
-    embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, len(works))
+    embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, works)
     results += state_bytes(config, spec, works)
     rooms = [
         Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
@@ -337,8 +339,8 @@ def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: S
     return [room for room in rooms if room.size]
 
 
-def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
-    """Logs and results, and the checkpoints that every trained method keeps of each dataset."""
+def _result_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
+    """Logs and results, run files, and the checkpoints that every trained method keeps of each dataset."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     trained = _layer_parameters(spec) * len(layers) * FLOAT_BYTES
     weights = trained if config.checkpoint_compression else _model_bytes(spec)
@@ -346,7 +348,16 @@ def _result_bytes(config: Tier1Config, spec: ModelSpec, datasets: int) -> int:
     latest = 2 * (not config.keep_only_best_checkpoint)  # with the one before it
     kept = 1 + latest + config.save_epoch_checkpoints * config.num_epochs
     trainings = len(_trained_methods(config)) * config.seeds * (config.folds or 1)
-    return LOG_BYTES + one * kept * trainings * datasets
+    return LOG_BYTES + one * kept * trainings * len(works) + _run_file_bytes(config, works)
+
+
+def _run_file_bytes(config: Tier1Config, works: Sequence[Work]) -> int:
+    """One ranking of all test queries for every method that is not trained, and for every seed of one that is."""
+    trained = len(_trained_methods(config))
+    rankings = 0 if config.run_files == "none" else len(config.methods) - trained + trained * config.seeds
+    line = RUN_LINE_BYTES if config.run_files == "plain" else RUN_LINE_BYTES_GZIP
+    lines = (work.queries["test"] * min(config.top_k, work.searched) for work in works)
+    return rankings * line * sum(lines)
 
 
 def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:

@@ -33,11 +33,13 @@ class ArmResult:
         record: JSON-able; for one run what `maw.arm` recorded of it, with "runs", the records of all.
         evaluation: test queries of all folds, averaged over seeds.
         validation: the same of the validation queries; None for an arm that is not trained.
+        by_seed: seed -> test queries of all folds under that seed, with their rankings.
     """
 
     record: dict[str, Any]
     evaluation: EvaluationResult
     validation: EvaluationResult | None
+    by_seed: dict[int, EvaluationResult]
 
 
 def combine(runs: Sequence[ArmRun]) -> ArmResult:
@@ -50,12 +52,12 @@ def combine(runs: Sequence[ArmRun]) -> ArmResult:
         ValueError: seeds that were measured on different queries.
     """
     ordered = sorted(runs, key=lambda run: (run.seed, run.fold or 0))
-    by_seed = [list(part) for _, part in groupby(ordered, key=lambda run: run.seed)]
-    tests = [joined([run.evaluation for run in part]) for part in by_seed]
+    parts = [list(part) for _, part in groupby(ordered, key=lambda run: run.seed)]
+    tests = [joined([run.evaluation for run in part]) for part in parts]
     evaluation = averaged(tests)
     validation = None
     if ordered[0].validation is not None:
-        validation = averaged([joined([run.validation for run in part]) for part in by_seed])
+        validation = averaged([joined([run.validation for run in part]) for part in parts])
     first = ordered[0].record
     record = {key: value for key, value in first.items() if key in _FIRST or _same(key, ordered)}
     record |= {"metrics": dict(evaluation), "evaluation": evaluation.facts}
@@ -66,9 +68,10 @@ def combine(runs: Sequence[ArmRun]) -> ArmResult:
         record |= {key: sum(run.record[key] for run in ordered) for key in ("steps", "optimizer_steps")}
     if validation is not None:
         record[f"val_{METRIC}"] = validation[METRIC]
-    if len(by_seed) > 1:
+    if len(parts) > 1:
         record["spread"] = spread([test[METRIC] for test in tests])
-    return ArmResult(record | {"runs": [run.record for run in ordered]}, evaluation, validation)
+    by_seed = {part[0].seed: test for part, test in zip(parts, tests, strict=True)}
+    return ArmResult(record | {"runs": [run.record for run in ordered]}, evaluation, validation, by_seed)
 
 
 def _same(key: str, runs: Sequence[ArmRun]) -> bool:
@@ -88,7 +91,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def joined(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:
-    """Evaluations of different queries as one.
+    """Evaluations of different queries as one, with their rankings where all of them have one of the same corpus.
 
     Raises:
         ValueError: a query that two of them have.
@@ -103,7 +106,11 @@ def joined(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:
     match = [each.facts["answer_match"] for each in evaluations if "answer_match" in each.facts]
     if match:
         facts["answer_match"] = _joined_match(match, len(ids))
-    return EvaluationResult(ids, values, facts=facts)
+    rankings = [each.run for each in evaluations]
+    run = None
+    if all(rankings) and len({ranking["rows"].shape[1] for ranking in rankings}) == 1:
+        run = {key: np.concatenate([ranking[key] for ranking in rankings]) for key in rankings[0]}
+    return EvaluationResult(ids, values, run=run, facts=facts)
 
 
 def averaged(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:

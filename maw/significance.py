@@ -4,34 +4,38 @@
     test.mean_difference, test.p_value, (test.ci_low, test.ci_high)
 
     holm([0.01, 0.04, 0.03])                                        # corrected for a family of three
-    minimum_detectable_effect(differences, 1000, level=0.05 / 3)    # what a test of 1,000 queries can find
 
-The reports use it for every pair of methods and every primary metric, and `maw.confirmatory` for the family of
-comparisons on which claims are made.
+The reports use it for every pair of methods and every primary metric. `maw.confirmatory` and `maw.exploratory` sort
+these tests into two families and correct each; `maw.power` says what a test could have found.
 
 The p-value is that of the two-sided randomisation test: if the two methods were interchangeable, each query's
 difference would be as likely to have the other sign, so the observed mean difference is compared with those
-under random signs. No distribution is assumed. The interval is the percentile bootstrap over queries. Neither
+under random signs. No distribution is assumed. The paired t test stands beside it, since papers report it; the claims
+of a run rest on the randomisation test. The interval is the percentile bootstrap over queries. None of them
 is corrected for the number of tests made; `holm` corrects p-values.
 
-The minimum detectable effect is the smallest true mean difference that a two-sided test finds with a given power. It
-is that of the paired t test, whose power the randomisation test shares but for few queries.
+The effect size is Cohen's d_z, the mean of the differences by their standard deviation: in contrast to p it does not
+grow with the number of queries.
+
+SciPy has the t test and statsmodels Holm's procedure. SciPy's `permutation_test` and `bootstrap` compute the same
+numbers (see the tests), from an array of all resampled values: here both are matrix products, which take a small part
+of the time and a bounded amount of memory, and every metric and pair of methods sees the same draws.
 
 Sources: Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information
 Retrieval Evaluation", CIKM 2007. Phipson and Smyth, "Permutation P-values Should Never Be Zero", 2010, for p
 = (1 + count) / (1 + permutations). Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
 13. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6, 1979. Cohen,
-"Statistical Power Analysis for the Behavioral Sciences", 1988, chapter 2, and Sakai, "Topic set size design",
-Information Retrieval Journal 19, 2016, for power and the number of queries.
+"Statistical Power Analysis for the Behavioral Sciences", 1988, section 2.3.5, for d_z; Sakai, "Statistical Reform in
+Information Retrieval?", SIGIR Forum 48, 2014, for reporting it beside p.
 
 Legend: N queries, M metrics, R draws at a time.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -41,6 +45,7 @@ from maw.errors import MAWError
 
 _BOOTSTRAP_DRAWS = 10_000
 _NUMBERS_AT_A_TIME = 2**21
+_NO_SPREAD = 1e-12  # of the largest difference: less is rounding
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,14 @@ class PairedTest:
     """Queries on which it scores lower."""
     ties: int
     """Queries on which both score the same."""
+    std_of_differences: float | None
+    """Standard deviation of the differences (divisor n - 1); None for a single query."""
+    effect_size: float | None
+    """Cohen's d_z, mean by standard deviation of the differences; None where they do not vary."""
+    t_statistic: float | None
+    """Student's t of the differences; None where they do not vary."""
+    t_p_value: float | None
+    """Two-sided p of the paired t test, not corrected; None where the differences do not vary."""
 
 
 def paired_test(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> PairedTest:
@@ -107,6 +120,9 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
     p_M, compared = _p_values(differences_NM, permutations, for_signs)
     low_M, high_M = np.quantile(_bootstrap_means(differences_NM, for_bootstrap), [0.025, 0.975], axis=0)
     wins_M, losses_M = (differences_NM > 0).sum(0), (differences_NM < 0).sum(0)
+    std_M = differences_NM.std(0, ddof=1) if n > 1 else np.zeros_like(means_M)
+    varies_M = std_M > _NO_SPREAD * np.abs(differences_NM).max(0)
+    t_M, t_p_M = _t_tests(a_NM, b_NM, varies_M)
     return [
         PairedTest(
             mean_difference=float(means_M[m]),
@@ -119,6 +135,10 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
             wins=int(wins_M[m]),
             losses=int(losses_M[m]),
             ties=n - int(wins_M[m]) - int(losses_M[m]),
+            std_of_differences=float(std_M[m]) if n > 1 else None,
+            effect_size=float(means_M[m] / std_M[m]) if varies_M[m] else None,
+            t_statistic=float(t_M[m]) if varies_M[m] else None,
+            t_p_value=float(t_p_M[m]) if varies_M[m] else None,
         )
         for m in range(differences_NM.shape[1])
     ]
@@ -137,30 +157,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
-def minimum_detectable_effect(
-    differences: ArrayLike, queries: int, *, level: float, power: float = 0.8
-) -> float | None:
-    """The smallest true mean difference that a two-sided test of so many queries finds with probability `power`.
+def mean_intervals(values: ArrayLike, *, seed: int = 0) -> list[tuple[float, float]]:
+    """95% interval of the mean of every column, by the percentile bootstrap over queries; (M,) pairs.
 
     Args:
-        differences: paired differences of other queries of the kind, (N,), whose spread is taken.
-        queries: that will be tested.
-        level: of the test; that of one test of a family, where it is corrected for several.
-        power: the probability.
-
-    Returns:
-        The difference, in the metric's own units; None where fewer than two differences say nothing of the spread, or
-        where so few queries are tested that no difference can reach the level.
+        values: (N, M), one row a query.
+        seed: of the bootstrap.
     """
-    differences = np.asarray(differences, dtype=np.float64)
-    if len(differences) < 2 or 2 / 2.0 ** min(queries, 1000) > level:
-        return None
-    from statsmodels.stats.power import TTestPower
+    values_NM = np.asarray(values, dtype=np.float64)
+    drawn = _bootstrap_means(values_NM, np.random.default_rng(seed))
+    return [(float(low), float(high)) for low, high in np.quantile(drawn, [0.025, 0.975], axis=0).T]
 
-    test = TTestPower()
-    effect = float(test.solve_power(nobs=queries, alpha=level, power=power, alternative="two-sided"))
-    reached = float(test.power(effect, queries, level, alternative="two-sided"))
-    return effect * float(differences.std(ddof=1)) if math.isclose(reached, power, abs_tol=1e-3) else None
+
+def _t_tests(a_NM: np.ndarray, b_NM: np.ndarray, varies_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """t and its two-sided p, (M,) each; NaN in columns whose differences do not vary."""
+    from scipy.stats import ttest_rel  # a second to import, and needed at the end of a run
+
+    t_M, p_M = np.full(len(varies_M), np.nan), np.full(len(varies_M), np.nan)
+    if varies_M.any():
+        t_M[varies_M], p_M[varies_M] = ttest_rel(a_NM[:, varies_M], b_NM[:, varies_M])
+    return t_M, p_M
 
 
 def _p_values(differences_NM: np.ndarray, permutations: int, random: Generator) -> tuple[np.ndarray, int]:
@@ -174,8 +190,19 @@ def _p_values(differences_NM: np.ndarray, permutations: int, random: Generator) 
     limit_M = np.abs(observed_M) - 1e-12 * np.abs(differences_NM).sum(0)
     exact = n < permutations.bit_length()  # 2**n <= permutations
     batches = _all_bits(n) if exact else _in_parts(permutations, n, lambda _, rows: _random_bits(rows, n, random))
-    count_M = sum((np.abs(2 * (bits @ differences_NM) - observed_M) >= limit_M).sum(0) for bits in batches)
+    count_M = sum(_reached(bits, differences_NM, observed_M, limit_M) for bits in batches)
     return (count_M / 2**n, 2**n) if exact else ((1 + count_M) / (1 + permutations), permutations)
+
+
+def _reached(bits_RN: np.ndarray, differences_NM: np.ndarray, observed_M: np.ndarray, limit_M: np.ndarray) -> Any:
+    """How many sign assignments reach the limit, (M,); some columns at a time, since few queries have many rows."""
+    width = max(1, _NUMBERS_AT_A_TIME // len(bits_RN))
+    counts = []
+    for first in range(0, len(observed_M), width):
+        part = slice(first, first + width)
+        sums_RM = 2 * (bits_RN @ differences_NM[:, part]) - observed_M[part]
+        counts.append((np.abs(sums_RM) >= limit_M[part]).sum(0))
+    return np.concatenate(counts)
 
 
 def _all_bits(n: int) -> Iterator[np.ndarray]:

@@ -78,12 +78,20 @@ def test_the_files_are_the_users(finished):
     logs = folder / "logs" / "tier1"
     (dataset,) = logs.glob("beir_tiny_*")
     names = {"dataset.json", "zeroshot_metrics.json", "lora_metrics.json", "maw_metrics.json", "improvements.json"}
-    assert {path.name for path in dataset.iterdir()} == names | {"routing_maw.png"}
+    assert {path.name for path in dataset.iterdir()} == names | {"routing_maw.png", "runs", "examples.json"}
+    names = {"beir_tiny_qrels.trec"}
+    for method in ("zero_shot", "lora", "maw"):
+        names |= {f"beir_tiny_{method}.trec", f"beir_tiny_{method}_per_query.parquet"}
+    assert {path.name for path in (dataset / "runs").iterdir()} == names
     assert {path.name for path in (logs / "summary").iterdir()} == {
         "benchmark_summary.txt",
         "all_results.json",
         "metrics_comparison.csv",
         "confirmatory.json",
+        "exploratory.json",
+        "tables.tex",
+        "tables.md",
+        "report.html",
     }
     assert {path.name for path in (logs / "checkpoints").iterdir()} == {"beir_tiny_lora_best", "beir_tiny_maw_best"}
     (log,) = logs.glob("run_*.log.gz")
@@ -114,6 +122,11 @@ def test_the_results_have_the_users_keys(finished):
     assert result["improvements"]["maw_vs_zeroshot_ndcg_cut_10"] == pytest.approx((maw - zero) / zero)
     test = result["significance"]["maw_vs_zeroshot"]["ndcg_cut_10"]
     assert test["mean_difference"] == pytest.approx(maw - zero)
+    assert (test["family"], test["permutations"] >= 11_600) == ("exploratory", True) and 0 < test["p_holm"] <= 1
+    assert result["significance"]["maw_vs_lora"]["ndcg_cut_10"]["family"] == "confirmatory"
+    assert result["environment"]["command"].startswith("python tier_1.py --datasets beir:")
+    assert result["environment"]["packages"]["torch"] and result["environment"]["peak_memory_bytes"] > 1e7
+    assert len(result["tested_on"]["corpus_sha256"]) == len(result["tested_on"]["qrels_sha256"]) == 64
     history = result["results"][keys[2]]["training_history"]
     assert [record["epoch"] for record in history] == [1, 2]
     assert {"policy_entropy", "kl", "clip_fraction", "reward_mean", "zero_variance_share", "train_loss"} <= set(

@@ -143,7 +143,7 @@ SWITCHES = [
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
-    "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets", "diagnostics",
+    "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets", "diagnostics", "run_files",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [

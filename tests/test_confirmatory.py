@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from maw import confirmatory, methods
+from maw import confirmatory, exploratory, methods
 from maw.config import Tier1Config
 from maw.methods import METHODS, find_method
 from maw.metrics import METRICS, EvaluationResult
-from maw.significance import _p_values, holm, minimum_detectable_effect, paired_test
+from maw.power import minimum_detectable_effect, queries_needed
+from maw.report.tables import significance
+from maw.significance import _p_values, holm, paired_test
 
 NAMES = ("zero_shot", "lora", "lora_matched", "full", "full_lowrank", "maw")
 
@@ -50,12 +52,27 @@ def test_the_family():
 
 
 def test_enough_signs_are_drawn():
-    assert confirmatory.permutations_for(config(permutations=10_000)) == 10_000
-    few = config(("pystdlib", "msmarco", "hotpotqa"), NAMES, permutations=100)
-    assert confirmatory.permutations_for(few) == 20 * 12 / 0.05 == 4800
+    assert confirmatory.signs_for(12) == 20 * 12 / 0.05 == 4800
+    assert confirmatory.signs_for(7) == 2800
     smallest_p = 1 / (1 + 4800)
     assert 12 * smallest_p < 0.05, "the smallest p can reach the level when it is corrected"
-    assert 12 * (1 / 101) > 0.05, "and could not with the signs that were asked for"
+    assert 12 * (1 / 101) > 0.05, "and could not with a hundred signs"
+
+
+def test_the_larger_family_decides_how_many_signs_a_run_draws():
+    """Three methods make three pairs, ten metrics each: on one dataset 30 tests, of which one is confirmatory."""
+    one = config()
+    assert (confirmatory.family_size(one), exploratory.family_size(one)) == (1, 29)
+    assert exploratory.permutations_for(one) == 20 * 29 / 0.05 == 11_600
+    assert exploratory.permutations_for(config(permutations=50_000)) == 50_000
+    all_of_it = config(("pystdlib", "msmarco", "hotpotqa"), NAMES)
+    assert exploratory.family_size(all_of_it) == 15 * 10 * 3 - 12
+    signs = exploratory.permutations_for(all_of_it)
+    assert exploratory.family_size(all_of_it) * (1 / (1 + signs)) < 0.05 / 19
+
+
+def all_tests(values, run):
+    return significance(values, permutations=10_000, seed=run.seed)
 
 
 # ------------------------------------------------------------------------------------------------------------ Holm
@@ -99,19 +116,25 @@ def results_of(sizes, seed=0):
         values["maw"] = evaluation(base + size + random.normal(0, 0.05, 60))
         held = {name: None if name == "zero_shot" else each for name, each in values.items()}
         effects = confirmatory.smallest_effects(held, 60, run)
-        results.append({"dataset": f"d{number}", "confirmatory": confirmatory.confirm(values, effects, run)})
+        tests = all_tests(values, run)
+        section = confirmatory.confirm(tests, effects, run, 10_000)
+        labelled = exploratory.label(tests, section, run)
+        about = exploratory.about(labelled, run, 10_000)
+        results.append(
+            {"dataset": f"d{number}", "confirmatory": section, "exploratory": about, "significance": labelled}
+        )
     return results, run
 
 
 def test_a_datasets_file_is_corrected_within_it_and_the_summary_over_the_run():
-    results, run = results_of([0.02, 0.015, 0.0])
+    results, _ = results_of([0.02, 0.015, 0.0])
     tests = [result["confirmatory"]["comparisons"] for result in results]
     for section, within in zip((result["confirmatory"] for result in results), tests):
         assert (section["family_size"], section["run_family_size"]) == (4, 12)
         p = [test["p_value"] for test in within.values()]
         assert [test["p_holm"] for test in within.values()] == pytest.approx(by_hand(p))
         assert [test["significant"] for test in within.values()] == [each < 0.05 for each in by_hand(p)]
-    family = confirmatory.over_run(results, run)
+    family = confirmatory.over_run(results)
     everything = [test["p_value"] for within in tests for test in within.values()]
     assert family["family_size"] == len(family["comparisons"]) == 12
     assert [row["p_holm"] for row in family["comparisons"]] == pytest.approx(by_hand(everything))
@@ -129,21 +152,77 @@ def test_the_tests_are_the_paired_test_of_the_values():
     rows = [base + random.normal(0, 0.05, 60) for _ in NAMES[:-1]]
     maw = base + 0.03 + random.normal(0, 0.05, 60)
     expected = paired_test(maw, rows[1], permutations=10_000, seed=run.seed)
-    assert test["p_value"] == expected.p_value and test["mean_difference"] == expected.mean_difference
-    assert (test["ci_low"], test["n"]) == (expected.ci_low, 60)
+    assert test["p_value"] == expected.p_value
+    assert test["mean_difference"] == pytest.approx(expected.mean_difference, abs=1e-12)
+    assert (test["ci_low"], test["n"]) == (pytest.approx(expected.ci_low, abs=1e-12), 60)
 
 
 def test_a_run_without_the_family_has_none():
     run = config(methods=["zero_shot", "lora"])
     values = {name: evaluation([0.5, 0.25]) for name in run.methods}
-    assert confirmatory.confirm(values, {}, run) == {}
+    assert confirmatory.confirm(all_tests(values, run), {}, run, 10_000) == {}
     assert confirmatory.smallest_effects(dict.fromkeys(run.methods), 2, run) == {}
-    assert confirmatory.over_run([{"dataset": "d", "confirmatory": {}}], run) == {}
+    assert confirmatory.over_run([{"dataset": "d", "confirmatory": {}}]) == {}
 
 
-def test_different_queries_are_not_paired():
-    with pytest.raises(ValueError, match="different queries"):
-        confirmatory.confirm({"lora": evaluation([0.5]), "maw": evaluation([0.5, 0.1])}, {}, config())
+def test_every_other_test_is_exploratory_and_corrected_in_a_family_of_its_own():
+    results, _ = results_of([0.03, 0.0])
+    for result in results:
+        tests = {(key, metric): test for key, each in result["significance"].items() for metric, test in each.items()}
+        assert len(tests) == 15 * 10
+        explored = {key: test for key, test in tests.items() if test["family"] == "exploratory"}
+        confirmed = {key[0] for key, test in tests.items() if test["family"] == "confirmatory"}
+        assert confirmed == set(result["confirmatory"]["comparisons"]) and len(explored) == 150 - 4
+        assert [test["p_holm"] for test in explored.values()] == pytest.approx(
+            by_hand([test["p_value"] for test in explored.values()])
+        )
+        about = result["exploratory"]
+        assert (about["family_size"], about["run_family_size"]) == (146, 292)
+        assert (about["family"], about["correction"]) == ("exploratory", "Holm")
+        for key in confirmed:
+            kept = result["significance"][key]["ndcg_cut_10"]
+            assert kept["p_holm"] == result["confirmatory"]["comparisons"][key]["p_holm"]
+    family = exploratory.over_run(results)
+    assert family["family_size"] == len(family["comparisons"]) == 292
+    p = [row["p_value"] for row in family["comparisons"]]
+    assert [row["p_holm"] for row in family["comparisons"]] == pytest.approx(by_hand(p))
+    assert json.loads(json.dumps(family)) == family
+
+
+def test_each_test_says_what_it_could_find_and_what_it_would_need():
+    results, _ = results_of([0.03, 0.0])
+    explored = results[0]["significance"]["maw_vs_zeroshot"]["map"]
+    level = 0.05 / 292
+    assert explored["level"] == level
+    assert explored["queries_needed"] == queries_needed(explored["effect_size"], level=level)
+    assert explored["minimum_detectable_effect"] > abs(explored["std_of_differences"]) / np.sqrt(60)
+    confirmed = results[0]["confirmatory"]["comparisons"]["maw_vs_lora"]
+    assert confirmed["queries_needed"] == queries_needed(confirmed["effect_size"], level=0.05 / 8)
+    assert confirmed["level"] == 0.05 / 8 and "validation_queries" in confirmed
+
+
+def test_a_run_of_one_method_has_no_tests():
+    run = config(methods=["zero_shot"])
+    assert exploratory.family_size(run) == 0 and exploratory.permutations_for(run) == run.permutations
+    assert all_tests({"zero_shot": evaluation([0.5, 0.1])}, run) == {}
+    assert (
+        exploratory.about(exploratory.label({}, {}, run), run, 100) == {} == exploratory.over_run([{"dataset": "d"}])
+    )
+
+
+def test_the_family_wise_error_stays_at_the_level_and_uncorrected_tests_would_not(monkeypatch):
+    """A sample of bench/significance.py: simulated benchmarks without any difference."""
+    from bench.significance import found_anything, frozen, interval, simulate
+
+    monkeypatch.setattr("maw.significance._BOOTSTRAP_DRAWS", 20)  # no interval is looked at
+    count = 50
+    with frozen():
+        false = [found_anything(simulate(number, queries=40, datasets=3, signs=4800)) for number in range(count)]
+    corrected, uncorrected = (sum(each) for each in zip(*false))
+    assert interval(corrected, count)[0] <= 0.05
+    assert interval(uncorrected, count)[0] > 0.05, (
+        "the planted error: p taken as it is finds differences where there are none"
+    )
 
 
 # ------------------------------------------------------------------------------------------ minimum detectable effect

@@ -116,12 +116,24 @@ def test_seeds_trials_and_folds_are_counted(tmp_path, models, spec):
     }
     checkpoints = {}
     for seeds, folds in ((1, 0), (3, 4)):
-        config = config_of(tmp_path, models, seeds=seeds, folds=folds)
+        config = config_of(tmp_path, models, seeds=seeds, folds=folds, run_files="none")
         plan = make_plan(config, spec, [needs])
         (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
         checkpoints[seeds] = room.size - maw.plan.LOG_BYTES - maw.plan.state_bytes(config, spec, plan.works)
     assert checkpoints[3] == 12 * checkpoints[1]
     assert "those that train on each of 3 seeds and 4 folds" in " ".join(plan_text(plan).split())
+
+
+def test_run_files_need_room(tmp_path, models, spec):
+    """A ranking of zero-shot and one of every seed of the two methods that train: 500 passages for 1,000 queries."""
+    needs, sizes = Needs("x", passages={"a": 500}, mean_characters=100), {}
+    for form in ("none", "auto", "plain"):
+        plan = make_plan(config_of(tmp_path, models, run_files=form, seeds=3), spec, [needs])
+        (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
+        sizes[form] = room.size
+    lines = (1 + 2 * 3) * 500 * 1000
+    assert sizes["auto"] - sizes["none"] == lines * maw.plan.RUN_LINE_BYTES_GZIP
+    assert sizes["plain"] - sizes["none"] == lines * maw.plan.RUN_LINE_BYTES
 
 
 def test_zero_shot_alone_needs_no_other_split(tmp_path, models, spec):

@@ -11,8 +11,9 @@ import pytest
 from conftest import random_texts
 
 from maw.methods import find_method
+from maw.power import minimum_detectable_effect
 from maw.report import protocol
-from maw.significance import holm, minimum_detectable_effect, paired_test
+from maw.significance import holm, paired_test
 
 LORA, MAW, ZERO = (find_method(name) for name in ("lora", "maw", "zero_shot"))
 METRIC = "ndcg_cut_10"
@@ -143,10 +144,10 @@ def test_the_confirmatory_test_is_over_72_averaged_queries(finished):
     }
     section = result["confirmatory"]
     test = section["comparisons"]["maw_vs_lora"]
-    expected = paired_test(values["maw"], values["lora"], permutations=400, seed=config.seed)
-    assert (section["permutations"], section["permutations_raised_from"]) == (400, 200)
+    expected = paired_test(values["maw"], values["lora"], permutations=11_600, seed=config.seed)
+    assert (section["permutations"], section["permutations_raised_from"]) == (11_600, 200)
     assert test["n"] == 72 and test["p_value"] == expected.p_value and test["p_holm"] == holm([expected.p_value])[0]
-    assert "400 random signs in place of 200" in " ".join(console.split())
+    assert "11,600 random signs in place of 200" in " ".join(console.split())
     summary = json.loads((logs / "summary" / "confirmatory.json").read_text())
     assert summary["comparisons"][0]["dataset"] == "beir_tiny"
     assert summary["comparisons"][0]["p_holm"] == test["p_holm"]

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maw import confirmatory, methods
+from maw import confirmatory, exploratory, methods
 from maw.config import DEFAULT_METHODS, Tier1Config
 from maw.errors import MAWError
 from maw.files import write_json, write_text
 from maw.methods import METHODS, Method, comparisons, find_method, in_order
 from maw.metrics import METRICS, PRIMARY, compute_metrics
-from maw.report import differences, protocol, tables, text
+from maw.report import differences, marks, protocol, tables, text
 from maw.report.files import write_csv
 from maw.report.layout import write_dataset, write_summary
 
@@ -118,6 +118,9 @@ def test_the_users_tree(tmp_path, result, evaluations):
         "summary/benchmark_summary.txt",
         "summary/all_results.json",
         "summary/metrics_comparison.csv",
+        "summary/tables.tex",
+        "summary/tables.md",
+        "summary/report.html",
     }
     assert json.loads((folder / "dataset.json").read_text()) == result
     assert json.loads((tmp_path / "summary" / "all_results.json").read_text()) == {"pystdlib": result}
@@ -172,19 +175,39 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
     held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
     config = Tier1Config(datasets=["pystdlib", "msmarco"])
     effects = confirmatory.smallest_effects(held, 30, config)
-    section = confirmatory.confirm(evaluations, effects, config)
-    results = [{**result, "dataset": name, "confirmatory": section} for name in config.datasets]
-    family = confirmatory.over_run(results, config)
-    folder = write_summary(tmp_path, results, family)
+    tests = result["significance"]
+    section = confirmatory.confirm(tests, effects, config, 200)
+    labelled = exploratory.label(tests, section, config)
+    more = {"significance": labelled, "exploratory": exploratory.about(labelled, config, 200)}
+    results = [{**result, **more, "dataset": name, "confirmatory": section} for name in config.datasets]
+    family, explored = confirmatory.over_run(results), exploratory.over_run(results)
+    folder = write_summary(tmp_path, results, family, explored)
     assert json.loads((folder / "confirmatory.json").read_text()) == family
+    assert json.loads((folder / "exploratory.json").read_text()) == explored
+    with (folder / "metrics_comparison.csv").open(newline="") as lines:
+        rows = {
+            (row["dataset"], row["metric"], row["method"], row["compared_with"]): row for row in csv.DictReader(lines)
+        }
+    for kept, about in ((family, "confirmatory"), (explored, "exploratory")):
+        for row in kept["comparisons"]:
+            new, old = row["comparison"].split("_vs_")
+            names = [new, {"zeroshot": "zero_shot"}.get(old, old)]
+            cells = rows[row["dataset"], row.get("metric", "ndcg_cut_10"), *names]
+            assert cells["test_family"] == about and float(cells["p_holm_run"]) == row["p_holm"]
+            assert float(cells["p_value"]) == row["p_value"]
+            for key in ("effect_size", "t_p_value", "queries_needed", "minimum_detectable_effect"):
+                assert cells[key] == ("" if row[key] is None else str(row[key]))
     summary = (folder / "benchmark_summary.txt").read_text()
     first = summary.index("Confirmatory: MAW against its controls, corrected by Holm over all 2 comparisons")
     assert first < summary.index("Confirmatory: corrected by Holm over the 1") < summary.index("Exploratory: ")
     assert "msmarco: vs LoRA Fine-tuned" in summary
     assert "over all 2 of the run in summary/confirmatory.json" in " ".join(summary.split())
+    assert "Exploratory: corrected by Holm over all 29 other tests of this dataset" in summary
+    assert "over all 58 of the run in summary/exploratory.json" in " ".join(summary.split())
     assert max(map(len, summary.splitlines())) <= 100
     write_summary(tmp_path, results[:1])
     assert not (folder / "confirmatory.json").exists(), "an earlier run's is of other results"
+    assert not (folder / "exploratory.json").exists()
     assert "all 2 comparisons" not in (folder / "benchmark_summary.txt").read_text()
 
 
@@ -192,7 +215,8 @@ def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
     def shown(names):
         result = make_result({name: evaluations[name] for name in names})
         lines = differences.dataset_differences(result).splitlines()
-        return [line.split("  ")[0] for line in lines if " vs " in line], set(result["significance"])
+        names = [line.split("  ")[0] for line in lines if " vs " in line]  # columns that do not fit follow below
+        return list(dict.fromkeys(names)), set(result["significance"])
 
     assert shown(("lora", "maw"))[0] == ["MAW Fine-tuned vs LoRA Fine-tuned"]
     names, all_pairs = shown(("zero_shot", "lora", "maw"))
@@ -231,6 +255,19 @@ def test_different_queries_are_not_paired(evaluations):
     other = make_evaluations(queries=29)
     with pytest.raises(ValueError, match="different queries"):
         tables.significance({"zero_shot": evaluations["zero_shot"], "lora": other["lora"]})
+
+
+def test_intervals_of_means(evaluations):
+    found = tables.intervals(evaluations)
+    assert list(found) == ["zeroshot", "lora", "maw"] and list(found["maw"]) == list(PRIMARY)
+    for name, short in (("zero_shot", "zeroshot"), ("maw", "maw")):
+        low, high = found[short]["ndcg_cut_10"]
+        values = evaluations[name].per_query["ndcg_cut_10"]
+        half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+        assert (low, high) == (
+            pytest.approx(values.mean() - half, abs=0.01),
+            pytest.approx(values.mean() + half, abs=0.01),
+        )
 
 
 def test_runtime_summary():
@@ -290,7 +327,7 @@ def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
         for each in range(4, 10)
     ]
     table = (*METHODS, *more)
-    for module in (methods, tables, text, differences, protocol):
+    for module in (methods, tables, text, differences, protocol, marks):
         monkeypatch.setattr(module, "METHODS", table)
     names = [method.name for method in table]
     evaluations = make_evaluations(names)

@@ -81,6 +81,24 @@ def test_folds_are_joined_and_seeds_averaged():
     assert facts["encode_seconds"] == 8.0 and facts["queries_per_second"] == pytest.approx(6 / 2)
 
 
+def test_rankings_of_folds_are_joined_and_those_of_seeds_kept_apart():
+    def ranked(seed, fold, first, width=3):
+        one = run(seed, fold, [0.5, 0.25], first=first)
+        rows = np.arange(2 * width).reshape(2, width) + 10 * first
+        one.evaluation.run = {"rows": rows, "scores": rows / 8}
+        return one
+
+    runs = [ranked(42, 1, 0), ranked(42, 2, 2), ranked(43, 1, 0), ranked(43, 2, 2)]
+    result = combine(runs)
+    assert list(result.by_seed) == [42, 43] and result.evaluation.run is None, "seeds have no ranking in common"
+    joined_run = result.by_seed[43].run
+    np.testing.assert_array_equal(joined_run["rows"], [[0, 1, 2], [3, 4, 5], [20, 21, 22], [23, 24, 25]])
+    np.testing.assert_array_equal(joined_run["scores"], joined_run["rows"] / 8)
+    assert result.by_seed[43].query_ids == result.evaluation.query_ids
+    assert combine([ranked(42, 1, 0), ranked(42, 2, 2, width=4)]).by_seed[42].run is None, "of other corpora"
+    assert combine(runs[:1]).by_seed[42] is runs[0].evaluation
+
+
 def test_seeds_are_no_further_observations_of_a_query():
     """The planted error: seeds of one query laid end to end make a small difference look certain."""
     random = np.random.default_rng(0)

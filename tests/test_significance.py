@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from maw.errors import MAWError
-from maw.significance import PairedTest, paired_test, paired_tests
+from maw.significance import PairedTest, mean_intervals, paired_test, paired_tests
 
 
 def enumerated(differences: list[float]) -> float:
@@ -82,7 +82,70 @@ def test_fields():
     assert (test.mean_difference, test.relative) == (0.0, 0.0)
     assert (test.n, test.wins, test.losses, test.ties) == (4, 2, 1, 1)
     assert paired_test([1.0, 0.0], [0.0, 0.0]).relative is None
-    assert paired_test([3.0, 3.0], [2.0, 2.0]) == PairedTest(1.0, 0.5, 1.0, 1.0, 0.5, 4, 2, 2, 0, 0)
+    same = PairedTest(1.0, 0.5, 1.0, 1.0, 0.5, 4, 2, 2, 0, 0, 0.0, None, None, None)
+    assert paired_test([3.0, 3.0], [2.0, 2.0]) == same
+    alone = paired_test([1.0], [0.5])
+    assert (alone.std_of_differences, alone.effect_size, alone.t_p_value) == (None, None, None)
+
+
+def test_effect_size_and_t_test_by_hand():
+    """Differences 1, 2, 3: mean 2, standard deviation 1, so d_z = 2 and t = 2 * sqrt(3)."""
+    test = paired_test([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert (test.std_of_differences, test.effect_size) == (1.0, 2.0)
+    assert test.t_statistic == pytest.approx(2 * np.sqrt(3))
+    assert test.t_p_value == pytest.approx(2 * stats.t.sf(2 * np.sqrt(3), df=2))
+
+
+@pytest.mark.parametrize("n", [2, 9, 300])
+def test_the_t_test_is_scipys_and_statsmodels(n):
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    random = np.random.default_rng(n)
+    a, b = random.random((n, 3)), random.random((n, 3))
+    b[:, 1] = a[:, 1] + 0.1  # differs by rounding alone
+    tests = paired_tests(a, b)
+    assert tests[1].t_p_value is None and tests[1].effect_size is None
+    for column in (0, 2):
+        expected = stats.ttest_rel(a[:, column], b[:, column])
+        t, p, _ = DescrStatsW(a[:, column] - b[:, column]).ttest_mean()
+        assert (tests[column].t_statistic, tests[column].t_p_value) == (expected.statistic, expected.pvalue)
+        assert (tests[column].t_statistic, tests[column].t_p_value) == (pytest.approx(t), pytest.approx(p))
+        d = a[:, column] - b[:, column]
+        assert tests[column].effect_size == pytest.approx(expected.statistic / np.sqrt(n)) == d.mean() / d.std(ddof=1)
+
+
+def test_the_interval_is_scipys_percentile_bootstrap():
+    random = np.random.default_rng(11)
+    a, b = random.random(150), random.random(150) ** 2
+    options = {"method": "percentile", "n_resamples": 20_000, "rng": np.random.default_rng(1)}
+    for values, got in (
+        (a - b, (paired_test(a, b).ci_low, paired_test(a, b).ci_high)),
+        (a, mean_intervals(a[:, None])[0]),
+    ):
+        expected = stats.bootstrap((values,), np.mean, **options).confidence_interval
+        np.testing.assert_allclose(got, [expected.low, expected.high], atol=0.003)
+
+
+def test_ranx_agrees():
+    """The same values through ranx's own tests: Fisher's with the same share, the t test to the last digits."""
+    pytest.importorskip("ranx", reason="ranx is compared with where it is installed (requirements-bench.txt)")
+    from ranx.statistical_tests import fisher_randomization_test, paired_student_t_test
+
+    random = np.random.default_rng(12)
+    a, b = random.random(120), random.random(120) - 0.04
+    test = paired_test(a, b, permutations=10_000)
+    fisher, _ = fisher_randomization_test(b, a, n_permutations=10_000, random_seed=1)
+    assert test.p_value == pytest.approx(fisher, abs=0.02)
+    assert test.t_p_value == pytest.approx(paired_student_t_test(b, a)[0])
+
+
+def test_many_columns_of_few_queries_are_counted_in_parts(monkeypatch):
+    random = np.random.default_rng(8)
+    a, b = random.random((6, 40)), random.random((6, 40))
+    expected = [test.p_value for test in paired_tests(a, b)]
+    monkeypatch.setattr("maw.significance._NUMBERS_AT_A_TIME", 200)
+    assert [test.p_value for test in paired_tests(a, b)] == expected
+    assert expected == [enumerated((a - b)[:, column].tolist()) for column in range(40)]
 
 
 @pytest.mark.parametrize("n", [1, 5, 300])

@@ -7,12 +7,13 @@ from typing import Any
 
 from maw.confirmatory import METRIC, SUBJECT, key_of
 from maw.methods import METHODS, Method, comparisons
-from maw.metrics import METRIC_LABELS
-from maw.report.format import as_table, clean, wrapped
+from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.format import as_table, clean, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
-_COLUMNS = ("differ.", "rel.", "95% interval", "p")
+_COLUMNS = ("differ.", "rel.", "95% interval", "p", "Holm p")
+_MORE = ("t-test p", "effect d", "queries needed")
 
 
 def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
@@ -49,7 +50,7 @@ def dataset_differences(result: Mapping[str, Any]) -> str:
 def run_differences(family: Mapping[str, Any]) -> str:
     """The confirmatory family over all datasets of a run, as `maw.confirmatory.over_run` has it."""
     rows = [
-        [f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}", *_cells(row), *_corrected(row)]
+        [f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}", *_cells(row), *_found(row)]
         for row in family.get("comparisons", ())
     ]
     about = (
@@ -64,7 +65,7 @@ def _confirmatory(result: Mapping[str, Any]) -> str:
     tests = section.get("comparisons", {})
     if not tests:
         return ""
-    rows = [[_name(key), *_cells(test), *_corrected(test)] for key, test in tests.items()]
+    rows = [[_name(key), *_cells(test), *_found(test)] for key, test in tests.items()]
     count = f"{len(rows)} comparison{'s' * (len(rows) != 1)}"
     about = f"Confirmatory: corrected by Holm over the {count} of this dataset{_signs(section)}"
     if section["run_family_size"] > len(rows):
@@ -83,11 +84,25 @@ def _exploratory(result: Mapping[str, Any]) -> str:
         test = result.get("significance", {}).get(key, {}).get(METRIC)
         if test and key not in confirmed:
             counts = f"{test['wins']} / {test['losses']} / {test['ties']}"
-            rows.append([f"{new.label} vs {old.label}", *_cells(test), counts])
+            rows.append([f"{new.label} vs {old.label}", *_cells(test), counts, *_more(test)])
     if not rows:
         return ""
-    table = as_table([_LABEL, *_COLUMNS, "better/worse/same"], rows)
-    return f"Exploratory: not corrected for the number of tests\n{table}"
+    table = as_table([_LABEL, *_COLUMNS, "better/worse/same", *_MORE], rows)
+    section = result.get("exploratory", {})
+    signs = "" if confirmed else _signs(section)  # said above
+    return "\n".join([*wrapped("", _exploratory_heading(section, signs)), table])
+
+
+def _exploratory_heading(section: Mapping[str, Any], signs: str) -> str:
+    if not section:
+        return "Exploratory: not corrected for the number of tests"
+    about = (
+        f"Exploratory: corrected by Holm over all {section['family_size']} other tests of this dataset, "
+        f"{len(PRIMARY)} metrics of every pair{signs}"
+    )
+    if section["run_family_size"] > section["family_size"]:
+        about += f"; over all {section['run_family_size']} of the run in summary/exploratory.json"
+    return about
 
 
 def _is_shown(new: Method, old: Method) -> bool:
@@ -95,7 +110,7 @@ def _is_shown(new: Method, old: Method) -> bool:
 
 
 def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
-    return as_table([_LABEL, *_COLUMNS, "Holm p", "detectable"], rows)
+    return as_table([_LABEL, *_COLUMNS, "detectable", *_MORE], rows)
 
 
 def _cells(test: Mapping[str, Any]) -> list[str]:
@@ -103,13 +118,22 @@ def _cells(test: Mapping[str, Any]) -> list[str]:
         f"{test['mean_difference']:+.4f}",
         "-" if test["relative"] is None else f"{test['relative']:+.1%}",
         f"[{test['ci_low']:+.4f}, {test['ci_high']:+.4f}]",
-        f"{test['p_value']:.4f}",
+        p_value(test["p_value"]),
+        p_value(test.get("p_holm")),
     ]
 
 
-def _corrected(test: Mapping[str, Any]) -> list[str]:
-    smallest = test.get("minimum_detectable_effect")
-    return [f"{test['p_holm']:.4f}", "-" if smallest is None else f"{smallest:.4f}"]
+def _found(test: Mapping[str, Any]) -> list[str]:
+    return [_number(test.get("minimum_detectable_effect"), ".4f"), *_more(test)]
+
+
+def _more(test: Mapping[str, Any]) -> list[str]:
+    found = (("effect_size", "+.3f"), ("queries_needed", ",d"))
+    return [p_value(test.get("t_p_value")), *(_number(test.get(key), form) for key, form in found)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _signs(section: Mapping[str, Any]) -> str:

@@ -75,6 +75,11 @@ def heading(text: str, rule: str) -> str:
     return f"{text}\n{rule * len(text)}"
 
 
+def p_value(p: float | None) -> str:
+    """Four digits of a p-value; a dash where there is none."""
+    return "-" if p is None else "<0.0001" if p < 0.00005 else f"{p:.4f}"
+
+
 def bullet(text: str) -> list[str]:
     """Lines of one item of a list."""
     return wrapped("  - ", clean(text))

@@ -5,12 +5,19 @@
             zeroshot_metrics.json, lora_metrics.json, maw_metrics.json
                 means, per-query values and that method's facts
             improvements.json   relative differences and paired tests
-            routing_maw.png     what routing did (`maw.report.plots`)
+            runs/               rankings, judgements and per-query tables for other tools (`maw.report.trec`)
+            examples.json       queries on which methods differ most, with their passages (`maw.examples`)
             dataset.json        all results of the dataset; written last
+            routing_maw.png     what routing did (`maw.report.plots`)
             profile.json        where the time went, if asked for (`maw.profile`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
             confirmatory.json   the family of tests on which claims are made, if a run has one (`maw.confirmatory`)
+            exploratory.json    all other tests, corrected over the run (`maw.exploratory`)
+            tables.tex, tables.md   for a paper (`maw.report.paper`)
+            report.html         one page with everything, the answer first (`maw.report.page`)
+
+What stands in summary/ and the pictures are made from the dataset folders alone (`maw.report.rebuild`).
 
 Per-query values are stored by column, with the query ids once: `pandas.DataFrame(per_query["metrics"],
 index=per_query["query_ids"])` is the table, at a small part of the size that 36 copies of every id would
@@ -20,7 +27,7 @@ take. Numbers are written with all the digits it takes to read back the same flo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +35,15 @@ from maw.errors import MAWError
 from maw.files import reason, write_json, write_text
 from maw.methods import Method, in_order
 from maw.metrics import EvaluationResult
+from maw.report import paper
 from maw.report.files import write_csv
+from maw.report.page.page import report_page
 from maw.report.tables import CSV_HEADER, comparison_rows
 from maw.report.text import benchmark_summary
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REPEATS = 1000
+_TESTS = ("improvements", "confirmatory", "exploratory", "significance")
 
 
 def write_dataset(
@@ -41,6 +51,7 @@ def write_dataset(
     dataset_result: Mapping[str, Any],
     evaluations: Mapping[str, EvaluationResult],
     timestamp: str,
+    extras: Sequence[Callable[[Path], object]] = (),
     *,
     folder: Path | None = None,
 ) -> Path:
@@ -52,6 +63,7 @@ def write_dataset(
         dataset_result: the content of dataset.json.
         evaluations: method name -> its evaluation on the test split, for those methods that ran.
         timestamp: as in 20250106_143022.
+        extras: each is given the folder and writes more files into it, before dataset.json says that all is there.
         folder: one that this run has chosen before, by `free_folder`: what it has written there already is replaced.
 
     Returns:
@@ -71,8 +83,10 @@ def write_dataset(
         )
     write_json(
         folder / "improvements.json",
-        {key: dataset_result.get(key, {}) for key in ("improvements", "confirmatory", "significance")},
+        {key: dataset_result.get(key, {}) for key in _TESTS},
     )
+    for write in extras:
+        write(folder)
     write_json(folder / "dataset.json", dataset_result)
     return folder
 
@@ -98,7 +112,11 @@ def write_profile(folder: Path, content: Mapping[str, Any]) -> Path:
 
 
 def write_summary(
-    log_dir: Path | str, dataset_results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None
+    log_dir: Path | str,
+    dataset_results: Sequence[Mapping[str, Any]],
+    family: Mapping[str, Any] | None = None,
+    explored: Mapping[str, Any] | None = None,
+    examples: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
 
@@ -106,6 +124,8 @@ def write_summary(
         log_dir: folder of all runs.
         dataset_results: the content of each dataset.json, in the order of the run.
         family: the confirmatory family over all datasets; nothing as long as some are not done, or if there is none.
+        explored: the same of the exploratory family.
+        examples: dataset -> the content of its examples.json, for those that have one.
 
     Returns:
         The folder.
@@ -114,13 +134,19 @@ def write_summary(
         MAWError: as `write_dataset`.
     """
     folder = Path(log_dir) / "summary"
+    families = {"confirmatory": family, "exploratory": explored}
+    rows = comparison_rows(dataset_results, [each for each in families.values() if each])
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
-    write_csv(folder / "metrics_comparison.csv", CSV_HEADER, comparison_rows(dataset_results))
+    write_csv(folder / "metrics_comparison.csv", CSV_HEADER, rows)
     write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family))
-    if family:
-        write_json(folder / "confirmatory.json", family)
-    else:
-        (folder / "confirmatory.json").unlink(missing_ok=True)  # an earlier run's, of other results
+    write_text(folder / "tables.tex", paper.latex(dataset_results, [family, explored]))
+    write_text(folder / "tables.md", paper.markdown(dataset_results, [family, explored]))
+    write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples))
+    for name, content in families.items():
+        if content:
+            write_json(folder / f"{name}.json", content)
+        else:
+            (folder / f"{name}.json").unlink(missing_ok=True)  # an earlier run's, of other results
     return folder
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from maw.methods import METHODS, comparisons, in_order
 from maw.metrics import FAMILIES, METRIC_LABELS, METRICS, PRIMARY, EvaluationResult
-from maw.significance import paired_tests
+from maw.report.marks import run_p_values
+from maw.significance import mean_intervals, paired_tests
 
 _FAMILY_OF = {key: family for family, keys in FAMILIES.items() for key in keys}
 _METRIC_ORDER = (*PRIMARY, *(key for key in METRICS if key not in PRIMARY))
@@ -35,8 +36,19 @@ CSV_HEADER = (
     "ci_low",
     "ci_high",
     "p_value",
+    "t_p_value",
+    "effect_size",
+    "test_family",
+    "p_holm",
+    "p_holm_run",
+    "minimum_detectable_effect",
+    "queries_needed",
 )
-"""Columns of metrics_comparison.csv; a row with `compared_with` holds a difference, the others a value."""
+"""Columns of metrics_comparison.csv; a row with `compared_with` holds a difference, the others a value with the
+interval of its mean. `p_holm` is corrected over the test's family within the dataset, `p_holm_run` over the run."""
+
+_TESTED = ("ci_low", "ci_high", "p_value", "t_p_value", "effect_size", "family", "p_holm")
+_FOUND = ("minimum_detectable_effect", "queries_needed")
 
 
 def improvements(evaluations: Mapping[str, EvaluationResult]) -> dict[str, float | None]:
@@ -70,15 +82,30 @@ def significance(
     Raises:
         ValueError: two evaluations that are not of the same queries in the same order.
     """
-    found = {}
-    for new, old in comparisons(evaluations):
-        a, b = evaluations[new.name], evaluations[old.name]
-        if a.query_ids != b.query_ids:
+    pairs = list(comparisons(evaluations))
+    for new, old in pairs:
+        if evaluations[new.name].query_ids != evaluations[old.name].query_ids:
             raise ValueError(f"{new.name} and {old.name} were evaluated on different queries; they cannot be paired")
-        tests = paired_tests(_columns(a, metrics), _columns(b, metrics), permutations=permutations, seed=seed)
-        found[f"{new.short}_vs_{old.short}"] = {
-            metric: dataclasses.asdict(test) for metric, test in zip(metrics, tests, strict=True)
-        }
+    if not pairs:
+        return {}
+    a, b = (
+        np.hstack([_columns(evaluations[each.name], metrics) for each in side]) for side in zip(*pairs, strict=True)
+    )
+    tests = iter(paired_tests(a, b, permutations=permutations, seed=seed))  # all at once: they share the random draws
+    return {
+        f"{new.short}_vs_{old.short}": {metric: dataclasses.asdict(next(tests)) for metric in metrics}
+        for new, old in pairs
+    }
+
+
+def intervals(
+    evaluations: Mapping[str, EvaluationResult], metrics: Sequence[str] = PRIMARY, *, seed: int = 0
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """95% interval of the mean of each method's metrics: `{short}` -> metric -> (low, high), by bootstrap."""
+    found = {}
+    for method in in_order(evaluations):
+        ends = mean_intervals(_columns(evaluations[method.name], metrics), seed=seed)
+        found[method.short] = dict(zip(metrics, ends, strict=True))
     return found
 
 
@@ -96,32 +123,43 @@ def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def comparison_rows(dataset_results: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
+def comparison_rows(
+    dataset_results: Iterable[Mapping[str, Any]], families: Iterable[Mapping[str, Any]] = ()
+) -> Iterator[tuple[Any, ...]]:
     """Rows under `CSV_HEADER`: for each dataset, method and metric its value, then its differences to earlier
     methods.
 
     The interval and p-value are there for metrics that `significance` has tested.
+
+    Args:
+        dataset_results: the content of each dataset.json.
+        families: the families of tests over all datasets, once all are done.
     """
+    over_run = run_p_values(families)
     for result in dataset_results:
         names = [method.name for method in METHODS if method.key in result["results"]]
         for method in in_order(names):
             metrics = result["results"][method.key]["metrics"]
+            ends = result.get("intervals", {}).get(method.short, {})
             for metric in METRICS:
-                about = (metric, METRIC_LABELS[metric], _FAMILY_OF[metric], metrics[metric])
-                yield (result["dataset"], method.name, *about, *(None,) * 7)
+                about = (result["dataset"], method.name, metric, METRIC_LABELS[metric], _FAMILY_OF[metric])
+                value = metrics[metric]
+                yield (*about, value, *(None,) * 4, *ends.get(metric, (None, None)), *(None,) * 8)
                 for new, old in comparisons(names):
                     if new is method:
                         baseline = result["results"][old.key]["metrics"][metric]
-                        test = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {}).get(metric, {})
+                        key = f"{new.short}_vs_{old.short}"
+                        test = result.get("significance", {}).get(key, {}).get(metric, {})
                         yield (
-                            result["dataset"],
-                            method.name,
                             *about,
+                            value,
                             old.name,
                             baseline,
-                            metrics[metric] - baseline,
-                            relative(metrics[metric], baseline),
-                            *map(test.get, ("ci_low", "ci_high", "p_value")),
+                            value - baseline,
+                            relative(value, baseline),
+                            *map(test.get, _TESTED),
+                            over_run.get((result["dataset"], key, metric)),
+                            *map(test.get, _FOUND),
                         )
 
 

@@ -6,21 +6,37 @@ holds; a fact that the data or the model adds there appears here under its own n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw.methods import METHODS, Method, comparisons
+from maw.confirmatory import LEVEL
+from maw.methods import METHODS, Method
 from maw.metrics import METRIC_LABELS, PRIMARY
 from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
+from maw.report.marks import LETTERS, beaten, methods_of
 from maw.report.protocol import compute_table, rate_range, seeds_table, spread_line, tuning_table
 
 _HEADLINE = PRIMARY[0]
-_LEVEL = 0.05
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
+NOTES = (
+    "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
+    f"A letter behind a value names a method it beats at p < {LEVEL:g}: a two-sided paired "
+    "randomisation test over queries, corrected by Holm over the test's family.",
+    "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
+    "other queries of the kind, not with another training seed.",
+    "Confirmatory are the comparisons fixed beforehand, corrected together by Holm's procedure; all others are "
+    "exploratory, a family of their own. Detectable is the smallest true difference that a confirmatory test "
+    "finds with a probability of 0.8, from the differences on validation queries.",
+    "Effect d is Cohen's d_z: the mean of the differences by their standard deviation. Queries needed are those "
+    "with which a test finds a true difference as large as the one found with a probability of 0.8, at the level "
+    "0.05 by the number of tests of its family in the run. The t test's p is not corrected.",
+    "With several seeds a query's values are averaged over them before anything is tested.",
+    "Better / worse / same counts queries. Relative differences are to the second method's mean.",
+)
+"""What the numbers mean, a sentence or two each."""
 
 
 def show(text: str) -> None:
@@ -100,19 +116,7 @@ def benchmark_summary(results: Sequence[Mapping[str, Any]], family: Mapping[str,
 
 def reading_notes() -> str:
     """What the numbers mean."""
-    notes = (
-        "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
-        f"A letter behind a value names a method it beats at p < {_LEVEL:g}: a two-sided paired "
-        "randomisation test over queries, not corrected for the number of tests.",
-        "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
-        "other queries of the kind, not with another training seed.",
-        "Confirmatory are the comparisons fixed beforehand, corrected together by Holm's procedure; all others are "
-        "exploratory. Detectable is the smallest true difference that such a test finds with a probability of 0.8, "
-        "from the differences on validation queries.",
-        "With several seeds a query's values are averaged over them before anything is tested.",
-        "Better / worse / same counts queries. Relative differences are to the second method's mean.",
-    )
-    return "\n".join([heading("How to read the numbers", "-"), *(line for note in notes for line in bullet(note))])
+    return "\n".join([heading("How to read the numbers", "-"), *(line for note in NOTES for line in bullet(note))])
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
@@ -164,15 +168,15 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
     Where so many methods do not fit beside each other they stand below each other, so that one metric's values can
     still be read at a glance.
     """
-    methods = _methods(result)
-    beaten = _beaten(result, methods)
-    widest = max([len(letters) for letters in beaten.values()], default=0)
+    methods = methods_of(result)
+    marks = beaten(result, methods)
+    widest = max([len(letters) for letters in marks.values()], default=0)
 
     def cell(method: Method, key: str) -> str:
-        mark = f" {beaten.get((method.short, key), ''):<{widest}}" if widest else ""
+        mark = f" {marks.get((method.short, key), ''):<{widest}}" if widest else ""
         return f"{result['results'][method.key]['metrics'][key]:.4f}{mark}"
 
-    names = [f"({letter}) {method.label}" for letter, method in zip(_LETTERS, methods, strict=False)]
+    names = [f"({letter}) {method.label}" for letter, method in zip(LETTERS, methods, strict=False)]
     labels = [METRIC_LABELS[key] for key in PRIMARY]
     by_metric = [[cell(method, key) for method in methods] for key in PRIMARY]
     beside = [max(map(len, column)) + 2 for column in zip(names, *by_metric, strict=True)]
@@ -180,21 +184,6 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
         return as_table(["Metric", *names], [[label, *row] for label, row in zip(labels, by_metric, strict=True)])
     by_method = zip(*by_metric, strict=True)
     return as_table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
-
-
-def _beaten(result: Mapping[str, Any], methods: Iterable[Method]) -> dict[tuple[str, str], str]:
-    """(method, metric) -> the letters of the methods it beats."""
-    methods = list(methods)
-    names = dict(zip(methods, _LETTERS, strict=False))
-    beaten: dict[tuple[str, str], str] = {}
-    for new, old in comparisons(method.name for method in methods):
-        tests = result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {})
-        for key, test in tests.items():
-            if test["p_value"] < _LEVEL and test["mean_difference"]:
-                winner, loser = (new, old) if test["mean_difference"] > 0 else (old, new)
-                letters = beaten.get((winner.short, key), "") + names[loser]
-                beaten[winner.short, key] = "".join(sorted(letters))
-    return beaten
 
 
 def _answer_match(result: Mapping[str, Any]) -> str:
@@ -206,7 +195,7 @@ def _answer_match(result: Mapping[str, Any]) -> str:
     answers = result.get("data", {}).get("answers")
     if str(answers).startswith(_NO_ANSWERS):
         return "\n".join(wrapped("", f"{_ANSWER_MATCH}: {clean(answers)}"))
-    found = {method: result["results"][method.key].get("evaluation", {}) for method in _methods(result)}
+    found = {method: result["results"][method.key].get("evaluation", {}) for method in methods_of(result)}
     found = {method: facts["answer_match"] for method, facts in found.items() if "answer_match" in facts}
     if not found:
         none = isinstance(answers, Mapping) and not answers.get("with_answers", 1)
@@ -225,7 +214,7 @@ def _share(value: float | None) -> str:
 def _training(result: Mapping[str, Any]) -> str:
     """What each method trained, and how fast it learned."""
     rows = []
-    for method in _methods(result):
+    for method in methods_of(result):
         record = result["results"][method.key]
         count = record.get("trained_parameters")
         rows.append([clean(record["approach"])[:50], f"{count:,}" if count else "none", rate_range(record)])
@@ -251,7 +240,3 @@ def _runtimes(result: Mapping[str, Any]) -> str:
 def _warnings(result: Mapping[str, Any]) -> str:
     found = dict.fromkeys([*result.get("warnings", ()), *result.get("data", {}).get("warnings", ())])
     return "\n".join(["Warnings", *(line for text in found for line in bullet(text))]) if found else ""
-
-
-def _methods(result: Mapping[str, Any]) -> list[Method]:
-    return [method for method in METHODS if method.key in result["results"]]

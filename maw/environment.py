@@ -1,0 +1,86 @@
+"""Where and how a run was made: the command, the versions of what computed it, the processor, the memory it took.
+
+`dataset.json` keeps it under "environment", so that a report made later shows the machine of the run and not its own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maw import __version__
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "ir_datasets",
+    "pytrec-eval-terrier",
+    "numpy",
+    "scipy",
+    "statsmodels",
+    "faiss-cpu",
+    "faiss-gpu",
+)
+_ENTRYPOINT = "tier_1.py"
+
+
+def environment_facts() -> dict[str, Any]:
+    """JSON-able facts on this process and machine; a command only where the program was started by one.
+
+    "peak_memory_bytes" is the most that the process has had in use so far, "peak_gpu_memory_bytes" the most that
+    tensors took on the GPUs; each is left out where it is not known.
+    """
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "command": command(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "peak_memory_bytes": _peak_memory(),
+    }
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        facts["gpus"] = [torch.cuda.get_device_name(each) for each in devices]
+        facts["peak_gpu_memory_bytes"] = sum(torch.cuda.max_memory_allocated(each) for each in devices)
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def command() -> str | None:
+    """The command line of this run, as a shell takes it; None in a notebook or another program."""
+    name = Path(sys.argv[0]).name if sys.argv else ""
+    return shlex.join(["python", name, *sys.argv[1:]]) if name == _ENTRYPOINT else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str | None:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or None
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,296 @@
+"""Two runs against each other: the same queries and judgements, the same corpus, other models or settings.
+
+    python tier_1.py compare logs/a logs/b                              # every method that both have
+    python tier_1.py compare logs/a logs/b --method maw --against lora
+
+A difference is the first run's value minus the second's, paired by query id over the queries that both tested. Where
+anything that decides what a value means differs - corpus, judgements, relevance level - nothing is computed: two such
+means can be subtracted and say nothing. Settings that differ are what is compared, and are listed.
+
+Nothing of this was fixed before the runs, so no claim rests on it. nDCG@10 over all datasets and methods is one
+family, the other primary metrics another; Holm's procedure corrects each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maw.confirmatory import LEVEL, METRIC, corrected, signs_for
+from maw.errors import ConfigError, DataError
+from maw.methods import METHODS, Method, find_method
+from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.power import detectable, queries_needed
+from maw.report.format import as_table, clean, fact, heading, p_value, wrapped
+from maw.report.rebuild import find_folders, read_json, read_result
+from maw.report.trec import FOLDER, read_qrels, token
+from maw.significance import paired_tests
+
+_PERMUTATIONS = 10_000
+_PLACES = ("log_dir", "cache_dir", "dry_run", "profile", "compress_logs", "run_files")
+"""Settings that decide no number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """One run on one dataset."""
+
+    folder: Path
+    result: Mapping[str, Any]
+
+    @property
+    def methods(self) -> list[str]:
+        return [method.name for method in METHODS if method.key in self.result["results"]]
+
+    def values(self, method: Method) -> dict[str, Any]:
+        """Its per-query values, "query_ids" and "metrics", averaged over seeds."""
+        return read_json(self.folder / f"{method.short}_metrics.json")["per_query"]
+
+    def qrels(self) -> dict[str, dict[str, int]] | None:
+        """The judgements used; None where the run did not keep them."""
+        path = self.folder / FOLDER / f"{self.result['dataset']}_qrels.trec"
+        return read_qrels(path) if path.is_file() else None
+
+
+def compare_runs(
+    run_a: Path | str, run_b: Path | str, *, method: str | None = None, against: str | None = None
+) -> dict[str, Any]:
+    """Tests every method of the first run against the same one, or a named one, of the second.
+
+    Args:
+        run_a, run_b: folders that --log-dir named.
+        method: the only one of the first run to test; all that both have, if not given.
+        against: which one of the second run to test it against; the same, if not given.
+
+    Returns:
+        "runs"; "settings_that_differ", name -> the two values; "datasets", name -> the number of common queries and of
+        those that one run has alone; "level", "correction", "permutations"; and "comparisons", a list with dataset,
+        methods, metric and the fields of `maw.significance.PairedTest`, "p_holm" and the effects as in a run.
+
+    Raises:
+        ConfigError: no such runs, or methods that they do not have.
+        DataError: the runs do not compare; one line with every reason.
+    """
+    first, second = _sides(run_a), _sides(run_b)
+    shared = [name for name in first if name in second]
+    if not shared:
+        raise DataError(f"no dataset in common: {run_a} has {', '.join(first)}, {run_b} has {', '.join(second)}")
+    pairs = {name: _pairs(first[name], second[name], method, against) for name in shared}
+    if not any(pairs.values()):
+        raise ConfigError(
+            [f"compare: no such methods in both runs: {_who_has(run_a, first)}; {_who_has(run_b, second)}"]
+        )
+    queries = {name: _common(first[name], second[name], pairs[name]) for name in shared if pairs[name]}
+    reasons = [why for name in queries for why in _refusals(first[name], second[name], queries[name])]
+    if reasons:
+        raise DataError("the runs do not compare: " + "; ".join(reasons))
+    size = sum(map(len, pairs.values()))
+    signs = max(_PERMUTATIONS, signs_for(size * (len(PRIMARY) - 1)))
+    rows = [
+        row
+        for name in queries
+        for pair in pairs[name]
+        for row in _tests(first[name], second[name], pair, queries[name], signs, size)
+    ]
+    about = {"level": LEVEL, "correction": "Holm: nDCG@10 one family, all other metrics another"}
+    return {
+        "runs": [str(run_a), str(run_b)],
+        "settings_that_differ": _settings(first[shared[0]].result, second[shared[0]].result),
+        "datasets": {name: _counts(first[name], second[name], pairs[name], queries[name]) for name in queries},
+        **about,
+        "permutations": signs,
+        "comparisons": [*_family(rows, headline=True), *_family(rows, headline=False)],
+    }
+
+
+def comparison_text(found: Mapping[str, Any]) -> str:
+    """A comparison as people read it.
+
+    Args:
+        found: what `compare_runs` returned.
+    """
+    runs = [f"  {name:<7} {clean(path)}" for name, path in zip(("first", "second"), found["runs"], strict=True)]
+    parts = ["\n".join([heading("Comparison of two runs", "="), *runs])]
+    differ = [
+        line
+        for name, (a, b) in found["settings_that_differ"].items()
+        for line in fact(name, f"{_shown(a)} in the first, {_shown(b)} in the second")
+    ]
+    parts.append("\n".join(["Settings that differ", *(differ or ["  none"])]))
+    counts = [
+        line
+        for name, each in found["datasets"].items()
+        for line in fact(
+            name,
+            f"{each['queries']:,} common queries, {each['only_in_first']:,} only in the first, "
+            f"{each['only_in_second']:,} only in the second",
+        )
+    ]
+    parts.append("\n".join(["Datasets", *counts]))
+    about = (
+        f"First minus second. Holm p: {found['correction']}; {found['permutations']:,} random signs. Nothing of this "
+        "was fixed before the runs: it is exploratory."
+    )
+    for title, rows in (
+        (METRIC_LABELS[METRIC], [row for row in found["comparisons"] if row["metric"] == METRIC]),
+        ("Other metrics", [row for row in found["comparisons"] if row["metric"] != METRIC]),
+    ):
+        parts.append(_table(title, rows))
+    return "\n\n".join([*parts, "\n".join(wrapped("", about))])
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    header = (
+        title,
+        "first",
+        "second",
+        "differ.",
+        "95% interval",
+        "p",
+        "Holm p",
+        "t-test p",
+        "effect d",
+        "queries needed",
+    )
+    cells = [
+        [
+            _row_name(row, with_metric=row["metric"] != METRIC),
+            f"{row['first']:.4f}",
+            f"{row['second']:.4f}",
+            f"{row['mean_difference']:+.4f}",
+            f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]",
+            p_value(row["p_value"]),
+            p_value(row["p_holm"]),
+            p_value(row["t_p_value"]),
+            "-" if row["effect_size"] is None else f"{row['effect_size']:+.3f}",
+            "-" if row["queries_needed"] is None else f"{row['queries_needed']:,}",
+        ]
+        for row in rows
+    ]
+    return as_table(header, cells)
+
+
+def _row_name(row: Mapping[str, Any], *, with_metric: bool) -> str:
+    a, b = row["methods"]
+    methods = a if a == b else f"{a} vs {b}"
+    return f"{clean(row['dataset'])}: {methods}{', ' + METRIC_LABELS[row['metric']] if with_metric else ''}"
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sides(run: Path | str) -> dict[str, _Side]:
+    found = [_Side(folder, read_result(folder)) for folder in find_folders(run)]
+    return {side.result["dataset"]: side for side in found}
+
+
+def _pairs(a: _Side, b: _Side, method: str | None, against: str | None) -> list[tuple[Method, Method]]:
+    wanted = [(name, name) for name in a.methods] if method is None else [(method, against or method)]
+    return [(find_method(x), find_method(y)) for x, y in wanted if x in a.methods and y in b.methods]
+
+
+def _who_has(run: Path | str, sides: Mapping[str, _Side]) -> str:
+    names = dict.fromkeys(name for side in sides.values() for name in side.methods)
+    return f"{run} has {', '.join(names)}"
+
+
+def _common(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]]) -> list[str]:
+    """The queries that both tested, in the first run's order."""
+    there = set(b.values(pairs[0][1])["query_ids"])
+    return [query for query in a.values(pairs[0][0])["query_ids"] if query in there]
+
+
+def _counts(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]], common: Sequence[str]) -> dict[str, int]:
+    sizes = [len(side.values(method)["query_ids"]) for side, method in zip((a, b), pairs[0], strict=True)]
+    return {
+        "queries": len(common),
+        "only_in_first": sizes[0] - len(common),
+        "only_in_second": sizes[1] - len(common),
+    }
+
+
+def _refusals(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
+    """Why the values of two runs on one dataset do not compare."""
+    name = a.result["dataset"]
+    old = list(dict.fromkeys(str(side.folder) for side in (a, b) if "tested_on" not in side.result))
+    if old:
+        return [f"{name}: no word on what was tested in {' and '.join(old)}; run it again with this version"]
+    if not common:
+        return [f"{name}: they have no test query in common; give both the same --seed and --test-samples"]
+    of_a, of_b = a.result["tested_on"], b.result["tested_on"]
+    found = []
+    if of_a["corpus_sha256"] != of_b["corpus_sha256"]:
+        found.append(
+            f"{name}: they searched different corpora ({of_a['corpus_sha256'][:12]} and "
+            f"{of_b['corpus_sha256'][:12]}); give both the same --corpus-size, --test-samples and --seed"
+        )
+    if of_a["relevance_level"] != of_b["relevance_level"]:
+        levels = f"{of_a['relevance_level']} and {of_b['relevance_level']}"
+        found.append(f"{name}: passages count as relevant from different grades on, {levels}")
+    return found + _judged_otherwise(a, b, common)
+
+
+def _judged_otherwise(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
+    name, hashes = a.result["dataset"], [side.result["tested_on"]["qrels_sha256"] for side in (a, b)]
+    if hashes[0] == hashes[1]:
+        return []
+    qrels = [side.qrels() for side in (a, b)]
+    if None in qrels:
+        return [f"{name}: the judgements differ ({hashes[0][:12]} and {hashes[1][:12]}), and were not both kept"]
+    other = [query for query in common if qrels[0].get(token(query)) != qrels[1].get(token(query))]
+    if not other:
+        return []
+    return [f"{name}: {len(other):,} of {len(common):,} common queries are judged differently, such as {other[0]!r}"]
+
+
+def _tests(
+    a: _Side, b: _Side, pair: tuple[Method, Method], common: Sequence[str], signs: int, size: int
+) -> list[dict[str, Any]]:
+    values = [_columns(side.values(method), common) for side, method in zip((a, b), pair, strict=True)]
+    seed = a.result["configuration"].get("seed", 0)
+    rows = []
+    for column, test in enumerate(paired_tests(*values, permutations=signs, seed=seed)):
+        level = LEVEL / (size if PRIMARY[column] == METRIC else size * (len(PRIMARY) - 1))
+        rows.append(
+            {
+                "dataset": a.result["dataset"],
+                "methods": [method.name for method in pair],
+                "metric": PRIMARY[column],
+                "first": float(values[0][:, column].mean()),
+                "second": float(values[1][:, column].mean()),
+                **dataclasses.asdict(test),
+                "level": level,
+                "minimum_detectable_effect": detectable(test.std_of_differences, test.n, level=level),
+                "queries_needed": queries_needed(test.effect_size, level=level),
+            }
+        )
+    return rows
+
+
+def _columns(values: Mapping[str, Any], common: Sequence[str]) -> np.ndarray:
+    """(N, M): the primary metrics of the common queries."""
+    place = {query: row for row, query in enumerate(values["query_ids"])}
+    rows = [place[query] for query in common]
+    return np.column_stack([np.asarray(values["metrics"][metric], np.float64)[rows] for metric in PRIMARY])
+
+
+def _family(rows: Sequence[Mapping[str, Any]], *, headline: bool) -> list[dict[str, Any]]:
+    chosen = {number: row for number, row in enumerate(rows) if (row["metric"] == METRIC) == headline}
+    return list(corrected(chosen).values())
+
+
+def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Settings and facts on the model that differ between two results."""
+    one, other = ({**each["configuration"], **_model(each)} for each in (a, b))
+    names = [name for name in dict.fromkeys([*one, *other]) if name not in _PLACES]
+    return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
+
+
+def _model(result: Mapping[str, Any]) -> dict[str, Any]:
+    model = result.get("model", {})
+    return {f"model_{key}": model[key] for key in ("weights_sha256", "precision") if key in model}

@@ -1,0 +1,121 @@
+"""Every report of a run from the files in its dataset folders: the summary, the table, the tests, the pictures.
+
+    python tier_1.py report logs/tier1        # after an edit of this code, or where a file was lost
+
+A run makes its reports in this way too, so that they come out byte for byte the same later, as long as neither the
+files nor the code have changed. No model, no collection and no network is needed.
+
+Which folders belong together: those that `summary/all_results.json` names, by dataset and time. Without that file, the
+newest folder of each dataset with the configuration of the newest of all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maw import confirmatory, exploratory
+from maw.errors import ConfigError, DataError
+from maw.examples import NAME as EXAMPLES
+from maw.report import layout, plots
+
+_NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
+
+
+def write_reports(log_dir: Path | str, folders: Sequence[Path]) -> Path:
+    """Writes the pictures into the dataset folders, and summary/ beside them.
+
+    Args:
+        log_dir: folder of the run.
+        folders: of its datasets, in the order of the run, as far as they are done.
+
+    Returns:
+        The summary's folder.
+
+    Raises:
+        MAWError: a file that cannot be read or written.
+    """
+    results = [read_result(folder) for folder in folders]
+    for folder, result in zip(folders, results, strict=True):
+        plots.write_routing_plots(folder, result)
+    done = len(results) == len(results[-1]["configuration"].get("datasets", results))
+    family, explored = (each.over_run(results) if done else {} for each in (confirmatory, exploratory))
+    examples = {
+        result["dataset"]: read_json(folder / EXAMPLES)
+        for folder, result in zip(folders, results, strict=True)
+        if (folder / EXAMPLES).is_file()
+    }
+    return layout.write_summary(log_dir, results, family, explored, examples)
+
+
+def find_folders(run_dir: Path | str) -> list[Path]:
+    """The dataset folders of a run, in its order.
+
+    Args:
+        run_dir: what --log-dir named.
+
+    Raises:
+        ConfigError: there is no such folder, or no result in it.
+        MAWError: a result that cannot be read, or one that the summary names and that is gone.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise ConfigError([f"{run_dir}: there is no such folder"])
+    if (run_dir / "dataset.json").is_file() or run_dir.name == "summary":
+        raise ConfigError([f"{run_dir}: is a part of a run; name the folder around it, {run_dir.parent}"])
+    found = {path.parent: read_result(path.parent) for path in sorted(run_dir.glob("*/dataset.json"))}
+    if not found:
+        raise ConfigError([f"{run_dir}: holds no results; name a folder that --log-dir named, such as logs/tier1"])
+    summary = run_dir / "summary" / "all_results.json"
+    if summary.is_file():
+        return [_named(found, name, each, summary) for name, each in read_json(summary).items()]
+    newest = max(found.values(), key=lambda result: result["evaluated_at"])
+    alike = [folder for folder, result in found.items() if result["configuration"] == newest["configuration"]]
+    by_dataset = {
+        found[folder]["dataset"]: folder for folder in sorted(alike, key=lambda each: found[each]["evaluated_at"])
+    }
+    return sorted(by_dataset.values(), key=lambda folder: found[folder]["evaluated_at"])
+
+
+def _named(found: Mapping[Path, Mapping[str, Any]], name: str, result: Mapping[str, Any], summary: Path) -> Path:
+    """The folder of a result that the summary has; of several of one second the one with the same content."""
+    same = [
+        folder
+        for folder, each in found.items()
+        if each["dataset"] == name and each["evaluated_at"] == result.get("evaluated_at")
+    ]
+    if not same:
+        raise DataError(
+            f"{summary}: names {name}, evaluated {result.get('evaluated_at')}, of which {summary.parent.parent} has "
+            "no folder; put it back, or delete the summary to go by the folders there are"
+        )
+    return max(same, key=lambda folder: (found[folder] == result, len(folder.name), folder.name))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of a folder's dataset.json.
+
+    Raises:
+        MAWError: it is not there, or is no result of this program.
+    """
+    result = read_json(folder / "dataset.json")
+    missing = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise DataError(f"{folder / 'dataset.json'}: lacks {', '.join(missing)}: it is no result of a dataset")
+    return result
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        DataError: it cannot be read; one line with the path.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON: {error}") from None
