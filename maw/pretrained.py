@@ -158,7 +158,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     folder = find_model(name)
     files = ModelFiles(name, folder, local_only)
     settings = files.required("config.json")
-    model_type = _model_type(name, settings)
+    model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
     positions = _positions(name, model_type, settings)
     usage = _usage(files, config, model_type)
@@ -201,7 +201,12 @@ def verify_weights(spec: ModelSpec) -> None:
         )
 
 
-def _model_type(name: str, settings: dict[str, Any]) -> str:
+def model_type_of(name: str, settings: dict[str, Any]) -> str:
+    """The family of a model, from the settings in its config.json.
+
+    Raises:
+        ModelError: it cannot carry depth attention, or no adapter knows it.
+    """
     model_type = settings.get("model_type")
     if isinstance(model_type, str) and model_type in REFUSED_MODEL_TYPES:
         raise ModelError(f"model {name} cannot carry MAW: {model_type} {REFUSED_MODEL_TYPES[model_type]}")
