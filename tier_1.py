@@ -3,6 +3,7 @@
     python tier_1.py --preset offline            # no network: a packaged model, Python's own library as the data
     python tier_1.py --datasets beir:path/to/scifact --maw-layers 11,12 --num-epochs 5
     python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
+    python tier_1.py export | search | doctor    # what else there is, see `maw.commands`; each has its own --help
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
@@ -84,8 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    from maw.commands import find_command
     from maw.flags import parse_command_line
 
+    command = find_command(argv)
+    if command is not None:
+        return command(argv[1:])
     config = parse_command_line(argv)
     with _logging_to(config):
         try:

@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from maw import __version__, config_file
+from maw.commands import COMMANDS
 from maw.config import PRESETS, SECTIONS, Tier1Config, check_preset, gather, kinds
 from maw.errors import ConfigError
 from maw.rules import Kind, Problem, closest, from_text, show, split_names
@@ -210,7 +211,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tier_1.py",
         usage=USAGE,
         description="Zero-shot, LoRA and MAW dense retrieval on the same data, under one protocol.",
-        epilog="Later sources win: the defaults, --preset, --config, the other flags.",
+        epilog="Later sources win: the defaults, --preset, --config, the other flags. "
+        f"There are other commands, each with its own --help: {', '.join(COMMANDS)}.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
