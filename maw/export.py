@@ -43,9 +43,10 @@ from maw.architectures import Architecture
 from maw.encoder import MAWWithGRPOEncoder
 from maw.errors import MAWError, ModelError
 from maw.files import write_json, write_text
-from maw.finished import FinishedRun, in_precision
+from maw.finished import FinishedRun
 from maw.model_card import base_model, model_card
 from maw.modeling_maw import MODELS
+from maw.pretrained import ModelSpec
 from maw.retriever import BaselineRetriever, load_tokenizer
 
 MODELING = "modeling_maw.py"
@@ -89,14 +90,15 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
         raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
-    model = in_precision(model.to("cpu"), "float32")
+    made = type(model)(replace(model.config, precision="float32", device="cpu"))  # the caller's stays as it is
+    made.load_trained_state(model.trained_state())
     with _new_folder(Path(folder)) as temporary:
-        if isinstance(model.encoder, MAWWithGRPOEncoder):
-            _write_with_depths(model, temporary)
+        if isinstance(made.encoder, MAWWithGRPOEncoder):
+            _write_with_depths(made, temporary)
         else:
-            _write_plain(model, temporary)
-        load_tokenizer(model.spec).save_pretrained(temporary)
-        _write_sentence_files(model, temporary)
+            _write_plain(made, temporary)
+        load_tokenizer(made.spec).save_pretrained(temporary)
+        _write_sentence_files(made.spec, temporary)
         if card is not None:
             write_text(temporary / "README.md", card)
     return Path(folder)
@@ -194,8 +196,7 @@ def _write_adapter(model: BaselineRetriever, folder: Path) -> None:
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _write_sentence_files(model: BaselineRetriever, folder: Path) -> None:
-    spec = model.spec
+def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
     kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.similarity == "cosine" else [])
     modules = [
         {

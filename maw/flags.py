@@ -38,6 +38,14 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
         ConfigError: every mistake in the flags, the file and their combination, one line each.
         SystemExit: with 0, after --help or --version.
     """
+    config, mistakes = read_command_line(argv)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
+    """As `parse_command_line`, with the mistakes beside a configuration of whatever is good."""
     words = _read_words(argv)
     if "help" in words.asked:
         build_parser().print_help()
@@ -52,10 +60,7 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     problems = [problem for problem in problems if not unsure.intersection((problem.name, *problem.also))]
     found, _ = find_problems(config, problems, unsure)
     places = {name: place for name, place in sources.places.items() if name not in flags}
-    mistakes = [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
+    return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
 
 
 def _read_sources(words: _Words) -> _Sources:

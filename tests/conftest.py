@@ -178,6 +178,38 @@ def tiny_settings(models, tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_beir(tmp_path_factory) -> Path:
+    """A folder in BEIR layout of 40 passages, each query a few words of its passage."""
+    folder = tmp_path_factory.mktemp("beir") / "small"
+    (folder / "qrels").mkdir(parents=True)
+    passages = list(dict.fromkeys(random_texts(60, seed=21)))[:40]
+    queries = {f"q{i}": " ".join(text.split()[:4]) + " of" for i, text in enumerate(passages)}
+    queries = {i: text for i, text in queries.items() if list(queries.values()).count(text) == 1}
+    corpus = [json.dumps({"_id": f"d{i}", "title": "", "text": text}) for i, text in enumerate(passages)]
+    (folder / "corpus.jsonl").write_text("\n".join(corpus))
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": i, "text": t}) for i, t in queries.items()))
+    for number, split in enumerate(("train", "dev", "test")):
+        lines = [f"{i}\td{i[1:]}\t1" for i in list(queries)[number::3]]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_beir, models, tmp_path_factory) -> Path:
+    """The `log_dir` of a finished run of zero-shot, LoRA and MAW over the tiny BERT."""
+    from maw.benchmark import run_complete_benchmark
+    from maw.config import Tier1Config
+
+    folder = tmp_path_factory.mktemp("run")
+    settings = {"depth_dim": 4, "num_epochs": 1, "batch_size": 8, "permutations": 200, "precision": "float32"}
+    names = {"model": str(models("bert")), "datasets": [f"beir:{tiny_beir}"], "device": "cpu"}
+    places = {"log_dir": str(folder / "logs"), "cache_dir": str(folder / "cache")}
+    lengths = {"query_prefix": "get ", "max_query_length": 6, "learning_rate": 0.05, "kernel_init_std": 0.5}
+    run_complete_benchmark(Tier1Config(**settings, **names, **places, **lengths))
+    return folder / "logs"
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """An empty home folder for ir_datasets, which reads the variable when it is imported."""
