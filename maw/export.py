@@ -43,9 +43,9 @@ from maw.architectures import Architecture
 from maw.encoder import MAWWithGRPOEncoder
 from maw.errors import MAWError, ModelError
 from maw.files import write_json, write_text
-from maw.finished import FinishedRun
 from maw.model_card import base_model, model_card
 from maw.modeling_maw import MODELS
+from maw.past_run import PastRun
 from maw.pretrained import ModelSpec
 from maw.retriever import BaselineRetriever, load_tokenizer
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
     parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
     words = parser.parse_args(argv)
-    run = FinishedRun.open(words.run_dir, words.dataset)
+    run = PastRun.open(words.run_dir, words.dataset)
     model = run.model(words.method, words.seed, words.fold)
     folder = export_retriever(model, words.out, model_card(model, run, words.method))
     trust = ", trust_remote_code=True" if (folder / MODELING).exists() else ""

@@ -7,9 +7,9 @@ from typing import Any
 
 from maw import __version__
 from maw.encoder import MAWWithGRPOEncoder
-from maw.finished import FinishedRun
 from maw.methods import comparisons, find_method
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.past_run import PastRun
 from maw.pretrained import ModelSpec
 from maw.report.text import dataset_summary
 from maw.retriever import BaselineRetriever
@@ -23,7 +23,7 @@ def base_model(spec: ModelSpec) -> str:
     return _HUB_NAME.get(spec.name, spec.name)
 
 
-def model_card(model: BaselineRetriever, run: FinishedRun, method: str) -> str:
+def model_card(model: BaselineRetriever, run: PastRun, method: str) -> str:
     """Markdown, with the metadata that model hubs read.
 
     Args:
@@ -79,7 +79,7 @@ def _facts(model: BaselineRetriever, record: Mapping[str, Any]) -> list[str]:
     return [*facts, f"made by MAW Transformers {__version__}"]
 
 
-def _measured(run: FinishedRun, method: str) -> str:
+def _measured(run: PastRun, method: str) -> str:
     record = run.record(method)
     names = [name for name in ("zero_shot", method) if name in run.methods]
     names = list(dict.fromkeys(names))
@@ -96,7 +96,7 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _limits(model: BaselineRetriever, run: FinishedRun, method: str) -> list[str]:
+def _limits(model: BaselineRetriever, run: PastRun, method: str) -> list[str]:
     found = [
         f"Measured on one dataset, {run.result['venue']}; nothing is known about others.",
         "Scores on a sampled corpus are higher than on the whole one; the report above says what was searched.",

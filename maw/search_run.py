@@ -25,9 +25,9 @@ from maw.embedding_cache import Embedder
 from maw.encoder import MAWWithGRPOEncoder
 from maw.encoding import encode
 from maw.errors import MAWError
-from maw.finished import FinishedRun
 from maw.inputs import ListTexts
 from maw.methods import find_method
+from maw.past_run import PastRun
 from maw.report.format import WIDTH, as_table, clean
 from maw.retriever import BaselineRetriever
 from maw.search import top_k
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     words = parser.parse_args(argv)
     if not words.query.strip():
         raise MAWError("the query is empty")
-    run = FinishedRun.open(words.run_dir, words.dataset)
+    run = PastRun.open(words.run_dir, words.dataset)
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     for method in methods:
         run.record(method)  # says now, not after minutes of encoding, that there is no such method

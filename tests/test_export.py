@@ -18,8 +18,8 @@ import tier_1
 from maw.checkpoint import RETRIEVERS, load_checkpoint
 from maw.errors import MAWError, ModelError
 from maw.export import export_retriever
-from maw.finished import FinishedRun
 from maw.methods import find_method
+from maw.past_run import PastRun
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = random_texts(12, seed=5, longest=20)
@@ -227,7 +227,7 @@ def test_the_command_exports_a_runs_models(tiny_run, tmp_path, capsys):
         folders.append(tmp_path / method)
         assert f"Written to {tmp_path / method}" in capsys.readouterr().out
     found = loaded_elsewhere(folders, tmp_path)
-    run = FinishedRun.open(tiny_run)
+    run = PastRun.open(tiny_run)
     for number, method in enumerate(("maw", "lora", "zero_shot")):
         model = run.model(method)
         for kind in ("query", "document"):
@@ -240,7 +240,7 @@ def test_the_command_exports_a_runs_models(tiny_run, tmp_path, capsys):
 def test_the_card_has_what_was_measured_and_what_not(tiny_run, tmp_path):
     tier_1.main(["export", str(tiny_run), str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
-    run = FinishedRun.open(tiny_run)
+    run = PastRun.open(tiny_run)
     for name in ("zero_shot", "maw"):
         assert f"{run.record(name)['metrics']['ndcg_cut_10']:.4f}" in card
     assert card.startswith("---\nlibrary_name: sentence-transformers\n")
@@ -283,4 +283,4 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_run, tmp_path):
     record["config"]["num_epochs"] = 7
     path.write_text(json.dumps(record))
     with pytest.raises(MAWError, match=r"of another run than .*differ in num_epochs"):
-        FinishedRun.open(other).model("maw")
+        PastRun.open(other).model("maw")

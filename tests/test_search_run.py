@@ -9,7 +9,7 @@ import torch
 import tier_1
 from maw import search_run
 from maw.errors import MAWError
-from maw.finished import FinishedRun
+from maw.past_run import PastRun
 from maw.search_run import Found, Hit, depth_of, search, show_found
 
 QUERY = "open the file"
@@ -21,7 +21,7 @@ def search_words(run, *words):
 
 @pytest.mark.parametrize("method", ["zero_shot", "lora", "maw"])
 def test_the_best_passages_by_hand(tiny_run, method):
-    run = FinishedRun.open(tiny_run)
+    run = PastRun.open(tiny_run)
     model, corpus = run.model(method), run.corpus()
     texts = corpus.take(range(len(corpus)))
     scores = (model.encode(texts) @ model.encode([QUERY], "query").T)[:, 0]
@@ -41,7 +41,7 @@ def test_the_best_passages_by_hand(tiny_run, method):
 
 
 def test_passages_are_encoded_once(tiny_run, monkeypatch):
-    run = FinishedRun.open(tiny_run)
+    run = PastRun.open(tiny_run)
     model, corpus = run.model("maw"), run.corpus()
     first = search(model, "maw", run.config, corpus, QUERY, 5)
 
@@ -59,7 +59,7 @@ def test_passages_are_encoded_once(tiny_run, monkeypatch):
 def test_the_command_shows_one_method(tiny_run, capsys):
     assert search_words(tiny_run, "--method", "maw", "--k", "3") == 0
     lines = capsys.readouterr().out.splitlines()
-    run = FinishedRun.open(tiny_run)
+    run = PastRun.open(tiny_run)
     found = search(run.model("maw"), "maw", run.config, run.corpus(), QUERY, 3)
     assert lines[0] == f'"{QUERY}"' and lines[1] == f"MAW Fine-tuned: the query takes depth {found.depth}"
     for place, hit in enumerate(found.hits, start=1):
@@ -124,4 +124,4 @@ def test_a_run_whose_data_is_gone_says_so(tiny_run, tmp_path):
     result["configuration"]["datasets"] = ["pystdlib"]
     path.write_text(json.dumps(result))
     with pytest.raises(MAWError, match="names no dataset whose results are called beir_small"):
-        FinishedRun.open(other).corpus()
+        PastRun.open(other).corpus()

@@ -1,6 +1,6 @@
 """What a run has left behind: its results, the models it trained, and the collection they are for.
 
-    run = FinishedRun.open("logs/tier1")                # or one dataset's folder in it
+    run = PastRun.open("logs/tier1")                # or one dataset's folder in it
     model = run.model("maw")                            # float32, with the best epoch's weights
     corpus = run.corpus()
 
@@ -33,7 +33,7 @@ _ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where and how, a
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class PastRun:
     """One dataset of a run.
 
     Attributes:
@@ -47,7 +47,7 @@ class FinishedRun:
     config: Tier1Config
 
     @classmethod
-    def open(cls, folder: Path | str, dataset: str | None = None) -> FinishedRun:
+    def open(cls, folder: Path | str, dataset: str | None = None) -> PastRun:
         """The newest results of a dataset.
 
         Args:
