@@ -85,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    from maw.commands import find_command
+    from maw.commands import COMMANDS, run_command
+
+    if argv and argv[0] in COMMANDS:
+        return run_command(argv)
     from maw.flags import parse_command_line
 
-    command = find_command(argv)
-    if command is not None:
-        return command(argv[1:])
     config = parse_command_line(argv)
     with _logging_to(config):
         try:

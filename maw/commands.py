@@ -1,14 +1,21 @@
-"""What `tier_1.py` does beside running the benchmark: one word, and the function that answers to it.
+"""What `tier_1.py` does beside running the benchmark: a word in front of everything else on the command line.
 
-    python tier_1.py export logs/tier1 --method maw my-model
+    python tier_1.py doctor                                   # is everything there?
+    python tier_1.py search logs/tier1 "parse a date"         # with the models of a run
+    python tier_1.py export logs/tier1 --method maw my-model  # for other programs
 
-A command is a function from the words after its name to an exit code. Its module is loaded when it is called.
+A command is a function from the words of the command line, its name first, to an exit code. Its module is loaded when
+it is called. Exit codes are those of `tier_1.py`: 2 for wrong use, 1 for what is refused.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NoReturn
+
+from maw.errors import ConfigError
 
 COMMANDS = {
     "doctor": "maw.doctor:main",
@@ -17,9 +24,34 @@ COMMANDS = {
 }
 
 
-def find_command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
-    """The command that a command line begins with, or None."""
-    if not argv or argv[0] not in COMMANDS:
-        return None
+def run_command(argv: Sequence[str]) -> int:
+    """Runs one of `COMMANDS`.
+
+    Args:
+        argv: the words after the program's name, the command first.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: wrong use.
+        MAWError: what the command refuses.
+        SystemExit: with 0, after --help.
+    """
     module, _, function = COMMANDS[argv[0]].partition(":")
-    return getattr(importlib.import_module(module), function)
+    return getattr(importlib.import_module(module), function)(argv)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's words; what is wrong with them is an error as all others of `tier_1.py`.
+
+    Args:
+        command: its name.
+        description: a sentence.
+    """
+
+    def __init__(self, command: str, description: str):
+        super().__init__(prog=f"tier_1.py {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([f"{self.prog.split()[-1]}: {message}; see {self.prog} --help"])

@@ -51,12 +51,12 @@ class Check:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command `doctor`: the words after it, flags of a run, to an exit code."""
+    """The command `doctor`, see `maw.commands`; the words after it are flags of a run."""
     if {"-h", "--help"} & set(argv):
         sys.stdout.write(f"{__doc__}\n")
         return 0
     healthy = True
-    for check in examine(argv):
+    for check in examine(argv[1:]):
         healthy &= check.ok
         sys.stdout.write(f"{check}\n")
         sys.stdout.flush()

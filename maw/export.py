@@ -19,7 +19,6 @@ of their family. LoRA is merged into the weights, and lies as an adapter of PEFT
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -40,6 +39,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from maw.architectures import Architecture
+from maw.commands import Parser
 from maw.encoder import MAWWithGRPOEncoder
 from maw.errors import MAWError, ModelError
 from maw.files import write_json, write_text
@@ -55,15 +55,15 @@ _POOLING_OF = {"mean": "mean_tokens", "cls": "cls_token"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command `export`: the words after it to an exit code."""
-    parser = argparse.ArgumentParser("tier_1.py export", description="Writes a trained retriever for other programs.")
+    """The command `export`, see `maw.commands`."""
+    parser = Parser("export", "Writes a trained retriever as a folder that sentence-transformers loads.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
     parser.add_argument("out", metavar="OUT", help="the folder to write; it must not exist, or be empty")
     parser.add_argument("--method", default="maw", help="which of the run's methods (default: %(default)s)")
     parser.add_argument("--dataset", help="whose results, where the run had several")
     parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
     parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
-    words = parser.parse_args(argv)
+    words = parser.parse_args(argv[1:])
     run = PastRun.open(words.run_dir, words.dataset)
     model = run.model(words.method, words.seed, words.fold)
     folder = export_retriever(model, words.out, model_card(model, run, words.method))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from maw.commands import Parser
 from maw.config import Tier1Config
 from maw.data.corpus import Corpus
 from maw.embedding_cache import Embedder
@@ -70,8 +71,8 @@ class _KeptEmbedder(Embedder):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command `search`: the words after it to an exit code."""
-    parser = argparse.ArgumentParser("tier_1.py search", description="Searches with the models of a finished run.")
+    """The command `search`, see `maw.commands`."""
+    parser = Parser("search", "Searches a run's passages with the models that it trained.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
     parser.add_argument("query", metavar="QUERY", help="the words to search for")
     parser.add_argument("--method", help="methods of the run, with commas between; default: all that it has")
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="whose passages, where the run had several")
     parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
     parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
-    words = parser.parse_args(argv)
+    words = parser.parse_args(argv[1:])
     if not words.query.strip():
         raise MAWError("the query is empty")
     run = PastRun.open(words.run_dir, words.dataset)

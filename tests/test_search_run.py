@@ -88,8 +88,8 @@ def test_wrong_words_are_one_line(tiny_run, capsys):
     assert "no method 'mwa' (did you mean maw?)" in capsys.readouterr().err
     assert tier_1.main(["search", str(tiny_run), "  "]) == 1
     assert capsys.readouterr().err == "error: the query is empty\n"
-    with pytest.raises(SystemExit):
-        search_words(tiny_run, "--k", "0")
+    assert search_words(tiny_run, "--k", "0") == 2
+    assert "argument --k: must be at least 1" in capsys.readouterr().err
 
 
 def test_a_depth_says_its_share_where_a_text_is_divided():
