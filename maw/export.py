@@ -51,7 +51,7 @@ from maw.retriever import BaselineRetriever, load_tokenizer
 
 MODELING = "modeling_maw.py"
 _POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-_POOLING_OF = {"mean": "mean_tokens", "cls": "cls_token"}
+_POOLING_OF = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -57,6 +57,9 @@ WORDS = [
     "not",
 ]
 
+FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert", "qwen3")
+"""Model types of which `tiny_config` has one; CamemBERT is RoBERTa under another name."""
+
 TINY = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 
 
@@ -69,6 +72,8 @@ def tiny_config(model_type: str):
     return {
         "bert": lambda: tf.BertConfig(**TINY, **common),
         "roberta": lambda: tf.RobertaConfig(**TINY, **common, type_vocab_size=1),
+        "xlm-roberta": lambda: tf.XLMRobertaConfig(**TINY, **common, type_vocab_size=1),
+        "qwen3": lambda: tf.Qwen3Config(**TINY, **common, num_key_value_heads=1, head_dim=8, eos_token_id=3),
         "electra": lambda: tf.ElectraConfig(**TINY, **common, embedding_size=12),
         "distilbert": lambda: tf.DistilBertConfig(dim=16, n_layers=3, n_heads=2, hidden_dim=24, **common),
         "modernbert": lambda: tf.ModernBertConfig(
@@ -111,7 +116,10 @@ def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: 
         model_max_length=64,
     ).save_pretrained(folder)
     (folder / "1_Pooling").mkdir(exist_ok=True)
+    if model_type == "qwen3" and pooling == "mean":
+        pooling = "lasttoken"
     modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+    modes |= {"pooling_mode_lasttoken": pooling == "lasttoken"}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16} | modes))
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [

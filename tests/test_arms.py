@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import random_texts
+from conftest import FAMILIES, random_texts
 
 from maw import config as settings_module
 from maw.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
@@ -13,7 +13,6 @@ from maw.methods import METHODS, find_method, method_of
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.training import learning_rate, parameter_groups
 
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 ARMS = [method.name for method in METHODS if method.trained]
 WHOLE = ("full", "full_lowrank", "maw_fixed", "maw_random", "maw_soft", "maw", "maw_qv")
 SIX_MAPS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_texts
+from conftest import FAMILIES, random_texts
 from transformers import AutoModel, AutoTokenizer
 
 from maw.architectures import architecture_of
@@ -21,7 +21,6 @@ from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.errors import ModelError
 from maw.routing import Routing, build_router
 
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 ROUTES = ("sequence", "head", "token")
 DEPTHS = 5
 with_values = pytest.mark.parametrize(

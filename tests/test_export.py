@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_texts
-from test_arms import FAMILIES
+from conftest import FAMILIES, random_texts
 
 import tier_1
 from maw.checkpoint import RETRIEVERS, load_checkpoint

@@ -7,8 +7,7 @@ import logging
 
 import pytest
 import torch
-from conftest import random_texts, tiny_config
-from test_arms import FAMILIES
+from conftest import FAMILIES, random_texts, tiny_config
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import maw

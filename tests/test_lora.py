@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_texts
+from conftest import FAMILIES, random_texts
 
 from maw.lora import add_lora, matched_rank
 from maw.retriever import BaselineRetriever
-
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
