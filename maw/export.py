@@ -84,12 +84,15 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         The folder.
 
     Raises:
-        ModelError: a model whose depths are drawn at random: it is a control, and no program should depend on it.
+        ModelError: a model whose depths are drawn at random, a control that no program should depend on; or whose
+            depths change the values of Qwen3.
         MAWError: the folder is not empty, or cannot be written.
     """
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
         raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
+    if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
+        raise ModelError("depths that change Qwen3's values are not exported: groups of heads share them; try maw")
     made = type(model)(replace(model.config, precision="float32", device="cpu"))  # the caller's stays as it is
     made.load_trained_state(model.trained_state())
     with _new_folder(Path(folder)) as temporary:

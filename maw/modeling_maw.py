@@ -29,12 +29,15 @@ from transformers import (
     ElectraModel,
     ModernBertConfig,
     ModernBertModel,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 
 class Kernels(nn.Module):
@@ -45,13 +48,13 @@ class Kernels(nn.Module):
         rotary: the two features of a rotary pair share a weight.
     """
 
-    def __init__(self, maw: dict[str, Any], heads: int, size: int, *, rotary: bool):
+    def __init__(self, maw: dict[str, Any], hidden: int, heads: int, size: int, *, rotary: bool):
         super().__init__()
         depths, self.rotary = maw["depths"], rotary
         if maw["kernel"] == "diagonal":
             self.weight = nn.Parameter(torch.ones(heads, depths, size // 2 if rotary else size))
         else:
-            self.down = nn.Parameter(torch.zeros(depths, maw["rank"], heads * size))
+            self.down = nn.Parameter(torch.zeros(depths, maw["rank"], hidden))
             self.up = nn.Parameter(torch.zeros(heads, depths, maw["rank"], size))
             self.weight = None
 
@@ -112,9 +115,9 @@ class DepthLinear(nn.Linear):
         self.weight, self.bias = plain.weight, plain.bias
         self.heads, self.size, self.fused = heads, size, fused
         self.router = Router(maw, heads, size)
-        self.kernels = Kernels(maw, heads, size, rotary=fused)
+        self.kernels = Kernels(maw, plain.in_features, heads, size, rotary=fused)
         if fused and maw["values"]:
-            self.value_kernels = Kernels(maw, heads, size, rotary=False)
+            self.value_kernels = Kernels(maw, plain.in_features, heads, size, rotary=False)
         self.padding_BT: Tensor | None = None
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
@@ -139,12 +142,41 @@ class ValueLinear(nn.Linear):
         super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
         self.weight, self.bias = plain.weight, plain.bias
         self.heads, self.size = heads, size
-        self.kernels = Kernels(maw, heads, size, rotary=False)
+        self.kernels = Kernels(maw, plain.in_features, heads, size, rotary=False)
         self.query_map: list[DepthLinear] = []  # in a list, so that it is not part of this module too
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
         values = super().forward(hidden_BTC).unflatten(-1, (self.heads, self.size))
         return self.kernels(values, hidden_BTC, self.query_map[0].gate(hidden_BTC)).flatten(-2)
+
+
+class SeenLinear(nn.Linear):
+    """A pretrained map that keeps what it was last given, for the norm behind it."""
+
+    def __init__(self, plain: nn.Linear):
+        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.seen: Tensor | None = None
+
+    def forward(self, hidden_BTC: Tensor) -> Tensor:
+        self.seen = hidden_BTC
+        return super().forward(hidden_BTC)
+
+
+class DepthNorm(Qwen3RMSNorm):
+    """A pretrained norm of the queries with depths behind it, since a norm behind them would undo a part of them."""
+
+    def __init__(self, plain: Qwen3RMSNorm, maw: dict[str, Any], hidden: int, heads: int, size: int):
+        super().__init__(size, eps=plain.variance_epsilon)
+        self.weight = plain.weight
+        self.router = Router(maw, heads, size)
+        self.kernels = Kernels(maw, hidden, heads, size, rotary=True)
+        self.padding_BT: Tensor | None = None
+        self.query_map: list[SeenLinear] = []
+
+    def forward(self, query_BTHE: Tensor) -> Tensor:
+        query_BTHE = super().forward(query_BTHE)
+        return self.kernels(query_BTHE, self.query_map[0].seen, self.router(query_BTHE, self.padding_BT))
 
 
 class WithDepths:
@@ -158,15 +190,8 @@ class WithDepths:
 
     def __init__(self, config: Any, *inputs: Any, **options: Any):
         super().__init__(config, *inputs, **(self.options | options))
-        maw, heads = config.maw, config.num_attention_heads
-        size = config.hidden_size // heads
-        for number in maw["layers"]:
-            attention = self._attention(number)
-            plain = getattr(attention, self.query_map)
-            setattr(attention, self.query_map, DepthLinear(plain, maw, heads, size, fused=self.fused))
-            if maw["values"] and not self.fused:
-                plain = getattr(attention, self.value_map)
-                setattr(attention, self.value_map, ValueLinear(plain, maw, heads, size))
+        for number in config.maw["layers"]:
+            self._install(self._attention(number))
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
@@ -177,12 +202,23 @@ class WithDepths:
         if padding.shape != tokens.shape:
             raise ValueError(f"attention_mask must have the shape {tuple(tokens.shape)}, got {tuple(padding.shape)}")
         for number in self.config.maw["layers"]:
-            attention = self._attention(number)
-            query_map = getattr(attention, self.query_map)
-            query_map.padding_BT = padding
-            if isinstance(values := getattr(attention, self.value_map, None), ValueLinear):
-                values.query_map = [query_map]
+            self._prepare(self._attention(number), padding)
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+
+    def _install(self, attention: nn.Module) -> None:
+        maw, heads = self.config.maw, self.config.num_attention_heads
+        size = self.config.hidden_size // heads
+        plain = getattr(attention, self.query_map)
+        setattr(attention, self.query_map, DepthLinear(plain, maw, heads, size, fused=self.fused))
+        if maw["values"] and not self.fused:
+            plain = getattr(attention, self.value_map)
+            setattr(attention, self.value_map, ValueLinear(plain, maw, heads, size))
+
+    def _prepare(self, attention: nn.Module, padding_BT: Tensor) -> None:
+        query_map = getattr(attention, self.query_map)
+        query_map.padding_BT = padding_BT
+        if isinstance(values := getattr(attention, self.value_map), ValueLinear):
+            values.query_map = [query_map]
 
     def _attention(self, number: int) -> nn.Module:
         return self.get_submodule(self.attention_path.format(number - 1))
@@ -288,6 +324,29 @@ class MAWModernBertModel(WithDepths, ModernBertModel):
     fused = True
 
 
+class MAWQwen3Config(Qwen3Config):
+    """Qwen3's, with the settings of depths."""
+
+    model_type = "maw-qwen3"
+    maw: dict | None = None
+
+
+class MAWQwen3Model(WithDepths, Qwen3Model):
+    """Qwen3 with depths."""
+
+    config_class = MAWQwen3Config
+    attention_path = "layers.{}.self_attn"
+    query_map = "q_norm"
+
+    def _install(self, attention: nn.Module) -> None:
+        heads, size = self.config.num_attention_heads, self.config.head_dim
+        attention.q_proj = SeenLinear(attention.q_proj)
+        attention.q_norm = DepthNorm(attention.q_norm, self.config.maw, self.config.hidden_size, heads, size)
+
+    def _prepare(self, attention: nn.Module, padding_BT: Tensor) -> None:
+        attention.q_norm.padding_BT, attention.q_norm.query_map = padding_BT, [attention.q_proj]
+
+
 MODELS = {
     model.config_class.model_type.removeprefix("maw-"): model
     for model in (
@@ -298,6 +357,7 @@ MODELS = {
         MAWElectraModel,
         MAWDistilBertModel,
         MAWModernBertModel,
+        MAWQwen3Model,
     )
 }
 """The model with depths of each family, by the type of the pretrained one."""

@@ -47,6 +47,8 @@ CASES = [
     ("modernbert", "maw_qv", {"depth_kernel": "low_rank"}),
     ("distilbert", "maw_soft", {"route_by": "head"}),
     ("bert", "maw_fixed", {"fixed_depth": 2}),
+    ("qwen3", "maw", {"depth_kernel": "low_rank", "maw_layers": [2, 3], "finetune_layers": [3]}),
+    ("qwen3", "lora", {}),
     ("electra", "full_lowrank", {}),
     ("bert", "lora", {}),
     ("modernbert", "lora_matched", {}),
