@@ -39,7 +39,7 @@ for number, folder in enumerate(folders):
 np.savez("found.npz", **found)
 """
 CASES = [
-    *((model_type, "maw", {"route_by": "head"}) for model_type in FAMILIES),
+    *((kind, "maw", {"route_by": "token" if "roberta" in kind else "head"}) for kind in FAMILIES),
     ("bert", "maw", {"route_by": "sequence", "maw_layers": [1, 3], "depth_kernel": "low_rank"}),
     ("bert", "maw", {"route_by": "token"}),
     ("modernbert", "maw", {"depth_kernel": "low_rank", "route_by": "token"}),
@@ -64,9 +64,11 @@ def built(tiny_settings, model_type, method, changes, scale=0.3):
     model = RETRIEVERS[find_method(method).retriever](config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not name.endswith("router.bias"):
+                # Texts this short are much alike to a router: it must look closely to tell them apart.
+                size = 3.0 if name.endswith("router.weight") else scale
+                parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
@@ -123,7 +125,7 @@ def test_the_cases_have_something_to_get_wrong(exported):
         if method in ("maw", "maw_qv"):
             source = model.source(TEXTS, "document")
             share = encoder(source.batch(range(len(TEXTS))))["depth_share"]
-            assert len(share.argmax(-1)[:, 0].unique()) > 1
+            assert any(len(layer.unique(dim=0)) > 1 for layer in share.unbind(1))
     last = len(CASES) - 1
     assert apart(found[f"query{last}"], found[f"document{last}"]) > 1e-3
     assert apart(found["document0"], found["document1"]) > 1e-3

@@ -54,7 +54,7 @@ def test_a_new_model_computes_what_it_did(models, model_type, router, kernel):
         same = maw.add_maw(model, layers=[1, 3], depths=4, router=router, depth_kernel=kernel, kernel_init_std=0.3)
         assert same is model and list(maw_layers(model)) == [1, 3]
         after = real(batch, model(**batch).last_hidden_state)
-        torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
         moved = real(batch, perturb(model)(**batch).last_hidden_state)
     assert (moved - before).abs().max() > 1e-3
 
