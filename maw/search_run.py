@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from maw.config import Tier1Config
 from maw.data.corpus import Corpus
 from maw.embedding_cache import Embedder
 from maw.encoder import MAWWithGRPOEncoder
-from maw.encoding import encode
+from maw.encoding import encode, in_memory
 from maw.errors import MAWError
 from maw.inputs import ListTexts
 from maw.methods import find_method
@@ -68,6 +69,10 @@ class _KeptEmbedder(Embedder):
         encoder = self.model.encoder
         routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
         return "random" not in routers  # whose seed is no part of what an entry is found by
+
+    def _place(self, temporary: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """A file for the embeddings, (N, C); how often a text took which depth, (N, M, D), is not kept."""
+        return super()._place(temporary, shape) if len(shape) == 2 else in_memory(shape)
 
 
 def main(argv: Sequence[str]) -> int:
