@@ -72,6 +72,7 @@ class MTEBEncoder:
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
         spec, parameters = self.retriever.spec, sum(each.numel() for each in self.retriever.parameters())
+        similarity = ScoringFunction.COSINE if spec.similarity == "cosine" else ScoringFunction.DOT_PRODUCT
         depths = {}
         if isinstance(self.retriever.encoder, MAWWithGRPOEncoder):
             depths = {"depths": self.retriever.config.depth_dim, "router": self.retriever.config.router}
@@ -82,9 +83,7 @@ class MTEBEncoder:
             "embed_dim": spec.hidden_dim,
             "max_tokens": spec.max_document_length,
             "framework": [_FRAMEWORK],
-            "similarity_fn_name": ScoringFunction.COSINE
-            if spec.similarity == "cosine"
-            else ScoringFunction.DOT_PRODUCT,
+            "similarity_fn_name": similarity,
             "use_instructions": bool(spec.query_prefix or spec.document_prefix),
             "experiment_kwargs": depths or None,
         }
