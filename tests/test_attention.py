@@ -344,7 +344,7 @@ def test_attention_weights_drop_out_in_training_and_not_at_evaluation(models, mo
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     attention = encoder.maw_attention[0].base
-    if model_type == "modernbert":
+    if hasattr(attention, "attention_dropout"):
         attention.attention_dropout = 0.5
     else:
         attention.dropout.p = 0.5
