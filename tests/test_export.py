@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, random_texts
+from safetensors.torch import load_file, save_file
 
 import tier_1
 from maw.checkpoint import RETRIEVERS, load_checkpoint
@@ -57,6 +59,8 @@ CASES = [
     ("bert", "maw", {"query_prefix": "get the ", "document_prefix": "text ", "max_query_length": 7}),
 ]
 
+RUN_METHODS = ("maw", "lora", "zero_shot")
+
 
 def built(tiny_settings, model_type, method, changes, scale=0.3):
     """A method's retriever with everything moved that training moves."""
@@ -85,8 +89,11 @@ def loaded_elsewhere(folders, tmp_path, texts=TEXTS):
 
 
 @pytest.fixture(scope="module")
-def exported(models, tmp_path_factory):
-    """Every case, exported, and what another program makes of all of them."""
+def exported(models, tiny_run, tmp_path_factory):
+    """Every case, exported, and what another program makes of all of them, of a run's models and of a wrong one.
+
+    That program is started once, since loading its libraries is what takes time.
+    """
     from maw.config import Tier1Config
 
     tmp_path = tmp_path_factory.mktemp("exports")
@@ -99,7 +106,21 @@ def exported(models, tmp_path_factory):
     for number, (model_type, method, changes) in enumerate(CASES):
         made.append(built(settings, model_type, method, changes))
         folders.append(export_retriever(made[-1], tmp_path / str(number)))
+    for method in RUN_METHODS:
+        folders.append(tmp_path / method)
+        assert tier_1.main(["export", str(tiny_run), "--method", method, str(folders[-1])]) == 0
+    folders.append(with_another_kernel(folders[0], tmp_path / "wrong"))
     return made, folders, loaded_elsewhere(folders, tmp_path)
+
+
+def with_another_kernel(folder, copy):
+    """The same export with its depths in another order."""
+    shutil.copytree(folder, copy)
+    whole = load_file(copy / "model.safetensors")
+    (name,) = [each for each in whole if each.endswith("query.kernels.weight")]
+    whole[name] = whole[name].flip(1)
+    save_file(whole, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
 
 
 def apart(first, second):
@@ -131,21 +152,9 @@ def test_the_cases_have_something_to_get_wrong(exported):
     assert apart(found["document0"], found["document1"]) > 1e-3
 
 
-def test_a_wrong_depth_would_be_noticed(exported, tmp_path):
-    """The same export with another kernel in it is another model."""
-    from safetensors.torch import load_file, save_file
-
-    made, folders, _ = exported
-    path = folders[0] / "model.safetensors"
-    whole, content = load_file(path), path.read_bytes()
-    (name,) = [each for each in whole if each.endswith("query.kernels.weight")]
-    whole[name] = whole[name].flip(1)
-    try:
-        save_file(whole, path, metadata={"format": "pt"})
-        found = loaded_elsewhere(folders[:1], tmp_path)
-        assert apart(found["document0"], made[0].encode(TEXTS)) > 1e-3
-    finally:
-        path.write_bytes(content)
+def test_a_wrong_depth_would_be_noticed(exported):
+    made, folders, found = exported
+    assert apart(found[f"document{len(folders) - 1}"], made[0].encode(TEXTS)) > 1e-3
 
 
 def test_only_depths_need_code_and_plain_models_are_of_their_family(exported):
@@ -223,25 +232,21 @@ def test_a_folder_in_use_is_left_alone_and_a_failure_leaves_none(tiny_settings, 
 # -------------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_exports_a_runs_models(tiny_run, tmp_path, capsys):
-    folders = []
-    for method in ("maw", "lora", "zero_shot"):
-        assert tier_1.main(["export", str(tiny_run), "--method", method, str(tmp_path / method)]) == 0
-        folders.append(tmp_path / method)
-        assert f"Written to {tmp_path / method}" in capsys.readouterr().out
-    found = loaded_elsewhere(folders, tmp_path)
-    run = PastRun.open(tiny_run)
-    for number, method in enumerate(("maw", "lora", "zero_shot")):
+def test_the_command_exports_a_runs_models(exported, tiny_run):
+    _, _, found = exported
+    run, first = PastRun.open(tiny_run), len(CASES)
+    for number, method in enumerate(RUN_METHODS, start=first):
         model = run.model(method)
         for kind in ("query", "document"):
             assert apart(found[f"{kind}{number}"], model.encode(TEXTS, kind)) < 1e-5
-    assert apart(found["document0"], found["document2"]) > 1e-4, "training has changed something"
+    assert apart(found[f"document{first}"], found[f"document{first + 2}"]) > 1e-4, "training has changed something"
     best = load_checkpoint(tiny_run / "checkpoints" / "beir_small_maw_best")
     assert apart(run.model("maw").encode(TEXTS), best.encode(TEXTS)) == 0
 
 
-def test_the_card_has_what_was_measured_and_what_not(tiny_run, tmp_path):
+def test_the_card_has_what_was_measured_and_what_not(tiny_run, tmp_path, capsys):
     tier_1.main(["export", str(tiny_run), str(tmp_path / "out")])
+    assert f'SentenceTransformer("{tmp_path / "out"}", trust_remote_code=True)' in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
     run = PastRun.open(tiny_run)
     for name in ("zero_shot", "maw"):
@@ -276,8 +281,6 @@ def test_what_the_run_does_not_have_is_said_in_one_line(tiny_run, tmp_path, caps
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny_run, tmp_path):
-    import shutil
-
     other = tmp_path / "logs"
     shutil.copytree(tiny_run, other)
     path = other / "checkpoints" / "beir_small_maw_best" / "checkpoint.json"
