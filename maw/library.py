@@ -134,7 +134,11 @@ class TrainedParameters:
 
 
 def trained_parameters(model: nn.Module) -> TrainedParameters:
-    """Counts what of a model is to be trained."""
+    """Counts the numbers of a model that training may change: depth kernels, routers, and all others.
+
+    Raises:
+        ModelError: as `backbone_of`.
+    """
     layers = maw_layers(model).values()
     kernels = {id(p) for layer in layers for p in layer.kernel_parameters()}
     routers = {id(p) for layer in layers for p in layer.router.parameters()}

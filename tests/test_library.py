@@ -19,6 +19,18 @@ from maw.retriever import MAWRetriever
 TEXTS = random_texts(4, seed=3)
 
 
+@pytest.mark.parametrize("name", maw.__all__)
+def test_every_public_name_says_what_it_does(name):
+    value = getattr(maw, name)
+    assert callable(value) and value.__name__ == name and len(value.__doc__) > 40
+    assert name in dir(maw)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        _ = maw.nosuch
+
+
 def load(models, model_type="bert", **options):
     return AutoModel.from_pretrained(models(model_type), **options).eval()
 
