@@ -30,7 +30,7 @@ from maw.encoder import NonMAWEncoder, build_depth_attention
 from maw.errors import ConfigError, ModelError
 from maw.pretrained import model_type_of
 from maw.retriever import BaselineRetriever, depth_options
-from maw.rules import Layers, parse_layers
+from maw.rules import Layers, Problem, parse_layers
 
 _FIELD_OF = {"layers": "maw_layers", "depths": "depth_dim", "train_layers": "finetune_layers"}
 _ARGUMENT_OF = {field: argument for argument, field in _FIELD_OF.items()}
@@ -60,7 +60,7 @@ def add_maw(
         model: a Hugging Face encoder or a model with a head on one; also wrapped by PEFT or sentence-transformers.
         layers: where, from 1, or from the end with -1; or "last" or "all".
         depths: D, weightings of every query-key pair.
-        router: who picks a depth: "grpo", "supervised", "soft", "random" or "fixed".
+        router: who picks a depth: "grpo", "supervised", "soft" or "fixed".
         route_by: what shares a pick: "sequence", "head" or "token".
         depth_kernel: "diagonal" or "low_rank".
         kernel_rank: of a low-rank kernel.
@@ -175,6 +175,8 @@ def backbone_of(model: nn.Module) -> tuple[nn.Module, Architecture]:
 def _checked(settings: Mapping[str, Any]) -> Tier1Config:
     """The arguments as the configuration that holds the rules for them."""
     config, problems = gather({_FIELD_OF.get(name, name): each for name, each in settings.items()})
+    if config.router == "random":  # it draws by the hash of a text's tokens, which a layer does not see
+        problems.append(Problem("router", "random is a control of the benchmark, which hands it the texts; use fixed"))
     if problems:
         raise ConfigError([f"{_ARGUMENT_OF.get(each.name, each.name)}: {each.text}" for each in problems])
     return config

@@ -87,7 +87,7 @@ def load_maw(model: nn.Module, folder: Path | str) -> nn.Module:
         raise ModelError(f"{folder}: was saved from {kinds}")
     state = _read_weights(folder / record["weights"], record["weights_sha256"])
     if not maw_layers(model):
-        add_maw(model, **record["settings"])
+        _install(model, folder / RECORD, record["settings"])
     elif _settings(model) != record["settings"]:
         raise ModelError(f"{folder}: the model has depth attention of other settings; load the pretrained model anew")
     wanted = _saved_state(model).keys()
@@ -126,6 +126,13 @@ def _frozen_sha256(model: nn.Module) -> str:
         if name not in saved:
             sha.update(each.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def _install(model: nn.Module, path: Path, settings: dict[str, Any]) -> None:
+    try:
+        add_maw(model, **settings)
+    except TypeError as error:  # a setting that there is not
+        raise MAWError(f"{path}: not what save_maw of this version writes: {error}") from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:

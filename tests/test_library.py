@@ -271,6 +271,8 @@ def test_all_wrong_arguments_are_named_at_once(models):
         maw.add_maw(load(models), depths=0, router="gpro", route_by="word", fixed_depth=7)
     text = str(caught.value)
     assert "depths: must be at least 1" in text and "did you mean grpo?" in text and "route_by: must be" in text
+    with pytest.raises(ConfigError, match="router: random is a control"):
+        maw.add_maw(load(models), router="random")
     with pytest.raises(ConfigError, match="layers: no layer 4 in a model of 3 layers"):
         maw.add_maw(load(models), layers=[4])
     with pytest.raises(ConfigError, match="layers: none leaves"):
