@@ -252,12 +252,9 @@ def test_damage_is_noticed(models, tmp_path):
     with pytest.raises(MAWError, match="No such file"):
         maw.load_maw(load(models), folder)
     record = json.loads((folder / "maw.json").read_text())
-    for broken in (
-        "{",
-        "[]",
-        json.dumps(record | {"weights": "../x.safetensors"}),
-        json.dumps(record | {"format": 9}),
-    ):
+    weights.write_bytes(content)
+    changes = ({"weights": "../x.safetensors"}, {"format": 9}, {"settings": {"nosuch": 1}})
+    for broken in ("{", "[]", *(json.dumps(record | change) for change in changes)):
         (folder / "maw.json").write_text(broken)
         with pytest.raises(MAWError, match=r"maw\.json"):
             maw.load_maw(load(models), folder)
