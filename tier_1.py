@@ -4,9 +4,7 @@
     python tier_1.py --datasets beir:path/to/scifact --maw-layers 11,12 --num-epochs 5
     python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
     python tier_1.py --resume last               # goes on with a run that was interrupted, to the same results
-
-    python tier_1.py report logs/tier1           # every report again, from the files of a run
-    python tier_1.py compare logs/a logs/b       # two runs against each other
+    python tier_1.py report | compare | search | export | doctor     # what else there is, see `maw.commands`
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))

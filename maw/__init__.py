@@ -1,3 +1,38 @@
-"""Multi-attention-weight retrieval: depth attention with a learned router, against zero-shot and LoRA."""
+"""Multi-attention-weight retrieval: depth attention with a learned router, against zero-shot and LoRA.
+
+    import maw
+    model = maw.add_maw(AutoModel.from_pretrained(...), layers=[12], depths=32)      # see `maw.library`
+
+Importing the package loads nothing heavy: each of these names is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "add_maw": "maw.library",
+    "attention_maps": "maw.maps",
+    "load_maw": "maw.saved",
+    "picked_depths": "maw.maps",
+    "save_maw": "maw.saved",
+    "trained_parameters": "maw.library",
+    "export_retriever": "maw.export",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name's module when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,11 +11,17 @@ Letters: B batch, T tokens, C hidden size, H heads, E head size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maw.errors import ModelError
@@ -39,6 +45,8 @@ class Architecture:
     )
     """Every linear map of a layer, query and value among them."""
     rotary: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
+    """Whether a token sees those before it alone."""
 
     def layers(self, backbone: nn.Module) -> nn.ModuleList:
         """The encoder's layers, first to last."""
@@ -103,7 +111,7 @@ class Architecture:
         fused = ALL_ATTENTION_FUNCTIONS[name if name in ALL_ATTENTION_FUNCTIONS else "sdpa"]
         options = self._backend_options(attention)
         context, _ = fused(
-            attention,
+            self.as_backend_sees(attention),
             query,
             key,
             value,
@@ -113,6 +121,10 @@ class Architecture:
             **options,
         )
         return self.output(attention, context.flatten(2))
+
+    def as_backend_sees(self, attention: nn.Module) -> Any:
+        """What the fused attention reads its settings from."""
+        return attention
 
     def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
         return {}
@@ -153,7 +165,26 @@ class DistilBertArchitecture(Architecture):
         return attention.out_lin(context_BTC)
 
 
-class ModernBertArchitecture(Architecture):
+class RotaryArchitecture(Architecture):
+    """Positions that rotate queries and keys, feature i together with feature i + E/2."""
+
+    rotary = True
+
+    def rotate(self, states: tuple[Tensor, ...], inputs: LayerInputs) -> tuple[Tensor, ...]:
+        cos, sin = (table.unsqueeze(1) for table in inputs["position_embeddings"])
+        return tuple((state.float() * cos + _rotate_half(state.float()) * sin).to(state.dtype) for state in states)
+
+    def layers(self, backbone: nn.Module) -> nn.ModuleList:
+        return backbone.layers
+
+    def dropout(self, attention: nn.Module) -> float:
+        return attention.attention_dropout if attention.training else 0.0
+
+    def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
+        return {"sliding_window": attention.sliding_window}
+
+
+class ModernBertArchitecture(RotaryArchitecture):
     """ModernBERT: pre-norm, one fused projection, rotary positions, and local attention in most layers.
 
     LoRA on "query and value" becomes LoRA on the fused projection, since PEFT adapts whole linear maps.
@@ -163,10 +194,6 @@ class ModernBertArchitecture(Architecture):
     attention_path = "attn"
     query_value_maps = ("attn.Wqkv",)
     linear_maps = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")
-    rotary = True
-
-    def layers(self, backbone: nn.Module) -> nn.ModuleList:
-        return backbone.layers
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
         known = {"config": backbone.config, "inputs_embeds": hidden_BTC, "attention_mask": padding_BT}
@@ -195,18 +222,64 @@ class ModernBertArchitecture(Architecture):
         states = attention.Wqkv(hidden_BTC).unflatten(-1, (3, heads, size))
         return tuple(part.transpose(1, 2) for part in states.unbind(dim=-3))
 
-    def rotate(self, states: tuple[Tensor, ...], inputs: LayerInputs) -> tuple[Tensor, ...]:
-        cos, sin = (table.unsqueeze(1) for table in inputs["position_embeddings"])
-        return tuple((state.float() * cos + _rotate_half(state.float()) * sin).to(state.dtype) for state in states)
-
     def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
         return attention.out_drop(attention.Wo(context_BTC))
 
-    def dropout(self, attention: nn.Module) -> float:
-        return attention.attention_dropout if attention.training else 0.0
 
-    def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
-        return {"sliding_window": attention.sliding_window}
+class Qwen3Architecture(RotaryArchitecture):
+    """Qwen3, a decoder that embedders are made of: causal attention, and fewer keys and values than queries.
+
+    A query is weighted behind its own norm, which would else undo a part of the weighting. Keys and values are spelled
+    out for every head, so that all that follows has one of each.
+    """
+
+    model_types = ("qwen3",)
+    attention_path = "self_attn"
+    query_value_maps = ("self_attn.q_proj", "self_attn.v_proj")
+    linear_maps = (
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    )
+    causal = True
+
+    def embed(self, backbone: nn.Module, input_ids_BT: Tensor) -> Tensor:
+        return backbone.embed_tokens(input_ids_BT)
+
+    def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
+        known = {"config": backbone.config, "inputs_embeds": hidden_BTC, "attention_mask": padding_BT}
+        known |= {"past_key_values": None, "allow_is_causal_skip": False}
+        makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        kinds = backbone.config.layer_types
+        masks = {kind: makers[kind](**known) for kind in set(kinds)}
+        positions = torch.arange(hidden_BTC.shape[1], device=hidden_BTC.device).unsqueeze(0)
+        rotation = backbone.rotary_emb(hidden_BTC, positions)
+        return [{"attention_mask": masks[kind], "position_embeddings": rotation} for kind in kinds]
+
+    def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
+        return backbone.norm(hidden_BTC)
+
+    def heads(self, attention: nn.Module) -> tuple[int, int]:
+        return attention.config.num_attention_heads, attention.head_dim
+
+    def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size, groups = attention.head_dim, attention.num_key_value_groups
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, key, value = (each(hidden_BTC).unflatten(-1, (-1, size)) for each in projections)
+        query, key = attention.q_norm(query), attention.k_norm(key)
+        key, value = (each.transpose(1, 2).repeat_interleave(groups, 1) for each in (key, value))
+        return query.transpose(1, 2), key, value
+
+    def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
+        return attention.o_proj(context_BTC)
+
+    def as_backend_sees(self, attention: nn.Module) -> Any:
+        """Without groups, which are spelled out already."""
+        return SimpleNamespace(is_causal=True, training=attention.training, config=attention.config)
 
 
 def _rotate_half(states: Tensor) -> Tensor:
@@ -215,7 +288,12 @@ def _rotate_half(states: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-ARCHITECTURES: Sequence[Architecture] = (Architecture(), DistilBertArchitecture(), ModernBertArchitecture())
+ARCHITECTURES: Sequence[Architecture] = (
+    Architecture(),
+    DistilBertArchitecture(),
+    ModernBertArchitecture(),
+    Qwen3Architecture(),
+)
 
 
 def architecture_of(model_type: str) -> Architecture:

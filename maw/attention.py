@@ -278,6 +278,9 @@ class MAWAttentionLayer(nn.Module):
         every = every.unflatten(1, (depths, heads)).permute(0, 2, 3, 1, 4)
         if self.value_kernels is not None:
             value = self.value_kernels.all_depths(value, hidden_states)
+        if attention_mask is None and self.architecture.causal:
+            tokens = hidden_states.shape[1]
+            attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden_states.device).tril()
         return attention_5d(every, key, attention_mask, query.shape[-1] ** -0.5), value
 
 

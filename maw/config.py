@@ -103,7 +103,7 @@ class Tier1Config:
     """Attention heads; taken from the model, and where given it must agree."""
     num_layers: Size | None = None
     """Layers; taken from the model, and where given it must agree."""
-    pooling: Literal["mean", "cls"] | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
     """How token states become one embedding, in place of the model's own way."""
     similarity: Literal["cosine", "dot"] | None = None
     """How a query and a passage are compared, in place of the model's own way."""

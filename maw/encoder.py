@@ -28,7 +28,7 @@ class NonMAWEncoder(nn.Module):
     Args:
         backbone: Hugging Face encoder.
         architecture: adapter of its family.
-        pooling: "mean" over a text's tokens, or "cls", its first token.
+        pooling: "mean" over a text's tokens; "cls", its first token; or "last", its last one.
         normalize: divide embeddings by their length, so that a dot product is the cosine.
         trained_layers: layers (from 1) that run in training mode when the encoder does; all others always run as at
             evaluation, dropout off, so that their output for a text is one fixed thing.
@@ -123,6 +123,8 @@ class NonMAWEncoder(nn.Module):
     def _pool(self, hidden_BTC: Tensor, padding_BT: Tensor) -> Tensor:
         if self.pooling == "cls":
             pooled = hidden_BTC[:, 0]
+        elif self.pooling == "last":
+            pooled = hidden_BTC[torch.arange(len(hidden_BTC), device=hidden_BTC.device), padding_BT.sum(1) - 1]
         else:
             weights = padding_BT.to(hidden_BTC.dtype)[..., None]
             pooled = (hidden_BTC * weights).sum(1) / weights.sum(1).clamp(min=1e-9)

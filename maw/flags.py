@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from maw import __version__, config_file, run_state
+from maw.commands import COMMANDS
 from maw.config import PRESETS, SECTIONS, Tier1Config, check_preset, gather, kinds
 from maw.errors import ConfigError
 from maw.rules import Kind, Problem, closest, from_text, show, split_names
@@ -37,6 +38,14 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
         ConfigError: every mistake in the flags, the file and their combination, one line each.
         SystemExit: with 0, after --help or --version.
     """
+    config, mistakes = read_command_line(argv)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
+    """As `parse_command_line`, with the mistakes beside a configuration of whatever is good."""
     words = _read_words(argv)
     if "help" in words.asked:
         build_parser().print_help()
@@ -53,10 +62,7 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     problems = [problem for problem in problems if not unsure.intersection((problem.name, *problem.also))]
     found, _ = find_problems(config, problems, unsure)
     places = {name: place for name, place in sources.places.items() if name not in flags}
-    mistakes = [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
+    return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
 
 
 def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
@@ -236,8 +242,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tier_1.py",
         usage=USAGE,
         description="Zero-shot, LoRA and MAW dense retrieval on the same data, under one protocol.",
-        epilog="Later sources win: the defaults, --preset, --config, the other flags. tier_1.py report RUN_DIR makes "
-        "the reports of a run again, tier_1.py compare RUN_A RUN_B tests two runs against each other.",
+        epilog="Later sources win: the defaults, --preset, --config, the other flags. "
+        f"There are other commands, each with its own --help: {', '.join(COMMANDS)}.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -17,11 +17,21 @@ from maw.errors import ConfigError, ModelError
 from maw.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm, sha256
 from maw.rules import Problem, show
 
-SUPPORTED_MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "modernbert")
+SUPPORTED_MODEL_TYPES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "distilbert",
+    "modernbert",
+    "qwen3",
+)
+_ROTARY = ("modernbert", "qwen3")
 
 _OWN_SCORES = (
     "adds relative position terms of its own inside the attention scores, so that a depth kernel on the query would "
-    "not be the MAW formula; use a BERT, RoBERTa, ELECTRA, DistilBERT or ModernBERT encoder instead"
+    "not be the MAW formula; use a BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT or ModernBERT encoder instead"
 )
 REFUSED_MODEL_TYPES = {"mpnet": _OWN_SCORES, "deberta": _OWN_SCORES, "deberta-v2": _OWN_SCORES}
 
@@ -37,6 +47,8 @@ _POOLING_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_POOLING_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+"""What this project calls the ways of sentence-transformers."""
 _MINILM_TASKS = ("msmarco", "nq", "triviaqa", "pystdlib")
 TRAINED_ON = {
     "packaged:all-MiniLM-L6-v2": _MINILM_TASKS,
@@ -158,7 +170,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     folder = find_model(name)
     files = ModelFiles(name, folder, local_only)
     settings = files.required("config.json")
-    model_type = _model_type(name, settings)
+    model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
     positions = _positions(name, model_type, settings)
     usage = _usage(files, config, model_type)
@@ -201,7 +213,12 @@ def verify_weights(spec: ModelSpec) -> None:
         )
 
 
-def _model_type(name: str, settings: dict[str, Any]) -> str:
+def model_type_of(name: str, settings: dict[str, Any]) -> str:
+    """The family of a model, from the settings in its config.json.
+
+    Raises:
+        ModelError: it cannot carry depth attention, or no adapter knows it.
+    """
     model_type = settings.get("model_type")
     if isinstance(model_type, str) and model_type in REFUSED_MODEL_TYPES:
         raise ModelError(f"model {name} cannot carry MAW: {model_type} {REFUSED_MODEL_TYPES[model_type]}")
@@ -211,7 +228,7 @@ def _model_type(name: str, settings: dict[str, Any]) -> str:
     if settings.get("is_decoder"):
         raise ModelError(f"model {name} is a decoder; a retriever needs an encoder, which sees a text as a whole")
     kind = settings.get("position_embedding_type") or "absolute"
-    if model_type != "modernbert" and kind != "absolute":
+    if model_type not in _ROTARY and kind != "absolute":
         raise ModelError(f"model {name} cannot carry MAW: with position_embedding_type {show(kind)} it {_OWN_SCORES}")
     return model_type
 
@@ -225,7 +242,7 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
     if settings["model_type"] == "distilbert":
         keys = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
     sizes = {field: _positive(name, settings, key) for field, key in keys.items()}
-    if sizes["hidden_dim"] % sizes["num_heads"]:
+    if "head_dim" not in settings and sizes["hidden_dim"] % sizes["num_heads"]:
         size, heads = sizes["hidden_dim"], sizes["num_heads"]
         raise ModelError(f"model {name}: config.json gives {heads} heads, which do not divide hidden size {size}")
     return sizes
@@ -297,15 +314,15 @@ def _check_modules(name: str, modules: list[Any]) -> str | None:
 def _pooling(name: str, settings: dict[str, Any], has_prompts: bool) -> str:
     modes = settings.get("pooling_mode") or [mode for key, mode in _POOLING_MODES.items() if settings.get(key)]
     modes = modes or ["mean"] if isinstance(modes, list) else [modes]
-    if modes not in (["mean"], ["cls"]):
+    if modes not in ([known] for known in _POOLING_NAMES):
         raise ModelError(
-            f"model {name} pools by {' + '.join(map(str, modes))}; only mean and cls are supported (--pooling mean "
-            "or cls uses it in spite of that, and its embeddings are then not the published ones)"
+            f"model {name} pools by {' + '.join(map(str, modes))}; only mean, cls and lasttoken are supported "
+            "(--pooling mean, cls or last uses it in spite of that, and its embeddings are then not those published)"
         )
     if has_prompts and settings.get("include_prompt") is False:
         text = "it leaves its prompts out of pooling, which is not supported"
-        raise ModelError(f"model {name}: {text} (--pooling {modes[0]} pools over them too)")
-    return modes[0]
+        raise ModelError(f"model {name}: {text} (--pooling {_POOLING_NAMES[modes[0]]} pools over them too)")
+    return _POOLING_NAMES[modes[0]]
 
 
 def _similarity(name: str, saved: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ class MAWRetriever(BaselineRetriever):
             maw_layers=self.layers["maw"],
             seed=self.config.seed,
             trained_layers=self.layers["finetune"],
-            **_depth_options(self.config, backbone),
+            **depth_options(self.config, backbone),
             **self._encoder_options(),
         )
         backbone.requires_grad_(False)
@@ -192,7 +192,7 @@ class MAWRetriever(BaselineRetriever):
         return encoder
 
 
-def _depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
+def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
     """What `maw.encoder.build_depth_attention` takes from a configuration."""
     return {
         "depths": config.depth_dim,
@@ -224,7 +224,7 @@ def count_maw_parameters(
     """
     modules = architecture.layers(backbone)
     trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
-    options = _depth_options(config, backbone) | {"depth_values": False}
+    options = depth_options(config, backbone) | {"depth_values": False}
     for number in layers["maw"]:
         attention = build_depth_attention(backbone, architecture, number, **options)
         trained += [*attention.kernel_parameters(), *attention.router.parameters()]

@@ -99,14 +99,14 @@ def _search_problems(config: Tier1Config) -> list[Problem]:
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:
     found = [_dataset_problem(name) for name in config.datasets]
-    names = [_results_name(name) for name in config.datasets if not _dataset_problem(name)]
+    names = [results_name(name) for name in config.datasets if not _dataset_problem(name)]
     alike = sorted({name for name in names if names.count(name) > 1})
     if alike:
         found.append(f"the results of two datasets would both be called {show(alike[0])}; rename a BEIR folder")
     return [Problem("datasets", text) for text in found if text]
 
 
-def _results_name(name: str) -> str:
+def results_name(name: str) -> str:
     """What the results of a dataset are called."""
     if not name.startswith(BEIR):
         return f"beir_{name}" if name in BEIR_DATASETS else name

@@ -57,6 +57,9 @@ WORDS = [
     "not",
 ]
 
+FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert", "qwen3")
+"""Model types of which `tiny_config` has one; CamemBERT is RoBERTa under another name."""
+
 TINY = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 
 
@@ -69,6 +72,8 @@ def tiny_config(model_type: str):
     return {
         "bert": lambda: tf.BertConfig(**TINY, **common),
         "roberta": lambda: tf.RobertaConfig(**TINY, **common, type_vocab_size=1),
+        "xlm-roberta": lambda: tf.XLMRobertaConfig(**TINY, **common, type_vocab_size=1),
+        "qwen3": lambda: tf.Qwen3Config(**TINY, **common, num_key_value_heads=1, head_dim=8, eos_token_id=3),
         "electra": lambda: tf.ElectraConfig(**TINY, **common, embedding_size=12),
         "distilbert": lambda: tf.DistilBertConfig(dim=16, n_layers=3, n_heads=2, hidden_dim=24, **common),
         "modernbert": lambda: tf.ModernBertConfig(
@@ -111,7 +116,10 @@ def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: 
         model_max_length=64,
     ).save_pretrained(folder)
     (folder / "1_Pooling").mkdir(exist_ok=True)
+    if model_type == "qwen3" and pooling == "mean":
+        pooling = "lasttoken"
     modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+    modes |= {"pooling_mode_lasttoken": pooling == "lasttoken"}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16} | modes))
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
@@ -180,6 +188,38 @@ def tiny_settings(models, tmp_path):
         return Tier1Config(**(settings | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_beir(tmp_path_factory) -> Path:
+    """A folder in BEIR layout of 40 passages, each query a few words of its passage."""
+    folder = tmp_path_factory.mktemp("beir") / "small"
+    (folder / "qrels").mkdir(parents=True)
+    passages = list(dict.fromkeys(random_texts(60, seed=21)))[:40]
+    queries = {f"q{i}": " ".join(text.split()[:4]) + " of" for i, text in enumerate(passages)}
+    queries = {i: text for i, text in queries.items() if list(queries.values()).count(text) == 1}
+    corpus = [json.dumps({"_id": f"d{i}", "title": "", "text": text}) for i, text in enumerate(passages)]
+    (folder / "corpus.jsonl").write_text("\n".join(corpus))
+    (folder / "queries.jsonl").write_text("\n".join(json.dumps({"_id": i, "text": t}) for i, t in queries.items()))
+    for number, split in enumerate(("train", "dev", "test")):
+        lines = [f"{i}\td{i[1:]}\t1" for i in list(queries)[number::3]]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_beir, models, tmp_path_factory) -> Path:
+    """The `log_dir` of a finished run of zero-shot, LoRA and MAW over the tiny BERT."""
+    from maw.benchmark import run_complete_benchmark
+    from maw.config import Tier1Config
+
+    folder = tmp_path_factory.mktemp("run")
+    settings = {"depth_dim": 4, "num_epochs": 1, "batch_size": 8, "permutations": 200, "precision": "float32"}
+    names = {"model": str(models("bert")), "datasets": [f"beir:{tiny_beir}"], "device": "cpu"}
+    places = {"log_dir": str(folder / "logs"), "cache_dir": str(folder / "cache")}
+    lengths = {"query_prefix": "get ", "max_query_length": 6, "learning_rate": 0.05, "kernel_init_std": 0.5}
+    run_complete_benchmark(Tier1Config(**settings, **names, **places, **lengths))
+    return folder / "logs"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import random_texts
+from conftest import FAMILIES, random_texts
 
 from maw import config as settings_module
 from maw.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
@@ -13,7 +13,6 @@ from maw.methods import METHODS, find_method, method_of
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.training import learning_rate, parameter_groups
 
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 ARMS = [method.name for method in METHODS if method.trained]
 WHOLE = ("full", "full_lowrank", "maw_fixed", "maw_random", "maw_soft", "maw", "maw_qv")
 SIX_MAPS = (
@@ -207,7 +206,8 @@ def test_matched_lora_is_as_large_as_maw_to_half_a_rank(build, model_type, chang
     each_rank = sum(m.base_layer.in_features + m.base_layer.out_features for m in maps)
     ranks = {m.r["default"] for m in maps}
     adapted = set(lora.layers["finetune"] + lora.layers["maw"])
-    assert len(ranks) == 1 and len(maps) == (4 if model_type == "modernbert" else 6) * len(adapted)
+    count = {"modernbert": 4, "qwen3": 7}.get(model_type, 6)
+    assert len(ranks) == 1 and len(maps) == count * len(adapted)
     assert abs(lora.trained_parameters - maw.trained_parameters) <= each_rank / 2
     assert lora.trained_parameters == ranks.pop() * each_rank
 
@@ -240,7 +240,7 @@ def test_the_static_change_has_the_kernels_size(build, model_type, changes, rank
     for one, other in zip(static, maw):
         assert one.kernels.down.shape == (1, rank, 16) and one.kernels.up.shape == (2, 1, rank, 8)
         size, wanted = (sum(p.numel() for p in each.kernel_parameters()) for each in (one, other))
-        tied = model_type == "modernbert" and "depth_kernel" not in changes
+        tied = model_type in ("modernbert", "qwen3") and "depth_kernel" not in changes
         assert rank == 16 or 0 <= size - wanted * (2 if tied else 1) <= 16
 
 
@@ -261,17 +261,27 @@ def test_the_static_change_is_a_hand_written_one(build, model_type):
         kernels.up.normal_(generator=torch.Generator().manual_seed(0))
     plain = build("zero_shot", model_type)
     attention = plain.encoder.architecture.attention(last_layer(plain))
-    name = next(name for name in ("query", "q_lin", "Wqkv") if hasattr(attention, name))
+    name = next(name for name in ("query", "q_lin", "Wqkv", "q_proj") if hasattr(attention, name))
+    seen = {}
 
     def change(module, args, output):
-        low = args[0] @ kernels.down[0].T
-        heads = [low @ kernels.up[head, 0] for head in range(2)]
+        heads = changes(args[0])
         query, *rest = output.split(16, dim=-1)
         return torch.cat([query + torch.cat(heads, dim=-1), *rest], dim=-1)
 
+    def changes(hidden):
+        low = hidden @ kernels.down[0].T
+        return [low @ kernels.up[head, 0] for head in range(2)]
+
     texts = random_texts(6)
     before = plain.encode(texts)
-    getattr(attention, name).register_forward_hook(change)
+    if model_type == "qwen3":  # behind the norm of each head's query
+        attention.q_proj.register_forward_hook(lambda module, args, output: seen.update(hidden=args[0]))
+        attention.q_norm.register_forward_hook(
+            lambda module, args, output: output + torch.stack(changes(seen["hidden"]), dim=-2)
+        )
+    else:
+        getattr(attention, name).register_forward_hook(change)
     np.testing.assert_allclose(model.encode(texts), plain.encode(texts), atol=1e-5)
     assert abs(plain.encode(texts) - before).max() > 1e-2, "the change must show"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_texts
+from conftest import FAMILIES, random_texts
 from transformers import AutoModel, AutoTokenizer
 
 from maw.architectures import architecture_of
@@ -21,7 +21,6 @@ from maw.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.errors import ModelError
 from maw.routing import Routing, build_router
 
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 ROUTES = ("sequence", "head", "token")
 DEPTHS = 5
 with_values = pytest.mark.parametrize(
@@ -345,7 +344,7 @@ def test_attention_weights_drop_out_in_training_and_not_at_evaluation(models, mo
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     attention = encoder.maw_attention[0].base
-    if model_type == "modernbert":
+    if hasattr(attention, "attention_dropout"):
         attention.attention_dropout = 0.5
     else:
         attention.dropout.p = 0.5

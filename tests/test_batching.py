@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import random_texts
+from conftest import FAMILIES, random_texts
 
 from maw.encoding import encode
 from maw.errors import MAWError
 from maw.retriever import BaselineRetriever, MAWRetriever
-
-FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
 
 
 @pytest.fixture(params=["baseline", "sequence", "head", "token", "random", "soft", "values"])

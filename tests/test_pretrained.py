@@ -207,7 +207,6 @@ def test_configs_that_cannot_be_used(write, changes, words):
         ({"pooling_mode_max_tokens": True}, "pools by max"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, "pools by mean_sqrt_len_tokens"),
         ({"pooling_mode_weightedmean_tokens": True}, "pools by weightedmean"),
-        ({"pooling_mode_lasttoken": True}, "pools by lasttoken"),
         (MEAN | {"pooling_mode_cls_token": True}, "pools by cls + mean"),
         ({"pooling_mode": "max"}, "pools by max"),
         ({"pooling_mode": 5}, "pools by 5"),
