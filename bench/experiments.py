@@ -57,6 +57,8 @@ class Experiment:
 SLOW_KERNELS = {"kernel_learning_rate": 1e-3}
 CLUSTERS = {"router_start": "clusters", "kernel_init_std": 0.0, "router_balance": 0.1}
 LOW_RANK_CLUSTERS = {"router_start": "clusters", "depth_kernel": "low_rank", "router_balance": 0.1}
+EIGHT = {"depth_dim": 8, "depth_kernel": "low_rank"}
+HARD = {"num_negatives": 4}
 UNTRAINED_ROUTER = {"router_learning_rate": 1e-9}
 """So low that the picks stay where they start; the setting must be above zero."""
 
@@ -96,6 +98,22 @@ EXPERIMENTS = (
             Run("all training queries", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8, "train_samples": 10_000}),
             Run("all training queries, static change", "full_lowrank",
                 {"depth_dim": 8, "depth_kernel": "low_rank", "train_samples": 10_000}),
+        ),
+    ),
+    Experiment(
+        "signal",
+        "Depths that came apart leave a router something to learn, for documents more than for queries, but rewards "
+        "hardly differ between depths. Do harder negatives, exact rewards and a faster router turn that into a gain?",
+        (
+            Run("static query change, 4 hard negatives", "full_lowrank", EIGHT | HARD),
+            Run("LoRA, 4 hard negatives", "lora", HARD),
+            Run("MAW, 4 hard negatives", "maw", LOW_RANK_CLUSTERS | EIGHT | HARD),
+            Run("the same, exact rewards, router rate 1e-2", "maw",
+                LOW_RANK_CLUSTERS | EIGHT | HARD | {"grpo_group": "all", "router_learning_rate": 1e-2}),
+            Run("the same without hard negatives", "maw",
+                LOW_RANK_CLUSTERS | EIGHT | {"grpo_group": "all", "router_learning_rate": 1e-2}),
+            Run("the same with a bank of 16 batches", "maw",
+                LOW_RANK_CLUSTERS | EIGHT | {"grpo_group": "all", "router_learning_rate": 1e-2, "bank_batches": 16}),
         ),
     ),
     Experiment(
