@@ -23,10 +23,12 @@ import gc
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from scipy.stats import binomtest
 
+import maw.significance
 from bench.common import claim, quick_parser, report, results_folder
 from maw import confirmatory, exploratory
 from maw.config import Tier1Config
@@ -43,12 +45,14 @@ EFFECT = 0.25
 
 
 @contextlib.contextmanager
-def frozen() -> Iterator[None]:
-    """Spares the garbage collector what is there already: statsmodels calls it at every correction."""
+def simulating() -> Iterator[None]:
+    """Leaves out what a simulation has no use for: intervals, and the collection of garbage at every correction, for
+    which statsmodels calls."""
     gc.collect()
     gc.freeze()
     try:
-        yield
+        with mock.patch.object(maw.significance, "_BOOTSTRAP_DRAWS", 2):
+            yield
     finally:
         gc.unfreeze()
 
@@ -140,13 +144,16 @@ def seconds_of_a_run(queries: int, rounds: int) -> float:
 def main() -> None:
     """Simulates, measures, and reports."""
     quick = quick_parser(__doc__).parse_args().quick
-    with frozen():
-        _measure(quick)
-
-
-def _measure(quick: bool) -> None:
-    benchmarks = 20 if quick else BENCHMARKS
     seconds = seconds_of_a_run(1000, 1 if quick else 5)
+    with simulating():
+        rows, claims = _simulated(20 if quick else BENCHMARKS)
+    claims.append(claim("tests of 4 datasets x 3 methods x 1,000 queries: seconds", "target", seconds, "<= 10"))
+    header = ["simulated", "found", "benchmarks", "95% from", "95% to"]
+    report("significance", header, rows, results_folder(quick), claims)
+
+
+def _simulated(benchmarks: int) -> tuple[list[list[Any]], list[dict[str, Any]]]:
+    """Rows and claims of so many benchmarks with no difference, and as many with each of two."""
     false = np.sum([found_anything(simulate(number)) for number in range(benchmarks)], axis=0)
     level = LEVEL / confirmatory.family_size(configuration(len(DATASETS)))
     spread = spread_of_differences()
@@ -158,10 +165,7 @@ def _measure(quick: bool) -> None:
         ["no difference: any corrected p below 0.05", int(false[0]), benchmarks, *interval(int(false[0]), benchmarks)],
         ["no difference: any uncorrected one", int(false[1]), benchmarks, *interval(int(false[1]), benchmarks)],
     ]
-    claims = [
-        claim("family-wise error, lower end of its interval", "level", rows[0][3], "<= 0.05"),
-        claim("tests of 4 datasets x 3 methods x 1,000 queries: seconds", "target", seconds, "<= 10"),
-    ]
+    claims = [claim("family-wise error, lower end of its interval", "level", rows[0][3], "<= 0.05")]
     for what, (queries, effect) in sizes.items():
         found = [simulate(benchmarks + number, queries, effect=effect) for number in range(benchmarks)]
         alone, together = shares(found, level)
@@ -170,8 +174,7 @@ def _measure(quick: bool) -> None:
         rows.append([f"{what}: after Holm's correction", together, benchmarks, *interval(together, benchmarks)])
         away = max(low - POWER, POWER - high, 0.0)
         claims.append(claim(f"{what}: power's interval misses 0.8 by", "computed", away, "<= 0"))
-    header = ["simulated", "found", "benchmarks", "95% from", "95% to"]
-    report("significance", header, rows, results_folder(quick), claims)
+    return rows, claims
 
 
 if __name__ == "__main__":
