@@ -222,7 +222,7 @@ class Tier1Config:
     """What shares one pick: the whole text, each head, or each head and query token."""
     fixed_depth: Annotated[int, Range(0, 1023)] = 0
     """The depth of the fixed router; depth 0 starts as the pretrained attention."""
-    router_start: Literal["uniform", "clusters"] = "uniform"
+    router_start: Literal["uniform", "clusters"] = "clusters"
     """A new router's policy: near uniform, or clusters of the training texts' states; depths must then start alike."""
     router_sharpness: Annotated[float, Range(0, 1e6, open_low=True)] = 10.0
     """How much narrower than a cluster the start makes the region of a depth; high: hardly any random picks."""
@@ -242,7 +242,7 @@ class Tier1Config:
     """Reference policy: uniform over depths, or a slowly following copy of the router."""
     grpo_reference_decay: Share = 0.99
     """How much of itself the slow reference keeps at each step."""
-    router_balance: Annotated[float, Range(0, 1000)] = 0.0
+    router_balance: Annotated[float, Range(0, 1000)] = 0.1
     """Weight of the KL divergence of the batch's mean policy from uniform: keeps all depths in use."""
     router_entropy_floor: Annotated[float, Range(0, 100)] = 0.0
     """Entropy in nats that a policy is pushed back to when it has less."""
@@ -398,7 +398,7 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
         text = f"no depth {config.fixed_depth}: depth_dim {config.depth_dim} gives 0 to {config.depth_dim - 1}"
         found.append(Problem("fixed_depth", text, ("depth_dim",)))
     if config.router_start == "clusters" and config.depth_kernel == "diagonal" and config.kernel_init_std:
-        text = "clusters needs depths that start alike: kernel_init_std 0, or depth_kernel low_rank"
+        text = "clusters needs depths that start alike: kernel_init_std 0, or depth_kernel low_rank; else set uniform"
         found.append(Problem("router_start", text, ("depth_kernel", "kernel_init_std")))
     if config.router_start == "uniform" and config.depth_kernel == "diagonal" and config.kernel_init_std == 0:
         text = "0 leaves all depths alike for ever; give them noise, or set router_start clusters"

@@ -174,7 +174,8 @@ def backbone_of(model: nn.Module) -> tuple[nn.Module, Architecture]:
 
 def _checked(settings: Mapping[str, Any]) -> Tier1Config:
     """The arguments as the configuration that holds the rules for them."""
-    config, problems = gather({_FIELD_OF.get(name, name): each for name, each in settings.items()})
+    start = {"router_start": "uniform"}  # clusters are a trainer's to find: there are no texts here
+    config, problems = gather(start | {_FIELD_OF.get(name, name): each for name, each in settings.items()})
     if config.router == "random":  # it draws by the hash of a text's tokens, which a layer does not see
         problems.append(Problem("router", "random is a control of the benchmark, which hands it the texts; use fixed"))
     if problems:

@@ -178,6 +178,8 @@ def tiny_settings(models, tmp_path):
             "batch_size": 8,
             "eval_batch_size": 16,
             "grpo_group_size": 3,
+            "router_start": "uniform",
+            "router_balance": 0.0,
             "top_k": 20,
             "permutations": 200,
             "cache_dir": str(tmp_path / "cache"),
@@ -217,8 +219,9 @@ def tiny_run(tiny_beir, models, tmp_path_factory) -> Path:
     settings = {"depth_dim": 4, "num_epochs": 1, "batch_size": 8, "permutations": 200, "precision": "float32"}
     names = {"model": str(models("bert")), "datasets": [f"beir:{tiny_beir}"], "device": "cpu"}
     places = {"log_dir": str(folder / "logs"), "cache_dir": str(folder / "cache")}
-    lengths = {"query_prefix": "get ", "max_query_length": 6, "learning_rate": 0.05, "kernel_init_std": 0.5}
-    run_complete_benchmark(Tier1Config(**settings, **names, **places, **lengths))
+    lengths = {"query_prefix": "get ", "max_query_length": 6, "learning_rate": 0.05}
+    start = {"router_start": "uniform", "kernel_init_std": 0.5}
+    run_complete_benchmark(Tier1Config(**settings, **names, **places, **lengths, **start))
     return folder / "logs"
 
 
