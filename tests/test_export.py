@@ -21,6 +21,7 @@ from maw.errors import MAWError, ModelError
 from maw.export import export_retriever
 from maw.methods import find_method
 from maw.past_run import PastRun
+from maw.signed import read_signed, write_signed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = random_texts(12, seed=5, longest=20)
