@@ -60,6 +60,8 @@ CLUSTERS = {"router_start": "clusters", "kernel_init_std": 0.0, "router_balance"
 LOW_RANK_CLUSTERS = {"router_start": "clusters", "depth_kernel": "low_rank", "router_balance": 0.1}
 EIGHT = {"depth_dim": 8, "depth_kernel": "low_rank"}
 HARD = {"num_negatives": 4}
+LONGER = {"num_epochs": 6}
+EXACT = LOW_RANK_CLUSTERS | EIGHT | {"grpo_group": "all", "router_learning_rate": 1e-2}
 UNTRAINED_ROUTER = {"router_learning_rate": 1e-9}
 """So low that the picks stay where they start; the setting must be above zero."""
 
@@ -115,6 +117,20 @@ EXPERIMENTS = (
                 LOW_RANK_CLUSTERS | EIGHT | {"grpo_group": "all", "router_learning_rate": 1e-2}),
             Run("the same with a bank of 16 batches", "maw",
                 LOW_RANK_CLUSTERS | EIGHT | {"grpo_group": "all", "router_learning_rate": 1e-2, "bank_batches": 16}),
+        ),
+    ),
+    Experiment(
+        "longer",
+        "With exact rewards and hard negatives MAW was still getting better in its last epoch, and the static change was "
+        "not. What do twice as many epochs give, and other seeds?",
+        (
+            Run("static query change, 6 epochs", "full_lowrank", EIGHT | HARD | LONGER),
+            Run("MAW, 6 epochs", "maw", EXACT | HARD | LONGER),
+            Run("LoRA, 6 epochs", "lora", HARD | LONGER),
+            Run("last layer whole, 6 epochs", "full", HARD | LONGER),
+            Run("static, 3 epochs, seed 43", "full_lowrank", EIGHT | HARD | {"seed": 43}),
+            Run("MAW, 3 epochs, seed 43", "maw", EXACT | HARD | {"seed": 43}),
+            Run("MAW, 6 epochs, router rate 3e-2", "maw", EXACT | HARD | LONGER | {"router_learning_rate": 3e-2}),
         ),
     ),
     Experiment(
