@@ -121,8 +121,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         "longer",
-        "With exact rewards and hard negatives MAW was still getting better in its last epoch, and the static change was "
-        "not. What do twice as many epochs give, and other seeds?",
+        "With exact rewards and hard negatives MAW was still getting better in its last epoch, and the static change "
+        "was not. What do twice as many epochs give, and another seed?",
         (
             Run("static query change, 6 epochs", "full_lowrank", EIGHT | HARD | LONGER),
             Run("MAW, 6 epochs", "maw", EXACT | HARD | LONGER),

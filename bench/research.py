@@ -18,7 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,8 @@ class Bench:
         self.activations.close()
 
     def collection(self, config: Tier1Config) -> Collection:
-        """The data, its negatives chosen."""
+        """The data, its negatives chosen; the same whatever the seed of a training is."""
+        config = replace(config, seed=BASE["seed"])
         key = tuple(getattr(config, name) for name in DATA_SETTINGS)
         if key not in self._collections:
             (dataset,) = config.datasets

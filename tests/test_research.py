@@ -13,7 +13,7 @@ from maw.methods import find_method
 
 SECTIONS_OF_DATA = (
     "datasets", "train_samples", "val_samples", "corpus_size", "val_corpus_size", "distractors", "num_negatives",
-    "negative_source", "hard_negative_ratio", "negative_margin", "seed", "folds",
+    "negative_source", "hard_negative_ratio", "negative_margin", "folds",
 )  # fmt: skip
 ALL_RUNS = [(experiment.name, run) for experiment in EXPERIMENTS for run in experiment.runs]
 
