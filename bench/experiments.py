@@ -14,7 +14,8 @@ from typing import Any
 from maw.config import PRESETS
 
 BASE: Mapping[str, Any] = MappingProxyType(
-    PRESETS["offline"] | {"val_samples": 1000, "max_document_length": 64, "precision": "bfloat16", "seed": 42}
+    PRESETS["offline"]
+    | {"val_samples": 1000, "max_document_length": 64, "precision": "bfloat16", "seed": 42, "grpo_group": "sampled"}
 )
 """Settings of every run: the offline preset with all validation queries, and texts cut at 64 tokens to save time.
 

@@ -230,8 +230,8 @@ class Tier1Config:
     """Learning rate of the router."""
     grpo_group_size: Annotated[int, Range(2, 1024)] = 8
     """Routings of one text that form a group, whose mean reward is each one's baseline."""
-    grpo_group: Literal["sampled", "all"] = "sampled"
-    """What a group holds: grpo_group_size sampled routings, or every depth once, for the exact expected reward."""
+    grpo_group: Literal["auto", "sampled", "all"] = "auto"
+    """A group: sampled routings; every depth once, for the exact expected reward; auto: all where it takes no more."""
     grpo_inner_epochs: Annotated[int, Range(2, 100)] = 2
     """Updates of the router from one batch of routings; with one the clipped ratio would do nothing."""
     grpo_clip: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
@@ -433,6 +433,17 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
         wrong = "; ".join(check(kind, name)[1] for name in unknown)
         found.append(Problem("methods", wrong))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
+
+
+def group_is_exact(config: Tier1Config, maw_layers: int) -> bool:
+    """Whether a group of GRPO holds every depth once, with so many MAW layers.
+
+    A policy that is sure of its depth draws the same one again and again, and such a group says nothing; every depth
+    once always does.
+    """
+    if config.grpo_group != "auto":
+        return config.grpo_group == "all"
+    return config.route_by == "sequence" and maw_layers == 1 and config.depth_dim <= config.grpo_group_size
 
 
 def kernel_noise(config: Tier1Config) -> float:

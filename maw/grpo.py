@@ -19,10 +19,11 @@ A step, before the encoder is updated (`GRPOLearner.step`):
    update the routers alone.
 3. The picks are handed to the encoder's update.
 
-With `grpo_group="all"` a group is every depth once instead of G samples, and means over samples become expectations
-under the old policy: the same objective without sampling noise, as D forward passes can afford it. Advantages then are
-(r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), with the plain std over depths, which stays away from zero when the
-policy is sharp. It is for one decision a text: one MAW layer, routed by sequence.
+With `grpo_group="all"`, or "auto" where there are no more depths than samples, a group is every depth once instead of
+G samples, and means over samples become expectations under the old policy: the same objective without sampling noise,
+as D forward passes can afford it. Advantages then are (r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), with the plain
+std over depths, which stays away from zero when the policy is sharp: a sharp policy's samples are all alike, and their
+group says nothing. It is for one decision a text: one MAW layer, routed by sequence.
 
 Two terms against collapse may be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
 and how far the entropy of a policy lies below `router_entropy_floor`.
@@ -41,7 +42,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from maw.config import Tier1Config
+from maw.config import Tier1Config, group_is_exact
 from maw.contrastive import Batch
 from maw.cpu import packed_weights
 from maw.errors import NotFiniteError
@@ -395,7 +396,7 @@ class GRPOLearner(RouterLearner):
     @property
     def tries_all(self) -> bool:
         """Whether a group is every depth once."""
-        return self.config.grpo_group == "all"
+        return group_is_exact(self.config, len(self.routers))
 
     def _remember(self, rollout: Rollout, key_BG: Tensor) -> None:
         """Keeps what the policy thinks of the picks before it changes, and which one it drew."""

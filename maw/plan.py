@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maw.config import TRAINED_METHODS, Tier1Config, cache_folder
+from maw.config import TRAINED_METHODS, Tier1Config, cache_folder, group_is_exact
 from maw.data import needs_of
 from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
@@ -282,8 +282,9 @@ def _training_passes(method: str, config: Tier1Config) -> int:
     config = find_method(method).configure(config)
     if find_method(method).retriever != "maw":
         return BACKWARD
-    group = {"grpo": config.grpo_group_size, "supervised": config.depth_dim}.get(config.router, 0)
-    samples = config.grpo_group_size if config.router == "grpo" and config.encoder_update != "sampled" else 1
+    size = config.depth_dim if group_is_exact(config, 1) else config.grpo_group_size
+    group = {"grpo": size, "supervised": config.depth_dim}.get(config.router, 0)
+    samples = size if config.router == "grpo" and config.encoder_update in ("all_group", "mcl") else 1
     return group + BACKWARD * samples
 
 

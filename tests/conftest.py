@@ -180,6 +180,7 @@ def tiny_settings(models, tmp_path):
             "grpo_group_size": 3,
             "router_start": "uniform",
             "router_balance": 0.0,
+            "grpo_group": "sampled",
             "top_k": 20,
             "permutations": 200,
             "cache_dir": str(tmp_path / "cache"),

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from maw.config import METHODS, PRESETS, Tier1Config, cache_folder, gather, kernel_noise, kinds
+from maw.config import METHODS, PRESETS, Tier1Config, cache_folder, gather, group_is_exact, kernel_noise, kinds
 from maw.config_file import LARGEST_FILE, load_config
 from maw.errors import ConfigError
 from maw.flags import field_documentation
@@ -254,6 +254,21 @@ def test_settings_that_contradict_each_other(settings, problem):
 )
 def test_the_noise_of_depths_follows_from_the_start_of_the_router(settings, noise):
     assert kernel_noise(Tier1Config(**settings)) == noise
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "exact"),
+    [
+        ({"depth_dim": 8, "grpo_group_size": 8}, 1, True),
+        ({"depth_dim": 9, "grpo_group_size": 8}, 1, False),
+        ({"depth_dim": 8, "grpo_group_size": 8}, 2, False),
+        ({"depth_dim": 4, "route_by": "head"}, 1, False),
+        ({"depth_dim": 32, "grpo_group": "all"}, 1, True),
+        ({"depth_dim": 4, "grpo_group": "sampled"}, 1, False),
+    ],
+)
+def test_a_group_is_exact_where_that_takes_no_more_passes(settings, layers, exact):
+    assert group_is_exact(Tier1Config(**settings), layers) is exact
 
 
 def test_all_methods():
