@@ -300,6 +300,7 @@ def test_other_code_libraries_weights_and_data_are_refused(server, interrupted, 
         assert all(each.read_bytes() == content for each, content in before.items()), "and nothing was changed"
 
 
+@pytest.mark.faults
 def test_changed_queries_are_refused(server, flags, data, tmp_path, trial):
     """The real thing: a file of the collection is edited between the two."""
     collection = tmp_path / "tiny"
@@ -318,6 +319,7 @@ def test_changed_queries_are_refused(server, flags, data, tmp_path, trial):
         assert done.code == 2 and "data round 1 train queries: was" in done.output
 
 
+@pytest.mark.faults
 def test_settings_that_change_no_result_may_be_others(server, interrupted, flags, whole, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(interrupted, folder)
