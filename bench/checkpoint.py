@@ -1,7 +1,7 @@
 """What saving costs a training of the offline preset, in time and on disk.
 
     python -m bench.checkpoint
-    python -m bench.checkpoint --methods lora
+    python -m bench.checkpoint --methods lora --epochs 1
 
 Each method is trained once as `python tier_1.py --preset offline` trains it, and every save is timed inside that
 training: the share of time that saving takes is a ratio of two times of one run, so that a machine that is slow for a
@@ -176,10 +176,11 @@ def main() -> None:
     """Measures each method."""
     parser = quick_parser(__doc__)
     parser.add_argument("--methods", default=",".join(METHODS), help="what to train")
+    parser.add_argument("--epochs", type=int, help="epochs of each training; the preset's, if not given")
     arguments = parser.parse_args()
     quick = arguments.quick
-    small = {"train_samples": 32, "val_samples": 16, "val_corpus_size": 50, "num_epochs": 1} if quick else {}
-    config = settings(**small)
+    small = {"train_samples": 32, "val_samples": 16, "val_corpus_size": 50} if quick else {}
+    config = settings(**small, num_epochs=arguments.epochs or (1 if quick else settings().num_epochs))
     data = prepare_training(load_collection("pystdlib", config), config)
     rows, claims = [], []
     for name in arguments.methods.split(","):

@@ -55,7 +55,11 @@ _asked = _Asked()
 
 @contextlib.contextmanager
 def handlers() -> Iterator[None]:
-    """Handles the signals inside the block; does nothing outside the main thread, where Python cannot."""
+    """Handles the signals inside the block.
+
+    It leaves alone what the process was started to ignore, as nohup and shells do for jobs in the background, and
+    does nothing outside the main thread, where Python cannot.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -63,6 +67,7 @@ def handlers() -> Iterator[None]:
     wanted = {signal.SIGTERM: _stop, signal.SIGINT: _stop}
     if hasattr(signal, "SIGUSR1"):
         wanted[signal.SIGUSR1] = _save
+    wanted = {each: handler for each, handler in wanted.items() if signal.getsignal(each) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
@@ -106,7 +111,8 @@ def save_asked() -> bool:
 def _stop(number: int, _: FrameType | None) -> None:
     _asked.stop = number
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) is _stop:
+            signal.signal(each, signal.SIG_DFL)
     if not _asked.held:
         raise Stopped(number)
 

@@ -15,6 +15,14 @@ import pytest
 from maw import signals
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """As in a process that a shell has started in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(number):
     os.kill(os.getpid(), number)
 
@@ -61,6 +69,13 @@ def test_a_warning_asks_for_one_save():
         send(signal.SIGUSR1)
         assert signals.save_asked() and not signals.save_asked()
         signals.check()
+
+
+def test_what_was_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals.handlers():
+        send(signal.SIGINT)
+        assert not signals.stop_asked() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_other_threads_install_nothing():

@@ -134,6 +134,7 @@ def serve() -> None:
     from maw.rate import Rate
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for jobs in the background
     maw.plan.measure = lambda *_: Rate(200, 20_000, 2.0, "cpu")  # how fast the machine is says the plan alone
     maw.report.plots.write_routing_plots = lambda *_: []  # half of a run's time, and written as every other file is
     answers = os.fdopen(os.dup(1), "w")

@@ -93,7 +93,7 @@ def test_two_uninterrupted_runs_are_the_same(server, flags, whole, tmp_path):
 
 def test_killed_anywhere_and_resumed(server, flags, whole, tmp_path, repeats, trial):
     """Half of the kills strike after a random time, half at a random boundary, every other one inside a save."""
-    count, in_saves = repeats(3, 50), 0
+    count, in_saves = repeats(2, 50), 0
     for seed in range(count):
         source, kind = random.Random(seed), list(KINDS)[seed % len(KINDS)]
         with trial(1, f"SIGKILL and --resume, {kind}", seed):

@@ -73,12 +73,32 @@ def whole(server, flags, tmp_path_factory):
 # ----------------------------------------------------------------------------------------------------- row 3: signals
 
 
+@pytest.fixture
+def stopped(server, flags, whole):
+    """`stopped(folder, share, [TERM])` is a run that gets signals at about that share of its time, 0.4 s apart.
+
+    A run that is faster than the whole one was may be over before: then it is made again, and stopped earlier.
+    """
+
+    def run(folder, share, numbers):
+        for _ in range(6):
+            when = share * whole[0].seconds
+            done = server.run(flags(folder), signals=[[when + 0.4 * i, each] for i, each in enumerate(numbers)])
+            if done.code != 0:
+                return done
+            shutil.rmtree(folder)
+            share /= 2
+        raise AssertionError("no signal came in time")
+
+    return run
+
+
 @pytest.mark.parametrize("number", [TERM, INT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_ends(server, flags, whole, tmp_path, number, repeats, trial):
+def test_a_signal_saves_and_ends(server, stopped, whole, tmp_path, number, repeats, trial):
     for seed in range(repeats(1, 20)):
         with trial(3, f"{number.name}, then --resume", seed):
-            folder, when = tmp_path / f"run{seed}", random.Random(seed).uniform(0.02, 0.9) * whole[0].seconds
-            done = server.run(flags(folder), signals=[[when, number]])
+            folder = tmp_path / f"run{seed}"
+            done = stopped(folder, random.Random(seed).uniform(0.02, 0.9), [number])
             assert done.code == CODES[number], done.output
             assert done.after_signal < 10
             assert "Traceback" not in done.output
@@ -91,11 +111,11 @@ def test_a_signal_saves_and_ends(server, flags, whole, tmp_path, number, repeats
 
 
 @pytest.mark.parametrize("number", [TERM, INT], ids=["SIGTERM", "SIGINT"])
-def test_a_second_signal_leaves_at_once(server, flags, whole, tmp_path, number, repeats, trial):
+def test_a_second_signal_leaves_at_once(server, stopped, whole, tmp_path, number, repeats, trial):
     for seed in range(repeats(1, 20)):
         with trial(3, f"{number.name} twice, then --resume", seed):
-            folder, when = tmp_path / f"run{seed}", random.Random(seed).uniform(0.1, 0.8) * whole[0].seconds
-            done = server.run(flags(folder), signals=[[when, number], [when + 0.4, number]])
+            folder = tmp_path / f"run{seed}"
+            done = stopped(folder, random.Random(seed).uniform(0.1, 0.8), [number, number])
             assert done.code in (CODES[number], -number), done.output
             assert done.after_signal < 2
             if (folder / "state" / "run.json").exists():
@@ -115,14 +135,14 @@ def test_a_warning_saves_and_the_run_goes_on(server, flags, whole, tmp_path):
 
 def test_nothing_is_installed_by_importing():
     code = (
-        "import signal, maw.signals, tier_1\n"
-        "from tier_1 import run_complete_benchmark\n"
-        "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,"
-        " signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+        "import signal\nnumbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)\n"
+        "before = [signal.getsignal(each) for each in numbers]\n"
+        "import maw.signals, tier_1\nfrom tier_1 import run_complete_benchmark\n"
+        "print([signal.getsignal(each) for each in numbers] == before)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.stdout == "True True\n", done.stderr
+    assert done.stdout == "True\n", done.stderr
 
 
 # -------------------------------------------------------------------------------------------- row 14: one at a time
@@ -280,6 +300,7 @@ def test_other_code_libraries_weights_and_data_are_refused(server, interrupted, 
         assert all(each.read_bytes() == content for each, content in before.items()), "and nothing was changed"
 
 
+@pytest.mark.faults
 def test_changed_queries_are_refused(server, flags, data, tmp_path, trial):
     """The real thing: a file of the collection is edited between the two."""
     collection = tmp_path / "tiny"
@@ -298,6 +319,7 @@ def test_changed_queries_are_refused(server, flags, data, tmp_path, trial):
         assert done.code == 2 and "data round 1 train queries: was" in done.output
 
 
+@pytest.mark.faults
 def test_settings_that_change_no_result_may_be_others(server, interrupted, flags, whole, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(interrupted, folder)
