@@ -45,6 +45,7 @@ FREE = (
     "embedding_cache_gb",
     "keep_only_best_checkpoint",
     "log_dir",
+    "max_log_files",
     "profile",
     "restart",
     "resume",
