@@ -176,6 +176,8 @@ EXPERIMENTS = (
             Run("8 diagonal depths", "maw", CLUSTERS | {"depth_dim": 8}),
             Run("32 diagonal depths", "maw", CLUSTERS),
             Run("32 diagonal depths, no balance", "maw", CLUSTERS | {"router_balance": 0.0}),
+            Run("32 diagonal depths, wide clusters", "maw", CLUSTERS | {"router_sharpness": 1.0}),
+            Run("32 diagonal depths, wider clusters", "maw", CLUSTERS | {"router_sharpness": 0.3}),
             Run("32 diagonal depths, picks stay as they start", "maw", CLUSTERS | UNTRAINED_ROUTER),
             Run("8 low-rank depths", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8}),
             Run("8 low-rank depths, picks stay as they start", "maw",
