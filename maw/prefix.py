@@ -221,12 +221,13 @@ class PrefixSource:
     def restore(self, rows: np.ndarray, count: int) -> None:
         """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
         label = "texts through the frozen layers, as before the run was interrupted"
-        progress = tqdm(total=count, desc=label, unit="text", leave=False)
-        with torch.no_grad(), progress, packed_weights():
+        left = count  # not asked of the progress bar: one that TQDM_DISABLE switches off does not count
+        with torch.no_grad(), tqdm(total=count, desc=label, unit="text", leave=False) as progress, packed_weights():
             for part, inputs in self._longest_first(rows):
-                if progress.n >= count:
+                if left <= 0:
                     break
                 self._append(part, self._compute(inputs))
+                left -= len(part)
                 progress.update(len(part))
 
     def _longest_first(self, rows: np.ndarray) -> Iterator[Batch]:

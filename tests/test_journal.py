@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts
+from tqdm.auto import tqdm
 
 from maw import signals
 from maw.inputs import ListTexts
@@ -68,6 +69,19 @@ def test_what_was_stored_is_stored_again_alike(model, tmp_path, limit_gb, seed):
                     (f.source, f.stored) for f in whole.journal.fills
                 ]
                 again.close()
+
+
+def test_no_more_is_stored_again_where_progress_bars_are_off(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("maw.prefix.encoding_tokens", lambda precision: 64)  # many batches a request
+    rows = np.arange(len(TEXTS["document"]))
+    with ActivationStore(tmp_path, 6e-5) as before, ActivationStore(tmp_path, 6e-5) as after:
+        expected = ask(before, model, [("document", rows)])
+        after.resume(*before.journal.content())
+        monkeypatch.setattr("maw.prefix.tqdm", lambda **options: tqdm(**options, disable=True))
+        assert torch.equal(ask(after, model, [("document", rows)])[0], expected[0])
+        (stored,) = ({*np.flatnonzero(each.offset >= 0)} for each in before._sources.values())
+        (again,) = ({*np.flatnonzero(each.offset >= 0)} for each in after._sources.values())
+        assert again == stored and 0 < len(stored) < len(rows)
 
 
 def test_without_the_journal_it_is_not_alike(model, tmp_path):
