@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,8 @@ def _child(request: dict[str, Any], output: Path, counters: mmap.mmap) -> None:
     except SystemExit as error:
         code = error.code
         sys.stdout.flush()
+    except BaseException:  # a mistake in the program, which the test then shows
+        traceback.print_exc()
     finally:
         os._exit(code)
 
