@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +58,8 @@ class ActivationStore:
         self.free_bytes = int(limit_gb * GIGABYTE)
         self.full = False
         self.journal, self._following = Journal(), False
+        self.keep: Callable[[], None] = lambda: None
+        """To be called before anything is kept that a run that goes on will not compute, nor store texts for, again."""
         self._sources: dict[tuple, PrefixSource] = {}
         self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 
