@@ -186,6 +186,16 @@ def test_every_arm_gets_exactly_as_many_trainings(tiny_settings, data, trials, m
     assert {each.seed for configs in calls.values() for each in configs} == {config.seed}
 
 
+def test_a_test_embedding_that_is_not_finite_is_said_of_dataset_and_method(tiny_settings, data, monkeypatch):
+    def evaluate(*words, **options):
+        raise NotFiniteError("the embedding of text 3 (test documents) is not finite")
+
+    monkeypatch.setattr("maw.arm.evaluate_retriever", evaluate)
+    collection = SimpleNamespace(name="tiny", train=data[0], validation=data[1], test=data[1])
+    with pytest.raises(NotFiniteError, match=r"^tiny zero_shot: the embedding of text 3"):
+        arm_of("zero_shot", tiny_settings()).run(collection, 42)
+
+
 def test_the_account_says_what_was_tried(tiny_settings, data, caplog):
     shown = []
     caplog.set_level(logging.DEBUG, "maw")
