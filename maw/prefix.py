@@ -59,7 +59,7 @@ class ActivationStore:
         self.full = False
         self.journal, self._following = Journal(), False
         self.keep: Callable[[], None] = lambda: None
-        """To be called before anything is kept that a run that goes on will not compute, nor store texts for, again."""
+        """To be called before anything is kept that a run that goes on will neither compute nor store texts for."""
         self._sources: dict[tuple, PrefixSource] = {}
         self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 

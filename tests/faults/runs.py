@@ -199,8 +199,9 @@ def _child(request: dict[str, Any], output: Path, counters: mmap.mmap) -> None:
     except SystemExit as error:
         code = error.code
         sys.stdout.flush()
-    except BaseException:  # a mistake in the program, which the test then shows
+    except Exception:  # a mistake in the program, which the test then shows
         traceback.print_exc()
+        raise
     finally:
         os._exit(code)
 
