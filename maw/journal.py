@@ -62,6 +62,7 @@ class Journal:
         """Computes for a new source what it held when the run was interrupted, in the same batches."""
         for fill in self._to_follow.pop(source.name, ()):
             source.restore(fill.rows, fill.stored)
+            self.cut = self.cut or source.cut
 
     def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What to save: facts, and the rows of all requests one after the other."""
