@@ -179,9 +179,9 @@ def _logging_to(config: Tier1Config) -> Iterator[Path]:
     Raises:
         MAWError: the log file cannot be made.
     """
-    from maw.logs import EventFile, LogFile, RunFiles
+    from maw.logs import EventFile, LogFile, RunLogs
 
-    files = RunFiles(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
+    files = RunLogs(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
     console, file, events = ConsoleHandler(logging.INFO), LogFile(files.log), EventFile(files.events)
     warned = logging.getLogger("py.warnings")
     logging.captureWarnings(True)

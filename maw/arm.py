@@ -22,6 +22,7 @@ from maw.checkpoint import RETRIEVERS
 from maw.config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.diagnostics import routing_diagnostics
+from maw.errors import placed
 from maw.evaluation import evaluate_retriever
 from maw.methods import Method
 from maw.metrics import EvaluationResult
@@ -136,7 +137,7 @@ class Arm:
             history = self.train(model, collection.train, collection.validation, collection.name, keeper)
             record |= training_facts(model, history)
         trained = time.perf_counter()
-        with stage("evaluation"):
+        with stage("evaluation"), placed(f"{collection.name} {self.method.name}"):
             diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
             evaluation = evaluate_retriever(
                 model,

@@ -32,7 +32,7 @@ from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
 from maw.data.folds import with_round_facts
-from maw.environment import environment_facts
+from maw.environment import command, environment_facts
 from maw.errors import ConfigError, DataError
 from maw.examples import Examples
 from maw.files import check_writable
@@ -98,7 +98,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     check_writable(config.log_dir)
     with run_lock(config.log_dir):
         machine = _machine(config, device)
-        state = open_run(config, machine)
+        state = open_run(config, machine | {"command": command()})
         _warn_of_another_machine(state.record["machine"], machine["machine"])
         config = replace(config, resume=None, restart=False)
         log_event(logger, "run", configuration=config.to_dict())
@@ -355,9 +355,14 @@ class DatasetRun:
                 "corpus_sha256": test.corpus.fingerprint,
                 "relevance_level": test.relevance_level,
             },
-            "environment": environment_facts(),
+            "environment": self._environment(),
             "warnings": self._warnings(),
         }
+
+    def _environment(self) -> dict[str, Any]:
+        """Facts on process and machine; of a run that was resumed with the command that began it."""
+        began_with = self.state.run.record.get("command") if self.state else None
+        return environment_facts() | ({"command": began_with} if began_with else {})
 
     def _extras(self) -> list[Callable[[Path], object]]:
         """What else is written into the dataset's folder."""

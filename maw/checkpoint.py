@@ -29,7 +29,7 @@ from maw.config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError
 from maw.model_files import WEIGHTS, sha256
 from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.run_state import STATE
+from maw.run_state import is_unfinished
 from maw.training_state import State, joined, separated
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def cleanup_checkpoints(folder: Path | str, keep_best: bool = True) -> list[Path
         MAWError: there is no such folder, or a checkpoint cannot be removed.
     """
     folder = Path(folder)
-    unfinished = (folder.parent / STATE).is_dir()
+    unfinished = is_unfinished(folder.parent)
     removed = []
     try:
         for path in sorted(folder.iterdir()):

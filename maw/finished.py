@@ -136,7 +136,7 @@ class DatasetState:
         Raises:
             DamagedError: that cannot be read, so that going on would give other last bits.
         """
-        self.activations = activations
+        self.activations, activations.keep = activations, self.save_activations
         path = self.folder / _ACTIVATIONS
         if not (path / RECORD).is_file():
             return

@@ -101,7 +101,7 @@ class EventFile(LogFile):
         return json_line({"time": time, **record.event})
 
 
-class RunFiles:
+class RunLogs:
     """The names of a new run's log files, and the lock that says that it is in progress.
 
     Args:

@@ -141,6 +141,8 @@ def mine_negatives(
             if found is None:
                 found = _choose(data, config, retriever, activations)
                 record = {"key": key, "negatives": found[0], "facts": found[1]}
+                if activations is not None:
+                    activations.keep()  # first: a run that goes on reads the negatives and stores nothing for them
                 write_json(path, record | {"sha256": json_sha(record)})
     return replace(data, negatives=found[0]), found[1]
 
@@ -272,7 +274,7 @@ class _Dense:
         self.corpus, _ = sample_corpus(data, config.corpus_size, config)
         embedder = Embedder(retriever, config, retriever.device, activations)
         self.queries, self.passages = (
-            embedder.encode(texts, kind, f"hard negatives: {kind} texts").embeddings
+            embedder.encode(texts, kind, f"hard negatives: {kind} texts", fill=True).embeddings
             for texts, kind in ((ListTexts(data.queries), "query"), (self.corpus, "document"))
         )
         self.device = retriever.device

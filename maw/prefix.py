@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +58,8 @@ class ActivationStore:
         self.free_bytes = int(limit_gb * GIGABYTE)
         self.full = False
         self.journal, self._following = Journal(), False
+        self.keep: Callable[[], None] = lambda: None
+        """To be called before anything is kept that a run that goes on will neither compute nor store texts for."""
         self._sources: dict[tuple, PrefixSource] = {}
         self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 
@@ -221,12 +223,13 @@ class PrefixSource:
     def restore(self, rows: np.ndarray, count: int) -> None:
         """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
         label = "texts through the frozen layers, as before the run was interrupted"
-        progress = tqdm(total=count, desc=label, unit="text", leave=False)
-        with torch.no_grad(), progress, packed_weights():
+        left = count  # not asked of the progress bar: one that TQDM_DISABLE switches off does not count
+        with torch.no_grad(), tqdm(total=count, desc=label, unit="text", leave=False) as progress, packed_weights():
             for part, inputs in self._longest_first(rows):
-                if progress.n >= count:
+                if left <= 0:
                     break
                 self._append(part, self._compute(inputs))
+                left -= len(part)
                 progress.update(len(part))
 
     def _longest_first(self, rows: np.ndarray) -> Iterator[Batch]:

@@ -128,15 +128,16 @@ class Progress:
         self.save(improved=improved, epoch_over=True)
 
     def after_step(self) -> None:
-        """Saves after a step if it is time, and ends the run if that is asked for."""
-        if self.keeper is not None and self.keeper.due():
+        """Saves after a step if it is time, and ends the run if that is asked for; not before it is saved."""
+        if self.keeper is None or self.keeper.due():
             self.save()
-        signals.check()
+            signals.check()
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
         """A block in which nothing is trained, so that the training can be saved as it is if a signal ends it."""
         try:
+            signals.check()
             yield
         except KeyboardInterrupt:
             self.save()

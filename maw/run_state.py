@@ -247,7 +247,8 @@ def _has_work(log_dir: Path, run: str) -> bool:
     runs = (path for path in state.glob("*/*/record.json") if path.parent.name != "activations")
     if any(runs) or any(state.glob("*/trials_*.json")):
         return True
-    for path in (log_dir / "checkpoints").glob("*_latest/checkpoint.json"):
+    checkpoints = (log_dir / "checkpoints").glob("*_latest/checkpoint.json")
+    for path in (*checkpoints, *state.glob("*/trial_latest/checkpoint.json")):
         with contextlib.suppress(DamagedError, AttributeError):
             if (read_signed(path).get("run") or {}).get("id") == run:
                 return True

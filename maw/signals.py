@@ -2,7 +2,7 @@
 
     with handlers():                # the command line, in the main thread; nothing is installed by importing
         ...
-        with held_back():           # a step that must not be left half done, or a save
+        with held_back():           # steps that must not be left half done, or a save
             ...
         check()                     # raises `Stopped` if SIGTERM or SIGINT came in the meantime
 
@@ -79,7 +79,7 @@ def handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """A block that no signal leaves half done."""
+    """A block that a signal ends nowhere but at a `check` inside it."""
     _asked.held += 1
     try:
         yield
@@ -88,12 +88,12 @@ def held_back() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises what was held back.
+    """Raises what was held back, inside a block of `held_back` too: it stands where nothing is half done.
 
     Raises:
         Stopped: the run was asked to end.
     """
-    if _asked.stop is not None and not _asked.held:
+    if _asked.stop is not None:
         raise Stopped(_asked.stop)
 
 

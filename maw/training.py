@@ -124,7 +124,8 @@ def train_retriever(
         if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
             logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
             break
-        record = trainer.run_epoch(epoch, progress.after_step)
+        with signals.held_back():
+            record = trainer.run_epoch(epoch, progress.after_step)
         with progress.saved_when_stopped():
             with stage("validation"):
                 result = evaluate()
@@ -325,8 +326,7 @@ class Trainer:
             total=len(batches),
         )
         for batch in progress:
-            with signals.held_back():
-                loss = self._run_batch(batch, len(batches))
+            loss = self._run_batch(batch, len(batches))
             if loss is not None:
                 progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
             after_step()

@@ -20,6 +20,7 @@ is still at an edge when the trials are used up is reported.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,11 @@ from maw import signals
 from maw.arm import Arm
 from maw.data.collection import RetrievalData
 from maw.errors import MAWError, NotFiniteError
+from maw.logs import log_event
 from maw.profile import stage
 from maw.training import VALIDATION_METRIC, Keeper
+
+logger = logging.getLogger(__name__)
 
 FACTOR = 10.0
 HIGHEST = 1.0  # a learning rate that the configuration takes
@@ -161,6 +165,7 @@ def tune(
             done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
             if log:
                 log.write(done)
+            log_event(logger, "trial", training=f"{dataset} {arm.method.name}", **done[-1].record)
             show(done[-1], trials, best_of(done) is done[-1])
             signals.check()
     best = best_of(done)

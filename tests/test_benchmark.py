@@ -9,10 +9,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import random_texts
 
+from maw.benchmark import DatasetRun
 from maw.errors import MAWError
 
 ROOT = Path(__file__).parents[1]
@@ -301,3 +303,12 @@ def test_warnings_depend_on_level_and_name():
     assert warnings(1, "tiny") == "", "a grade of 0 is judged not relevant, so bpref says something"
     assert "was trained on data like Tiny (recognised by its name: msmarco), as" in warnings(1, "beir_msmarco_dl19")
     assert "was trained on data like Tiny, as its model card" in warnings(1, "nq")
+
+
+@pytest.mark.parametrize("began_with", ["python tier_1.py --seed 1", None])
+def test_a_resumed_run_is_told_of_by_the_command_that_began_it(monkeypatch, began_with):
+    """Nobody can repeat an experiment with --resume."""
+    monkeypatch.setattr("maw.benchmark.environment_facts", lambda: {"command": "python tier_1.py --resume last"})
+    state = SimpleNamespace(run=SimpleNamespace(record={"command": began_with}))
+    found = DatasetRun._environment(SimpleNamespace(state=state))
+    assert found == {"command": began_with or "python tier_1.py --resume last"}

@@ -187,6 +187,7 @@ def test_cleaning_up_keeps_the_best_and_what_is_no_checkpoint(tiny_settings, tmp
     (folder / "notes_latest").mkdir()
     (folder / "link_latest").symlink_to(folder / "tiny_maw_latest")
     (tmp_path / "run" / "state").mkdir()
+    (tmp_path / "run" / "state" / "run.json").write_text("{}")
 
     def left():
         return sorted(path.name.removeprefix("tiny_maw_") for path in folder.iterdir())
@@ -194,7 +195,7 @@ def test_cleaning_up_keeps_the_best_and_what_is_no_checkpoint(tiny_settings, tmp
     removed = cleanup_checkpoints(folder)
     assert [path.name for path in removed] == ["tiny_maw_epoch001", "tiny_maw_epoch002"]
     assert left() == ["best", "latest", "link_latest", "notes_latest"], "an unfinished run goes on from its latest"
-    (tmp_path / "run" / "state").rmdir()
+    (tmp_path / "run" / "state" / "run.json").unlink()  # what a kill may leave of a run that has finished
     cleanup_checkpoints(str(folder))
     assert left() == ["best", "link_latest", "notes_latest"]
     cleanup_checkpoints(folder, keep_best=False)

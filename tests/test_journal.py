@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts
+from tqdm.auto import tqdm
 
 from maw import signals
 from maw.inputs import ListTexts
@@ -68,6 +69,40 @@ def test_what_was_stored_is_stored_again_alike(model, tmp_path, limit_gb, seed):
                     (f.source, f.stored) for f in whole.journal.fills
                 ]
                 again.close()
+
+
+def test_no_more_is_stored_again_where_progress_bars_are_off(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("maw.prefix.encoding_tokens", lambda precision: 64)  # many batches a request
+    rows = np.arange(len(TEXTS["document"]))
+    with ActivationStore(tmp_path, 6e-5) as before, ActivationStore(tmp_path, 6e-5) as after:
+        expected = ask(before, model, [("document", rows)])
+        after.resume(*before.journal.content())
+        monkeypatch.setattr("maw.prefix.tqdm", lambda **options: tqdm(**options, disable=True))
+        assert torch.equal(ask(after, model, [("document", rows)])[0], expected[0])
+        (stored,) = ({*np.flatnonzero(each.offset >= 0)} for each in before._sources.values())
+        (again,) = ({*np.flatnonzero(each.offset >= 0)} for each in after._sources.values())
+        assert again == stored and 0 < len(stored) < len(rows)
+
+
+def test_a_run_that_goes_on_says_so_where_memory_had_run_out(model, tmp_path, caplog):
+    """Its batches were smaller then, and will not be when they are computed again."""
+
+    def check(module, words):
+        if short and words[0]["attention_mask"].numel() > 64:
+            raise MemoryError
+
+    model.encoder.register_forward_pre_hook(check)
+    for short in (False, True):
+        caplog.clear()
+        with ActivationStore(tmp_path, 1.0) as before, ActivationStore(tmp_path, 1.0) as after:
+            ask(before, model, [("document", np.arange(80))])
+            content = before.journal.content()
+            short = False
+            after.resume(*content)
+            ask(after, model, [("document", np.arange(80)), ("query", np.arange(5))])
+            assert after.journal.content()[0]["cut"] is before.journal.cut is content[0]["cut"]
+            assert ("memory ran out" in caplog.text) is before.journal.cut
+    assert before.journal.cut
 
 
 def test_without_the_journal_it_is_not_alike(model, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 import tier_1
 from maw import logs
-from maw.logs import RunFiles, log_event, read_events
+from maw.logs import RunLogs, log_event, read_events
 
 
 def names(folder: Path) -> set[str]:
@@ -100,7 +100,7 @@ def test_by_default_a_hundred_runs_are_kept(run, tmp_path):
 
 
 def _in_progress(folder: Path, parent) -> None:
-    files = RunFiles(folder, keep=0, compress=False)
+    files = RunLogs(folder, keep=0, compress=False)
     files.log.write_text("at work")
     parent.send(str(files.log))
     parent.poll(60)

@@ -22,6 +22,7 @@ from maw.data.leakage import normalise
 from maw.data.sampled import sample_corpus
 from maw.errors import DataError
 from maw.negatives import limit, mine_negatives, prepare_training
+from maw.prefix import ActivationStore
 
 
 def passages(count=300, seed=0):
@@ -232,6 +233,22 @@ def test_dense_mining_samples_a_corpus_that_is_too_large(config):
     sample, _ = sample_corpus(data, 60, settings)
     assert len(sample) == 60 and len(data.corpus) == 310
     assert chosen and chosen <= set(sample.ids)
+
+
+def test_what_mining_stores_is_noted_before_the_negatives_are_kept(config, tmp_path):
+    """A run that was killed behind that does not mine again, and would store the training texts in other batches."""
+    noted = []
+    for margin, files in ((0.98, 0), (0.97, 1)):  # the second time with embeddings from the cache
+        settings = config(negative_source="dense", negative_margin=margin, cache_dir=str(tmp_path))
+        with ActivationStore(tmp_path / "activations", 1) as store:
+
+            def keep(fills=store.journal.fills):
+                noted.append(([fill.rows.tolist() for fill in fills], len([*tmp_path.glob("negatives/*.json")])))
+
+            store.keep = keep
+            mine_negatives(make_train(), settings, activations=store)
+        assert noted[-1][1] == files
+    assert len(noted) == 2 and len(noted[0][0]) == 2 and noted[0][0] == noted[1][0]
 
 
 @pytest.mark.parametrize("what", ["nothing", "weights", "a norm's epsilon", "tokenizer"])

@@ -302,14 +302,21 @@ def test_layers_that_leave_nothing_to_do_are_refused(tiny_settings):
         MAWRetriever(tiny_settings(maw_layers=[7]))
 
 
-@pytest.mark.parametrize("where", ["step", "validation"])
+@pytest.mark.parametrize("where", ["step", "between steps", "validation"])
 def test_a_signal_saves_the_very_step(tiny_settings, tiny_data, monkeypatch, where):
     """A step is finished first, and what is trained is saved although the epoch is not over."""
     saved = []
 
     class Keeper:
         load = staticmethod(lambda: None)
-        due = staticmethod(signals.stop_asked)
+
+        @staticmethod
+        def due():
+            asked = signals.stop_asked()
+            if where == "between steps" and len(steps) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)  # too late for this step, so it is saved after the next
+            return asked
+
         save = staticmethod(lambda model, now, **_: saved.append((now.step, now.epoch, now.state)))
 
     model, config = build(tiny_settings, "maw", num_epochs=2)
@@ -332,7 +339,7 @@ def test_a_signal_saves_the_very_step(tiny_settings, tiny_data, monkeypatch, whe
         train_retriever(model, tiny_data, tiny_data, config, "cpu", keeper=Keeper)
     step, epoch, state = saved[-1]
     position = {key: state["trainer"]["position"][key] for key in ("epoch", "done")}
-    if where == "step":
+    if where != "validation":
         assert len(steps) == 5 and (step, epoch) == (5, 2) and position == {"epoch": 2, "done": 2}
     else:
         assert len(steps) == 3 and (step, epoch) == (3, 1) and position == {"epoch": 1, "done": 3}

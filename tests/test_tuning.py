@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import pairwise
 from types import SimpleNamespace
@@ -185,12 +186,25 @@ def test_every_arm_gets_exactly_as_many_trainings(tiny_settings, data, trials, m
     assert {each.seed for configs in calls.values() for each in configs} == {config.seed}
 
 
-def test_the_account_says_what_was_tried(tiny_settings, data):
+def test_a_test_embedding_that_is_not_finite_is_said_of_dataset_and_method(tiny_settings, data, monkeypatch):
+    def evaluate(*words, **options):
+        raise NotFiniteError("the embedding of text 3 (test documents) is not finite")
+
+    monkeypatch.setattr("maw.arm.evaluate_retriever", evaluate)
+    collection = SimpleNamespace(name="tiny", train=data[0], validation=data[1], test=data[1])
+    with pytest.raises(NotFiniteError, match=r"^tiny zero_shot: the embedding of text 3"):
+        arm_of("zero_shot", tiny_settings()).run(collection, 42)
+
+
+def test_the_account_says_what_was_tried(tiny_settings, data, caplog):
     shown = []
+    caplog.set_level(logging.DEBUG, "maw")
     config = tiny_settings(tune=3, num_epochs=1)
     found = tune(arm_of("lora", config), *data, "tiny", 3, 42, lambda *each: shown.append(each)).record
     assert [(trial.number, total) for trial, total, _ in shown] == [(1, 3), (2, 3), (3, 3)]
     assert [trial.record for trial, *_ in shown] == found["trials"] and shown[0][2] is True
+    events = [each.event for each in caplog.records if hasattr(each, "event") and each.event["event"] == "trial"]
+    assert events == [{"event": "trial", "training": "tiny lora"} | trial for trial in found["trials"]]
     tried = [trial["rates"]["learning_rate"] for trial in found["trials"]]
     assert found["tried"] == {"learning_rate": [min(tried), max(tried)]}
     assert found["range"]["learning_rate"] == (pytest.approx(3e-4), pytest.approx(3e-2))

@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,9 @@ def _child(request: dict[str, Any], output: Path, counters: mmap.mmap) -> None:
     except SystemExit as error:
         code = error.code
         sys.stdout.flush()
+    except Exception:  # a mistake in the program, which the test then shows
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)
 
@@ -273,10 +277,11 @@ def outcome(log_dir: Path) -> dict[str, Any]:
 
 
 def without_times(value: Any) -> Any:
-    """A value without what differs between two runs that did the same: times, and where embeddings came from."""
+    """A value without what differs between two runs that did the same: times, memory, where embeddings came from."""
     if isinstance(value, dict):
         kept = {key: each for key, each in value.items() if not key.endswith(TIMES) and key != "embeddings"}
         kept.pop("runtime_summary", None)
+        kept.pop("peak_memory_bytes", None)
         kept.pop("log_dir", None)
         kept.pop("cache_dir", None)
         return {key: without_times(each) for key, each in kept.items()}

@@ -324,7 +324,8 @@ def test_settings_that_change_no_result_may_be_others(server, interrupted, flags
     folder = tmp_path / "moved"
     shutil.copytree(interrupted, folder)
     done = server.run(
-        ["--resume", folder, "--save-every", 0.001, "--no-compress-logs", "--no-keep-only-best-checkpoint"]
+        ["--resume", folder, "--save-every", 0.001, "--no-compress-logs", "--max-log-files", 7]
+        + ["--no-keep-only-best-checkpoint"]
     )
     assert done.code == 0, done.output
     latest = folder / "checkpoints" / "beir_tiny_maw_latest"
@@ -337,6 +338,17 @@ def test_a_new_run_does_not_replace_an_unfinished_one(server, interrupted, flags
     done = server.run(flags(folder))
     assert done.code == 2 and f"--resume {folder}" in done.output and "--restart" in done.output
     assert server.run([*flags(folder), "--restart"]).code == 0
+
+
+def test_a_first_trial_is_work_too(server, flags, tmp_path):
+    """Hours may be in it, and nothing else is there yet."""
+    folder = tmp_path / "run"
+    words = flags(folder, "--tune", 2)
+    done = server.run(words, signals=[[0, TERM]], await_file=[str(folder), "state/01/trial_latest"])
+    assert done.code == 143, done.output
+    assert not list(folder.glob("state/01/trials_*")) and not list(folder.glob("checkpoints/*_latest"))
+    done = server.run(words)
+    assert done.code == 2 and f"--resume {folder}" in done.output
 
 
 def test_what_cannot_be_resumed_is_said(server, tmp_path, whole, flags):
