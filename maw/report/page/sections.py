@@ -40,17 +40,17 @@ def values(result: Result, over_run: RunValues) -> Markup:
             + (element("span", f"{interval[0]:.4f} to {interval[1]:.4f}", class_="soft") if interval else "")
         )
 
-    rows = [
-        [swatch(look_of(method)) + f" ({letter}) {method.label}", *(cell(method, metric) for metric in PRIMARY)]
-        for letter, method in zip(LETTERS, methods, strict=False)
-    ]
+    rows = [[METRIC_LABELS[metric], *(cell(method, metric) for method in methods)] for metric in PRIMARY]
     family = "run" if over_run else "dataset"
     caption = (
-        "Means over the test queries with their 95% bootstrap intervals. The best of a column is bold; a letter marks "
+        "Means over the test queries with their 95% bootstrap intervals. The best of a row is bold; a letter marks "
         f"a gain over the method of that letter with p < {LEVEL:g}, corrected by Holm over the test's family in the "
         f"{family}."
     )
-    header = ["Method", *(METRIC_LABELS[metric] for metric in PRIMARY)]
+    header = [
+        "Metric",
+        *(swatch(look_of(m)) + f" ({letter}) {m.label}" for letter, m in zip(LETTERS, methods, strict=False)),
+    ]
     bars = [
         Bar(
             method.label,
