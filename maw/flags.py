@@ -22,7 +22,7 @@ from maw import __version__, config_file, run_state
 from maw.commands import COMMANDS
 from maw.config import PRESETS, SECTIONS, Tier1Config, check_preset, gather, kinds
 from maw.errors import ConfigError
-from maw.rules import Kind, Problem, closest, from_text, show, split_names
+from maw.rules import Kind, Problem, closest, from_text, show, split_names, suggestion
 from maw.validation import find_problems
 
 USAGE = "python tier_1.py [--preset NAME] [--config FILE] [--SETTING VALUE ...]"
@@ -173,8 +173,17 @@ def _read_words(argv: Sequence[str]) -> _Words:
         elif _is_flag(word):
             _refuse_flag(words, flag, rest if not has_value else [])
         else:
-            words.mistakes.append(f"{show(word)}: is not a flag, and no flag before it takes it")
+            words.mistakes.append(f"{show(word)}: is not a flag, and no flag before it takes it{_command(word, argv)}")
     return words
+
+
+def _command(word: str, argv: Sequence[str]) -> str:
+    """What a word is that may be meant for a command."""
+    if word in COMMANDS:
+        return f"; the command {word} stands first"
+    if word == argv[0]:
+        return f"{suggestion(word, COMMANDS)}; the commands are {', '.join(COMMANDS)}"
+    return ""
 
 
 def _refuse_flag(words: _Words, flag: str, rest: list[str]) -> None:

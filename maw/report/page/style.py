@@ -55,7 +55,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;min-width:100%}
 caption{text-align:left;padding:.25rem 0;font-size:.92rem}
 th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
 thead th{border-bottom:2px solid var(--rule);font-weight:600}
-tbody th{font-weight:400}
+tbody th{font-weight:400;min-width:6.5rem}
 caption span{display:inline-block;max-width:min(58rem,calc(100vw - 3rem))}
 th.n,td.n{text-align:right}
 td.n{white-space:nowrap}
