@@ -35,7 +35,9 @@ MEASURE = """(() => {
   const text = [...document.querySelectorAll('figure svg text')].map(each => each.getBoundingClientRect());
   return {
     page: document.documentElement.scrollWidth, window: innerWidth, dark: luminance(ground(document.body)) < .1,
-    contrast: Math.min(...worst), smallest: Math.min(...text.map(each => Math.min(each.width, each.height))),
+    contrast: Math.min(...worst), smallest: Math.min(...text.map(each => each.height)),
+    landmarks: [...document.querySelectorAll('section[aria-labelledby], [role=region]')]
+      .map(each => each.getAttribute('aria-label') || document.getElementById(each.getAttribute('aria-labelledby')).innerText),
     results: document.querySelector('#d0-values ~ .scroll').scrollWidth,
     room: document.querySelector('#d0-values ~ .scroll').clientWidth } })()"""
 
@@ -105,7 +107,9 @@ def browser(tmp_path_factory):
 
 def look(browser, path, width, scheme):
     """What the page measures in a window, and what the browser complained of or fetched."""
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    browser.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500
+    )
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.open(path.as_uri())
     found = browser.call("Runtime.evaluate", expression=MEASURE, returnByValue=True)["result"]["value"]
@@ -131,16 +135,27 @@ def test_it_fits_and_can_be_read(browser, page, width, scheme):
     assert found["page"] <= found["window"] == width
     assert found["results"] <= found["room"]  # the main table is seen whole
     assert found["contrast"] >= ENOUGH
-    assert found["smallest"] >= 7  # a digit's width, or a line's height, in pixels
+    assert found["smallest"] >= 10  # the height of a line of a chart's text, in pixels
     assert found["dark"] == (scheme == "dark")
     assert not found["complaints"]
     assert not found["fetched"]
 
 
+def test_landmarks_of_several_datasets_are_told_apart(browser, tmp_path):
+    results, families = whole_result(datasets=("msmarco", "nq"))
+    results[1]["venue"] = "Natural Questions"
+    path = tmp_path / "report.html"
+    path.write_text(report_page(results, families), encoding="utf-8")
+    names = look(browser, path, 1280, "light")["landmarks"]
+    assert len(names) == len(set(names)) >= 4
+
+
 def test_planted_mistakes_are_seen(browser, page, tmp_path):
     text = page.read_text(encoding="utf-8")
     broken = tmp_path / "broken.html"
-    planted = '<p style="width:900px;color:#999">wide and pale</p><script>1</script><img src="https://example.org/a.png">'
+    planted = (
+        '<p style="width:900px;color:#999">wide and pale</p><script>1</script><img src="https://example.org/a.png">'
+    )
     broken.write_text(text.replace("<main", f"{planted}<main"), encoding="utf-8")
     found = look(browser, broken, 390, "light")
     assert found["page"] > 390

@@ -93,7 +93,7 @@ code{overflow-wrap:anywhere;font-size:.92em}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--panel);padding:.6rem .8rem;border-radius:4px}
 body>footer{margin-top:3rem;padding-bottom:2rem;color:var(--soft)}
 @media (max-width:34rem){dl{grid-template-columns:1fr}dd{margin-bottom:.35rem}h1{font-size:1.35rem}
-th,td{padding:.3rem .35rem}td .soft{white-space:normal}}
+th,td{padding:.3rem .25rem}tbody th{min-width:6rem}td .soft{white-space:normal}}
 @media (min-width:50rem){tbody th{white-space:nowrap}}
 @media print{details{border:0}.scroll{overflow:visible}}
 """
