@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         healthy &= check.ok
         sys.stdout.write(f"{check}\n")
         sys.stdout.flush()
-    sys.stdout.write("everything is there\n" if healthy else "problems were found; see the lines with ->\n")
+    sys.stdout.write("everything is there\n" if healthy else "problems were found; their lines above say what to do\n")
     return 0 if healthy else 1
 
 

@@ -22,7 +22,7 @@ from maw import __version__, config_file, run_state
 from maw.commands import COMMANDS
 from maw.config import PRESETS, SECTIONS, Tier1Config, check_preset, gather, kinds
 from maw.errors import ConfigError
-from maw.rules import Kind, Problem, closest, from_text, show, split_names
+from maw.rules import Kind, Problem, closest, from_text, show, split_names, suggestion
 from maw.validation import find_problems
 
 USAGE = "python tier_1.py [--preset NAME] [--config FILE] [--SETTING VALUE ...]"
@@ -65,11 +65,13 @@ def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
     return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
 
 
-def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
-    """The configuration of the run that --resume names; what else is given must be as it was, or change no result.
+def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
+    """The configuration of the run that --resume names, and why it cannot go on.
+
+    What else is given must be as it was when the run began, or change no result.
 
     Raises:
-        ConfigError: no such run, or one that cannot go on, with every difference.
+        ConfigError: no such run, or mistakes in what names it.
         SystemExit: with 0, the run has finished already.
     """
     given = sources.values | {name: value for name, value in words.values.items() if name in kinds()}
@@ -84,9 +86,7 @@ def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
     changed = run_state.changes(record, config)
     mistakes = [run_state.refusal(folder), *changed] if changed else []
     mistakes += [_describe(problem, sources.places) for problem in find_problems(config, problems)[0]]
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
+    return config, mistakes
 
 
 def _read_sources(words: _Words) -> _Sources:
@@ -173,8 +173,17 @@ def _read_words(argv: Sequence[str]) -> _Words:
         elif _is_flag(word):
             _refuse_flag(words, flag, rest if not has_value else [])
         else:
-            words.mistakes.append(f"{show(word)}: is not a flag, and no flag before it takes it")
+            words.mistakes.append(f"{show(word)}: is not a flag, and no flag before it takes it{_command(word, argv)}")
     return words
+
+
+def _command(word: str, argv: Sequence[str]) -> str:
+    """What a word is that may be meant for a command."""
+    if word in COMMANDS:
+        return f"; the command {word} stands first"
+    if word == argv[0]:
+        return f"{suggestion(word, COMMANDS)}; the commands are {', '.join(COMMANDS)}"
+    return ""
 
 
 def _refuse_flag(words: _Words, flag: str, rest: list[str]) -> None:

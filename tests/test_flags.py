@@ -13,6 +13,22 @@ from maw.flags import build_parser, flag_of, parse_command_line
 SETTINGS = {"model_type": "bert", "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32}
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["doctr"], "'doctr': is not a flag, and no flag before it takes it (did you mean doctor?)"),
+        (
+            ["--preset", "offline", "search"],
+            "'search': is not a flag, and no flag before it takes it; the command search",
+        ),
+    ],
+)
+def test_a_misspelt_or_misplaced_command_is_named(words, expected):
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(words)
+    assert caught.value.problems[0].startswith(expected)
+
+
 @pytest.fixture
 def parse(tmp_path):
     """Parses flags for a run over a model of 6 layers, so that nothing but the flags can be wrong."""

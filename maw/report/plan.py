@@ -41,7 +41,7 @@ def _datasets(plan: Plan) -> str:
 
 def _short(dataset: str) -> str:
     """A folder by its last part alone."""
-    return f"beir:{PurePath(dataset).name}" if dataset.startswith("beir:") else dataset
+    return f"beir:{PurePath(dataset.removeprefix('beir:')).name}" if dataset.startswith("beir:") else dataset
 
 
 def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from maw.report.page.markup import Markup, element, escaped, joined
 
-WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 44
+WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
+_LABEL_ROOM = 24  # between the middles of two labels of the x axis
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 _MARKERS = ("circle", "square", "diamond", "triangle")
 _SERIES = 10  # colours of the page's style
@@ -76,7 +77,7 @@ def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Markup:
     """Horizontal bars with intervals; values stand at their ends. Nothing where there are none."""
     if not bars:
         return Markup("")
-    row, left, right = 34, 190, 70
+    row, left, right = 34, 165, 58
     height = _TOP + row * len(bars) + _BOTTOM
     ticks = _ticks(0.0, max(max(each.value, each.high or 0.0) for each in bars) or 1.0)
     x_at = _scale((ticks[0], ticks[-1]), (left, WIDTH - right))
@@ -167,12 +168,24 @@ def _axes(
     bottom = height - _BOTTOM
     lines = [_line_of((_LEFT, y_at(tick)), (WIDTH - _RIGHT, y_at(tick)), "grid") for tick in ticks]
     lines += [_text(_LEFT - 6, y_at(tick) + 4, f"{tick:g}", "tick end") for tick in ticks]
-    lines += [_text(x_at(x), bottom + 17, label, "tick middle") for x, label in labels]
+    lines += [_text(x_at(x), bottom + 17, label, "tick middle") for x, label in _apart(labels, x_at)]
     lines.append(_text((_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_name, "axis middle"))
     middle = (_TOP + bottom) / 2
     turned = f'transform="rotate(-90 12 {middle:g})"'
     lines.append(Markup(f'<text class="axis middle" x="12" y="{middle:g}" {turned}>{escaped(y_name)}</text>'))
     return joined(lines, "")
+
+
+def _apart(labels: Sequence[tuple[float, str]], x_at: Callable[[float], float]) -> list[tuple[float, str]]:
+    """The labels that do not run into the one before, the last one always."""
+    kept: list[tuple[float, str]] = []
+    for x, label in labels:
+        if kept and x_at(x) - x_at(kept[-1][0]) < _LABEL_ROOM:
+            if x != labels[-1][0]:
+                continue
+            kept.pop()
+        kept.append((x, label))
+    return kept
 
 
 def _line(series: Series, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> Markup:

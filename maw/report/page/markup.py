@@ -56,14 +56,14 @@ def bullets(items: Sequence[Any], class_: str | None = None) -> Markup:
 def table(
     caption: Any, header: Sequence[Any], rows: Sequence[Sequence[Any]], *, numbers_from: int = 1, name: str = ""
 ) -> Markup:
-    """A table in a region that scrolls by itself, which the keyboard can reach; nothing where it has no rows.
+    """A table in a group that scrolls by itself, which the keyboard can reach; nothing where it has no rows.
 
     Args:
         caption: what it shows.
         header: of the columns.
         rows: cells; the first of each is the row's header.
         numbers_from: the first column whose cells stand to the right.
-        name: of the region, for screen readers; a caption that is text, if not given.
+        name: of the group, for screen readers; a caption that is text, if not given.
     """
     if not rows:
         return Markup("")
@@ -83,7 +83,7 @@ def table(
         element("thead", element("tr", *head)),
         element("tbody", *body),
     )
-    return element("div", made, class_="scroll", role="region", tabindex="0", aria_label=name or str(caption))
+    return element("div", made, class_="scroll", role="group", tabindex="0", aria_label=name or str(caption))
 
 
 def details(summary: Any, *content: Any, open_: bool = False) -> Markup:
@@ -93,12 +93,15 @@ def details(summary: Any, *content: Any, open_: bool = False) -> Markup:
 
 
 def section(identifier: str, level: int, title: Any, *content: Any) -> Markup:
-    """A landmark with its heading; nothing where there is no content."""
+    """A section with its heading, on the second level a landmark; nothing where there is no content.
+
+    Sections further down have the same headings in every dataset, and landmarks of one name cannot be told apart.
+    """
     parts = [part for part in content if part]
     if not parts:
         return Markup("")
     heading = element(f"h{level}", title, id=identifier)
-    return element("section", heading, *parts, aria_labelledby=identifier)
+    return element("section", heading, *parts, aria_labelledby=identifier if level == 2 else None)
 
 
 def facts(values: Mapping[str, Any]) -> Markup:

@@ -127,7 +127,8 @@ def _made(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     settings = results[-1].get("configuration", {})
     parts = []
     if command:
-        parts.append(paragraph("The command:") + element("pre", element("code", command)))
+        words = (element("span", word, class_="word") for word in str(command).split(" "))
+        parts.append(paragraph("The command:") + element("pre", element("code", joined(words, " "))))
     elif environment:
         parts.append(paragraph("Started from Python, with the settings below.", class_="soft"))
     if environment:

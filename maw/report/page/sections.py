@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,17 +41,17 @@ def values(result: Result, over_run: RunValues) -> Markup:
             + (element("span", f"{interval[0]:.4f} to {interval[1]:.4f}", class_="soft") if interval else "")
         )
 
-    rows = [
-        [swatch(look_of(method)) + f" ({letter}) {method.label}", *(cell(method, metric) for metric in PRIMARY)]
-        for letter, method in zip(LETTERS, methods, strict=False)
-    ]
+    rows = [[METRIC_LABELS[metric], *(cell(method, metric) for method in methods)] for metric in PRIMARY]
     family = "run" if over_run else "dataset"
     caption = (
-        "Means over the test queries with their 95% bootstrap intervals. The best of a column is bold; a letter marks "
+        "Means over the test queries with their 95% bootstrap intervals. The best of a row is bold; a letter marks "
         f"a gain over the method of that letter with p < {LEVEL:g}, corrected by Holm over the test's family in the "
         f"{family}."
     )
-    header = ["Method", *(METRIC_LABELS[metric] for metric in PRIMARY)]
+    header = [
+        "Metric",
+        *(swatch(look_of(m)) + f" ({letter}) {m.label}" for letter, m in zip(LETTERS, methods, strict=False)),
+    ]
     bars = [
         Bar(
             method.label,
@@ -69,8 +70,10 @@ def differences(result: Result, over_run: RunValues) -> Markup:
     section = result.get("confirmatory", {})
     confirmed = section.get("comparisons", {})
     family = "run" if over_run else "dataset"
-    rows = [[_name(key), *_cells(result, key, METRIC, test, over_run)] for key, test in confirmed.items()]
-    parts = [table(f"Confirmatory: {_LABEL}, fixed before the run; Holm over the {family}", _HEADER, rows)]
+    columns = [[_name(key), *_cells(result, key, METRIC, test, over_run)] for key, test in confirmed.items()]
+    header, *rows = zip(_HEADER, *columns, strict=True)  # a column each: there are four at most, and eleven values
+    parts = [table(f"Confirmatory: {_LABEL}, fixed before the run; Holm over the {family}", header, rows)]
+    parts = parts if columns else []
     explored = [
         [_name(key), METRIC_LABELS[metric], *_cells(result, key, metric, test, over_run)]
         for key, by_metric in result.get("significance", {}).items()
@@ -223,7 +226,10 @@ def _histories(result: Result) -> Iterator[tuple[Method, Sequence[Mapping[str, A
 
 
 def _plain(value: Any) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+    """A cell; a whole SHA-256, which the JSON files have, would push the others out of sight."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))
 
 
 def _number(value: float | None, form: str) -> str:
