@@ -55,7 +55,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
         raise SystemExit(0)
     sources = _read_sources(words)
     if "resume" in words.values:
-        return _resumed(words, sources), []
+        return _resumed(words, sources)
     flags = {name: value for name, value in words.values.items() if name in kinds()}
     config, problems = gather(sources.values | flags)
     unsure = words.broken if sources.complete else words.broken | (set(kinds()) - set(flags))
