@@ -177,7 +177,9 @@ def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     }
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of a pooler, where none was published
-        whole = AutoModel.from_pretrained(model.spec.folder or model.spec.name, dtype=torch.float32)
+        whole = AutoModel.from_pretrained(
+            model.spec.folder or model.spec.name, dtype=torch.float32, trust_remote_code=False
+        )
     missing, unexpected = whole.load_state_dict(state, strict=False)
     if unexpected or any(not name.startswith("pooler.") for name in missing):
         raise ModelError(f"model {model.spec.name}: {[*unexpected, *missing][0]} is not in both models")

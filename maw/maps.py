@@ -139,7 +139,7 @@ def _tokenizer(backbone: nn.Module) -> Any:
 
     name = backbone.config.name_or_path
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer of the model is found at {name!r}; pass tokenizer=") from error
 

@@ -221,7 +221,9 @@ def test_control_a_writer_that_writes_in_place_is_noticed(full, model, monkeypat
 
 def test_a_full_disk_keeps_the_old_checkpoint_whole(full, model):
     write_some_checkpoint(full.folder, 1, model)
-    with full(1), pytest.raises(MAWError, match="the disk is full"):
+    with torch.no_grad():
+        next(each for each in model.parameters() if each.requires_grad).add_(1)  # the same weights would need no room
+    with full(0), pytest.raises(MAWError, match="the disk is full"):
         write_some_checkpoint(full.folder, 2, model)
     assert load_checkpoint(full.folder / "checkpoint").checkpoint["epoch"] == 1
 
