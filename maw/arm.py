@@ -136,7 +136,7 @@ class Arm:
         if self.method.trained:
             history = self.train(model, collection.train, collection.validation, collection.name, keeper)
             record |= training_facts(model, history)
-        trained = time.perf_counter()
+        trained, before = time.perf_counter(), history.seconds_before if history else 0.0
         with stage("evaluation"), placed(f"{collection.name} {self.method.name}"):
             diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
             evaluation = evaluate_retriever(
@@ -155,9 +155,9 @@ class Arm:
             "trained_parameters": model.trained_parameters if self.method.trained else 0,
             "metrics": dict(evaluation),
             "evaluation": evaluation.facts,
-            "training_seconds": trained - started if self.method.trained else 0.0,
+            "training_seconds": before + trained - started if self.method.trained else 0.0,
             "evaluation_seconds": finished - trained,
-            "runtime_seconds": finished - started,
+            "runtime_seconds": before + finished - started,
         }
         return ArmRun(seed, fold, record, evaluation, history.validation if history else None)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,9 +37,11 @@ class History(list[dict[str, Any]]):
     Attributes:
         validation: what the best epoch's weights, which the model is left with, scored on the validation queries, one
             value a query; None before the first epoch has ended.
+        seconds_before: that it had taken when it was interrupted, up to its last save; 0 if it was not.
     """
 
     validation: EvaluationResult | None = None
+    seconds_before: float = 0.0
 
     @property
     def best(self) -> dict[str, Any]:
@@ -106,6 +109,7 @@ class Progress:
     def __init__(self, model: BaselineRetriever, trainer: Trainer, keeper: Keeper | None):
         self.model, self.trainer, self.keeper = model, trainer, keeper
         self.history, self.best_weights = History(), {}
+        self._started = time.perf_counter()
         saved = keeper.load() if keeper else None
         if saved is not None:
             self._restore(saved)
@@ -158,6 +162,7 @@ class Progress:
             "history": list(self.history),
             "validation": None if validation is None else _evaluation_state(validation),
             "best_weights": None if best_is_here else self.best_weights,
+            "seconds": self.history.seconds_before + time.perf_counter() - self._started,
         }
         return Saved(self.model.trained_state(), state)
 
@@ -166,6 +171,7 @@ class Progress:
         self.model.load_trained_state(saved.weights)
         self.trainer.load_state_dict(state["trainer"])
         self.history.extend(state["history"])
+        self.history.seconds_before = state["seconds"]
         if state["validation"] is not None:
             self.history.validation = _evaluation(state["validation"])
         self.best_weights = state["best_weights"]

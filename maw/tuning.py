@@ -199,7 +199,7 @@ def _try(
         "best_epoch": history.best["epoch"],
         "steps": sum(record["steps"] for record in history),
         "optimizer_steps": sum(record["optimizer_steps"] for record in history),
-        "seconds": time.perf_counter() - started,
+        "seconds": history.seconds_before + time.perf_counter() - started,
     }
     return Trial(number, rates, how, history.best[f"val_{VALIDATION_METRIC}"], facts)
 

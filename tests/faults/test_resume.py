@@ -6,12 +6,15 @@ import copy
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from faults.runs import RunServer, beir_folder, outcome, stray_files
+from maw.arm import Arm
 from maw.data.collection import as_retrieval_data
+from maw.methods import find_method
 from maw.prefix import ActivationStore
 from maw.progress import Saved
 from maw.retriever import BaselineRetriever, MAWRetriever
@@ -237,6 +240,22 @@ def test_a_training_goes_on_after_any_step(training, uninterrupted, tmp_path, ar
                 training(arm, stopped, noise=1)
             resumed = Memory(saved=through_files(stopped.states[-1], tmp_path / "saved"))
             assert same(training(arm, resumed, noise=2), expected)
+
+
+def test_a_training_that_goes_on_counts_the_time_that_it_took_before(tiny_settings, tiny_data):
+    """In the record of its arm too, so that what it cost is not only what the last process did."""
+    collection = SimpleNamespace(train=as_retrieval_data(tiny_data, "train"), name="tiny")
+    collection.validation = collection.test = collection.train
+    config = tiny_settings(**SMALL, methods=["lora"])
+    stopped = Memory(stop=2)
+    with pytest.raises(StoppedError):
+        Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, keeper=stopped)
+    saved = stopped.states[-1]
+    assert 0 < saved.state["seconds"] < 500
+    resumed = Memory(saved=Saved(saved.weights, saved.state | {"seconds": 1000.0}))
+    run = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, keeper=resumed)
+    assert 1000 < run.record["training_seconds"] < run.record["runtime_seconds"] < 1500
+    assert min(each.state["seconds"] for each in resumed.states) > 1000, "and when it is interrupted again"
 
 
 def without(saved, path, fresh):
