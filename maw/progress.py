@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from maw import signals
+from maw import distributed, signals
 from maw.metrics import EvaluationResult
 from maw.retriever import BaselineRetriever
 from maw.training_state import State
@@ -106,7 +107,8 @@ class Progress:
     def __init__(self, model: BaselineRetriever, trainer: Trainer, keeper: Keeper | None):
         self.model, self.trainer, self.keeper = model, trainer, keeper
         self.history, self.best_weights = History(), {}
-        saved = keeper.load() if keeper else None
+        with distributed.main_first():
+            saved = keeper.load() if keeper else None
         if saved is not None:
             self._restore(saved)
             logger.info("%s: goes on in epoch %d, after step %d", trainer.label, trainer.epoch, saved.step)
@@ -129,9 +131,13 @@ class Progress:
 
     def after_step(self) -> None:
         """Saves after a step if it is time, and ends the run if that is asked for."""
-        if self.keeper is not None and self.keeper.due():
-            self.save()
+        with signals.held_back():  # several processes save, and stop, together
+            due, stop = distributed.any_of(self.keeper is not None and self.keeper.due(), signals.stop_asked())
+            if due:
+                self.save()
         signals.check()
+        if stop and distributed.together():
+            raise signals.Stopped(signal.SIGTERM)
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -139,7 +145,8 @@ class Progress:
         try:
             yield
         except KeyboardInterrupt:
-            self.save()
+            if not distributed.together():  # the others are elsewhere, and a save takes all
+                self.save()
             raise
 
     def save(self, *, improved: bool = False, epoch_over: bool = False) -> None:
