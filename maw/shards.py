@@ -1,7 +1,7 @@
 """A batch, and a corpus, divided among the processes of a run (`maw.distributed`); with one process all stay whole.
 
-**Training.** Every process goes through the same step of the same whole batch. What differs is which texts it reads and
-encodes: `read_batch` gives each text an owner, so that all have about as many tokens, and `over_processes` puts an
+**Training.** Every process goes through the same step of the same whole batch. What differs is which texts it reads
+and encodes: `read_batch` gives each text an owner, so that all have about as many tokens, and `over_processes` puts an
 engine in front of the encoder that computes the texts of its own and gathers the others' embeddings, with gradients.
 Loss, rewards and the routers' updates are then computed alike everywhere, over all in-batch negatives. The backward
 pass reaches each process's own texts, so the sum of the gradients over the processes (`sum_gradients`) is that of the
@@ -69,7 +69,7 @@ def read_batch(
 
 
 def owners(lengths: np.ndarray, parts: Sequence[int], count: int) -> np.ndarray:
-    """Which process computes each text, int64 (B,): equally many each but for one, and of like lengths, in each part."""
+    """Which process computes each text, int64 (B,): in each part equally many but for one, of like lengths."""
     owner = np.empty(len(lengths), dtype=np.int64)
     start = 0
     for size in parts:

@@ -43,7 +43,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-# ------------------------------------------------------------------------------------------------------------- the jobs
+# ------------------------------------------------------------------------------------------------------------ the jobs
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("baseline", {"use_lora": True}),
@@ -107,15 +107,7 @@ def train_arm(settings: dict[str, Any], folder: Path, arm: str) -> dict[str, Any
     state = {name: float(each.double().sum()) for name, each in model.trained_state().items()}
     records = [{n: v for n, v in record.items() if isinstance(v, float) and n != "seconds"} for record in history]
     per_query = {name: values.tolist() for name, values in result.per_query.items()}
-    rows, scores = (result.run[name].tolist() for name in ("rows", "scores"))
-    return {
-        "losses": losses,
-        "history": records,
-        "per_query": per_query,
-        "state": state,
-        "rows": rows,
-        "scores": scores,
-    }
+    return {"losses": losses, "history": records, "per_query": per_query, "state": state}
 
 
 def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -187,7 +179,7 @@ def main(count: int, jobs: list[str], folder: Path) -> int:
     import torch
     import transformers.models.bert.modeling_bert  # noqa: F401
 
-    import maw.benchmark  # noqa: F401
+    import maw.benchmark
     import maw.training  # noqa: F401
     import tier_1  # noqa: F401
 

@@ -16,7 +16,8 @@ from maw.search import top_k
 from maw.search_shards import divide
 from maw.shards import owners
 
-QUICK_ARMS = ["lora", "full", "maw", "maw_tokens", "accumulated"]
+QUICK_ARMS = ["lora", "full", "maw"]
+NO_GRADIENT = "key.bias"  # a softmax does not see it, and Adam makes steps of the rounding of its gradient
 SEARCHES = {"ties": (20, 700, 40, 128), "cut": (5, 130, 130, 64), "few": (3, 3, 10, 64), "many": (40, 2000, 1, 256)}
 
 
@@ -84,7 +85,8 @@ def check_training(alone, together):
                 np.testing.assert_allclose(got["per_query"][name], values, atol=1e-4, err_msg=f"{arm} {name}")
             for record, expected in zip(got["history"], one["history"]):
                 assert record == pytest.approx(expected, abs=1e-4), arm
-            assert got["state"] == pytest.approx(one["state"], abs=1e-3), arm
+            state, expected = ({n: v for n, v in each["state"].items() if NO_GRADIENT not in n} for each in (got, one))
+            assert state == pytest.approx(expected, abs=1e-3), arm
         first, *others = (many[arm] for many in together["train"])
         for other in others:  # to the last bit: they would else drift apart
             assert other["state"] == first["state"] and other["losses"] == first["losses"], arm
@@ -121,7 +123,7 @@ def test_two_processes_rank_as_one_does_ties_included(two):
             assert k == 1 or (scores[:, :-1] == scores[:, 1:]).any(), "there are ties to decide"
 
 
-# ------------------------------------------------------------------------------------------------------ the parts of it
+# ----------------------------------------------------------------------------------------------------- the parts of it
 
 
 def test_texts_are_divided_evenly_in_every_part():
