@@ -97,6 +97,9 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     device = pick_device(config)
     plan = make_plan(config, spec)
     text.show(plan_text(plan))
+    if distributed.together():
+        of_machine = distributed.place().local_count
+        logger.info("%d processes, %d of them on this machine", distributed.place().count, of_machine)
     if config.dry_run:
         return {}
     plan.check_disks()
@@ -196,7 +199,8 @@ class DatasetRun:
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
         started = self._begin()
-        with ActivationStore(cache_folder(self.config) / "activations", self.config.prefix_cache_gb) as activations:
+        room = self.config.prefix_cache_gb / distributed.place().local_count  # each process has a store of its own
+        with ActivationStore(cache_folder(self.config) / "activations", room) as activations:
             if self.state:
                 self.state.share(activations)
             with stage("negatives"), distributed.main_first():
