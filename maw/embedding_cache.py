@@ -195,19 +195,22 @@ class Embedder:
         """Of several processes: all compute, and the main one writes what has come together."""
         started = time.perf_counter()
         made = self._compute(source, label, self._spill)
+        seconds = time.perf_counter() - started
         if distributed.is_main() and not made.cut:
             try:
-                with only_builder(folder, WHAT):
-                    if _read(folder, key) is None:
-                        with new_folder(folder, WHAT) as temporary:
-                            array = self._place(temporary, made.embeddings.shape)
-                            array[:] = made.embeddings
-                            self._finish(
-                                temporary, replace(made, embeddings=array), key, time.perf_counter() - started
-                            )
+                self._write(folder, key, made, seconds)
             except DataError as error:
                 logger.warning("%s: not kept for later runs: %s", label, error)
+        distributed.barrier()  # nobody looks for an entry that is being written
         return made
+
+    def _write(self, folder: Path, key: dict[str, Any], made: Embeddings, seconds: float) -> None:
+        with only_builder(folder, WHAT):
+            if _read(folder, key) is None:
+                with new_folder(folder, WHAT) as temporary:
+                    array = self._place(temporary, made.embeddings.shape)
+                    array[:] = made.embeddings
+                    self._finish(temporary, replace(made, embeddings=array), key, seconds)
 
     def _compute(self, source: TextSource | PrefixSource, label: str, place: Any) -> Embeddings:
         return encode_together(
