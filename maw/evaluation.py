@@ -112,7 +112,11 @@ def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> Eval
     if not distributed.together():
         return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
     names = list(METRICS)
-    ordered = [*data.query_ids, *(query for query in data.qrels if query not in set(data.query_ids))]
+    asked = set(data.query_ids)
+    ordered = [
+        *data.query_ids,
+        *(query for query in data.qrels if query not in asked),
+    ]  # as `compute_metrics` has them
     values_MQ = torch.zeros(len(names), len(ordered), dtype=torch.float64)
     if distributed.is_main():
         own = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
