@@ -328,6 +328,7 @@ class _Watcher(threading.Thread):
         self._prefix = f"maw/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
         self._set(f"process/{place.rank}", f"{os.getpid()} {socket.gethostname()}")
         self._local: dict[int, int] = {}
+        self._found: str | None = None
 
     def run(self) -> None:
         """Looks until the session is over."""
@@ -353,6 +354,8 @@ class _Watcher(threading.Thread):
             return
         with contextlib.suppress(RuntimeError):
             self._set_once(f"process {self.place.rank} of {self.place.count}: {_described(error)}")
+        if self.place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(2.5 * LOOK_EVERY)  # the store is in this process, and the others have yet to read it
 
     def cause(self, error: BaseException) -> str:
         """Why a call to the others failed: what one of them said, which of them is gone, or the call's own error."""
@@ -364,18 +367,20 @@ class _Watcher(threading.Thread):
         return found or f"another process of the run cannot be reached ({_line(error)})"
 
     def _look(self) -> str | None:
-        """What is known of a failure."""
+        """What is known of a failure, once it is known for good."""
+        if self._found is None:
+            self._found = self._ask()
+        return self._found
+
+    def _ask(self) -> str | None:
+        gone = [rank for rank, pid in self._local.items() if _is_gone(pid)]
+        words = f"of {self.place.count} ended without a word; it was killed, or crashed"
         try:
             if self._check("failed"):
                 return self._get("failed")
-            for rank, pid in self._local.items():
-                if _is_gone(pid):
-                    time.sleep(0.2)  # its last word may be on its way
-                    text = f"process {rank} of {self.place.count} ended without a word; it was killed, or crashed"
-                    return self._set_once(text)
-        except RuntimeError as error:
-            return f"process 0, or the launcher, is gone ({_line(error)})"
-        return None
+            return self._set_once(f"process {gone[0]} {words}") if gone else None
+        except RuntimeError as error:  # the store is the launcher's, or that of process 0
+            return f"process {gone[0]} {words}" if gone else f"process 0, or the launcher, is gone ({_line(error)})"
 
     def _end(self, cause: str) -> None:
         sys.stderr.write(f"error: process {self.place.rank}: stopped, since another failed: {cause}\n")
