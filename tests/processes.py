@@ -22,14 +22,24 @@ ROOT = TESTS.parent
 SPLITS = ("queries", "docs", "qrels", "negatives")
 
 
-def launch(
-    count: int, jobs: str, folder: Path, timeout: float = 300, **environment: str
-) -> subprocess.CompletedProcess:
-    """Runs the jobs in so many processes, whose settings lie in FOLDER/settings.json."""
+def start(count: int, jobs: str, folder: Path) -> subprocess.Popen[str]:
+    """Starts the jobs in so many processes, whose settings lie in FOLDER/settings.json."""
     known = os.environ | {"PYTHONPATH": f"{ROOT}:{TESTS}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    known |= {"TOKENIZERS_PARALLELISM": "false", **environment}
+    known |= {"TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, str(Path(__file__)), str(count), jobs, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, env=known, timeout=timeout, cwd=folder, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=known, cwd=folder, **pipes)
+
+
+def launch(count: int, jobs: str, folder: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Runs the jobs to their end."""
+    with start(count, jobs, folder) as process:
+        try:
+            output, said = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, said)
 
 
 def results(folder: Path, job: str, count: int) -> list[dict[str, Any]]:
@@ -175,21 +185,26 @@ JOBS = {"train": train, "search": search, "encoding": encoding, "killed": killed
 
 
 def main(count: int, jobs: list[str], folder: Path) -> int:
-    import datasets  # noqa: F401 - what a run would load by and by
-    import torch
-    import transformers.models.bert.modeling_bert  # noqa: F401
-
-    import maw.benchmark
-    import maw.training  # noqa: F401
-    import tier_1  # noqa: F401
-
-    torch.set_num_threads(1)
     settings = json.loads((folder / "settings.json").read_text())
+    if not settings.get("light"):
+        _load_everything()
     port = free_port()
     children = [_forked(rank, count, port, jobs, folder, settings) for rank in range(count)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     (folder / "codes.json").write_text(json.dumps(codes))
     return max(map(abs, codes))
+
+
+def _load_everything() -> None:
+    """What a run would load by and by."""
+    import datasets  # noqa: F401
+    import torch
+    import transformers.models.bert.modeling_bert  # noqa: F401
+
+    import maw.benchmark
+    import maw.training  # noqa: F401
+
+    torch.set_num_threads(1)
 
 
 def _forked(rank: int, count: int, port: int, jobs: list[str], folder: Path, settings: dict[str, Any]) -> int:

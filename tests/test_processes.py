@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import write_model
 from faults.runs import ROOT, beir_folder, stray_files
-from processes import launch
+from processes import launch, start
 
 import tier_1
 from maw import run_state
@@ -53,13 +53,13 @@ def place(tmp_path_factory):
     return folder, [*COMMON, "--model", str(model), "--datasets", f"beir:{data}"]
 
 
-def run_many(place, count, name, *flags):
+def run_many(place, count, name, *flags, light=False):
     """What so many processes leave and say."""
     folder, common = place
     work = folder / name
     work.mkdir()
     flags = [*common, "--log-dir", str(work / "logs"), "--cache-dir", str(work / "cache"), *flags]
-    (work / "settings.json").write_text(json.dumps({"flags": flags}))
+    (work / "settings.json").write_text(json.dumps({"flags": flags, "light": light}))
     return launch(count, "main", work), work
 
 
@@ -108,7 +108,7 @@ def test_training_goes_on_with_as_many_processes_only(tiny_settings):
 
 
 def test_a_wrong_setting_is_said_by_each_and_ends_all(place):
-    done, work = run_many(place, 2, "wrong", "--maw-layers", "9")
+    done, work = run_many(place, 2, "wrong", "--maw-layers", "9", light=True)
     assert json.loads((work / "codes.json").read_text()) == [2, 2]
     assert done.stderr.count("no layer 9") == 2 and "process 1: tier_1.py: cannot run:" in done.stderr
     assert not (work / "logs").exists()
@@ -116,7 +116,7 @@ def test_a_wrong_setting_is_said_by_each_and_ends_all(place):
 
 def killed(folder, count, victim, how, others):
     folder.mkdir()
-    (folder / "settings.json").write_text(json.dumps({"victim": victim, "how": how, "others": others}))
+    (folder / "settings.json").write_text(json.dumps({"victim": victim, "how": how, "others": others, "light": True}))
     done = launch(count, "killed", folder)
     at = float((folder / "killed_at").read_text())
     for rank in set(range(count)) - {victim}:
@@ -184,6 +184,43 @@ def test_under_the_launchers(place, tmp_path, launcher, victim):
     assert process.returncode and time.monotonic() - killed_at < LIMIT + 10, said  # the launcher's own end is in it
     assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
     assert "SIGKILL" in said or f"process {victim} of 2 ended without a word" in said
+
+
+@pytest.mark.faults
+def test_a_signal_to_one_saves_in_all_and_the_run_goes_on(place):
+    folder, common = place
+    work = folder / "stopped"
+    work.mkdir()
+    logs, accumulate = work / "logs", ["--gradient-accumulation-steps", "2"]  # half gathered gradients are saved too
+    own = ["--log-dir", str(logs), "--cache-dir", str(work / "cache"), "--methods", "zero_shot,maw", "--patience", "0"]
+    flags = [*common, *own, *accumulate, "--num-epochs", "60"]
+    (work / "settings.json").write_text(json.dumps({"flags": flags}))
+    with start(2, "main", work) as process:
+        while not list((logs / "checkpoints").glob("*_latest/checkpoint.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(json.loads((logs / "run.holder.json").read_text())["pid"], signal.SIGTERM)
+        _, said = process.communicate(timeout=300)
+    assert json.loads((work / "codes.json").read_text()) == [143, 143], said
+    record = json.loads(next((logs / "checkpoints").glob("*_latest/checkpoint.json")).read_text())
+    assert 0 < record["step"] < 240
+    assert tier_1.main(["--resume", str(logs)]) == 2, "one process would train on otherwise"
+    (work / "settings.json").write_text(json.dumps({"flags": ["--resume", str(logs)]}))
+    done = launch(2, "main", work)
+    assert done.returncode == 0 and "goes on in epoch" in done.stderr, done.stderr
+    assert [len(each["training_history"]) for each in trained(logs)] == [60]
+    whole = [*common, *own[4:], *accumulate, "--num-epochs", "60", "--log-dir", str(work / "whole")]
+    (work / "settings.json").write_text(json.dumps({"flags": [*whole, "--cache-dir", str(work / "cache")]}))
+    assert launch(2, "main", work).returncode == 0
+    for name, values in metrics_of(work / "whole").items():
+        np.testing.assert_allclose(
+            list(metrics_of(logs)[name].values()), list(values.values()), atol=1e-4, err_msg=name
+        )
+
+
+def trained(logs: Path) -> list[dict]:
+    (results,) = json.loads((logs / "summary" / "all_results.json").read_text()).values()
+    return [each for each in results["results"].values() if "training_history" in each]
 
 
 def workers(launcher: int) -> dict[int, int]:
