@@ -203,6 +203,7 @@ def end_process(code: int) -> int:
 
 
 def _join(place: Place, device: str | None) -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its stack traces would bury why a process ended
     import torch
     import torch.distributed as dist
 

@@ -188,6 +188,8 @@ def main(count: int, jobs: list[str], folder: Path) -> int:
     settings = json.loads((folder / "settings.json").read_text())
     if not settings.get("light"):
         _load_everything()
+    elif jobs != ["main"]:
+        import torch.distributed  # noqa: F401
     port = free_port()
     children = [_forked(rank, count, port, jobs, folder, settings) for rank in range(count)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
