@@ -219,7 +219,8 @@ def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     settings = [name for name in now if name not in FREE]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
     if any(method in TRAINED_METHODS for method in config.methods):
-        found += differences(record.get("processes", 1), distributed.place().count, "processes that train")
+        count = distributed.launched().count  # the command line asks before the processes are joined
+        found += differences(record.get("processes", 1), count, "processes that train")
     found += differences(record["code"], code_hashes(), "code")
     return found + differences(record["libraries"], _libraries(), "libraries")
 
