@@ -374,14 +374,21 @@ class _Watcher(threading.Thread):
         return self._found
 
     def _ask(self) -> str | None:
-        gone = [rank for rank, pid in self._local.items() if _is_gone(pid)]
-        words = f"of {self.place.count} ended without a word; it was killed, or crashed"
+        gone = self._gone()
         try:
             if self._check("failed"):
                 return self._get("failed")
-            return self._set_once(f"process {gone[0]} {words}") if gone else None
+            return self._set_once(gone) if gone else None
         except RuntimeError as error:  # the store is the launcher's, or that of process 0
-            return f"process {gone[0]} {words}" if gone else f"process 0, or the launcher, is gone ({_line(error)})"
+            time.sleep(LOOK_EVERY)  # its connection may be gone some moments before it is
+            return gone or self._gone() or f"process 0, or the launcher, is gone ({_line(error)})"
+
+    def _gone(self) -> str | None:
+        """Says which process of this machine is gone, the first of them."""
+        for rank, pid in self._local.items():
+            if _is_gone(pid):
+                return f"process {rank} of {self.place.count} ended without a word; it was killed, or crashed"
+        return None
 
     def _end(self, cause: str) -> None:
         sys.stderr.write(f"error: process {self.place.rank}: stopped, since another failed: {cause}\n")
