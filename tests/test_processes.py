@@ -201,7 +201,8 @@ def test_a_signal_to_one_saves_in_all_and_the_run_goes_on(place):
             time.sleep(0.02)
         os.kill(json.loads((logs / "run.holder.json").read_text())["pid"], signal.SIGTERM)
         _, said = process.communicate(timeout=300)
-    assert json.loads((work / "codes.json").read_text()) == [143, 143], said
+    codes = json.loads((work / "codes.json").read_text())
+    assert codes in ([143, 143], [143, 1]), said  # the second where it came while nothing was trained
     record = json.loads(next((logs / "checkpoints").glob("*_latest/checkpoint.json")).read_text())
     assert 0 < record["step"] < 240
     assert tier_1.main(["--resume", str(logs)]) == 2, "one process would train on otherwise"
