@@ -57,7 +57,7 @@ from maw.parallel import count_replicas, replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
-from maw.shards import encode_together
+from maw.shards import encode_together as encode
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class Embedder:
                     self._finish(temporary, replace(made, embeddings=array), key, seconds)
 
     def _compute(self, source: TextSource | PrefixSource, label: str, place: Any) -> Embeddings:
-        return encode_together(
+        return encode(
             replicate(self.model.encoder, self.config, self.device),
             source,
             batch_size=self.config.eval_batch_size,

@@ -29,7 +29,7 @@ from maw.metrics import METRICS, EvaluationResult, compute_metrics
 from maw.prefix import ActivationStore
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
-from maw.search_shards import top_k_together
+from maw.search_shards import top_k_together as top_k
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, t
     block = LARGEST_BLOCK
     while True:
         try:
-            return top_k_together(queries, *wanted, block=block)
+            return top_k(queries, *wanted, block=block)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
