@@ -65,11 +65,13 @@ def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
     return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
 
 
-def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
-    """The configuration of the run that --resume names; what else is given must be as it was, or change no result.
+def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
+    """The configuration of the run that --resume names, and why it cannot go on.
+
+    What else is given must be as it was when the run began, or change no result.
 
     Raises:
-        ConfigError: no such run, or one that cannot go on, with every difference.
+        ConfigError: no such run, or mistakes in what names it.
         SystemExit: with 0, the run has finished already.
     """
     given = sources.values | {name: value for name, value in words.values.items() if name in kinds()}
@@ -84,9 +86,7 @@ def _resumed(words: _Words, sources: _Sources) -> Tier1Config:
     changed = run_state.changes(record, config)
     mistakes = [run_state.refusal(folder), *changed] if changed else []
     mistakes += [_describe(problem, sources.places) for problem in find_problems(config, problems)[0]]
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
+    return config, mistakes
 
 
 def _read_sources(words: _Words) -> _Sources:
