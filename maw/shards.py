@@ -227,7 +227,7 @@ def of_every_process(values: Tensor) -> Tensor:
 
 def of_this_process(values: Tensor) -> Tensor:
     """This process's part of what `of_every_process` gave."""
-    return values[distributed.place().rank] if distributed.together() else values
+    return values[distributed.place().rank].clone() if distributed.together() else values
 
 
 # --------------------------------------------------------------------------------------------------------- encoding
