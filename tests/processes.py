@@ -160,6 +160,20 @@ def encoding(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
+def random(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Random numbers from a state that is saved for all processes, and again from what was saved."""
+    import torch
+
+    from maw import distributed
+    from maw.training_state import load_random_state, random_state
+
+    torch.manual_seed(distributed.place().rank)
+    state = random_state(torch.device("cpu"))
+    drawn = torch.rand(3).tolist()
+    load_random_state(state)
+    return {"drawn": drawn, "again": torch.rand(3).tolist()}
+
+
 def killed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One process ends without a word, while the others wait for it, or are at work and look up no more."""
     import signal
@@ -178,7 +192,7 @@ def killed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {}
 
 
-JOBS = {"train": train, "search": search, "encoding": encoding, "killed": killed}
+JOBS = {"train": train, "search": search, "encoding": encoding, "random": random, "killed": killed}
 
 
 # ------------------------------------------------------------------------------------------------------- the processes

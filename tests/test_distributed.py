@@ -69,10 +69,10 @@ def compared(folder, count, arms):
     together = written(
         folder / "together", found | {"config": found["config"] | {"cache_dir": str(folder / "cache2")}}
     )
-    done = launch(count, "encoding,search,train", together)
+    done = launch(count, "encoding,search,train,random", together)
     assert done.returncode == 0, done.stderr
     alone = {job: json.loads(json.dumps(JOBS[job](found, folder))) for job in ("encoding", "search", "train")}
-    return found, alone, {job: results(together, job, count) for job in alone}
+    return found, alone, {job: results(together, job, count) for job in (*alone, "random")}
 
 
 def check_training(alone, together):
@@ -110,6 +110,11 @@ def test_every_step_of_two_processes_is_that_of_one(two):
 def test_two_processes_encode_what_one_encodes(two):
     _, alone, together = two
     check_encoding(alone, together)
+
+
+def test_each_process_has_its_random_numbers_back(two):
+    first, second = two[2]["random"]
+    assert first["drawn"] == first["again"] != second["drawn"] == second["again"]
 
 
 def test_two_processes_rank_as_one_does_ties_included(two):
