@@ -173,7 +173,7 @@ def test_under_the_launchers(place, tmp_path, launcher, victim):
             while not list((tmp_path / "logs" / "checkpoints").glob("*_latest/checkpoint.json")):
                 assert process.poll() is None
                 time.sleep(0.05)
-            children = workers(process.pid)
+            children = workers(str(tmp_path / "logs"))
             os.kill(children[victim], signal.SIGKILL)
             killed_at = time.monotonic()
         _, said = process.communicate(timeout=300)
@@ -224,15 +224,15 @@ def trained(logs: Path) -> list[dict]:
     return [each for each in results["results"].values() if "training_history" in each]
 
 
-def workers(launcher: int) -> dict[int, int]:
-    """The processes of a launcher by rank."""
+def workers(log_dir: str) -> dict[int, int]:
+    """The processes of a run by rank."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+            words = (path.parent / "cmdline").read_text().split("\0")
             values = dict(each.split("=", 1) for each in path.read_text().split("\0") if "=" in each)
         except OSError:
             continue
-        if int(parent) == launcher and "RANK" in values:
+        if log_dir in words and "RANK" in values:
             found[int(values["RANK"])] = int(path.parent.name)
     return found
