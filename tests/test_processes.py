@@ -155,18 +155,14 @@ def test_runs_of_more_processes_and_methods(place, count, request):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
 @pytest.mark.parametrize("victim", [None, 0, 1])
-def test_under_the_launchers(place, tmp_path, launcher, victim):
+def test_under_torchrun(place, tmp_path, victim):
     """A whole run; or one of its processes is killed while it trains, and all end with the launcher."""
     _, flags = place
-    options = ["--nproc_per_node", "2"] if "torch" in launcher else ["--num_processes", "2", "--cpu", "--multi_gpu"]
-    if "accelerate" in launcher:
-        options = ["--num_processes", "2", "--num_machines", "1", "--cpu", "--mixed_precision", "no"]
-        options += ["--dynamo_backend", "no", "--main_process_port", "0"]
     epochs = "2" if victim is None else "400"
     run = ["--log-dir", str(tmp_path / "logs"), "--cache-dir", str(tmp_path / "cache"), "--num-epochs", epochs]
-    command = [sys.executable, "-m", launcher, *options, str(ROOT / "tier_1.py"), *flags, *run, "--patience", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tier_1.py")]
+    command += [*flags, *run, "--patience", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         if victim is not None:
