@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from maw import signals
+    from maw import distributed, signals
 
     with signals.handlers():
-        return _main(sys.argv[1:] if argv is None else argv)
+        return distributed.end_process(_main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -83,27 +84,40 @@ def _main(argv: Sequence[str]) -> int:
     try:
         return _run(argv)
     except ConfigError as error:
-        sys.stderr.writelines(f"{problem}\n" for problem in ("tier_1.py: cannot run:", *error.problems))
+        _complain(*("tier_1.py: cannot run:", *error.problems))
         return 2
     except MAWError as error:
-        sys.stderr.write(f"error: {error}\n")
+        _complain(f"error: {error}")
         return 1
     except KeyboardInterrupt as interrupt:
         stopped = isinstance(interrupt, Stopped)
         how = f"stopped by {interrupt.name}" if stopped else "interrupted"
-        sys.stderr.write(f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}\n")
+        _complain(f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}")
         return interrupt.exit_code if stopped else 130
 
 
+def _complain(*lines: str) -> None:
+    """Writes lines to standard error; of several processes all but the main one say which they are."""
+    from maw import distributed
+
+    rank = distributed.rank_said()
+    said = f"process {rank}: " if rank else ""
+    sys.stderr.write("".join(f"{said}{line}\n" for line in lines))
+
+
 def _run(argv: Sequence[str]) -> int:
+    from maw import distributed
     from maw.commands import COMMANDS, run_command
 
+    place = distributed.launched()
     if argv and argv[0] in COMMANDS:
-        return run_command(argv)
+        return run_command(argv) if place.rank == 0 else 0
     from maw.flags import parse_command_line
 
+    if place.rank:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # before anything loads tqdm
     config = parse_command_line(argv)
-    with _alone_in(config), _logging_to(config):
+    with distributed.session(config.device), _alone_in(config), _logging_to(config):
         try:
             from maw.benchmark import run_complete_benchmark
 
@@ -142,7 +156,9 @@ def _alone_in(config: Tier1Config) -> Iterator[None]:
     Raises:
         MAWError: another run is at work in the folder.
     """
-    if config.dry_run:
+    from maw import distributed
+
+    if config.dry_run or not distributed.is_main():
         yield
         return
     from maw.locks import run_lock
@@ -173,14 +189,19 @@ class ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def _logging_to(config: Tier1Config) -> Iterator[Path]:
+def _logging_to(config: Tier1Config) -> Iterator[None]:
     """Sends the package's messages to the console and, with time and place, to files in `log_dir` (`maw.logs`).
 
     Raises:
         MAWError: the log file cannot be made.
     """
+    from maw import distributed
     from maw.logs import EventFile, LogFile, RunLogs
 
+    if not distributed.is_main():
+        with _only_errors():
+            yield
+        return
     files = RunLogs(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
     console, file, events = ConsoleHandler(logging.INFO), LogFile(files.log), EventFile(files.events)
     warned = logging.getLogger("py.warnings")
@@ -190,7 +211,7 @@ def _logging_to(config: Tier1Config) -> Iterator[Path]:
     for target, handler in handlers:
         target.addHandler(handler)
     try:
-        yield files.log
+        yield
     finally:
         for target, handler in handlers:
             target.removeHandler(handler)
@@ -198,6 +219,19 @@ def _logging_to(config: Tier1Config) -> Iterator[Path]:
         file.close()
         events.close()
         files.finish()
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Sends what is wrong to the console, and nothing else: the other processes of a run say and write nothing."""
+    console = ConsoleHandler(logging.ERROR)
+    logger.addHandler(console)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logger.removeHandler(console)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ of their results is shown (`maw.confirmatory`). What is done is kept as the run 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Collection as Collected
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from maw import confirmatory, exploratory, signals
+from maw import confirmatory, distributed, exploratory, signals
 from maw.arm import Arm, ArmRun
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
@@ -85,20 +86,29 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
         MAWError: whatever else the user can mend.
     """
     config = config or Tier1Config()
+    with distributed.session(config.device):
+        return _run(config)
+
+
+def _run(config: Tier1Config) -> dict[str, Any]:
     if config.resume:
         config = replace(config, log_dir=str(find_run(config.resume)))
     spec = validate(config)
     device = pick_device(config)
     plan = make_plan(config, spec)
     text.show(plan_text(plan))
+    if distributed.together():
+        of_machine = distributed.place().local_count
+        logger.info("%d processes, %d of them on this machine", distributed.place().count, of_machine)
     if config.dry_run:
         return {}
     plan.check_disks()
     check_sources(config.datasets, config)
     check_writable(config.log_dir)
-    with run_lock(config.log_dir):
+    with run_lock(config.log_dir) if distributed.is_main() else contextlib.nullcontext():
         machine = _machine(config, device)
-        state = open_run(config, machine | {"command": command()})
+        with distributed.main_first():
+            state = open_run(config, machine | {"command": command()})
         _warn_of_another_machine(state.record["machine"], machine["machine"])
         config = replace(config, resume=None, restart=False)
         log_event(logger, "run", configuration=config.to_dict())
@@ -122,7 +132,8 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
             result, folder = _run_dataset(name, config, spec, device, done, results)
             folders.append(folder)
         results[result["dataset"]] = result
-        write_reports(config.log_dir, folders)
+        if distributed.is_main():
+            write_reports(config.log_dir, folders)
         clear_cache(config)
         signals.check()
     return results
@@ -133,7 +144,7 @@ def _run_dataset(
 ) -> tuple[dict[str, Any], Path]:
     """What one dataset's dataset.json holds, and its folder."""
     with profiling(device, wanted=config.profile):
-        with stage("loading data"):
+        with stage("loading data"), distributed.main_first():
             data = load_folds(name, config) if config.folds else load_collection(name, config)
         run = DatasetRun(data, config, spec, device, state)
         if run.collection.name in others:
@@ -188,10 +199,11 @@ class DatasetRun:
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
         started = self._begin()
-        with ActivationStore(cache_folder(self.config) / "activations", self.config.prefix_cache_gb) as activations:
+        room = self.config.prefix_cache_gb / distributed.place().local_count  # each process has a store of its own
+        with ActivationStore(cache_folder(self.config) / "activations", room) as activations:
             if self.state:
                 self.state.share(activations)
-            with stage("negatives"):
+            with stage("negatives"), distributed.main_first():
                 self._prepare_training(activations)
             if self.state:
                 self.state.check_data(self.rounds or [self.collection])
@@ -202,6 +214,8 @@ class DatasetRun:
                 text.show(text.method_done(self.records[method.name]))
                 seconds = self.records[method.name]["runtime_seconds"]
                 log_event(logger, "method", dataset=self.collection.name, method=method.name, seconds=seconds)
+        if not distributed.is_main():  # what is left is to test and to write
+            return {"dataset": self.collection.name}
         effects = confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
         if effects:
             text.show(f"\n{effects_text(effects)}")

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from maw import distributed
 from maw.config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.depth_sides import Facts, SplitSides
@@ -43,8 +44,11 @@ def routing_diagnostics(
     device: torch.device,
     activations: ActivationStore | None = None,
 ) -> RoutingDiagnostics | None:
-    """Diagnostics of a model; None if it does not route, or the configuration wants none."""
-    if config.diagnostics == "none" or not isinstance(model, MAWRetriever):
+    """Diagnostics of a model; None if it does not route, or the configuration wants none.
+
+    Of several processes the main one alone has them, and the others wait for it.
+    """
+    if config.diagnostics == "none" or not isinstance(model, MAWRetriever) or not distributed.is_main():
         return None
     return RoutingDiagnostics(model, config, device, activations)
 

@@ -42,12 +42,13 @@ import tokenizers
 import torch
 import transformers
 
+from maw import distributed
 from maw.config import Tier1Config, cache_folder
 from maw.data.splits import trains
 from maw.data.store import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
 from maw.disk import GIGABYTE, SPILL_BYTES, claim, make_room, only_one
 from maw.encoder import MAWWithGRPOEncoder
-from maw.encoding import Embeddings, encode, in_memory
+from maw.encoding import Embeddings, in_memory
 from maw.errors import DataError
 from maw.files import reason
 from maw.fingerprint import encoder_parts, tokenizer_sha256
@@ -56,6 +57,7 @@ from maw.parallel import count_replicas, replicate
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
+from maw.shards import encode_together as encode
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +108,13 @@ class Embedder:
             return self._compute(source, label, self._spill)
         folder = self.folder / json_sha(key)[:32]
         found = _read(folder, key)
-        if found is None:
-            found = self._read_or_build(folder, key, source, label)
+        (missing,) = distributed.any_of(found is None)  # of several processes, on disks of several machines
+        if missing:
+            build = self._build_together if distributed.together() else self._read_or_build
+            found = build(folder, key, source, label)
         if found.from_cache:
             logger.info("%s: %d embeddings read from the cache", label, len(plain))
-            if fill and trains(self.config):
+            if fill and trains(self.config) and not distributed.together():
                 _fill(source)
         return found if kind == "document" else _copied(found)
 
@@ -139,6 +143,7 @@ class Embedder:
             "max_length": plain.max_length,
             "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
             "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
+            **({"processes": distributed.place().count} if distributed.together() else {}),
             "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
         }
 
@@ -183,6 +188,29 @@ class Embedder:
         except DataError as error:
             logger.warning("%s: not kept for later runs: %s", label, error)
         return self._compute(source, label, self._spill) if made is None else made
+
+    def _build_together(
+        self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
+    ) -> Embeddings:
+        """Of several processes: all compute, and the main one writes what has come together."""
+        started = time.perf_counter()
+        made = self._compute(source, label, self._spill)
+        seconds = time.perf_counter() - started
+        if distributed.is_main() and not made.cut:
+            try:
+                self._write(folder, key, made, seconds)
+            except DataError as error:
+                logger.warning("%s: not kept for later runs: %s", label, error)
+        distributed.barrier()  # nobody looks for an entry that is being written
+        return made
+
+    def _write(self, folder: Path, key: dict[str, Any], made: Embeddings, seconds: float) -> None:
+        with only_builder(folder, WHAT):
+            if _read(folder, key) is None:
+                with new_folder(folder, WHAT) as temporary:
+                    array = self._place(temporary, made.embeddings.shape)
+                    array[:] = made.embeddings
+                    self._finish(temporary, replace(made, embeddings=array), key, seconds)
 
     def _compute(self, source: TextSource | PrefixSource, label: str, place: Any) -> Embeddings:
         return encode(

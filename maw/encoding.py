@@ -100,7 +100,7 @@ def encode(
     wrong = _first_not_finite(outputs["embedding"])
     if wrong is not None:
         raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite")
-    cut = fitting.cut or (isinstance(source, PrefixSource) and source.cut)
+    cut = fitting.cut or getattr(source, "cut", False)
     return Embeddings(outputs["embedding"], outputs.get("depth_share"), cut=cut)
 
 

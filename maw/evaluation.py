@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from maw import distributed
 from maw.answers import answer_match
 from maw.approximate import faiss_top_k, sampled_recall
 from maw.config import Tier1Config
@@ -24,11 +25,11 @@ from maw.encoding import Embeddings
 from maw.errors import MemoryLimitError, is_out_of_memory
 from maw.inputs import ListTexts
 from maw.memory import release
-from maw.metrics import EvaluationResult, compute_metrics
+from maw.metrics import METRICS, EvaluationResult, compute_metrics
 from maw.prefix import ActivationStore
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
-from maw.search import top_k
+from maw.search_shards import top_k_together as top_k
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ def evaluate_retriever(
         scores, rows, search_facts = search(queries, documents, data, config, device)
     searched = time.perf_counter()
     with stage("metrics"):
-        ids = data.corpus.ids_of(rows)
-        result = compute_metrics(data.query_ids, ids, scores, data.qrels, relevance_level=data.relevance_level)
+        result = _measured(data, rows, scores)
     result.run = {"rows": rows, "scores": scores}
     result.facts = {
         "split": split,
@@ -94,7 +94,7 @@ def evaluate_retriever(
     } | search_facts
     if data.relevance_level != 1:
         result.facts["relevance_level"] = data.relevance_level
-    if data.answers:
+    if data.answers and distributed.is_main():
         result.facts["answer_match"] = answer_match(data, rows)
     if documents.depth_share is not None:
         result.facts["routing"] = {
@@ -104,6 +104,25 @@ def evaluate_retriever(
     if inspect is not None:
         inspect(data, queries, documents)
     return result
+
+
+def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> EvaluationResult:
+    """The metrics; of several processes the main one computes them, and all have its values."""
+    known = {"relevance_level": data.relevance_level}
+    if not distributed.together():
+        return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
+    names = list(METRICS)
+    asked = set(data.query_ids)
+    ordered = [
+        *data.query_ids,
+        *(query for query in data.qrels if query not in asked),
+    ]  # as `compute_metrics` has them
+    values_MQ = torch.zeros(len(names), len(ordered), dtype=torch.float64)
+    if distributed.is_main():
+        own = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
+        values_MQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in names]))
+    values = distributed.from_main_(values_MQ).numpy()
+    return EvaluationResult(ordered, {name: values[number] for number, name in enumerate(names)})
 
 
 def search(
@@ -120,6 +139,8 @@ def search(
     if config.search == "exact":
         scores, rows = _fitting_top_k(on_device, *wanted)
         return np.asarray(scores), np.asarray(rows), {}
+    if distributed.together():
+        return _searched_by_main(queries, documents, data, config, device)
     scores, rows, facts = faiss_top_k(config.search, on_device, *wanted, nprobe=config.nprobe)
     if config.search != "flat" and len(on_device):
         facts |= sampled_recall(np.asarray(rows), on_device, *wanted)
@@ -130,8 +151,21 @@ def search(
     return np.asarray(scores), np.asarray(rows), {"search": facts}
 
 
+def _searched_by_main(
+    queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """FAISS in the main process, which has its own threads; its results in all of them."""
+    shape = len(queries.embeddings), min(config.top_k, len(documents.embeddings))
+    scores, rows, facts = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), {}
+    if distributed.is_main():
+        with distributed.alone():
+            found, found_rows, facts = search(queries, documents, data, config, device)
+        scores[:], rows[:] = torch.from_numpy(found), torch.from_numpy(found_rows.astype(np.int64))
+    return distributed.from_main_(scores).numpy(), distributed.from_main_(rows).numpy(), facts
+
+
 def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`maw.search.top_k`, over smaller blocks of passages where memory runs out."""
+    """Exact search, over smaller blocks of passages where memory runs out."""
     block = LARGEST_BLOCK
     while True:
         try:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maw import distributed
 from maw.arm import ArmRun
 from maw.bundle import RECORD, read_bundle, read_tensors, write_bundle
 from maw.config import Tier1Config
@@ -70,6 +71,8 @@ class DatasetState:
             folder: name of the results' folder, if none is noted yet.
             now: the time, likewise.
         """
+        if not distributed.is_main():
+            return now
         if self._read() is None:
             record = {"folder": folder, "started": now.isoformat(), "results_sha256": None}
             write_signed(self.folder / _DATASET, record)
@@ -82,6 +85,7 @@ class DatasetState:
         """Where the results lie, or will lie."""
         return self.run.log_dir / self._read()["folder"]
 
+    @distributed.main_only
     def close(self) -> None:
         """Notes that the dataset's results are written."""
         digest = sha256(self.results_folder / _DATASET)
@@ -106,6 +110,7 @@ class DatasetState:
             logger.warning("%s; the dataset's results are put together again", error)
             return None
 
+    @distributed.main_only
     def check_model(self, config: Tier1Config) -> None:
         """Notes which pretrained model the run computes with, or compares it with the one it began with; once.
 
@@ -119,6 +124,7 @@ class DatasetState:
         self.run.settle(self.run.folder / _MODEL, "model", json.loads(json.dumps(found)))
         self.run.model_checked = True
 
+    @distributed.main_only
     def check_data(self, rounds: Sequence[Collection]) -> None:
         """Notes which data the run computes with, or compares them with those it began with.
 
@@ -136,6 +142,8 @@ class DatasetState:
         Raises:
             DamagedError: that cannot be read, so that going on would give other last bits.
         """
+        if distributed.together():  # each process has a store of its own, of what came to it
+            return
         self.activations, activations.keep = activations, self.save_activations
         path = self.folder / _ACTIVATIONS
         if not (path / RECORD).is_file():
@@ -195,6 +203,7 @@ class DatasetState:
             return None
         return ArmRun(record["seed"], record["fold"], record["record"], evaluation, validation)
 
+    @distributed.main_only
     def write_run(self, name: str, run: ArmRun) -> None:
         """Keeps a finished run."""
         self.save_activations()  # first: a run that is not repeated must have left its activations behind
@@ -239,6 +248,7 @@ class Trials:
             logger.warning("%s; the search begins again", error)
             return []
 
+    @distributed.main_only
     def write(self, trials: Sequence[Trial]) -> None:
         """Keeps all that are over; what was saved of the last one goes."""
         self.state.save_activations()

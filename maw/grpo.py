@@ -47,6 +47,7 @@ from maw.contrastive import Batch
 from maw.cpu import packed_weights
 from maw.errors import NotFiniteError
 from maw.routing import gumbel_argmax, noise_keys, same_depth, uniform_noise
+from maw.shards import average_gradients
 from maw.training_state import State, load_optimizer_state, optimizer_state
 
 ADVANTAGE_EPSILON = 1e-4
@@ -320,6 +321,7 @@ class RouterLearner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.routers.parameters())
         gradients = [each.grad for each in self.routers.parameters() if each.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         value, norm, largest = torch.stack((loss.detach(), norm, rewards.abs().max())).tolist()

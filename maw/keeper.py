@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maw import signals
+from maw import distributed, signals
 from maw.checkpoint import BEST, LATEST, load_training, save_checkpoint
 from maw.config import Tier1Config
 from maw.profile import stage
@@ -90,11 +90,13 @@ class Keeper:
             self._write(LATEST, model, saved, keep_previous=True)
         self._saved_at = time.monotonic()
 
+    @distributed.main_only
     def finish(self) -> None:
         """Removes the latest checkpoint where only the best is to be kept; call it when the result is kept."""
         if self.only_latest or self.config.keep_only_best_checkpoint:
             shutil.rmtree(self._path(LATEST), ignore_errors=True)
 
+    @distributed.main_only
     def _write(self, kind: str, model: BaselineRetriever, saved: Saved, keep_previous: bool = False) -> None:
         save_checkpoint(
             self._path(kind),

@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import nn
 
+from maw import distributed
 from maw.config import Tier1Config
 from maw.errors import MAWError
 
@@ -14,12 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device(config: Tier1Config) -> torch.device:
-    """`config.device`, or the first visible GPU, or the CPU.
+    """`config.device`, or the first visible GPU, or the CPU; of several processes each has a GPU of its own.
 
     Raises:
-        MAWError: the device named is not there.
+        MAWError: the device named is not there, or one GPU is named for several processes.
     """
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if distributed.together() and name.startswith("cuda"):
+        if name != "cuda":
+            raise MAWError(f"--device {name}: each process has a GPU of its own; leave --device out, or use cuda")
+        name = f"cuda:{distributed.place().local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

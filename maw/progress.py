@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from maw import signals
+from maw import distributed, signals
 from maw.metrics import EvaluationResult
 from maw.retriever import BaselineRetriever
 from maw.training_state import State
@@ -110,7 +111,8 @@ class Progress:
         self.model, self.trainer, self.keeper = model, trainer, keeper
         self.history, self.best_weights = History(), {}
         self._started = time.perf_counter()
-        saved = keeper.load() if keeper else None
+        with distributed.main_first():
+            saved = keeper.load() if keeper else None
         if saved is not None:
             self._restore(saved)
             logger.info("%s: goes on in epoch %d, after step %d", trainer.label, trainer.epoch, saved.step)
@@ -133,9 +135,13 @@ class Progress:
 
     def after_step(self) -> None:
         """Saves after a step if it is time, and ends the run if that is asked for; not before it is saved."""
-        if self.keeper is None or self.keeper.due():
+        asked = self.keeper is None or self.keeper.due()
+        due, stop = distributed.any_of(asked, signals.stop_asked())  # several processes save, and stop, together
+        if due:
             self.save()
             signals.check()
+        if stop and distributed.together():
+            raise signals.Stopped(signal.SIGTERM)
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -144,7 +150,8 @@ class Progress:
             signals.check()
             yield
         except KeyboardInterrupt:
-            self.save()
+            if not distributed.together():  # the others are elsewhere, and a save takes all
+                self.save()
             raise
 
     def save(self, *, improved: bool = False, epoch_over: bool = False) -> None:

@@ -28,7 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from maw.config import Tier1Config
+from maw import distributed
+from maw.config import TRAINED_METHODS, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
 from maw.locks import is_held
 from maw.signed import clear_temporaries, read_signed, write_signed
@@ -105,6 +106,7 @@ class RunState:
         if changed:
             raise ConfigError([refusal(self.log_dir), *changed])
 
+    @distributed.main_only
     def finish(self) -> None:
         """Removes the state: the run has finished."""
         (self.folder / RUN).unlink(missing_ok=True)  # first, so that what a kill leaves is no run to go on with
@@ -113,6 +115,8 @@ class RunState:
 
 def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
     """Starts the state of a run, or takes up that of the run to resume; call it while the folder is locked.
+
+    Of several processes the main one does, and the others read what it has written.
 
     Args:
         config: of the run; `resume` names the run to go on with.
@@ -124,6 +128,8 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         MAWError: the folder cannot be written.
     """
     log_dir = Path(config.log_dir)
+    if not distributed.is_main():
+        return RunState(log_dir, _read_shared(log_dir), resumed=bool(config.resume))
     for folder in _written_by_runs(log_dir):
         clear_temporaries(folder)
     if config.resume:
@@ -140,6 +146,7 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         "config": config.to_dict(),
         "code": code_hashes(),
         "libraries": _libraries(),
+        "processes": distributed.place().count,
         **facts,
     }
     write_signed(log_dir / STATE / RUN, record)
@@ -162,6 +169,19 @@ def read_run(log_dir: Path) -> dict[str, Any]:
     if record.get("version") != VERSION or not isinstance(record.get("config"), dict):
         raise ConfigError([f"--resume {log_dir}: {path} was written by another version of this program"])
     return record
+
+
+def _read_shared(log_dir: Path) -> dict[str, Any]:
+    """What the main process has written.
+
+    Raises:
+        MAWError: it is not there.
+    """
+    try:
+        return read_run(log_dir)
+    except ConfigError as error:
+        text = "is not the folder that the main process sees; it must lie on a disk that all machines share"
+        raise MAWError(f"--log-dir {log_dir}: {text}") from error
 
 
 def find_run(text: str, log_dir: str | None = None) -> Path:
@@ -199,6 +219,9 @@ def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
     settings = [name for name in now if name not in FREE]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
+    if any(method in TRAINED_METHODS for method in config.methods):
+        count = distributed.launched().count  # the command line asks before the processes are joined
+        found += differences(record.get("processes", 1), count, "processes that train")
     found += differences(record["code"], code_hashes(), "code")
     return found + differences(record["libraries"], _libraries(), "libraries")
 

@@ -78,12 +78,37 @@ def top_k(
         ValueError: shapes that do not agree, k or block below one, a tie order that is not a permutation, an
             unknown scan.
     """
+    check_arguments(as_tensor(queries), passages, k, block)
+    row_of_tie = rows_by_tie(tie_order, len(passages))
+    keys_QK = top_keys(queries, passages, k, tie_order, block_size(len(passages), block), scan=scan)
+    return scores_of(keys_QK), row_of_tie[ties_of(keys_QK)]
+
+
+def block_size(passages: int, block: int) -> int:
+    """The size of the near-equal blocks in which so many passages are scored, of at most about `block`."""
+    return _even_size(passages, block, _PASSAGE_MULTIPLE)
+
+
+def top_keys(
+    queries: Tensor | np.ndarray,
+    passages: Tensor | np.ndarray,
+    k: int,
+    tie_order: Tensor | np.ndarray,
+    size: int,
+    *,
+    scan: Scan = "auto",
+) -> Tensor:
+    """The k best of some passages as keys (`maw.keys`), best first, (Q, min(k, N)) on the CPU.
+
+    Args: as `top_k`, but
+        tie_order: any different numbers from 0 to 2**32 - 1, such as a part's of a larger corpus.
+        size: of a block, from `block_size`. With the size of the whole corpus a part's scores have the same bits.
+    """
     queries_QC = as_tensor(queries).float()
-    check_arguments(queries_QC, passages, k, block)
+    check_arguments(queries_QC, passages, k, size)
     if scan not in get_args(Scan):
         raise ValueError(f"scan must be one of {', '.join(get_args(Scan))}, not {scan!r}")
-    row_of_tie = rows_by_tie(tie_order, len(passages))
-    wanted, size = min(k, len(passages)), _even_size(len(passages), block, _PASSAGE_MULTIPLE)
+    wanted = min(k, len(passages))
     look = (
         scan != "float32"
         and _can_look(queries, passages)
@@ -95,7 +120,7 @@ def top_k(
     short_Q = (keys_QK == NOTHING).any(1)
     if short_Q.any():  # the sample promised them more than there is
         keys_QK[short_Q] = _best_keys(queries_QC[short_Q.to(queries_QC.device)], passages, wanted, tie_order, size, 0)
-    return scores_of(keys_QK), row_of_tie[ties_of(keys_QK)]
+    return keys_QK
 
 
 def _best_keys(

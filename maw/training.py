@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from maw import signals
+from maw import distributed, shards, signals
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
 from maw.contrastive import Batch, TrainingPairs
@@ -148,10 +148,11 @@ def train_retriever(
         )
         signals.check()
     model.load_trained_state(progress.best_weights)
+    (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
+    if forgotten:
+        with stage("validation"):
+            evaluate()
     if diagnostics:
-        if diagnostics.has_forgotten_best:
-            with stage("validation"):
-                evaluate()
         diagnostics.after_training(history.best)
     return history
 
@@ -229,17 +230,19 @@ class Trainer:
         activations: ActivationStore | None,
     ):
         self.model, self.config, self.device, self.label = model, config, device, label
-        torch.manual_seed(config.seed)  # dropout; everything else draws from (seed, epoch) or (seed, step)
+        # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
+        torch.manual_seed(config.seed + (distributed.place().rank << 32))
         self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
         self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         if activations is not None:
             self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
             with stage("filling activations"):
                 self._fill_activations()
-        if config.router_start == "clusters" and isinstance(model, MAWRetriever):
+        if config.router_start == "clusters" and isinstance(model, MAWRetriever) and distributed.is_main():
             rows = (np.arange(len(self.pairs)), self.pairs.corpus_rows)
             start_from_clusters(model.encoder, self.sources, rows, config.seed, config.router_sharpness)
-        self.engine = LengthChunks(replicate(model.encoder, config, device))
+        shards.same_start(each for each in model.parameters() if each.requires_grad)
+        self.engine = shards.over_processes(LengthChunks(replicate(model.encoder, config, device)))
         groups = parameter_groups(model, config)
         if not groups:
             raise MAWError(f"{label}: nothing of the model is trainable; use_lora, train_layers or MAWRetriever helps")
@@ -275,7 +278,9 @@ class Trainer:
             "random": random_state(self.device),
             "objective": self.objective.state_dict(),
             "gradients": {
-                str(i): each.grad for i, each in enumerate(self.parameters) if each.grad is not None and not epoch_over
+                str(i): shards.of_every_process(each.grad)
+                for i, each in enumerate(self.parameters)
+                if each.grad is not None and not epoch_over
             },
         }
 
@@ -289,14 +294,19 @@ class Trainer:
         self.schedule.load_state_dict(dict(state["schedule"]))
         self.objective.load_state_dict(state["objective"])
         for number, gradient in state["gradients"].items():
-            self.parameters[int(number)].grad = gradient.to(self.device)
+            self.parameters[int(number)].grad = shards.of_this_process(gradient).to(self.device)
         load_random_state(state["random"])
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
 
     def _fill_activations(self) -> None:
-        """Passes the training texts through the frozen layers, in batches of like length, before they are shuffled."""
+        """Passes the training texts through the frozen layers, in batches of like length, before they are shuffled.
+
+        Of several processes each passes a text when it first comes to it: it may never.
+        """
+        if distributed.together():
+            return
         for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
             if isinstance(source, PrefixSource):
                 source.fill(rows, f"{self.label} texts through the frozen layers")
@@ -345,9 +355,11 @@ class Trainer:
         """One batch of `count`; its loss, where it ends a step of the optimizer."""
         accumulate, number = self.config.gradient_accumulation_steps, self.done + 1
         with stage("reading batches"):
+            positives = len(batch.queries)
+            parts = [[positives], [positives, len(batch.passages) - positives]]
             inputs = [
-                {name: each.to(self.device) for name, each in source.batch(rows).items()}
-                for source, rows in zip(self.sources, self.pairs.source_rows(batch), strict=True)
+                shards.read_batch(source, rows, self.device, sizes)
+                for source, rows, sizes in zip(self.sources, self.pairs.source_rows(batch), parts, strict=True)
             ]
         with stage("forward and backward"), self._step_in_words():
             loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
@@ -371,6 +383,7 @@ class Trainer:
 
     def _update(self, loss: Tensor, statistics: Statistics) -> float:
         """One optimizer step; the only point of a step that waits for the device."""
+        shards.sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         router_loss = statistics.get("router_loss", torch.zeros_like(norm))
         value, norm, router_loss = torch.stack((loss.detach(), norm, router_loss)).cpu().numpy()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maw import distributed, shards
+
 State = dict[str, Any]
 _PLACE = "tensor"
 
@@ -59,8 +61,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None
 
 
 def random_state(device: torch.device) -> State:
-    """Where PyTorch's generators stand: the CPU's, and those of all GPUs where one is used."""
-    state: State = {"cpu": torch.get_rng_state()}
+    """Where PyTorch's generators stand: the CPU's, and a GPU's where one is used; of several processes each's."""
+    state: State = {"cpu": shards.of_every_process(torch.get_rng_state())}
+    if device.type == "cuda" and distributed.together():
+        return state | {"cuda_of_process": shards.of_every_process(torch.cuda.get_rng_state(device))}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -68,6 +72,8 @@ def random_state(device: torch.device) -> State:
 
 def load_random_state(state: State) -> None:
     """Takes back what `random_state` gave; GPUs that are not there any more are left out."""
-    torch.set_rng_state(state["cpu"])
+    torch.set_rng_state(shards.of_this_process(state["cpu"]))
+    if "cuda_of_process" in state:
+        torch.cuda.set_rng_state(shards.of_this_process(state["cuda_of_process"]), distributed.place().local_rank)
     for index, each in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(each, index)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maw import distributed
 from maw.confirmatory import LEVEL
 from maw.methods import METHODS, Method
 from maw.metrics import METRIC_LABELS, PRIMARY
@@ -40,8 +41,9 @@ NOTES = (
 
 
 def show(text: str) -> None:
-    """Puts a summary on the console."""
-    print(text, flush=True)  # noqa: T201 - the console is this module's business
+    """Puts a summary on the console; of several processes the main one does."""
+    if distributed.is_main():
+        print(text, flush=True)  # noqa: T201 - the console is this module's business
 
 
 def method_heading(method: Method, dataset: str) -> str:
