@@ -6,8 +6,9 @@
 Each run is `python tier_1.py --preset offline` in a process of its own, in the working tree or in a checkout of the
 earlier commit, with an empty cache; the trees take turns. Seconds are those that the run itself writes for each
 method and for the dataset, beside those of the whole process. The baseline is by default the tree that the README
-first showed a run of, before bfloat16 and batches of like length; both run with the packages of today. A last run of
-this tree in float32 without training shows whether speed changed what is ranked.
+first showed a run of, before bfloat16 and batches of like length; both run with the packages of today. It knows no
+diagnostics of routing, so this tree runs with them, as by default, and without. A last run of this tree in float32
+without training shows whether speed changed what is ranked.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ HEADER = [
     *(f"nDCG@10 {method.short}" for method in METHODS),
 ]
 NOW, BEFORE, FLOAT32 = "this tree", "baseline", "this tree, float32"
+ALIKE = "this tree, without diagnostics"
+"""What does the same work as the default baseline, which does not look at what routing does."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def row_of(run: Run, version: str | None, number: int) -> list[Any]:
 
 def claims_of(runs: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str, Any]]:
     """Speed, and that zero-shot is unchanged."""
-    seconds = {tree: [run.dataset_seconds for run in runs[tree]] for tree in (NOW, BEFORE)}
+    seconds = {tree: [run.dataset_seconds for run in runs[tree]] for tree in (NOW, ALIKE, BEFORE)}
     zero_shot = find_method("zero_shot")
     before, now = (runs[tree][0].of_method(zero_shot, "metrics") for tree in (BEFORE, FLOAT32))
     shared = sorted(before.keys() & now.keys())
@@ -110,6 +113,7 @@ def claims_of(runs: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str
     largest = max(abs(before[key] - now[key]) for key in shared)
     return [
         claim("whole offline run, times as fast, dataset part", against, ratio(seconds, BEFORE, NOW), SPEEDUP),
+        claim("the same without diagnostics, times as fast", against, ratio(seconds, BEFORE, ALIKE), SPEEDUP),
         claim("zero-shot nDCG@10 in float32, difference", against, abs(before[NDCG] - now[NDCG]), SAME),
         claim(f"zero-shot in float32, largest difference of {len(shared)} metrics", against, largest, SAME),
     ]
@@ -158,15 +162,15 @@ def main() -> None:
     """Runs the trees in turns."""
     arguments = parse()
     commits = {BEFORE: short_name(arguments.baseline), NOW: commit()}
-    runs: dict[str, list[Run]] = {BEFORE: [], NOW: []}
+    runs: dict[str, list[Run]] = {BEFORE: [], NOW: [], ALIKE: []}
     with checkout(arguments.baseline) as earlier, tempfile.TemporaryDirectory() as temporary:
         words: list[str] = []
         if arguments.quick:
             words = ["--datasets", f"beir:{tiny_collection(Path(temporary) / 'tiny')}", "--num-epochs", "1"]
-        trees = {BEFORE: earlier, NOW: ROOT}
+        trees = {BEFORE: (earlier, []), NOW: (ROOT, []), ALIKE: (ROOT, ["--diagnostics", "none"])}
         for _ in range(arguments.rounds):
-            for tree, folder in trees.items():
-                runs[tree].append(run_offline(tree, folder, words))
+            for tree, (folder, more) in trees.items():
+                runs[tree].append(run_offline(tree, folder, [*words, *more]))
         zero_shot = ["--methods", "zero_shot", "--precision", "float32"]
         runs[FLOAT32] = [run_offline(FLOAT32, ROOT, [*words, *zero_shot])]
     rows = [

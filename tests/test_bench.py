@@ -269,14 +269,16 @@ def test_offline_runs_are_compared_round_by_round():
     runs = {
         offline.BEFORE: [offline_run(offline.BEFORE, seconds, 0.5) for seconds in (90.0, 60.0, 80.0)],
         offline.NOW: [offline_run(offline.NOW, 20.0, 0.4) for _ in range(3)],
+        offline.ALIKE: [offline_run(offline.ALIKE, 16.0, 0.4) for _ in range(3)],
         offline.FLOAT32: [offline_run(offline.FLOAT32, 20.0, 0.5 + 4e-6)],
     }
-    speed, ndcg, largest = offline.claims_of(runs, "abc")
+    speed, alike, ndcg, largest = offline.claims_of(runs, "abc")
+    assert alike["measured"] == 5.0 and "without diagnostics" in alike["claim"]
     assert speed["measured"] == 4.0 and speed["met"] and "abc" in speed["against"]
     assert ndcg["measured"] == pytest.approx(4e-6) and ndcg["met"]
     assert largest["measured"] == pytest.approx(4e-6) and largest["met"]
     runs[offline.FLOAT32] = [offline_run(offline.FLOAT32, 20.0, 0.5001)]
-    assert [each["met"] for each in offline.claims_of(runs, "abc")] == [True, False, False]
+    assert [each["met"] for each in offline.claims_of(runs, "abc")] == [True, True, False, False]
 
 
 def test_a_method_that_did_not_run_has_no_numbers():
