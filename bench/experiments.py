@@ -81,8 +81,8 @@ EXPERIMENTS = (
             Run("last whole, MAW from clusters in all", "maw", {"maw_layers": "all"} | SLOW_KERNELS | CLUSTERS),
             Run("matched LoRA, all layers", "lora_matched", {"maw_layers": "all"}),
         ),
-        "So far: which layers are adapted matters more than anything else in this log. LoRA on all layers gains 0.034, "
-        "6.5%, over LoRA on the last, and no way to train the last layer comes near that. MAW in all layers has not "
+        "So far: which layers are adapted matters more than anything else in this log. LoRA on all layers gains 0.034 "
+        "(6.5%) over LoRA on the last, and no way to train the last layer comes near that. MAW in all layers has not "
         "been run yet.",
     ),
     Experiment(
