@@ -1,7 +1,7 @@
 """The report page in a real browser, where there is one: nothing wider than its window, no error, text on its ground.
 
-Chromium is driven through its debugging pipe (https://chromedevtools.github.io/devtools-protocol/), so that nothing but
-the browser has to be installed.
+Chromium is driven through its debugging pipe (https://chromedevtools.github.io/devtools-protocol/), so that nothing
+but the browser has to be installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEASURE = """(() => {
       const colour = getComputedStyle(element).backgroundColor;
       if (!/, 0\\)$/.test(colour)) return colour }
     return 'rgb(255, 255, 255)' };
-  const worst = [...document.querySelectorAll('p, a, th, td, li, dt, dd, summary, caption span, figcaption, h1, h2, h3')]
+  const worst = [...document.querySelectorAll('p, a, th, td, li, dt, dd, summary, caption span, figcaption, h2, h3')]
     .map(element => [luminance(getComputedStyle(element).color), luminance(ground(element))])
     .map(([a, b]) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05));
   const text = [...document.querySelectorAll('figure svg text')].map(each => each.getBoundingClientRect());
@@ -37,7 +37,8 @@ MEASURE = """(() => {
     page: document.documentElement.scrollWidth, window: innerWidth, dark: luminance(ground(document.body)) < .1,
     contrast: Math.min(...worst), smallest: Math.min(...text.map(each => each.height)),
     landmarks: [...document.querySelectorAll('section[aria-labelledby], [role=region]')]
-      .map(each => each.getAttribute('aria-label') || document.getElementById(each.getAttribute('aria-labelledby')).innerText),
+      .map(each => each.getAttribute('aria-label')
+        || document.getElementById(each.getAttribute('aria-labelledby')).innerText),
     results: document.querySelector('#d0-values ~ .scroll').scrollWidth,
     room: document.querySelector('#d0-values ~ .scroll').clientWidth } })()"""
 
