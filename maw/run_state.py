@@ -188,7 +188,8 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
     """The folder that --resume names.
 
     Args:
-        text: a run's folder, or last: of the unfinished runs that no process is at, the one that wrote last.
+        text: a run's folder, or last: of the unfinished runs that no process is at, the one that wrote last;
+            those with work in them come first.
         log_dir: where to look for the last one, itself or in it; where runs lie by default, if not given.
 
     Raises:
@@ -201,7 +202,8 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
     found = [folder for folder in folders if (folder / STATE / RUN).is_file() and not is_held(folder)]
     if not found:
         raise ConfigError([f"--resume last: there is no unfinished run in {base} or in a folder of it"])
-    return max(found, key=_last_written)
+    begun = [folder for folder in found if _has_begun(folder)]  # one that failed at its start hides no other
+    return max(begun or found, key=_last_written)
 
 
 def is_unfinished(log_dir: Path | str) -> bool:
@@ -275,6 +277,12 @@ def _has_work(log_dir: Path, run: str) -> bool:
         with contextlib.suppress(DamagedError, AttributeError):
             if (read_signed(path).get("run") or {}).get("id") == run:
                 return True
+    return False
+
+
+def _has_begun(log_dir: Path) -> bool:
+    with contextlib.suppress(DamagedError, KeyError):
+        return _has_work(log_dir, read_signed(log_dir / STATE / RUN)["id"])
     return False
 
 
