@@ -304,5 +304,7 @@ def test_a_lock_whose_holder_was_killed_is_taken(tmp_path, repeats, trial):
 
 
 def test_manifests_hold_strict_json(measured):
-    for path in measured.pristine.rglob("manifest.json"):
+    paths = list(measured.pristine.rglob("manifest.json"))
+    assert paths, "there is something to read"
+    for path in paths:
         json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
