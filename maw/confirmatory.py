@@ -21,7 +21,7 @@ from typing import Any
 from maw.config import Tier1Config
 from maw.methods import Method, in_order
 from maw.metrics import PRIMARY, EvaluationResult
-from maw.power import POWER, minimum_detectable_effect, queries_needed
+from maw.power import POWER, fewest_queries, minimum_detectable_effect, queries_needed
 from maw.significance import differences, holm
 
 METRIC = PRIMARY[0]
@@ -82,10 +82,12 @@ def smallest_effects(
         found_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
         effect = minimum_detectable_effect(found_Q, queries, level=about["level"], power=POWER)
         about |= {"validation_queries": len(found_Q), "minimum_detectable_effect": effect}
-        if effect is None:
+        if effect is not None:
+            about["validation_std_of_differences"] = float(found_Q.std(ddof=1))
+        elif len(found_Q) < 2 or queries < fewest_queries(about["level"]):
             about["no_effect_because"] = "there are too few validation or test queries"
         else:
-            about["validation_std_of_differences"] = float(found_Q.std(ddof=1))
+            about["no_effect_because"] = "their differences on validation queries do not vary"
         found[key_of(new, old)] = about
     return found
 

@@ -77,7 +77,8 @@ class PairedTest:
     ties: int
     """Queries on which both score the same."""
     std_of_differences: float | None
-    """Standard deviation of the differences (divisor n - 1); None for a single query."""
+    """Standard deviation of the differences (divisor n - 1), 0 where they vary by rounding alone; None for a single
+    query."""
     effect_size: float | None
     """Cohen's d_z, mean by standard deviation of the differences; None where they do not vary."""
     t_statistic: float | None
@@ -139,7 +140,7 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
             wins=int(wins_M[m]),
             losses=int(losses_M[m]),
             ties=n - int(wins_M[m]) - int(losses_M[m]),
-            std_of_differences=float(std_M[m]) if n > 1 else None,
+            std_of_differences=float(std_M[m] * varies_M[m]) if n > 1 else None,
             effect_size=float(means_M[m] / std_M[m]) if varies_M[m] else None,
             t_statistic=float(t_M[m]) if varies_M[m] else None,
             t_p_value=float(t_p_M[m]) if varies_M[m] else None,
