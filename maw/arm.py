@@ -149,7 +149,7 @@ class Arm:
                 inspect=diagnostics,
             )
             if diagnostics and history:
-                record["routing_test"] = diagnostics.evidence(history)
+                record["routing_test"] = diagnostics.evidence(history.best)
         finished = time.perf_counter()
         record |= {
             "trained_parameters": model.trained_parameters if self.method.trained else 0,
