@@ -54,7 +54,7 @@ def evaluate_retriever(
     Args:
         model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
-            "qrels" as {query: {document: grade}} by position or id.
+            "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's.
         device: where to compute; where the model is, if not given.
         split: name of the split, for messages.
         activations: stored activations of the frozen layers, to be shared with other calls of a run.
@@ -71,7 +71,7 @@ def evaluate_retriever(
         DataError: data that cannot be evaluated.
     """
     device = torch.device(device) if device is not None else model.device
-    data = as_retrieval_data(test_data, split)
+    data = as_retrieval_data(test_data, split, config.relevance_level)
     started = time.perf_counter()
     embedder = Embedder(model, config, device, activations)
     documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)

@@ -109,7 +109,7 @@ def train_retriever(
         f"{dataset_name} {model_type}".strip() or "training",
         activations,
     )
-    validation = as_retrieval_data(val_data, "validation")
+    validation = as_retrieval_data(val_data, "validation", config.relevance_level)
     progress = Progress(model, trainer, keeper)
     history = progress.history
     diagnostics = routing_diagnostics(model, config, device, activations)

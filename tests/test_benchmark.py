@@ -286,6 +286,18 @@ def test_grades_count_from_the_relevance_level(tiny_settings):
     assert dict(two) == dict(again)
 
 
+def test_plain_dictionaries_have_the_level_of_the_configuration(tiny_settings):
+    from maw.evaluation import evaluate_retriever
+    from maw.retriever import BaselineRetriever
+
+    config = tiny_settings(relevance_level=2)
+    model, data = BaselineRetriever(config), graded(2).test
+    docs = dict(zip(data.corpus.ids, data.corpus.take(range(len(data.corpus)))))
+    plain = {"queries": dict(zip(data.query_ids, data.queries)), "docs": docs, "qrels": data.qrels}
+    found = evaluate_retriever(model, plain, config)
+    assert dict(found) == dict(evaluate_retriever(model, data, config)) and found.facts["relevance_level"] == 2
+
+
 def test_warnings_depend_on_level_and_name():
     from maw.benchmark import DatasetRun
     from maw.config import Tier1Config
