@@ -43,7 +43,7 @@ from maw.keeper import Keeper
 from maw.locks import run_lock
 from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
-from maw.metrics import EvaluationResult, bpref_warning
+from maw.metrics import EvaluationResult, bpref_warning, cutoff_warning
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device
 from maw.plan import make_plan
@@ -423,11 +423,11 @@ class DatasetRun:
 
     def _warnings(self) -> list[str]:
         test, level = self.collection.test, self.collection.test.relevance_level
-        bpref = bpref_warning(test.qrels, level)
+        about = (cutoff_warning(self.config.top_k, len(test.corpus)), bpref_warning(test.qrels, level))
         edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
         found = [warning for warning in edges if warning]
         found += [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
-        found += [bpref] if bpref else []
+        found += [warning for warning in about if warning]
         low = sum(max(judged.values()) < level for judged in test.qrels.values())
         if low:
             found.append(
