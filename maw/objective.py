@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from maw.config import Tier1Config
 from maw.contrastive import Batch, PassageBank, contrastive_loss
 from maw.encoder import MAWWithGRPOEncoder
-from maw.grpo import GRPOLearner, Rollout
+from maw.grpo import GRPOLearner
+from maw.rollout import Rollout
 from maw.routing import gumbel_argmax, noise_keys, uniform_noise
 from maw.supervised import SupervisedLearner
 from maw.training_state import State

@@ -1,0 +1,66 @@
+"""What GRPO and supervised routing share: an optimizer of the routers alone, and its guard against NaN."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from maw.config import Tier1Config
+from maw.errors import NotFiniteError
+from maw.routing import same_depth
+from maw.shards import average_gradients
+from maw.training_state import State, load_optimizer_state, optimizer_state
+
+
+class RouterLearner:
+    """What trains the routers of a MAW encoder apart from the encoder, one batch at a time.
+
+    Args:
+        encoder: MAW encoder.
+        engine: the same, possibly inside a parallel wrapper.
+        config: the settings of routers and rewards.
+        temperature: of the similarity.
+    """
+
+    def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
+        self.engine, self.config, self.temperature = engine, config, temperature
+        self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
+        self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
+
+    def state_dict(self) -> State:
+        """What the learner carries from one step to the next, but the routers' weights."""
+        return {"optimizer": optimizer_state(self.optimizer)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back what `state_dict` gave."""
+        load_optimizer_state(self.optimizer, state["optimizer"])
+
+    def _step(self, loss: Tensor, rewards: Tensor) -> None:
+        """One update of the routers, unless there is something in it that is not finite.
+
+        A reward that is not would not show in the loss: its group would count as one without variance.
+
+        Raises:
+            NotFiniteError: a reward, the loss or its gradient; the routers are not changed then.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.routers.parameters())
+        gradients = [each.grad for each in self.routers.parameters() if each.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        value, norm, largest = torch.stack((loss.detach(), norm, rewards.abs().max())).tolist()
+        if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(largest)):
+            raise NotFiniteError(
+                f"router loss {value}, its gradient norm {norm} or the largest reward {largest} is not finite; the "
+                "routers were not changed by it. Try lower learning rates"
+            )
+        self.optimizer.step()
+
+    def every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
+        """Picks that put sample d of each of `size` texts at depth d, everywhere: for each layer (size, D, h, t)."""
+        mask = inputs["attention_mask"]
+        depths_D = torch.arange(self.routers[0].depths, device=mask.device)
+        return same_depth(self.routers, depths_D, size, mask.shape[1])
