@@ -48,6 +48,7 @@ from maw.rollout import Rollout, try_routings
 from maw.router_learner import RouterLearner
 from maw.routing import gumbel_argmax, noise_keys, uniform_noise
 from maw.training_state import State
+from maw.transfer import to_device
 
 ADVANTAGE_EPSILON = 1e-4
 ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
@@ -209,7 +210,7 @@ class GRPOLearner(RouterLearner):
             "query_" and "document_" before the name of each.
         """
         config = self.config
-        index = torch.from_numpy(batch.queries).to(batch.comparable.device)
+        index = to_device(torch.from_numpy(batch.queries), batch.comparable.device)
         samples = 1 if self.tries_all else config.grpo_group_size
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
         picks = [{"keys": each} for each in keys]
@@ -314,7 +315,7 @@ class GRPOLearner(RouterLearner):
     def _log_reference(self, rollout: Rollout, layer: int) -> Tensor:
         if self.config.grpo_reference == "uniform":
             depths = self.routers[layer].depths
-            return -torch.tensor(float(depths), device=rollout.reward_BG.device).log()
+            return -torch.full((), float(depths), device=rollout.reward_BG.device).log()
         return self.reference[layer].logits(rollout.states[layer]).log_softmax(-1)
 
     @torch.no_grad()

@@ -382,11 +382,18 @@ class Trainer:
             yield
 
     def _update(self, loss: Tensor, statistics: Statistics) -> float:
-        """One optimizer step; the only point of a step that waits for the device."""
+        """One optimizer step; the only point of a step that waits for the device.
+
+        Raises:
+            NotFiniteError: what the routers learnt from, or the encoder, is not finite; neither was changed by it.
+        """
         shards.sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         router_loss = statistics.get("router_loss", torch.zeros_like(norm))
-        value, norm, router_loss = torch.stack((loss.detach(), norm, router_loss)).cpu().numpy()
+        own = torch.stack((loss.detach(), norm, router_loss))
+        found = torch.cat((own, self.objective.watched())).cpu().numpy()
+        self.objective.check(found[len(own) :].tolist())
+        value, norm, router_loss = found[: len(own)]
         if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss)):
             raise NotFiniteError(
                 f"loss {value}, gradient norm {norm} or router loss {router_loss} is not finite; the encoder was not "
