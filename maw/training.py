@@ -14,7 +14,6 @@ import contextlib
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,10 +34,10 @@ from maw.evaluation import evaluate_retriever
 from maw.inputs import ListTexts
 from maw.logs import log_event
 from maw.memory import advising
-from maw.methods import method_of
 from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
+from maw.parameters import parameter_groups
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.progress import VALIDATION_METRIC, History, Keeper, Progress
@@ -53,8 +52,6 @@ from maw.training_state import (
 )
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
 TAKES_LESS_MEMORY = (
     "lower --max-document-length, --num-negatives or --grpo-group-size, or use --precision bfloat16. A smaller "
@@ -155,63 +152,6 @@ def train_retriever(
     if diagnostics:
         diagnostics.after_training(history.best)
     return history
-
-
-def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
-    """The rate for the model's layers or adapters: the configuration's, or the default of the method that it is.
-
-    Without either, for a model that has nothing to train, it is 0.
-    """
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return method_of("maw" if isinstance(model, MAWRetriever) else "baseline", model.config).learning_rate or 0.0
-
-
-def rates(model: BaselineRetriever, config: Tier1Config) -> dict[str, float]:
-    """The peak rates by which anything of the model is trained, by the setting that names each."""
-    kinds = _parameter_kinds(model)
-    used = {kinds.get(id(parameter), "layer") for parameter in model.parameters() if parameter.requires_grad}
-    found = {}
-    if "layer" in used:
-        found["learning_rate"] = learning_rate(model, config)
-    if "kernel" in used:
-        found["kernel_learning_rate"] = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
-    if used & {"router", "apart"}:
-        found["router_learning_rate"] = config.router_learning_rate
-    return found
-
-
-def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
-    """What the encoder's optimizer trains, by rate and decay.
-
-    Weight decay is for matrices alone. A kernel must not be pulled from one to zero, so it has none; neither have
-    biases and norms. Routers that a learner trains have an optimizer of their own and are left out here.
-    """
-    rate = learning_rate(model, config)
-    kernel_rate = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    kinds = _parameter_kinds(model)
-    for parameter in (each for each in model.parameters() if each.requires_grad):
-        kind = kinds.get(id(parameter), "layer")
-        if kind == "layer":
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            groups[rate, decay].append(parameter)
-        elif kind == "kernel":
-            groups[kernel_rate, 0.0].append(parameter)
-        elif kind == "router":
-            groups[config.router_learning_rate, 0.0].append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-def _parameter_kinds(model: BaselineRetriever) -> dict[int, str]:
-    if not isinstance(model, MAWRetriever):
-        return {}
-    kinds = {}
-    for attention in model.encoder.maw_attention:
-        kinds |= {id(parameter): "kernel" for parameter in attention.kernel_parameters()}
-        learnt_apart = attention.router.trained_by != "loss"
-        kinds |= {id(parameter): "apart" if learnt_apart else "router" for parameter in attention.router.parameters()}
-    return kinds
 
 
 class Trainer:
