@@ -47,7 +47,7 @@ from maw.metrics import EvaluationResult, bpref_warning, cutoff_warning
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device
 from maw.plan import make_plan
-from maw.precision import name_of, pick_precision, settled
+from maw.precision import name_of, numerics, pick_precision, settled
 from maw.prefix import ActivationStore
 from maw.pretrained import ModelSpec, source_of
 from maw.profile import current, profiling, stage, watch
@@ -86,7 +86,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
         MAWError: whatever else the user can mend.
     """
     config = config or Tier1Config()
-    with distributed.session(config.device):
+    with distributed.session(config.device), numerics(tf32=config.tf32, deterministic=config.deterministic):
         return _run(config)
 
 

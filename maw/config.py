@@ -257,8 +257,12 @@ class Tier1Config:
     diagnostics: Literal["none", "best", "all"] = "best"
     """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of matrix products; auto: bfloat16 where it is measured to be faster, else float32."""
+    tf32: bool = False
+    """Let an NVIDIA GPU round the factors of float32 products to 10 bits; search never does."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits in every run on a GPU, and refuse the others; slower."""
     device: Device | None = None
     """Where to compute: cpu, cuda, cuda:N or mps; unset: the GPUs there are, or the CPU."""
     use_multi_gpu: bool = True

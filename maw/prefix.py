@@ -40,7 +40,7 @@ from maw.routing import text_keys
 logger = logging.getLogger(__name__)
 
 GPU_TOKENS = 32_768  # of a batch on a GPU
-_BITS = {torch.bfloat16: torch.int16}
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class ActivationStore:
@@ -142,6 +142,7 @@ class PrefixSource:
 
     def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype, name: str = ""):
         self.inner, self.store, self.name = source, store, name
+        self.precision = precision
         self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
         count = len(source)
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
@@ -306,7 +307,7 @@ class PrefixSource:
             return None
         hidden = torch.from_numpy(states)
         return {
-            "hidden": hidden if self.bits is None else hidden.view(torch.bfloat16),
+            "hidden": hidden if self.bits is None else hidden.view(self.precision),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "text_keys": torch.from_numpy(self.keys[rows][:, None]),
         }
