@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from maw.attention_example import attention_example
 from maw.checkpoint import RETRIEVERS
 from maw.config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
@@ -42,6 +43,7 @@ class ArmRun:
         record: JSON-able; metrics and facts, and for a trained arm rates, history, steps and seconds.
         evaluation: on the test queries.
         validation: of the best epoch on the validation queries; None for an arm that is not trained.
+        attention: what its depths do with one text (`maw.attention_example`); None where there are none.
     """
 
     seed: int
@@ -49,6 +51,7 @@ class ArmRun:
     record: dict[str, Any]
     evaluation: EvaluationResult
     validation: EvaluationResult | None
+    attention: dict[str, Any] | None = None
 
 
 class Arm:
@@ -131,6 +134,7 @@ class Arm:
         """
         started = time.perf_counter()
         model = self.build(self.configure(seed, rates))
+        example = attention_example(model, collection.validation)
         record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
         history = None
         if self.method.trained:
@@ -159,7 +163,8 @@ class Arm:
             "evaluation_seconds": finished - trained,
             "runtime_seconds": before + finished - started,
         }
-        return ArmRun(seed, fold, record, evaluation, history.validation if history else None)
+        attention = example.content(model) if example else None
+        return ArmRun(seed, fold, record, evaluation, history.validation if history else None, attention)
 
 
 def training_facts(model: BaselineRetriever, history: History) -> dict[str, Any]:
