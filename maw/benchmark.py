@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from maw import confirmatory, distributed, exploratory, signals
+from maw import confirmatory, distributed, energy, exploratory, signals
 from maw.arm import Arm, ArmRun
 from maw.attention_example import write_examples
 from maw.config import Tier1Config, cache_folder
@@ -47,7 +47,7 @@ from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning
 from maw.negatives import prepare_training
-from maw.parallel import clear_cache, pick_device
+from maw.parallel import clear_cache, pick_device, used_gpus
 from maw.plan import make_plan
 from maw.precision import name_of, pick_precision, settled
 from maw.prefix import ActivationStore
@@ -381,7 +381,8 @@ class DatasetRun:
     def _environment(self) -> dict[str, Any]:
         """Facts on process and machine; of a run that was resumed with the command that began it."""
         began_with = self.state.run.record.get("command") if self.state else None
-        return environment_facts() | ({"command": began_with} if began_with else {})
+        facts = environment_facts() | {"energy": energy.sources(used_gpus(self.config, self.device))}
+        return facts | ({"command": began_with} if began_with else {})
 
     def _extras(self) -> list[Callable[[Path], object]]:
         """What else is written into the dataset's folder."""

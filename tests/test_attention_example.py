@@ -16,7 +16,11 @@ from maw.library import maw_layers
 from maw.maps import attention_maps, picked_depths
 from maw.retriever import BaselineRetriever, MAWRetriever
 
-TEXTS = ["open file", "open the file and read the first line of the text", "sort the list of words in lower case first"]
+TEXTS = [
+    "open file",
+    "open the file and read the first line of the text",
+    "sort the list of words in lower case first",
+]
 
 
 def queries(*texts):
