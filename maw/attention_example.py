@@ -29,13 +29,13 @@ from torch.nn import functional as F
 from maw import distributed
 from maw.attention import MAWAttentionLayer
 from maw.data.collection import RetrievalData
+from maw.examples import ATTENTION
 from maw.files import write_json
 from maw.inputs import ListTexts
 from maw.library import maw_layers
 from maw.maps import at_layer, attention_maps, picked_depths
 from maw.retriever import BaselineRetriever, MAWRetriever
 
-NAME = "attention.json"
 SHORT, LONGEST = 8, 16  # tokens: enough to be a text, few enough to be read as labels on a phone
 _LOOKED_AT = 200  # queries
 _LONGEST_TEXT = 300  # characters
@@ -138,7 +138,7 @@ def write_examples(folder: Path, by_method: Mapping[str, Mapping[str, Any]]) -> 
     Raises:
         MAWError: a path that cannot be written.
     """
-    return write_json(folder / NAME, by_method) if by_method else None
+    return write_json(folder / ATTENTION, by_method) if by_method else None
 
 
 def _short_query(model: BaselineRetriever, data: RetrievalData) -> tuple[int, list[int]]:

@@ -120,6 +120,7 @@ def write_summary(
     family: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
     examples: Mapping[str, Mapping[str, Any]] | None = None,
+    attention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
 
@@ -129,6 +130,7 @@ def write_summary(
         family: the confirmatory family over all datasets; nothing as long as some are not done, or if there is none.
         explored: the same of the exploratory family.
         examples: dataset -> the content of its examples.json, for those that have one.
+        attention: dataset -> the content of its attention.json, likewise.
 
     Returns:
         The folder.
@@ -145,7 +147,7 @@ def write_summary(
     write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family))
     write_text(folder / "tables.tex", paper.latex(dataset_results, [family, explored]))
     write_text(folder / "tables.md", paper.markdown(dataset_results, [family, explored]))
-    write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples))
+    write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples, attention))
     for name, content in families.items():
         if content:
             write_json(folder / f"{name}.json", content)
