@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping
 from collections.abc import Collection as Collected
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw import confirmatory, distributed, exploratory, signals
+from maw import confirmatory, distributed, energy, exploratory, signals
 from maw.arm import Arm, ArmRun
+from maw.attention_example import write_examples
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
@@ -45,7 +47,7 @@ from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning, cutoff_warning
 from maw.negatives import prepare_training
-from maw.parallel import clear_cache, pick_device
+from maw.parallel import clear_cache, pick_device, used_gpus
 from maw.plan import make_plan
 from maw.precision import name_of, numerics, pick_precision, settled
 from maw.prefix import ActivationStore
@@ -194,6 +196,7 @@ class DatasetRun:
         self.evaluations: dict[str, EvaluationResult] = {}
         self.validations: dict[str, EvaluationResult | None] = {}
         self.by_seed: dict[str, dict[int, EvaluationResult]] = {}
+        self.attention: dict[str, dict[str, Any]] = {}
         self.folder: Path | None = None
 
     def run(self) -> dict[str, Any]:
@@ -282,6 +285,8 @@ class DatasetRun:
         self.records[method.name] = record | {"runtime_minutes": record["runtime_seconds"] / 60}
         self.evaluations[method.name], self.validations[method.name] = result.evaluation, result.validation
         self.by_seed[method.name] = result.by_seed
+        if result.attention:
+            self.attention[method.name] = result.attention
 
     def _test(self, arm: Arm) -> ArmResult:
         """An arm that is not trained: once, on all test queries."""
@@ -376,13 +381,14 @@ class DatasetRun:
     def _environment(self) -> dict[str, Any]:
         """Facts on process and machine; of a run that was resumed with the command that began it."""
         began_with = self.state.run.record.get("command") if self.state else None
-        return environment_facts() | ({"command": began_with} if began_with else {})
+        facts = environment_facts() | {"energy": energy.sources(used_gpus(self.config, self.device))}
+        return facts | ({"command": began_with} if began_with else {})
 
     def _extras(self) -> list[Callable[[Path], object]]:
         """What else is written into the dataset's folder."""
         files = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
         examples = Examples(self.collection.test, self.evaluations, self.by_seed)
-        return [files.write, examples.write]
+        return [files.write, examples.write, partial(write_examples, by_method=self.attention)]
 
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""

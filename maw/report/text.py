@@ -13,6 +13,7 @@ from maw import distributed
 from maw.confirmatory import LEVEL
 from maw.methods import METHODS, Method
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.costs import cost_table
 from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
 from maw.report.marks import LETTERS, beaten, methods_of
@@ -97,6 +98,7 @@ def dataset_summary(result: Mapping[str, Any]) -> str:
         _training(result),
         tuning_table(result),
         compute_table(result),
+        cost_table(result),
         _runtimes(result),
         _warnings(result),
     ]
