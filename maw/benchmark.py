@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from maw import confirmatory, console, distributed, exploratory, signals
+from maw import confirmatory, console, distributed, exploratory, signals, tracking
 from maw.arm import Arm, ArmRun
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
@@ -58,7 +58,7 @@ from maw.report.profile import profile_text
 from maw.report.rebuild import write_reports
 from maw.report.trec import RunFiles
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
-from maw.run_state import RunState, differences, find_run, open_run
+from maw.run_state import FREE, RunState, differences, find_run, open_run
 from maw.runs import ArmResult, combine
 from maw.tuning import Trial, tune
 from maw.validation import results_name, validate
@@ -112,7 +112,8 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         _warn_of_another_machine(state.record["machine"], machine["machine"])
         config = replace(config, resume=None, restart=False)
         log_event(logger, "run", schema=console.SCHEMA, configuration=config.to_dict())
-        with settled(device, state.record["precision"]):
+        tracked = tracking.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
+        with settled(device, state.record["precision"]), tracked:
             results = _run_datasets(config, spec, device, state)
         state.finish()
     if config.quiet and distributed.is_main():
@@ -196,6 +197,7 @@ class DatasetRun:
         self.evaluations: dict[str, EvaluationResult] = {}
         self.validations: dict[str, EvaluationResult | None] = {}
         self.by_seed: dict[str, dict[int, EvaluationResult]] = {}
+        self.scores: dict[str, tuple[Mapping[str, float], int]] = {}
         self.folder: Path | None = None
 
     def run(self) -> dict[str, Any]:
@@ -244,6 +246,8 @@ class DatasetRun:
             console.show(f"\n{profile_text(content)}")
         if self.state:
             self.state.close()
+        for name, (metrics, steps) in self.scores.items():  # told to a tracker, too, when all of it is
+            tracking.results(name, metrics, steps)
         return result
 
     def _begin(self) -> datetime:
@@ -313,19 +317,21 @@ class DatasetRun:
         name, state = self._checkpoint_name(arm.method, seed, fold), self.state
         about = {"dataset": self.collection.name, "method": arm.method.name}
         if state is None:
-            keeper = Keeper(self.config, Path(self.config.log_dir) / "checkpoints", name, **about)
-            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
-            keeper.finish()
-            return run
-        keeper, run = state.keeper(name, **about), state.read_run(name)
-        if run is None:
-            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
-            with signals.held_back():
-                state.write_run(name, run)
-            signals.check()
+            keeper, run = Keeper(self.config, Path(self.config.log_dir) / "checkpoints", name, **about), None
         else:
+            keeper, run = state.keeper(name, **about), state.read_run(name)
+        if run is not None:
             logger.info("%s: done before the run was interrupted", name)
+        else:
+            settings = {key: each for key, each in arm.configure(seed, rates).to_dict().items() if key not in FREE}
+            with tracking.training(name, settings | about | {"fold": fold}):
+                run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
+            if state is not None:
+                with signals.held_back():
+                    state.write_run(name, run)
+                signals.check()
         keeper.finish()
+        self.scores[name] = run.record["metrics"], run.record.get("steps", 0)
         return run
 
     def _tune(self, arm: Arm, round_: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:

@@ -50,6 +50,7 @@ FREE = (
     "max_log_files",
     "profile",
     "quiet",
+    "report_to",
     "restart",
     "resume",
     "save_epoch_checkpoints",

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maw import distributed, shards, signals
+from maw import distributed, shards, signals, tracking
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
 from maw.console import at, bar
@@ -135,6 +135,7 @@ def train_retriever(
                 if diagnostics:
                     diagnostics.after_epoch(record, improved)
             with signals.held_back():
+                tracking.log_epoch(trainer.step, record)
                 progress.add(record, result, improved)
             if on_epoch:
                 on_epoch(record, improved)
@@ -368,6 +369,8 @@ class Trainer:
             with stage("optimizer"), self._step_in_words():
                 updated = self._update(loss, statistics)
         self.step, self.done = self.step + 1, number
+        if updated is not None and math.ceil(number / accumulate) % tracking.every(count / accumulate) == 0:
+            tracking.log(self.step, {"train/loss": updated, "train/learning_rate": self.schedule.get_last_lr()[0]})
         return updated
 
     @contextlib.contextmanager
