@@ -28,8 +28,8 @@ from maw.errors import placed
 from maw.evaluation import evaluate_retriever
 from maw.methods import Method
 from maw.metrics import EvaluationResult
-from maw.parameters import rates
 from maw.parallel import used_gpus
+from maw.parameters import rates
 from maw.prefix import ActivationStore
 from maw.profile import stage, watch
 from maw.retriever import BaselineRetriever

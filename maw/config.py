@@ -69,6 +69,7 @@ SECTIONS = {
     "maw_layers": "MAW: layers and kernels",
     "router": "MAW: router",
     "precision": "precision and devices",
+    "quiet": "console and trackers",
     "log_dir": "storage",
 }
 """The field that opens each section of the help, and the section's title."""
@@ -275,6 +276,13 @@ class Tier1Config:
     """Print what the run would download, store and encode, and stop."""
     profile: bool = False
     """Show where the time of each dataset goes, stage by stage, and write it to its profile.json."""
+
+    quiet: bool = False
+    """Say nothing but warnings, errors and the answer."""
+    json_progress: bool = False
+    """Put progress and messages on standard error as JSON, one object a line."""
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Experiment tracker that gets settings, curves and results of every training; it must be installed."""
 
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""
