@@ -9,9 +9,12 @@
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
 
-Importing this module loads neither torch nor a model: each public name is fetched when it is first used. Exit codes:
-0 done, 1 something the user can mend, 2 a wrong configuration; 130 stopped by Ctrl-C (SIGINT) and 143 by SIGTERM, both
-after saving. SIGUSR1 saves and goes on.
+Importing this module loads neither torch nor a model: each public name is fetched when it is first used.
+
+Exit codes, of runs and commands: 0 done; 2 the command line is wrong, and nothing was begun (a flag or a value that is
+none, or a folder, model, dataset, method or seed that it names and that is not there); 1 anything else that the user
+can mend (damaged files, a full disk, runs that do not compare, a problem that `doctor` found); 130 stopped by Ctrl-C
+(SIGINT) and 143 by SIGTERM, both after saving. SIGUSR1 saves and goes on.
 """
 
 from __future__ import annotations

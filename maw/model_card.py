@@ -23,13 +23,14 @@ def base_model(spec: ModelSpec) -> str:
     return _HUB_NAME.get(spec.name, spec.name)
 
 
-def model_card(model: BaselineRetriever, run: PastRun, method: str) -> str:
+def model_card(model: BaselineRetriever, run: PastRun, method: str, place: str = "this/folder") -> str:
     """Markdown, with the metadata that model hubs read.
 
     Args:
         model: of the run.
         run: whose results to give.
         method: its name.
+        place: from which a reader will load the model, a folder or a hub's ORG/NAME.
     """
     base = base_model(model.spec)
     # A licence is not stated there: it is the pretrained model's, which the files at hand do not tell.
@@ -41,7 +42,7 @@ def model_card(model: BaselineRetriever, run: PastRun, method: str) -> str:
         "\n".join(head),
         f"# {record['approach']}, trained on {run.result['venue']}",
         f"{record['description']}, from `{base}`.",
-        _loading(model),
+        _loading(model, place),
         "## The model\n\n" + "\n".join(f"- {line}" for line in _facts(model, record)),
         "## What was measured\n\n" + _measured(run, method),
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(model, run, method)),
@@ -50,12 +51,12 @@ def model_card(model: BaselineRetriever, run: PastRun, method: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _loading(model: BaselineRetriever) -> str:
+def _loading(model: BaselineRetriever, place: str) -> str:
     trust = ", trust_remote_code=True" if isinstance(model.encoder, MAWWithGRPOEncoder) else ""
     code = [
         "from sentence_transformers import SentenceTransformer",
         "",
-        f'model = SentenceTransformer("this/folder"{trust})',
+        f'model = SentenceTransformer("{place}"{trust})',
         'queries = model.encode_query(["a question"])',
         'passages = model.encode_document(["a passage", "another one"])',
         "scores = model.similarity(queries, passages)",
