@@ -14,7 +14,6 @@ from pathlib import Path
 
 from maw.commands import Parser
 from maw.config import METHODS
-from maw.errors import ConfigError
 
 
 def report(argv: Sequence[str]) -> int:
@@ -44,8 +43,6 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument("--against", metavar="NAME", choices=METHODS, help="of the second run; unset: the same")
     parser.add_argument("--out", metavar="FILE", help="write every test as JSON, too")
     words = parser.parse_args(argv[1:])
-    if words.against and not words.method:
-        raise ConfigError(["compare: --against names the second run's method; name the first one's by --method too"])
     found = compare_runs(*words.runs, method=words.method, against=words.against)
     show(comparison_text(found))
     if words.out:
