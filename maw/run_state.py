@@ -47,6 +47,7 @@ FREE = (
     "keep_only_best_checkpoint",
     "log_dir",
     "max_log_files",
+    "parallel_datasets",
     "profile",
     "restart",
     "resume",
