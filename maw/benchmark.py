@@ -60,8 +60,9 @@ from maw.report.profile import profile_text
 from maw.report.rebuild import write_reports
 from maw.report.trec import RunFiles
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
-from maw.run_state import FREE, RunState, differences, find_run, open_run
+from maw.run_state import FREE, RunState, differences, find_run, open_run, read_run
 from maw.runs import ArmResult, combine
+from maw.side_by_side import run_side_by_side, shares
 from maw.tuning import Trial, tune
 from maw.validation import results_name, validate
 
@@ -128,7 +129,28 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     return results
 
 
+def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
+    """One dataset of a run that another process has started, and whose folder that one holds.
+
+    Args:
+        config: of the run.
+        number: of the dataset, from 1.
+        resumed: whether the run goes on from what it had done before.
+    """
+    with numerics(tf32=config.tf32, deterministic=config.deterministic):
+        spec, device = validate(config), pick_device(config)
+        state = RunState(Path(config.log_dir), read_run(Path(config.log_dir)), resumed)
+        with settled(device, state.record["precision"]):
+            done = DatasetState(state, number, config)
+            _run_dataset(config.datasets[number - 1], config, spec, device, done, ())
+
+
 def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
+    if config.parallel_datasets:
+        parts = shares(config, device)
+        if len(parts) > 1:
+            return run_side_by_side(config, state, parts)
+        logger.info("datasets run one after the other: there is one dataset, or one GPU or thread for all")
     results: dict[str, Any] = {}
     folders: list[Path] = []
     for number, name in enumerate(config.datasets, start=1):
