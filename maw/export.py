@@ -66,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     words = parser.parse_args(argv[1:])
     run = PastRun.open(words.run_dir, words.dataset)
     model = run.model(words.method, words.seed, words.fold)
-    folder = export_retriever(model, words.out, model_card(model, run, words.method))
+    card = model_card(model.spec, run, words.method, exported=True, seed=words.seed, fold=words.fold)
+    folder = export_retriever(model, words.out, card)
     trust = ", trust_remote_code=True" if (folder / MODELING).exists() else ""
     sys.stdout.write(f'Written to {folder}; load it with SentenceTransformer("{folder}"{trust})\n')
     return 0
