@@ -29,10 +29,11 @@ from maw.evaluation import evaluate_retriever
 from maw.methods import Method
 from maw.metrics import EvaluationResult
 from maw.parallel import used_gpus
+from maw.parameters import rates
 from maw.prefix import ActivationStore
 from maw.profile import stage, watch
 from maw.retriever import BaselineRetriever
-from maw.training import VALIDATION_METRIC, History, Keeper, rates, train_retriever
+from maw.training import VALIDATION_METRIC, History, Keeper, train_retriever
 
 
 @dataclass(frozen=True)

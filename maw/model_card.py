@@ -51,9 +51,9 @@ def model_card(
     run: PastRun,
     method: str,
     *,
-    exported: bool = False,
     seed: int | None = None,
     fold: int | None = None,
+    exported_to: str | None = None,
 ) -> str:
     """Markdown; of an exported model with the metadata that model hubs read.
 
@@ -61,21 +61,22 @@ def model_card(
         spec: the pretrained model.
         run: whose results to give.
         method: its name.
-        exported: whether it is for a folder of sentence-transformers, else for a checkpoint.
         seed, fold: of the training; the first ones, if not given.
+        exported_to: from where a reader will load it with sentence-transformers, a folder or a hub's ORG/NAME; None
+            for a checkpoint.
     """
     base, record = base_model(spec), run.record(method)
     own = _own(record, run, seed, fold)
-    parts = [_metadata(spec, find_method(method), base)] if exported else []
+    parts = [_metadata(spec, find_method(method), base)] if exported_to else []
     parts += [
         f"# {record['approach']}, trained on {run.result['venue']}",
         f"{record['description']}, from `{base}`.",
-        _loading(run, method, own, exported=exported),
+        _loading(run, method, own, exported_to),
         "## The model\n\n" + _bullets(_facts(spec, run, method, own)),
         "## The data\n\n" + _bullets(_data(run)),
         "## What was measured\n\n" + _measured(run, method, own),
-        "## Limits\n\n" + _bullets(_limits(run, method, exported=exported)),
-        "## Licence\n\n" + _licence(base, with_code=exported and _has_depths(method)),
+        "## Limits\n\n" + _bullets(_limits(run, method, exported=bool(exported_to))),
+        "## Licence\n\n" + _licence(base, with_code=bool(exported_to) and _has_depths(method)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -99,13 +100,13 @@ def _has_depths(method: str) -> bool:
     return find_method(method).retriever == "maw"
 
 
-def _loading(run: PastRun, method: str, own: Mapping[str, Any], *, exported: bool) -> str:
-    if exported:
+def _loading(run: PastRun, method: str, own: Mapping[str, Any], place: str | None) -> str:
+    if place:
         trust = ", trust_remote_code=True" if _has_depths(method) else ""
         code = [
             "from sentence_transformers import SentenceTransformer",
             "",
-            f'model = SentenceTransformer("this/folder"{trust})',
+            f'model = SentenceTransformer("{place}"{trust})',
             'queries = model.encode_query(["a question"])',
             'passages = model.encode_document(["a passage", "another one"])',
             "scores = model.similarity(queries, passages)",

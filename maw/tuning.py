@@ -32,6 +32,7 @@ from scipy.stats import qmc
 
 from maw import signals
 from maw.arm import Arm
+from maw.console import at
 from maw.data.collection import RetrievalData
 from maw.errors import MAWError, NotFiniteError
 from maw.logs import log_event
@@ -162,7 +163,8 @@ def tune(
         while len(done) < trials:
             rates, how = search.next(done)
             keeper = log.keeper(len(done) + 1, rates) if log else None
-            done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
+            with at(trial=len(done) + 1):
+                done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
             if log:
                 log.write(done)
             log_event(logger, "trial", training=f"{dataset} {arm.method.name}", **done[-1].record)

@@ -311,14 +311,15 @@ def test_what_the_run_does_not_have_is_said_in_one_line(tiny_run, tmp_path, caps
     cases = {
         ("export", str(tmp_path), "out"): "has no results",
         ("export", str(tiny_run), "--method", "full", "out"): "no method 'full'",
+        ("export", str(tiny_run), str(tiny_run)): f"{tiny_run}: is not empty",
         ("export", str(tiny_run), "--seed", "7", "out"): "no seed 7; the only seed is 42",
         ("export", str(tiny_run), "--fold", "2", "out"): "no fold 2; the run had no folds",
         ("export", str(tiny_run), "--dataset", "beir_smal", "out"): "did you mean beir_small?",
     }
     for words, expected in cases.items():
-        assert tier_1.main(list(words)) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and expected in line
+        assert tier_1.main(list(words)) == 2
+        head, line = capsys.readouterr().err.splitlines()
+        assert head == "tier_1.py: cannot run:" and expected in line
     assert tier_1.main(["export", str(tiny_run)]) == 2
     assert "export: the following arguments are required: OUT; see" in capsys.readouterr().err
 
