@@ -16,6 +16,7 @@ Made from the files of a run, and the same files make the same bytes.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from maw.metrics import METRIC_LABELS
 from maw.report.format import clean
 from maw.report.marks import look_of, methods_of
 from maw.report.page.attention import grids
+from maw.report.page.charts import Series
 from maw.report.page.heatmap import Grid
 from maw.report.page.sections import RECALL, SIDES, by_epoch, histories, kept_epoch, recall, sides
 from maw.report.page.style import COLOURS
@@ -56,7 +58,9 @@ _FORMATS = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 _MARKERS = "osD^"
 _LABEL = METRIC_LABELS[METRIC]
-_LETTERS = 16
+_LABELS = 16  # of an axis, at most
+_TITLE = 46  # letters that fit into a line
+_TICKS = tuple(k for k in RECALL if k != 15)  # beside 10 and 20 it has no room
 
 Result = Mapping[str, Any]
 Draw = Callable[[Any], object]
@@ -141,7 +145,7 @@ def _recall(figure: Any, result: Result) -> None:
     for method in methods_of(result):
         _line(axis, recall(result, method), look_of(method), method.label)
     axis.set_xscale("log")
-    axis.set_xticks(RECALL, [str(k) for k in RECALL])
+    axis.set_xticks(_TICKS, [str(k) for k in _TICKS])
     axis.minorticks_off()
     axis.set_xlabel("passages")
     axis.set_ylabel("recall")
@@ -150,29 +154,17 @@ def _recall(figure: Any, result: Result) -> None:
 
 def _training(figure: Any, result: Result) -> None:
     axes = figure.subplots(2, 1, sharex=True)
-    for axis, key, name in zip(
-        axes, (f"val_{METRIC}", "train_loss"), (f"validation {_LABEL}", "training loss"), strict=True
-    ):
-        for series in by_epoch(result, key):
-            _line(axis, series.points, series.look, series.name)
-        axis.set_ylabel(name)
-    axes[-1].set_xlabel("epoch")
-    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    facts = {f"val_{METRIC}": f"validation {_LABEL}", "train_loss": "training loss"}
+    for axis, (key, name) in zip(axes, facts.items(), strict=True):
+        _epochs(axis, by_epoch(result, key), name)
+    axes[0].set_xlabel("")
     _legend(figure, axes[0])
 
 
 def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
     entropy, effective, picks = figure.subplots(3, 1)
-    for axis, key, name in (
-        (entropy, "policy_entropy", "policy entropy (nats)"),
-        (effective, "effective_depths", "effective depths"),
-    ):
-        for series in sides(history, key):
-            _line(axis, series.points, series.look, series.name)
-        axis.set_ylim(bottom=0)
-        axis.set_ylabel(name)
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+    _epochs(entropy, sides(history, "policy_entropy"), "policy entropy (nats)", from_zero=True)
+    _epochs(effective, sides(history, "effective_depths"), "effective depths", from_zero=True)
     kept = kept_epoch(history)
     for place, (side, name) in enumerate(SIDES.items()):
         shares = np.asarray(kept["val_routing"][side]["depth_histogram"]).mean(0)
@@ -181,6 +173,20 @@ def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
     picks.set_ylabel("share of greedy picks")
     picks.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, picks)
+
+
+def _epochs(axis: Any, every: Sequence[Series], name: str, *, from_zero: bool = False) -> None:
+    """Lines by epoch, with room for one epoch alone and for markers at the edge."""
+    for series in every:
+        _line(axis, series.points, series.look, series.name)
+    last = max((x for series in every for x, _ in series.points), default=1)
+    axis.set_xlim(0.5, last + 0.5)
+    axis.margins(y=0.1)
+    if from_zero:
+        axis.set_ylim(0, 1.1 * max((y for each in every for _, y in each.points if y is not None), default=1) or 1)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(name)
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _maps(figure: Any, shown: Sequence[Grid]) -> None:
@@ -195,7 +201,7 @@ def _maps(figure: Any, shown: Sequence[Grid]) -> None:
         _labels(axis.set_yticks, grid.rows)
         axis.set_xlabel(grid.column_name)
         axis.set_ylabel(grid.row_name)
-        axis.set_title(grid.title)
+        axis.set_title(textwrap.fill(grid.title, _TITLE))
         axis.tick_params(length=2, labelsize=6)
         for number in grid.marked_rows:
             axis.axhspan(number, number + 1, fill=False, edgecolor="black", linewidth=0.8)
@@ -208,7 +214,7 @@ def _maps(figure: Any, shown: Sequence[Grid]) -> None:
 
 def _labels(place: Callable[..., object], labels: Sequence[str], **how: Any) -> None:
     """Labels at the middles of cells, as many as have room; nothing in them is read as mathematics."""
-    every = -(-len(labels) // _LETTERS)
+    every = -(-len(labels) // _LABELS)
     shown = range(0, len(labels), every)
     place(
         [number + 0.5 for number in shown], [clean(labels[number])[:12] for number in shown], parse_math=False, **how
