@@ -171,7 +171,7 @@ def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
         picks.bar(np.arange(len(shares)) + 0.4 * place - 0.2, shares, width=0.4, color=COLOURS[place], label=name)
     picks.set_xlabel(f"depth, epoch {kept['epoch']}")
     picks.set_ylabel("share of greedy picks")
-    picks.xaxis.get_major_locator().set_params(integer=True)
+    picks.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _legend(figure, picks)
 
 
@@ -186,7 +186,7 @@ def _epochs(axis: Any, every: Sequence[Series], name: str, *, from_zero: bool = 
         axis.set_ylim(0, 1.1 * max((y for each in every for _, y in each.points if y is not None), default=1) or 1)
     axis.set_xlabel("epoch")
     axis.set_ylabel(name)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def _maps(figure: Any, shown: Sequence[Grid]) -> None:
