@@ -46,8 +46,10 @@ from maw.locks import run_lock
 from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning, cutoff_warning
+from maw.model_card import write_cards
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device, used_gpus
+from maw.past_run import PastRun
 from maw.plan import make_plan
 from maw.precision import name_of, numerics, pick_precision, settled
 from maw.prefix import ActivationStore
@@ -266,6 +268,7 @@ class DatasetRun:
                 extras=self._extras(),
                 folder=self.state and self.state.results_folder,
             )
+            write_cards(PastRun(self.folder, result, self.config), self.spec)
         console.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
         log_event(logger, "dataset", dataset=self.collection.name, folder=str(self.folder))
         profile = current()

@@ -18,8 +18,8 @@ from maw.config import METHODS
 
 def report(argv: Sequence[str]) -> int:
     """The command `report`, see `maw.commands`."""
+    from maw.console import show
     from maw.report.rebuild import find_folders, write_reports
-    from maw.report.text import show
 
     parser = Parser("report", "Makes every report of a run again from its files: summary, tables, tests and pictures.")
     parser.add_argument("run", metavar="RUN_DIR", help="the folder that --log-dir named")
@@ -31,9 +31,9 @@ def report(argv: Sequence[str]) -> int:
 
 def compare(argv: Sequence[str]) -> int:
     """The command `compare`, see `maw.commands`."""
+    from maw.console import show
     from maw.files import write_json
     from maw.report.compare import compare_runs, comparison_text
-    from maw.report.text import show
 
     about = "Tests two runs against each other on their common queries; refuses where they do not compare."
     parser = Parser("compare", about)
