@@ -93,8 +93,9 @@ def _main(argv: Sequence[str]) -> int:
         _complain(f"error: {error}")
         return 1
     except KeyboardInterrupt as interrupt:
-        stopped = isinstance(interrupt, Stopped)
-        how = f"stopped by {interrupt.name}" if stopped else "interrupted"
+        how, status = "interrupted", 130
+        if isinstance(interrupt, Stopped):
+            how, status = f"stopped by {interrupt.name}", interrupt.exit_code
         _complain(f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}")
         return status
 
