@@ -24,7 +24,7 @@ C hidden size, R kernel rank; h is 1 or H and t is 1 or T, by how the router rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -271,11 +271,18 @@ class MAWAttentionLayer(nn.Module):
         return taken.flatten(0, 1)[:, None]
 
     def reference(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **inputs: Any,
     ) -> tuple[Tensor, Tensor]:
         """The materialised form, of which `mix_depth` takes a slice.
 
-        Args: as `MAWAttentionLayer.forward`, without samples: (B, T, C).
+        Args: as `MAWAttentionLayer.forward`, without samples: (B, T, C); and
+            weigh: query (B, H, T, E) and hidden states to the queries whose attention is wanted, (B, H, T, any D, E);
+                those at every depth, if not given.
 
         Returns:
             attn_BHQKD, and the values that it mixes: (B, H, K, E), or with value kernels those of every depth,
@@ -283,7 +290,7 @@ class MAWAttentionLayer(nn.Module):
         """
         inputs["attention_mask"] = attention_mask
         query, key, value = self.architecture.project(self.base, hidden_states)
-        every = self.kernels.all_depths(query, hidden_states)  # (B, H, T, D, E)
+        every = (weigh or self.kernels.all_depths)(query, hidden_states)  # (B, H, T, D, E)
         heads, depths = every.shape[1], every.shape[3]
         every = every.permute(0, 3, 1, 2, 4).flatten(1, 2)  # depths join the heads, as rotation is blind to both
         every, key = self.architecture.rotate((every, key), inputs)

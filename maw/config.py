@@ -69,6 +69,7 @@ SECTIONS = {
     "maw_layers": "MAW: layers and kernels",
     "router": "MAW: router",
     "precision": "precision and devices",
+    "quiet": "console and trackers",
     "log_dir": "storage",
 }
 """The field that opens each section of the help, and the section's title."""
@@ -84,7 +85,7 @@ Share = Annotated[float, Range(0, 1)]
 Temperature = Annotated[float, Range(0, 1000, open_low=True)]
 Amount = Annotated[int, Range(1, 1_000_000_000)] | Literal["full"]
 Line = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "one line of text that is not empty")]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Pattern(r"cpu|mps|cuda(:[0-9]{1,2})?", "cpu, cuda, cuda:N or mps")]
 
 
@@ -259,7 +260,11 @@ class Tier1Config:
     """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
     precision: Precision = "auto"
-    """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""
+    """Number format of matrix products; auto: bfloat16 where it is measured to be faster, else float32."""
+    tf32: bool = False
+    """Let an NVIDIA GPU round the factors of float32 products to 10 bits; search never does."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits in every run on a GPU, and refuse the others; slower."""
     device: Device | None = None
     """Where to compute: cpu, cuda, cuda:N or mps; unset: the GPUs there are, or the CPU."""
     use_multi_gpu: bool = True
@@ -272,6 +277,13 @@ class Tier1Config:
     """Print what the run would download, store and encode, and stop."""
     profile: bool = False
     """Show where the time of each dataset goes, stage by stage, and write it to its profile.json."""
+
+    quiet: bool = False
+    """Say nothing but warnings, errors and the answer."""
+    json_progress: bool = False
+    """Put progress and messages on standard error as JSON, one object a line."""
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Experiment tracker that gets settings, curves and results of every training; it must be installed."""
 
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""

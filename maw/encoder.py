@@ -234,7 +234,7 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
         for taken, layer in zip(routing.taken, self.maw_attention, strict=True):
             taken = taken.detach()
             soft = taken.is_floating_point()
-            weights = taken if soft else F.one_hot(taken, layer.router.depths).float()
+            weights = taken if soft else _one_hot(taken, layer.router.depths)
             weights = weights.mean(dim=(1, 2))  # samples and heads: (B, t, D)
             if weights.shape[1] > 1:
                 tokens = routing.padding_BT.to(weights.dtype)[..., None]
@@ -270,6 +270,11 @@ def build_depth_attention(
     of_query = build_kernels(**known, **kernels, **start, rotary=architecture.rotary)
     of_value = build_kernels(**known, **kernels, **start, rotary=False) if depth_values else None
     return MAWAttentionLayer(attention, architecture, of_query, chooser, of_value)
+
+
+def _one_hot(taken: Tensor, depths: int) -> Tensor:
+    """1 at the depth taken, float32 (..., D); unlike torch's own it does not look at the values on the host."""
+    return (taken[..., None] == torch.arange(depths, device=taken.device)).float()
 
 
 def _samples(keys: Tensor | None, depths: Sequence[Tensor] | None) -> int:

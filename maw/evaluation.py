@@ -64,9 +64,9 @@ def evaluate_retriever(
     Returns:
         Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
         `facts`: counts, seconds, queries a second; "embeddings" of the documents, "computed" or "from cache", when
-        "encode_seconds" is not what encoding costs; what FAISS did and its recall where the search is not exact; the
-        answer match (`maw.answers`) where the data has answers, the relevance level where it is not 1 and, for MAW,
-        which depths were picked.
+        "encode_seconds" is not what encoding costs, and their "embedding_bytes"; what FAISS did, the "index_bytes"
+        that it held and its recall where the search is not exact; the answer match (`maw.answers`) where the data has
+        answers, the relevance level where it is not 1 and, for MAW, which depths were picked.
 
     Raises:
         DataError: data that cannot be evaluated.
@@ -92,6 +92,7 @@ def evaluate_retriever(
         "encode_seconds": encoded - started,
         "search_seconds": searched - encoded,
         "queries_per_second": len(data.query_ids) / (searched - encoded),
+        "embedding_bytes": documents.embeddings.nbytes,
     } | search_facts
     if data.relevance_level != 1:
         result.facts["relevance_level"] = data.relevance_level
@@ -149,7 +150,8 @@ def search(
         logger.info(
             "%s finds of what exact search finds: %s (%d queries)", config.search, found, facts["recall_queries"]
         )
-    return np.asarray(scores), np.asarray(rows), {"search": facts}
+    size = {"index_bytes": facts.pop("index_bytes")} if "index_bytes" in facts else {}  # nothing is built for nothing
+    return np.asarray(scores), np.asarray(rows), {"search": facts} | size
 
 
 def _searched_by_main(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from maw import distributed, signals
+from maw import distributed, signals, tracking
 from maw.metrics import EvaluationResult
 from maw.retriever import BaselineRetriever
 from maw.training_state import State
@@ -160,6 +160,7 @@ class Progress:
         if self.keeper is not None:
             with signals.held_back():
                 self.keeper.save(self.model, self._saved(epoch_over), improved=improved, epoch_over=epoch_over)
+        tracking.flush()
 
     def _saved(self, epoch_over: bool) -> Saved:
         validation = self.history.validation

@@ -112,8 +112,10 @@ class Routing:
 def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
     """Mean over a text's real tokens, float32 (B, H, E).
 
-    It is summed in float32, and the sum rounded as the states are: one pass over them, in their own layout.
+    It is summed in float32, and the sum rounded as the states are: one pass over them, in their own layout. A sum in
+    float16 could exceed its largest number.
     """
+    states_BHTE = states_BHTE.float() if states_BHTE.dtype == torch.float16 else states_BHTE
     weights = padding_BT.to(states_BHTE.dtype)[:, None]  # (B, 1, T)
     with torch.autocast(states_BHTE.device.type, enabled=False):
         total_BC = torch.bmm(weights, states_BHTE.transpose(1, 2).flatten(2))[:, 0].float()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from maw.contrastive import Batch
-from maw.grpo import Rollout, RouterLearner, try_routings
+from maw.rollout import Rollout, try_routings
+from maw.router_learner import RouterLearner
 
 
 class SupervisedLearner(RouterLearner):
     """Trains the routers of a MAW encoder as classifiers of the depth with the best reward.
 
-    Args: as `maw.grpo.RouterLearner`.
+    Args: as `maw.router_learner.RouterLearner`.
     """
 
     def step(

@@ -26,6 +26,7 @@ from maw.methods import find_method
 from maw.model_files import NotCachedError
 from maw.pretrained import ModelSpec, disagreements, read_spec
 from maw.rules import Problem, parse_layers, show, suggestion
+from maw.tracking import PACKAGES
 
 BUILT_DATASETS = (*PUBLIC_DATASETS, *OTHER_DATASETS)
 BEIR = "beir:"
@@ -71,6 +72,7 @@ def find_problems(
     bad = {problem.name for problem in known} | set(unsure)
     found = _dataset_problems(config) + _distractor_problems(config)
     found += _method_problems(config) + _folder_problems(config) + _search_problems(config) + _fold_problems(config)
+    found += _tracker_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -96,6 +98,14 @@ def _search_problems(config: Tier1Config) -> list[Problem]:
         return []
     text = f"{config.search} needs FAISS: pip install faiss-cpu, or faiss-gpu with an NVIDIA GPU, never both; or exact"
     return [Problem("search", text)]
+
+
+def _tracker_problems(config: Tier1Config) -> list[Problem]:
+    package = PACKAGES.get(config.report_to)
+    found = importlib.util.find_spec(config.report_to) if package else None
+    if package is None or (found and found.origin):  # without: a folder of that name, as trackers make them
+        return []
+    return [Problem("report_to", f"{config.report_to} is not installed: pip install {package}; or none")]
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:

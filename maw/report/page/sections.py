@@ -11,11 +11,11 @@ import numpy as np
 from maw.confirmatory import LEVEL, METRIC
 from maw.methods import Method
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.costs import costs, energy_kind, energy_note, size, watt_hours
 from maw.report.format import p_value
 from maw.report.marks import LETTERS, RunValues, beaten, corrected_p, label_of, look_of, methods_of
 from maw.report.page.charts import Bar, Series, bar_chart, histogram, line_chart, swatch
 from maw.report.page.markup import Markup, details, element, facts, joined, paragraph, table
-from maw.report.protocol import compute
 
 _LABEL = METRIC_LABELS[METRIC]
 _RECALL = (1, 3, 5, 10, 15, 20, 100, 1000)
@@ -177,23 +177,32 @@ def cost(result: Result) -> Markup:
     rows = []
     for method in methods_of(result):
         record = result["results"][method.key]
-        trained = compute(record)
+        took = costs(record)
+        cached = element("span", "embeddings from cache", class_="soft") if took["embeddings"] == "from cache" else ""
         rows.append(
             [
                 method.label,
                 f"{record['metrics'][METRIC]:.4f}",
-                f"{record.get('trained_parameters') or 0:,}",
-                f"{trained.get('steps', 0):,}",
-                f"{trained['seconds']:,.1f}" if trained else "0",
-                _number(record.get("evaluation_seconds"), ",.1f"),
-                _number(record.get("runtime_seconds"), ",.1f"),
+                f"{took['trained_parameters']:,}",
+                f"{took['steps']:,}",
+                _number(took["training_seconds"], ",.1f"),
+                element("span", _number(took["evaluation_seconds"], ",.1f")) + cached,
+                _number(took["runtime_seconds"], ",.1f"),
+                size(took["embedding_bytes"]),
+                took["search"] if took["index_bytes"] is None else f"{size(took['index_bytes'])} {took['search']}",
+                watt_hours(took["energy_joules"]),
             ]
         )
-    header = ["Method", _LABEL, "trained parameters", "training steps", "training s", "evaluation s", "all s"]
-    peak = result.get("environment", {}).get("peak_memory_bytes")
+    names = ["Method", _LABEL, "trained parameters", "training steps", "training s", "evaluation s", "all s"]
+    header = [*names, "embeddings searched", "index", f"energy, {energy_kind(result)}"]
     caption = "Cost beside quality; training includes all seeds, folds and trials"
-    note = f"The program had at most {peak / 1e9:.2f} GB in use up to the end of this dataset." if peak else ""
-    return table(caption, header, rows) + (paragraph(note, class_="soft") if note else "")
+    notes = []
+    peak = result.get("environment", {}).get("peak_memory_bytes")
+    if peak:
+        notes.append(f"The program had at most {peak / 1e9:.2f} GB in use up to the end of this dataset.")
+    if energy_note(result):
+        notes.append(energy_note(result))
+    return joined([table(caption, header, rows), *(paragraph(note, class_="soft") for note in notes)])
 
 
 def data(result: Result) -> Markup:

@@ -71,6 +71,9 @@ svg .middle{text-anchor:middle}
 svg .end{text-anchor:end}
 svg .grid{stroke:var(--rule);stroke-width:1}
 svg .whisker{stroke:var(--ink);stroke-width:1.5}
+svg .heat{fill:var(--c)}
+svg .frame{fill:none;stroke:var(--rule)}
+svg .picked{fill:none;stroke:var(--ink);stroke-width:1.5}
 svg .bar{fill:var(--c);fill-opacity:.75}
 svg .line{fill:none;stroke:var(--c);stroke-width:2}
 svg .mark{fill:var(--page);stroke:var(--c);stroke-width:1.75}
