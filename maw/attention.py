@@ -220,7 +220,17 @@ class MAWAttentionLayer(nn.Module):
         routing: Routing | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, None]:
-        """Hidden states (B*G, T, C) to attention output of the same shape, and None where weights would stand."""
+        """Attends with the picked depths.
+
+        Args:
+            hidden_states: (B*G, T, C).
+            attention_mask: as the module that is replaced gets it; None where all tokens attend to all.
+            routing: the plan of the pass; None for greedy depths.
+            inputs: what else that module gets, such as rotary positions.
+
+        Returns:
+            The attention output, (B*G, T, C), and None where weights would stand.
+        """
         if routing is None:
             routing = Routing(_tokens_seen(hidden_states, attention_mask))
         inputs["attention_mask"] = attention_mask
@@ -270,7 +280,7 @@ class MAWAttentionLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The materialised form, of which `mix_depth` takes a slice.
 
-        Args:
+        Args: as `MAWAttentionLayer.forward`, without samples: (B, T, C); and
             weigh: query (B, H, T, E) and hidden states to the queries whose attention is wanted, (B, H, T, any D, E);
                 those at every depth, if not given.
 
@@ -341,8 +351,9 @@ def build_kernels(
         ValueError: no family of that name.
     """
     if family == "diagonal":
-        start = {"init_std": init_std, "mixture_D": mixture_D, "generator": generator}
-        return DiagonalKernels(heads, head_size, depths, rotary=rotary, **start)
+        return DiagonalKernels(
+            heads, head_size, depths, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator
+        )
     if family == "low_rank":
         return LowRankKernels(heads, head_size, depths, hidden_size=hidden_size, rank=rank, generator=generator)
     raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

@@ -163,7 +163,7 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
             console.show(f"\n{result['dataset']}: done before the run was interrupted")
         else:
             result, folder = _run_dataset(name, config, spec, device, done, results)
-            folders.append(folder)
+            folders += [folder] if folder else []
         results[result["dataset"]] = result
         if distributed.is_main():
             write_reports(config.log_dir, folders)
@@ -174,8 +174,8 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
 
 def _run_dataset(
     name: str, config: Tier1Config, spec: ModelSpec, device: torch.device, state: DatasetState, others: Collected[str]
-) -> tuple[dict[str, Any], Path]:
-    """What one dataset's dataset.json holds, and its folder."""
+) -> tuple[dict[str, Any], Path | None]:
+    """What one dataset's dataset.json holds, and its folder, where this process has written it."""
     with console.at(dataset=results_name(name)), profiling(device, wanted=config.profile):
         with stage("loading data"), distributed.main_first():
             data = load_folds(name, config) if config.folds else load_collection(name, config)
@@ -183,7 +183,8 @@ def _run_dataset(
         if run.collection.name in others:
             taken = run.collection.name
             raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
-        return run.run(), run.folder
+        result = run.run()
+        return result, run.folder
 
 
 def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class DatasetRun:
                 self.evaluations,
                 stamp,
                 extras=self._extras(),
-                folder=self.state and self.state.results_folder,
+                folder=self.state.results_folder if self.state else None,
             )
             write_cards(PastRun(self.folder, result, self.config), self.spec)
         console.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
@@ -349,16 +350,18 @@ class DatasetRun:
     ) -> ArmRun:
         """One run of an arm: read back if it is done, else from where it was interrupted or from its beginning."""
         name, state = self._checkpoint_name(arm.method, seed, fold), self.state
-        about = {"dataset": self.collection.name, "method": arm.method.name}
+        dataset, method = self.collection.name, arm.method.name
+        run = state.read_run(name) if state else None
         if state is None:
-            keeper, run = Keeper(self.config, Path(self.config.log_dir) / "checkpoints", name, **about), None
+            folder = Path(self.config.log_dir) / "checkpoints"
+            keeper = Keeper(self.config, folder, name, dataset=dataset, method=method)
         else:
-            keeper, run = state.keeper(name, **about), state.read_run(name)
+            keeper = state.keeper(name, dataset=dataset, method=method)
         if run is not None:
             logger.info("%s: done before the run was interrupted", name)
         else:
             settings = {key: each for key, each in arm.configure(seed, rates).to_dict().items() if key not in FREE}
-            with tracking.training(name, settings | about | {"fold": fold}):
+            with tracking.training(name, settings | {"dataset": dataset, "method": method, "fold": fold}):
                 run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
             if state is not None:
                 with signals.held_back():

@@ -98,6 +98,10 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
     Its record, `epoch` and `training_history` among it, is left in the retriever's `checkpoint` attribute. A latest
     checkpoint that is damaged is passed over with a warning for the one saved before it.
 
+    Args:
+        folder: of the checkpoint, such as logs/tier1/checkpoints/msmarco_maw_best.
+        device: where the retriever is to be.
+
     Raises:
         MAWError: no checkpoint there, or a damaged one.
         ModelError: the pretrained model cannot be found, or is not the one that was trained.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from maw.errors import ConfigError
@@ -44,7 +44,8 @@ def run_command(argv: Sequence[str]) -> int:
         SystemExit: with 0, after --help.
     """
     module, _, function = COMMANDS[argv[0]].partition(":")
-    return getattr(importlib.import_module(module), function)(argv)
+    command: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
+    return command(argv)
 
 
 class Parser(argparse.ArgumentParser):

@@ -55,6 +55,7 @@ def evaluate_retriever(
         model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
             "qrels" as {query: {document: grade}} by position or id.
+        config: how to encode and search; `top_k` says how many passages of a query are ranked.
         device: where to compute; where the model is, if not given.
         split: name of the split, for messages.
         activations: stored activations of the frozen layers, to be shared with other calls of a run.
@@ -97,7 +98,7 @@ def evaluate_retriever(
         result.facts["relevance_level"] = data.relevance_level
     if data.answers and distributed.is_main():
         result.facts["answer_match"] = answer_match(data, rows)
-    if documents.depth_share is not None:
+    if documents.depth_share is not None and queries.depth_share is not None:
         result.facts["routing"] = {
             "query": depth_use(queries.depth_share),
             "document": depth_use(documents.depth_share),
@@ -158,7 +159,8 @@ def _searched_by_main(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """FAISS in the main process, which has its own threads; its results in all of them."""
     shape = len(queries.embeddings), min(config.top_k, len(documents.embeddings))
-    scores, rows, facts = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), {}
+    scores, rows = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+    facts: dict[str, Any] = {}
     if distributed.is_main():
         with distributed.alone():
             found, found_rows, facts = search(queries, documents, data, config, device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from maw.errors import ModelError
 from maw.library import backbone_of, maw_layers
 from maw.retriever import BaselineRetriever
 
-TokensOrTexts = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Mapping[str, Tensor]
+TokensOrTexts: TypeAlias = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Mapping[str, Tensor]
 
 
 def attention_maps(
@@ -96,7 +96,8 @@ def picked_depths(
     Returns:
         By layer number: int64 (B, h, t), or for a soft router weights over depths, (B, h, t, D).
     """
-    layers, found = maw_layers(model), {}
+    layers = maw_layers(model)
+    found: dict[int, Tensor] = {}
 
     def keep(number: int) -> Any:
         return lambda _module, _given, taken: found.__setitem__(number, taken[:, 0])

@@ -127,6 +127,7 @@ def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: C
     if isinstance(model.encoder, MAWWithGRPOEncoder):
         texts = model.source(ListTexts(corpus.take(rows)), "document")
         read = encode(model.encoder, texts, batch_size=config.eval_batch_size, device=model.device)
+        assert read.depth_share is not None
         depths = [depth_of(each) for each in read.depth_share]
     own = "" if asked.depth_share is None else depth_of(asked.depth_share[0])
     hits = [Hit(row, float(score), depth) for row, score, depth in zip(rows, scores[0], depths, strict=True)]
