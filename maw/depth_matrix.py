@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from maw.data.collection import RetrievalData
-from maw.grpo import task_reward
+from maw.rollout import task_reward
 from maw.search import top_k
 
 CUTOFF = 10
@@ -127,7 +127,7 @@ class DepthScorer:
         documents_NC: embeddings of its corpus at greedy depths; may be a memory map.
         temperature: of the similarity.
         normalize: whether embeddings have length one.
-        reward: as `maw.grpo.task_reward` names it.
+        reward: as `maw.rollout.task_reward` names it.
         device: where to search.
         seed: of the halves, and of whose movement a text borrows.
     """

@@ -25,7 +25,8 @@ from maw.methods import Method, comparisons
 from maw.metrics import EvaluationResult
 from maw.significance import differences
 
-NAME = "examples.json"
+NAME, ATTENTION = "examples.json", "attention.json"
+"""The files of this module and of `maw.attention_example`, which takes longer to load than a report to write."""
 QUERIES, PASSAGES, RELEVANT = 3, 3, 3
 COMPARISONS = 3
 LONGEST = 600

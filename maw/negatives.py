@@ -38,10 +38,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from maw.answers import contains_answer
 from maw.config import Tier1Config, cache_folder
+from maw.console import track
 from maw.data.bm25 import SETTINGS, Bm25Index
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
@@ -294,7 +294,7 @@ def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[s
     """Rows of each query's best passages whose score is not too near the positive's."""
     with stage("search"):
         rows, scores = miner.search()
-    for number, query_id in enumerate(tqdm(data.query_ids, "hard negatives", unit="query", leave=False)):
+    for number, query_id in enumerate(track(data.query_ids, "hard negatives", "query")):
         relevant = miner.corpus.rows_of(_relevant(data, query_id))
         relevant = relevant[relevant >= 0]
         other = (rows[number] >= 0) & ~np.isin(rows[number], relevant)
