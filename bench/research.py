@@ -35,9 +35,9 @@ from maw.files import write_json, write_text
 from maw.methods import find_method
 from maw.negatives import prepare_training
 from maw.parallel import pick_device
+from maw.parameters import rates
 from maw.prefix import ActivationStore
 from maw.significance import paired_test
-from maw.training import rates
 
 FOLDER = ROOT / "bench" / "research"
 PAGE = ROOT / "docs" / "research.md"

@@ -38,9 +38,10 @@ from bench.stacking import stack_layers
 from maw.config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.sampling import draw
+from maw.parameters import learning_rate
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
-from maw.training import Trainer, learning_rate
+from maw.training import Trainer
 
 EXAMPLES = 256
 EPOCHS = 6  # one to warm up and five that count

@@ -66,7 +66,8 @@ class Architecture:
         """
         tokens = padding_BT.shape[1]
         real = padding_BT.bool()
-        mask = None if bool(real.all()) else real[:, None, None].expand(-1, -1, tokens, -1)
+        # To look whether there is padding would wait for a GPU.
+        mask = None if _is_full(real) else real[:, None, None].expand(-1, -1, tokens, -1)
         return [{"attention_mask": mask}] * len(self.layers(backbone))
 
     def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
@@ -197,6 +198,7 @@ class ModernBertArchitecture(RotaryArchitecture):
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
         known = {"config": backbone.config, "inputs_embeds": hidden_BTC, "attention_mask": padding_BT}
+        known |= {"allow_is_bidirectional_skip": _may_look(padding_BT)}
         positions = torch.arange(hidden_BTC.shape[1], device=hidden_BTC.device).unsqueeze(0)
         makers = {
             "full_attention": create_bidirectional_mask,
@@ -280,6 +282,16 @@ class Qwen3Architecture(RotaryArchitecture):
     def as_backend_sees(self, attention: nn.Module) -> Any:
         """Without groups, which are spelled out already."""
         return SimpleNamespace(is_causal=True, training=attention.training, config=attention.config)
+
+
+def _may_look(values: Tensor) -> bool:
+    """Whether a program may branch on the values without waiting for a GPU."""
+    return values.device.type != "cuda"
+
+
+def _is_full(real_BT: Tensor) -> bool:
+    """Whether no text is padded, as far as that is known."""
+    return _may_look(real_BT) and bool(real_BT.all())
 
 
 def _rotate_half(states: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ SECTIONS = {
     "maw_layers": "MAW: layers and kernels",
     "router": "MAW: router",
     "precision": "precision and devices",
+    "quiet": "console and trackers",
     "log_dir": "storage",
 }
 """The field that opens each section of the help, and the section's title."""
@@ -84,6 +85,7 @@ Share = Annotated[float, Range(0, 1)]
 Temperature = Annotated[float, Range(0, 1000, open_low=True)]
 Amount = Annotated[int, Range(1, 1_000_000_000)] | Literal["full"]
 Line = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "one line of text that is not empty")]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Pattern(r"cpu|mps|cuda(:[0-9]{1,2})?", "cpu, cuda, cuda:N or mps")]
 
 
@@ -257,20 +259,31 @@ class Tier1Config:
     diagnostics: Literal["none", "best", "all"] = "best"
     """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of matrix products; auto: bfloat16 where a measurement finds it faster, else float32."""
+    precision: Precision = "auto"
+    """Number format of matrix products; auto: bfloat16 where it is measured to be faster, else float32."""
+    tf32: bool = False
+    """Let an NVIDIA GPU round the factors of float32 products to 10 bits; search never does."""
+    deterministic: bool = False
+    """Use only algorithms that give the same bits in every run on a GPU, and refuse the others; slower."""
     device: Device | None = None
     """Where to compute: cpu, cuda, cuda:N or mps; unset: the GPUs there are, or the CPU."""
     use_multi_gpu: bool = True
     """Split batches over all visible GPUs with DataParallel."""
     parallel_datasets: bool = False
-    """Run datasets side by side; this version runs them one after the other."""
+    """Run datasets side by side, each in a process of its own, on GPUs (or CPU threads) that no other one has."""
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
     """Print what the run would download, store and encode, and stop."""
     profile: bool = False
     """Show where the time of each dataset goes, stage by stage, and write it to its profile.json."""
+
+    quiet: bool = False
+    """Say nothing but warnings, errors and the answer."""
+    json_progress: bool = False
+    """Put progress and messages on standard error as JSON, one object a line."""
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Experiment tracker that gets settings, curves and results of every training; it must be installed."""
 
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""
@@ -319,6 +332,9 @@ class Tier1Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Tier1Config:
         """A configuration from settings by name; those not named keep their defaults.
 
+        Args:
+            values: name of a field -> its value.
+
         Raises:
             ConfigError: as the class, and for unknown names.
         """
@@ -341,6 +357,10 @@ class Tier1Config:
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
         """A preset, with changes: `Tier1Config.from_preset("offline", seed=1)`.
+
+        Args:
+            name: of `PRESETS`.
+            changes: settings in the place of the preset's.
 
         Raises:
             ConfigError: no such preset, or as `from_dict`.
@@ -406,9 +426,6 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.grpo_group == "all" and config.route_by != "sequence":
         text = f"all is for one decision a text: route_by sequence, not {config.route_by}; or use sampled"
         found.append(Problem("grpo_group", text, ("route_by",)))
-    if config.parallel_datasets:
-        text = "datasets run one after the other in this version; leave it False: the results are the same"
-        found.append(Problem("parallel_datasets", text))
     if config.use_lora and config.train_layers:
         text = "LoRA leaves the layers as they are; choose use_lora or train_layers"
         found.append(Problem("train_layers", text, ("use_lora",)))
@@ -430,8 +447,8 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
         kind = Kind(str, optional=False, choices=(*METHODS, ALL))
-        wrong = "; ".join(check(kind, name)[1] for name in unknown)
-        found.append(Problem("methods", wrong))
+        problems = [wrong for name in unknown if (wrong := check(kind, name)[1])]
+        found.append(Problem("methods", "; ".join(problems)))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
 
 

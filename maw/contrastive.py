@@ -26,6 +26,7 @@ from torch import Tensor
 
 from maw.data.collection import RetrievalData
 from maw.errors import DataError
+from maw.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        comparable, bank = self.comparable.to(device), self.bank_comparable.to(device)
+        comparable, bank = to_device(self.comparable, device), to_device(self.bank_comparable, device)
         return replace(self, comparable=comparable, bank_comparable=bank)
 
 

@@ -8,9 +8,7 @@ The launcher says in the environment who is who (RANK, WORLD_SIZE, LOCAL_RANK, L
 MASTER_PORT). Processes talk through torch.distributed: gloo for tensors on the CPU, NCCL for those on a GPU. All go
 through the same program; what only one may do, files and the console, the main one does, of rank 0.
 
-When a process fails it says why in the launcher's key-value store, where the others' watchers, one thread each, look
-every second. A process that was killed says nothing: watchers look for those of their own machine too. Whoever is not
-out of its work some seconds later is ended by its watcher, since a process that waits inside NCCL hears no signal.
+When one fails all end, and say why (`maw.watcher`).
 
 This module loads torch only where there are several processes.
 """
@@ -20,18 +18,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maw.errors import MAWError
+from maw.watcher import PeerError, Watcher, line_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +34,6 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=24)  # the main process may build indexes for hours; one that is gone is noticed at once
-LOOK_EVERY, GRACE, WORD = 1.0, 10.0, 4.0
-"""Seconds: between looks at the others, for leaving once one has failed, and to wait for its word."""
-FAILED_CODE = 1
-
-
-class PeerError(MAWError):
-    """Another process of the run has failed; the message says which and why, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ class _State:
 
     place = Place()
     alone = 0
-    watcher: _Watcher | None = None
+    watcher: Watcher | None = None
     failed = False
 
 
@@ -216,10 +204,10 @@ def _join(place: Place, device: str | None) -> None:
     try:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, rank=place.rank, world_size=place.count, timeout=TIMEOUT)
-        watcher = _Watcher(place)
+        watcher = Watcher(place.rank, place.count)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise MAWError(f"the processes cannot reach each other at {address}: {_line(error)}") from error
+        raise MAWError(f"the processes cannot reach each other at {address}: {line_of(error)}") from error
     _state.place, _state.watcher, _state.failed = place, watcher, False
     watcher.start()
 
@@ -304,135 +292,4 @@ def _talk(call: Callable[[], object]) -> None:
     try:
         call()
     except RuntimeError as error:
-        raise PeerError(_state.watcher.cause(error) if _state.watcher else _line(error)) from error
-
-
-# ------------------------------------------------------------------------------------------- how they end together
-
-
-class _Watcher(threading.Thread):
-    """Looks whether the others are still there, and ends this process if one is not and it does not end by itself.
-
-    Args:
-        place: which process this is.
-    """
-
-    def __init__(self, place: Place):
-        import torch.distributed as dist
-
-        super().__init__(name="watcher", daemon=True)
-        self.place, self._over = place, threading.Event()
-        self._lock = threading.Lock()  # one question at a time on the connection
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        patience = timedelta(seconds=60)
-        self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
-        self._prefix = f"maw/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/"
-        self._set(f"process/{place.rank}", f"{os.getpid()} {socket.gethostname()}")
-        self._local: dict[int, int] = {}
-        self._found: str | None = None
-
-    def run(self) -> None:
-        """Looks until the session is over."""
-        for rank in range(self.place.count):
-            pid, host = self._get(f"process/{rank}").split(" ", 1)
-            if host == socket.gethostname() and rank != self.place.rank:
-                self._local[rank] = int(pid)
-        while not self._over.wait(LOOK_EVERY):
-            found = self._look()
-            if found:
-                self._over.wait(GRACE)
-                if not self._over.is_set():
-                    self._end(found)
-
-    def stop(self) -> None:
-        """The session is over, well or not: the process ends by itself."""
-        self._over.set()
-
-    def report(self, error: BaseException) -> None:
-        """Says why this process fails, unless another has failed before."""
-        self.stop()
-        if isinstance(error, PeerError):
-            return
-        with contextlib.suppress(RuntimeError):
-            self._set_once(f"process {self.place.rank} of {self.place.count}: {_described(error)}")
-        if self.place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            time.sleep(2.5 * LOOK_EVERY)  # the store is in this process, and the others have yet to read it
-
-    def cause(self, error: BaseException) -> str:
-        """Why a call to the others failed: what one of them said, which of them is gone, or the call's own error."""
-        until = time.monotonic() + WORD
-        found = self._look()
-        while not found and time.monotonic() < until:
-            time.sleep(0.1)
-            found = self._look()
-        return found or f"another process of the run cannot be reached ({_line(error)})"
-
-    def _look(self) -> str | None:
-        """What is known of a failure, once it is known for good."""
-        if self._found is None:
-            self._found = self._ask()
-        return self._found
-
-    def _ask(self) -> str | None:
-        gone = self._gone()
-        try:
-            if self._check("failed"):
-                return self._get("failed")
-            return self._set_once(gone) if gone else None
-        except RuntimeError as error:  # the store is the launcher's, or that of process 0
-            time.sleep(LOOK_EVERY)  # its connection may be gone some moments before it is
-            return gone or self._gone() or f"process 0, or the launcher, is gone ({_line(error)})"
-
-    def _gone(self) -> str | None:
-        """Says which process of this machine is gone, the first of them."""
-        for rank, pid in self._local.items():
-            if _is_gone(pid):
-                return f"process {rank} of {self.place.count} ended without a word; it was killed, or crashed"
-        return None
-
-    def _end(self, cause: str) -> None:
-        sys.stderr.write(f"error: process {self.place.rank}: stopped, since another failed: {cause}\n")
-        sys.stderr.flush()
-        os._exit(FAILED_CODE)
-
-    def _set_once(self, text: str) -> str:
-        """Sets the cause of the failure if there is none yet; what it is then."""
-        with self._lock:
-            return self._store.compare_set(f"{self._prefix}failed", "", text).decode() or text
-
-    def _set(self, key: str, value: str) -> None:
-        with self._lock:
-            self._store.set(self._prefix + key, value)
-
-    def _get(self, key: str) -> str:
-        with self._lock:
-            return self._store.get(self._prefix + key).decode()
-
-    def _check(self, key: str) -> bool:
-        with self._lock:
-            return self._store.check([self._prefix + key])
-
-
-def _is_gone(pid: int) -> bool:
-    """Whether a process of this machine has ended, even if nobody has asked for its exit code yet."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state in ("Z", "X")
-
-
-def _described(error: BaseException) -> str:
-    named = isinstance(error, MAWError)
-    return _line(error) if named else f"{type(error).__name__}: {_line(error)}"
-
-
-def _line(error: BaseException) -> str:
-    words: Sequence[str] = str(error).split()
-    return " ".join(words)[:500] or type(error).__name__
+        raise PeerError(_state.watcher.cause(error) if _state.watcher else line_of(error)) from error

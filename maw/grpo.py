@@ -14,7 +14,7 @@ clipping and KL are taken for each of these decisions, with the text's advantage
 A step, before the encoder is updated (`GRPOLearner.step`):
 1. In evaluation mode and without gradient: passages at their greedy depth, G routings of each query; queries at their
    greedy depth, G routings of each positive. The reward is how well the positive then does among the candidates of
-   the batch. Negatives get no policy gradient.
+   the batch (`maw.rollout`). Negatives get no policy gradient.
 2. The routers' states, the picks and the old log-probabilities are kept, and replayed `grpo_inner_epochs` times to
    update the routers alone.
 3. The picks are handed to the encoder's update.
@@ -28,8 +28,8 @@ group says nothing. It is for one decision a text: one MAW layer, routed by sequ
 Two terms against collapse may be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
 and how far the entropy of a policy lies below `router_entropy_floor`.
 
-Letters: B texts, G samples, P passages, K passages in the bank, C embedding size, D depths; h is 1 or H and t is 1 or
-T by routing.
+Letters: B texts, G samples, K passages in the bank, C embedding size, D depths; h is 1 or H and t is 1 or T by
+routing.
 """
 
 from __future__ import annotations
@@ -37,46 +37,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from maw.config import Tier1Config, group_is_exact
 from maw.contrastive import Batch
-from maw.cpu import packed_weights
-from maw.errors import NotFiniteError
-from maw.routing import gumbel_argmax, noise_keys, same_depth, uniform_noise
-from maw.shards import average_gradients
-from maw.training_state import State, load_optimizer_state, optimizer_state
+from maw.rollout import ZERO_VARIANCE, Rollout, try_routings
+from maw.router_learner import RouterLearner
+from maw.routing import gumbel_argmax, noise_keys, uniform_noise
+from maw.training_state import State
+from maw.transfer import to_device
 
 ADVANTAGE_EPSILON = 1e-4
-ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
 
 SIDES = ("query", "document")
-REWARDS = ("log_prob", "reciprocal_rank", "ndcg")
-
-
-def task_reward(kind: str, positive_BG: Tensor, others: Tensor) -> Tensor:
-    """How well the positive does among the candidates, (B, G).
-
-    Args:
-        kind: "log_prob", log-probability of the positive in the softmax over candidates; "reciprocal_rank"; or
-            "ndcg", with the positive the only relevant candidate.
-        positive_BG: score of the positive.
-        others: scores of the other candidates, (B, 1 or G, P), -inf where a passage is none.
-
-    Raises:
-        ValueError: unknown kind.
-    """
-    if kind == "log_prob":
-        return positive_BG - torch.logaddexp(positive_BG, others.logsumexp(-1))
-    rank = 1 + (others > positive_BG[..., None]).sum(-1)
-    if kind == "reciprocal_rank":
-        return 1 / rank
-    if kind == "ndcg":
-        return 1 / torch.log2(1 + rank.float())
-    raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {kind!r}")
 
 
 def group_advantages(reward_BG: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,144 +177,6 @@ def collapse_penalty(log_policy: Tensor, weight: Tensor, *, balance: float, entr
     return balance * divergence + _sample_mean((entropy_floor - entropy).clamp(min=0), weight[..., 0])
 
 
-@dataclass
-class Rollout:
-    """The routings that one side of a batch, queries or positives, tried; one entry of each list per MAW layer.
-
-    Args:
-        depths: picks, (B, G, h, t).
-        states: what the routers saw, (B, 1 or G, h, t, F).
-        reward_BG: what came of it.
-        padding_BT: 1 for a token, 0 for padding.
-        embedding_BC: the side's embeddings at greedy depths.
-        old_log_prob: of each pick when it was made, (B, G, h, t).
-        share_BG: the old policy's probability of each sample where a group is every depth; None for samples, which
-            all count alike.
-        drawn_B: the sample of each text that the policy drew; None where it drew every one, the first included.
-    """
-
-    depths: list[Tensor]
-    states: list[Tensor]
-    reward_BG: Tensor
-    padding_BT: Tensor
-    embedding_BC: Tensor
-    old_log_prob: list[Tensor] = field(default_factory=list)
-    share_BG: Tensor | None = None
-    drawn_B: Tensor | None = None
-
-    def weight(self, layer: int) -> Tensor:
-        """Of each decision: padding counts nothing where tokens are routed."""
-        depths = self.depths[layer]
-        if depths.shape[-1] == 1:
-            return torch.ones_like(depths, dtype=torch.float32)
-        return self.padding_BT[:, None, None].expand_as(depths).float()
-
-
-def try_routings(
-    engine: nn.Module,
-    queries: Mapping[str, Tensor],
-    passages: Mapping[str, Tensor],
-    batch: Batch,
-    *,
-    temperature: float,
-    reward: str,
-    query_picks: Mapping[str, object],
-    passage_picks: Mapping[str, object],
-    bank_KC: Tensor | None = None,
-) -> tuple[Rollout, Rollout]:
-    """Rewards of many routings: of each query against greedy passages, and of each positive against greedy queries.
-
-    Args:
-        engine: MAW encoder, or a parallel wrapper of one; put in evaluation mode for the while.
-        queries: encoder inputs of the B queries.
-        passages: encoder inputs of the P passages, the B positives first.
-        query_picks: `keys` or `depths` of the encoder's "group" mode, for the queries.
-        passage_picks: the same for the positives.
-        bank_KC: embeddings of passages of earlier batches, further candidates.
-    """
-    was_training = engine.training
-    engine.eval()
-    size = len(batch.queries)
-    positives = {name: each[:size] for name, each in passages.items()}
-    with torch.no_grad(), packed_weights():
-        query_BC, passage_PC = engine(queries)["embedding"], engine(passages)["embedding"]
-        query_group = engine(queries, mode="group", **query_picks)
-        positive_group = engine(positives, mode="group", **passage_picks)
-        others = batch.comparable.clone()
-        others[:, :size].fill_diagonal_(False)
-        if bank_KC is not None and len(bank_KC):
-            others = torch.cat((others, batch.bank_comparable), dim=1)
-            passage_PC = torch.cat((passage_PC, bank_KC))
-
-        score_BGP = query_group["embedding"] @ passage_PC.T / temperature
-        positive_BG = score_BGP[..., :size].diagonal(dim1=0, dim2=2).T
-        query_reward = task_reward(reward, positive_BG, score_BGP.masked_fill(~others[:, None], -torch.inf))
-
-        score_BP = (query_BC @ passage_PC.T / temperature).masked_fill(~others, -torch.inf)
-        positive_BG = torch.einsum("bc,bgc->bg", query_BC, positive_group["embedding"]) / temperature
-        passage_reward = task_reward(reward, positive_BG, score_BP[:, None])
-    engine.train(was_training)
-    sides = (
-        (query_group, query_reward, queries, query_BC),
-        (positive_group, passage_reward, positives, passage_PC[:size]),
-    )
-    return tuple(
-        Rollout(group["depths"], group["states"], value, inputs["attention_mask"], embedding)
-        for group, value, inputs, embedding in sides
-    )
-
-
-class RouterLearner:
-    """What trains the routers of a MAW encoder apart from the encoder, one batch at a time.
-
-    Args:
-        encoder: MAW encoder.
-        engine: the same, possibly inside a parallel wrapper.
-        config: the settings of routers and rewards.
-        temperature: of the similarity.
-    """
-
-    def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
-        self.engine, self.config, self.temperature = engine, config, temperature
-        self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
-        self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
-
-    def state_dict(self) -> State:
-        """What the learner carries from one step to the next, but the routers' weights."""
-        return {"optimizer": optimizer_state(self.optimizer)}
-
-    def load_state_dict(self, state: State) -> None:
-        """Takes back what `state_dict` gave."""
-        load_optimizer_state(self.optimizer, state["optimizer"])
-
-    def _step(self, loss: Tensor, rewards: Tensor) -> None:
-        """One update of the routers, unless there is something in it that is not finite.
-
-        A reward that is not would not show in the loss: its group would count as one without variance.
-
-        Raises:
-            NotFiniteError: a reward, the loss or its gradient; the routers are not changed then.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.routers.parameters())
-        gradients = [each.grad for each in self.routers.parameters() if each.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        value, norm, largest = torch.stack((loss.detach(), norm, rewards.abs().max())).tolist()
-        if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(largest)):
-            raise NotFiniteError(
-                f"router loss {value}, its gradient norm {norm} or the largest reward {largest} is not finite; the "
-                "routers were not changed by it. Try lower learning rates"
-            )
-        self.optimizer.step()
-
-    def every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
-        """Picks that put sample d of each of `size` texts at depth d, everywhere: for each layer (size, D, h, t)."""
-        mask = inputs["attention_mask"]
-        depths_D = torch.arange(self.routers[0].depths, device=mask.device)
-        return same_depth(self.routers, depths_D, size, mask.shape[1])
-
-
 class GRPOLearner(RouterLearner):
     """Trains `grpo` routers on the reward of their own picks.
 
@@ -371,7 +209,7 @@ class GRPOLearner(RouterLearner):
             "query_" and "document_" before the name of each.
         """
         config = self.config
-        index = torch.from_numpy(batch.queries).to(batch.comparable.device)
+        index = to_device(torch.from_numpy(batch.queries), batch.comparable.device)
         samples = 1 if self.tries_all else config.grpo_group_size
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
         picks = [{"keys": each} for each in keys]
@@ -476,7 +314,7 @@ class GRPOLearner(RouterLearner):
     def _log_reference(self, rollout: Rollout, layer: int) -> Tensor:
         if self.config.grpo_reference == "uniform":
             depths = self.routers[layer].depths
-            return -torch.tensor(float(depths), device=rollout.reward_BG.device).log()
+            return -torch.full((), float(depths), device=rollout.reward_BG.device).log()
         return self.reference[layer].logits(rollout.states[layer]).log_softmax(-1)
 
     @torch.no_grad()

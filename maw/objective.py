@@ -13,7 +13,7 @@ Letters: B queries, P passages of a batch, K passages in the bank, S routings of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from maw.config import Tier1Config
 from maw.contrastive import Batch, PassageBank, contrastive_loss
 from maw.encoder import MAWWithGRPOEncoder
-from maw.grpo import GRPOLearner, Rollout
+from maw.grpo import GRPOLearner
+from maw.rollout import Rollout
 from maw.routing import gumbel_argmax, noise_keys, uniform_noise
 from maw.supervised import SupervisedLearner
 from maw.training_state import State
+from maw.transfer import to_device
 
 Statistics = dict[str, Tensor]
 LEARNERS = {"reward": GRPOLearner, "labels": SupervisedLearner}
@@ -36,6 +38,17 @@ class ContrastiveObjective:
     def __init__(self, engine: nn.Module, temperature: float):
         self.engine, self.temperature = engine, temperature
         self.bank = PassageBank()
+
+    def watched(self) -> Tensor:
+        """What must be finite beside the loss and its gradient, 1-dimensional, on the device."""
+        return torch.empty(0, device=next(self.engine.parameters()).device)
+
+    def check(self, watched: Sequence[float]) -> None:
+        """Looks at what was `watched`, once it is on the host.
+
+        Raises:
+            NotFiniteError: something of it is not finite.
+        """
 
     def state_dict(self) -> State:
         """What the objective carries from one step to the next."""
@@ -79,7 +92,7 @@ class RandomRoutingObjective(ContrastiveObjective):
     ) -> tuple[Tensor, Statistics]:
         embeddings = []
         for stream, (inputs, rows) in enumerate(((queries, batch.queries), (passages, batch.passages))):
-            index = torch.from_numpy(rows).to(batch.comparable.device)
+            index = to_device(torch.from_numpy(rows), batch.comparable.device)
             keys = noise_keys(self.seed, step, index, 1, stream)
             embeddings.append(self.engine(inputs, mode="group", keys=keys)["embedding"][:, 0])
         return self._losses(*embeddings, batch, self.bank.embeddings(batch)).mean(), {}
@@ -98,6 +111,12 @@ class LearnedRoutingObjective(ContrastiveObjective):
     ):
         super().__init__(engine, temperature)
         self.learner, self.config, self.update, self.steps = learner, config, config.encoder_update, steps
+
+    def watched(self) -> Tensor:
+        return self.learner.watched
+
+    def check(self, watched: Sequence[float]) -> None:
+        self.learner.check(watched)
 
     def state_dict(self) -> State:
         return super().state_dict() | {"learner": self.learner.state_dict()}
@@ -132,7 +151,7 @@ class LearnedRoutingObjective(ContrastiveObjective):
             return first if rollout.drawn_B is None else rollout.drawn_B
         if self.update != "mcl_sampled":
             return None
-        index = torch.from_numpy(batch.queries).to(rollout.reward_BG.device)
+        index = to_device(torch.from_numpy(batch.queries), rollout.reward_BG.device)
         keys = noise_keys(self.config.seed, step, index, 1, stream)
         noise = uniform_noise(keys, 0, 1, 1, rollout.reward_BG.shape[1])[:, 0, 0, 0]
         return gumbel_argmax(rollout.reward_BG / temperature, noise)

@@ -25,8 +25,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from maw.console import bar
 from maw.cpu import packed_weights
 from maw.disk import GIGABYTE
 from maw.errors import MAWError
@@ -40,7 +40,7 @@ from maw.routing import text_keys
 logger = logging.getLogger(__name__)
 
 GPU_TOKENS = 32_768  # of a batch on a GPU
-_BITS = {torch.bfloat16: torch.int16}
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class ActivationStore:
@@ -142,6 +142,7 @@ class PrefixSource:
 
     def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype, name: str = ""):
         self.inner, self.store, self.name = source, store, name
+        self.precision = precision
         self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
         count = len(source)
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
@@ -211,7 +212,7 @@ class PrefixSource:
             return True
         if self.store.full:
             return False
-        progress = tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None)
+        progress = bar(label or "", len(missing), "text", shown=label is not None)
         with torch.no_grad(), progress, packed_weights():
             for part, inputs in self._longest_first(missing):
                 if self.store.full or not self._append(part, self._compute(inputs)):
@@ -223,8 +224,8 @@ class PrefixSource:
     def restore(self, rows: np.ndarray, count: int) -> None:
         """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
         label = "texts through the frozen layers, as before the run was interrupted"
-        left = count  # not asked of the progress bar: one that TQDM_DISABLE switches off does not count
-        with torch.no_grad(), tqdm(total=count, desc=label, unit="text", leave=False) as progress, packed_weights():
+        left = count
+        with torch.no_grad(), bar(label, count, "text") as progress, packed_weights():
             for part, inputs in self._longest_first(rows):
                 if left <= 0:
                     break
@@ -306,7 +307,7 @@ class PrefixSource:
             return None
         hidden = torch.from_numpy(states)
         return {
-            "hidden": hidden if self.bits is None else hidden.view(torch.bfloat16),
+            "hidden": hidden if self.bits is None else hidden.view(self.precision),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "text_keys": torch.from_numpy(self.keys[rows][:, None]),
         }

@@ -28,6 +28,7 @@ from maw.encoding import Embeddings, encode
 from maw.errors import NotFiniteError
 from maw.inputs import Batch, TextSource, padded_length
 from maw.prefix import PrefixSource
+from maw.transfer import to_device
 
 OWNER = "owner"
 """Beside a batch's inputs, which process computes each text, int64 (B,) on the CPU."""
@@ -50,21 +51,21 @@ def read_batch(
         parts: sizes of parts of the batch that are also computed by themselves, and so are divided evenly, too.
     """
     if not distributed.together():
-        return {name: each.to(device) for name, each in source.batch(rows).items()}
+        return {name: to_device(each, device) for name, each in source.batch(rows).items()}
     place = distributed.place()
     owner = owners(source.lengths()[rows], parts or [len(rows)], place.count)
     own = np.flatnonzero(owner == place.rank)
     read = own if len(own) else np.zeros(1, dtype=np.int64)  # a process without a text still needs names and types
     found = source.batch(rows[read])
     mask_BT = _whole_mask(found["attention_mask"].sum(1).numpy()[: len(own)], owner, found["attention_mask"].shape[1])
-    inputs = {"attention_mask": mask_BT.to(device), OWNER: torch.from_numpy(owner)}
+    inputs = {"attention_mask": to_device(mask_BT, device), OWNER: torch.from_numpy(owner)}
     for name in found.keys() - {"attention_mask"}:
         part = found[name]
         of_tokens = part.shape[1] == found["attention_mask"].shape[1] and name != "text_keys"
         width = mask_BT.shape[1] if of_tokens else part.shape[1]
         whole = torch.zeros(len(rows), width, *part.shape[2:], dtype=part.dtype)
         whole[torch.from_numpy(read), : part.shape[1]] = part
-        inputs[name] = whole.to(device)
+        inputs[name] = to_device(whole, device)
     return inputs
 
 
@@ -126,7 +127,7 @@ class SharedEngine(nn.Module):
             return self.engine(inputs, mode)
         device = inputs["attention_mask"].device
         mine, where = _division(inputs[OWNER])
-        own_R, place_B = mine.to(device), where.to(device)
+        own_R, place_B = to_device(mine, device), to_device(where, device)
         options: dict[str, Any] = {}
         if depths is not None:
             options["depths"] = [each[own_R] for each in depths]
@@ -202,7 +203,7 @@ def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
     for (dtype, device), group in kinds.items():
         parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
         has = torch.tensor([each.grad is not None for each in group], dtype=dtype)
-        flat = torch.cat([*(part.reshape(-1) for part in parts), has.to(device)])
+        flat = torch.cat([*(part.reshape(-1) for part in parts), to_device(has, device)])
         distributed.summed_(flat)
         *sums, counts = flat.split([*(each.numel() for each in group), len(group)])
         # Which parameters a step reaches is the same everywhere; looking at the counts would wait for a GPU.

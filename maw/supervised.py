@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from maw.contrastive import Batch
-from maw.grpo import ZERO_VARIANCE, Rollout, RouterLearner, try_routings
+from maw.rollout import ZERO_VARIANCE, Rollout, try_routings
+from maw.router_learner import RouterLearner
 
 
 class SupervisedLearner(RouterLearner):
     """Trains the routers of a MAW encoder as classifiers of the depth with the best reward.
 
-    Args: as `maw.grpo.RouterLearner`.
+    Args: as `maw.router_learner.RouterLearner`.
     """
 
     def step(

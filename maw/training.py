@@ -14,31 +14,30 @@ import contextlib
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from maw import distributed, shards, signals
+from maw import distributed, shards, signals, tracking
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
+from maw.console import at, bar
 from maw.contrastive import Batch, TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.diagnostics import routing_diagnostics
 from maw.errors import MAWError, NotFiniteError, placed
 from maw.evaluation import evaluate_retriever
-from maw.inputs import ListTexts
+from maw.inputs import ListTexts, TextSource
 from maw.logs import log_event
 from maw.memory import advising
-from maw.methods import method_of
 from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
 from maw.parallel import replicate
+from maw.parameters import parameter_groups
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.progress import VALIDATION_METRIC, History, Keeper, Progress
@@ -53,8 +52,6 @@ from maw.training_state import (
 )
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
 TAKES_LESS_MEMORY = (
     "lower --max-document-length, --num-negatives or --grpo-group-size, or use --precision bfloat16. A smaller "
@@ -83,6 +80,8 @@ def train_retriever(
         train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
             "negatives" {query: [document]}.
         val_data: the same; nDCG@10 on it decides which epoch is best.
+        config: epochs, batches, learning rates, and how routers are trained.
+        device: where to compute; where the model is, if not given.
         dataset_name: for messages and the progress bar.
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
@@ -91,8 +90,9 @@ def train_retriever(
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
-        steps, what the router did in training and, as "val_routing", on validation (see `maw.diagnostics`). The list's
-        `validation` has the best epoch's value of every query.
+        steps, in float16 how many were left out (`overflow_steps`), what the router did in training and, as
+        "val_routing", on validation (see `maw.diagnostics`). The list's `validation` has the best epoch's value of
+        every query.
 
     Raises:
         MAWError: nothing to train.
@@ -101,117 +101,64 @@ def train_retriever(
         Stopped: a signal asked for it; the training is saved (`maw.signals`).
     """
     device = torch.device(device) if device is not None else model.device
-    trainer = Trainer(
-        model,
-        as_retrieval_data(train_data, "train"),
-        config,
-        device,
-        f"{dataset_name} {model_type}".strip() or "training",
-        activations,
-    )
-    validation = as_retrieval_data(val_data, "validation")
-    progress = Progress(model, trainer, keeper)
-    history = progress.history
-    diagnostics = routing_diagnostics(model, config, device, activations)
-
-    def evaluate() -> EvaluationResult:
-        with placed(f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"):
-            return evaluate_retriever(
-                model, validation, config, device, "validation", activations=activations, inspect=diagnostics
-            )
-
-    for epoch in range(trainer.epoch, config.num_epochs + 1):
-        if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
-            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
-            break
-        with signals.held_back():
-            record = trainer.run_epoch(epoch, progress.after_step)
-        with progress.saved_when_stopped():
-            with stage("validation"):
-                result = evaluate()
-            improved = progress.judge(record, result)
-            if diagnostics:
-                diagnostics.after_epoch(record, improved)
-        with signals.held_back():
-            progress.add(record, result, improved)
-        if on_epoch:
-            on_epoch(record, improved)
-        log_event(logger, "epoch", training=trainer.label, best=improved, **record)
-        logger.info(
-            "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s",
-            trainer.label,
-            epoch,
-            config.num_epochs,
-            record["train_loss"],
-            result[VALIDATION_METRIC],
-            " (best so far)" if improved else "",
+    with at(dataset=dataset_name, method=model_type):
+        trainer = Trainer(
+            model,
+            as_retrieval_data(train_data, "train"),
+            config,
+            device,
+            f"{dataset_name} {model_type}".strip() or "training",
+            activations,
         )
-        signals.check()
-    model.load_trained_state(progress.best_weights)
-    (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
-    if forgotten:
-        with stage("validation"):
-            evaluate()
-    if diagnostics:
-        diagnostics.after_training(history.best)
-    return history
+        validation = as_retrieval_data(val_data, "validation")
+        progress = Progress(model, trainer, keeper)
+        history = progress.history
+        diagnostics = routing_diagnostics(model, config, device, activations)
 
+        def evaluate() -> EvaluationResult:
+            where = f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"
+            with placed(where), at(epoch=trainer.epoch, epochs=config.num_epochs):
+                return evaluate_retriever(
+                    model, validation, config, device, "validation", activations=activations, inspect=diagnostics
+                )
 
-def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
-    """The rate for the model's layers or adapters: the configuration's, or the default of the method that it is.
-
-    Without either, for a model that has nothing to train, it is 0.
-    """
-    if config.learning_rate is not None:
-        return config.learning_rate
-    return method_of("maw" if isinstance(model, MAWRetriever) else "baseline", model.config).learning_rate or 0.0
-
-
-def rates(model: BaselineRetriever, config: Tier1Config) -> dict[str, float]:
-    """The peak rates by which anything of the model is trained, by the setting that names each."""
-    kinds = _parameter_kinds(model)
-    used = {kinds.get(id(parameter), "layer") for parameter in model.parameters() if parameter.requires_grad}
-    found = {}
-    if "layer" in used:
-        found["learning_rate"] = learning_rate(model, config)
-    if "kernel" in used:
-        found["kernel_learning_rate"] = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
-    if used & {"router", "apart"}:
-        found["router_learning_rate"] = config.router_learning_rate
-    return found
-
-
-def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
-    """What the encoder's optimizer trains, by rate and decay.
-
-    Weight decay is for matrices alone. A kernel must not be pulled from one to zero, so it has none; neither have
-    biases and norms. Routers that a learner trains have an optimizer of their own and are left out here.
-    """
-    rate = learning_rate(model, config)
-    kernel_rate = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    kinds = _parameter_kinds(model)
-    for parameter in (each for each in model.parameters() if each.requires_grad):
-        kind = kinds.get(id(parameter), "layer")
-        if kind == "layer":
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            groups[rate, decay].append(parameter)
-        elif kind == "kernel":
-            groups[kernel_rate, 0.0].append(parameter)
-        elif kind == "router":
-            groups[config.router_learning_rate, 0.0].append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-def _parameter_kinds(model: BaselineRetriever) -> dict[int, str]:
-    if not isinstance(model, MAWRetriever):
-        return {}
-    kinds = {}
-    for attention in model.encoder.maw_attention:
-        kinds |= {id(parameter): "kernel" for parameter in attention.kernel_parameters()}
-        learnt_apart = attention.router.trained_by != "loss"
-        kinds |= {id(parameter): "apart" if learnt_apart else "router" for parameter in attention.router.parameters()}
-    return kinds
+        for epoch in range(trainer.epoch, config.num_epochs + 1):
+            if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
+                logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
+                break
+            with signals.held_back():
+                record = trainer.run_epoch(epoch, progress.after_step)
+            with progress.saved_when_stopped():
+                with stage("validation"):
+                    result = evaluate()
+                improved = progress.judge(record, result)
+                if diagnostics:
+                    diagnostics.after_epoch(record, improved)
+            with signals.held_back():
+                tracking.log_epoch(trainer.step, record)
+                progress.add(record, result, improved)
+            if on_epoch:
+                on_epoch(record, improved)
+            log_event(logger, "epoch", training=trainer.label, best=improved, **record)
+            logger.info(
+                "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s%s",
+                trainer.label,
+                epoch,
+                config.num_epochs,
+                record["train_loss"],
+                result[VALIDATION_METRIC],
+                " (best so far)" if improved else "",
+                f"; {record['overflow_steps']} steps beyond float16 left out" if record.get("overflow_steps") else "",
+            )
+            signals.check()
+        model.load_trained_state(progress.best_weights)
+        (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
+        if forgotten:
+            with stage("validation"):
+                evaluate()
+        if diagnostics:
+            diagnostics.after_training(history.best)
+        return history
 
 
 class Trainer:
@@ -233,9 +180,10 @@ class Trainer:
         # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
         torch.manual_seed(config.seed + (distributed.place().rank << 32))
         self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
-        self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        texts = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        self.sources: list[TextSource | PrefixSource] = [*texts]
         if activations is not None:
-            self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
+            self.sources = [activations.source(source, model.encoder, device) for source in texts]
             with stage("filling activations"):
                 self._fill_activations()
         if config.router_start == "clusters" and isinstance(model, MAWRetriever) and distributed.is_main():
@@ -257,8 +205,9 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _warmup_decay(step, warmup, total)
         )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=model.precision == torch.float16)
         self.step = 0
-        self.epoch, self.done = 1, 0
+        self.epoch, self.done, self._overflows = 1, 0, 0
         self._sums: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         self._goes_on = False
@@ -269,12 +218,14 @@ class Trainer:
         Args:
             epoch_over: go on with the next epoch. Else in this one, where gradients may be half gathered.
         """
-        here = {"epoch": self.epoch, "done": self.done, "sums": self._sums, "seconds": self._seconds()}
+        here = {"done": self.done, "sums": self._sums, "seconds": self._seconds(), "overflows": self._overflows}
+        next_one = {"done": 0, "sums": {}, "seconds": 0.0, "overflows": 0}
         return {
             "step": self.step,
-            "position": {"epoch": self.epoch + 1, "done": 0, "sums": {}, "seconds": 0.0} if epoch_over else here,
+            "position": {"epoch": self.epoch + 1} | next_one if epoch_over else {"epoch": self.epoch} | here,
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "random": random_state(self.device),
             "objective": self.objective.state_dict(),
             "gradients": {
@@ -288,10 +239,12 @@ class Trainer:
         """Takes back what `state_dict` gave; `run_epoch` of the epoch it is in then goes on where that was left."""
         position = state["position"]
         self.step, self.epoch, self.done = state["step"], position["epoch"], position["done"]
+        self._overflows = position["overflows"]
         self._sums = {name: each.to(self.device) for name, each in position["sums"].items()}
         self._started, self._goes_on = time.perf_counter() - position["seconds"], True
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(dict(state["schedule"]))
+        self.scaler.load_state_dict(dict(state["scaler"]))
         self.objective.load_state_dict(state["objective"])
         for number, gradient in state["gradients"].items():
             self.parameters[int(number)].grad = shards.of_this_process(gradient).to(self.device)
@@ -309,7 +262,7 @@ class Trainer:
             return
         for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
             if isinstance(source, PrefixSource):
-                source.fill(rows, f"{self.label} texts through the frozen layers")
+                source.fill(rows, "texts through the frozen layers")
 
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """One pass over the training queries, or what is left of it; gives the epoch's record.
@@ -320,34 +273,31 @@ class Trainer:
         """
         if not self._goes_on:
             self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
+            self._overflows = 0
         self._goes_on = False
-        with packed_weights(trained=False):
+        with packed_weights(trained=False), at(epoch=epoch, epochs=self.config.num_epochs):
             return self._run_epoch(epoch, after_step)
 
     def _run_epoch(self, epoch: int, after_step: Callable[[], None]) -> dict[str, Any]:
         batches = list(self.pairs.batches(epoch, self.config.batch_size))
         self.engine.train()
-        progress = tqdm(
-            batches[self.done :],
-            desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}",
-            unit="batch",
-            leave=False,
-            initial=self.done,
-            total=len(batches),
-        )
-        for batch in progress:
-            loss = self._run_batch(batch, len(batches))
-            if loss is not None:
-                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            after_step()
+        with bar("training", len(batches), "batch", done=self.done) as progress:
+            for batch in batches[self.done :]:
+                loss = self._run_batch(batch, len(batches))
+                if loss is not None:
+                    progress.note(loss=loss)
+                progress.update()
+                after_step()
         self.engine.eval()
         means = {name: float(value) / len(batches) for name, value in self._sums.items()}
+        overflows = {"overflow_steps": self._overflows} if self.scaler.is_enabled() else {}
         return {
             "epoch": epoch,
             "learning_rate": self.schedule.get_last_lr()[0],
             "seconds": self._seconds(),
             "steps": len(batches),
-            "optimizer_steps": math.ceil(len(batches) / self.config.gradient_accumulation_steps),
+            "optimizer_steps": math.ceil(len(batches) / self.config.gradient_accumulation_steps) - self._overflows,
+            **overflows,
             **means,
         }
 
@@ -357,14 +307,14 @@ class Trainer:
         with stage("reading batches"):
             positives = len(batch.queries)
             parts = [[positives], [positives, len(batch.passages) - positives]]
-            inputs = [
+            queries, passages = (
                 shards.read_batch(source, rows, self.device, sizes)
                 for source, rows, sizes in zip(self.sources, self.pairs.source_rows(batch), parts, strict=True)
-            ]
+            )
         with stage("forward and backward"), self._step_in_words():
-            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+            loss, statistics = self.objective(queries, passages, batch.to(self.device), self.step)
             tail = count % accumulate
-            (loss / (tail if number > count - tail else accumulate)).backward()
+            self.scaler.scale(loss / (tail if number > count - tail else accumulate)).backward()
         for name, value in (statistics | {"train_loss": loss}).items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         updated = None
@@ -372,6 +322,8 @@ class Trainer:
             with stage("optimizer"), self._step_in_words():
                 updated = self._update(loss, statistics)
         self.step, self.done = self.step + 1, number
+        if updated is not None and math.ceil(number / accumulate) % tracking.every(count / accumulate) == 0:
+            tracking.log(self.step, {"train/loss": updated, "train/learning_rate": self.schedule.get_last_lr()[0]})
         return updated
 
     @contextlib.contextmanager
@@ -382,20 +334,39 @@ class Trainer:
             yield
 
     def _update(self, loss: Tensor, statistics: Statistics) -> float:
-        """One optimizer step; the only point of a step that waits for the device."""
+        """One optimizer step; the only point of a step that waits for the device.
+
+        In float16 a gradient beyond its range is no fault: the step is left out, and the next are scaled less.
+
+        Raises:
+            NotFiniteError: what the routers learnt from, or the encoder, is not finite; neither was changed by it.
+        """
         shards.sum_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         router_loss = statistics.get("router_loss", torch.zeros_like(norm))
-        value, norm, router_loss = torch.stack((loss.detach(), norm, router_loss)).cpu().numpy()
-        if not (math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss)):
+        own = torch.stack((loss.detach(), norm, router_loss))
+        found = torch.cat((own, self.objective.watched())).cpu().numpy()
+        self.objective.check(found[len(own) :].tolist())
+        value, norm, router_loss = found[: len(own)]
+        if math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss):
+            self.optimizer.step()
+            self.schedule.step()
+        elif math.isfinite(value) and math.isfinite(router_loss) and self._can_scale_less():
+            self._overflows += 1
+            logger.debug("%s: step %d: the gradient is beyond float16, and left out", self.label, self.step)
+        else:
             raise NotFiniteError(
                 f"loss {value}, gradient norm {norm} or router loss {router_loss} is not finite; the encoder was not "
                 "changed by it. Try lower learning rates"
             )
-        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
+        self.scaler.update()
         return float(value)
+
+    def _can_scale_less(self) -> bool:
+        """Whether a gradient that is not finite may be the scale's doing."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
 
 
 def _warmup_decay(step: int, warmup: int, total: int) -> float:

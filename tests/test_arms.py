@@ -10,8 +10,8 @@ from conftest import FAMILIES, random_texts
 from maw import config as settings_module
 from maw.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
 from maw.methods import METHODS, find_method, method_of
+from maw.parameters import learning_rate, parameter_groups
 from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import learning_rate, parameter_groups
 
 ARMS = [method.name for method in METHODS if method.trained]
 WHOLE = ("full", "full_lowrank", "maw_fixed", "maw_random", "maw_soft", "maw", "maw_qv")

@@ -8,8 +8,8 @@ import torch
 
 from maw.data.collection import as_retrieval_data
 from maw.depth_matrix import DepthMatrix, DepthScorer, Relevance
-from maw.grpo import task_reward
 from maw.metrics import compute_metrics
+from maw.rollout import task_reward
 
 QUERIES, PASSAGES, SIZE, DEPTHS = 12, 60, 6, 3
 

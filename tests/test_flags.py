@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import beir_outline
 
 from maw.config import METHODS, Tier1Config, kinds
 from maw.errors import ConfigError
@@ -98,8 +99,7 @@ def test_flags(parse, words, name, value):
 
 
 def test_a_beir_path_may_have_blanks(parse, tmp_path):
-    folder = tmp_path / "my data"
-    folder.mkdir()
+    folder = beir_outline(tmp_path / "my data")
     assert parse("--datasets", f"pystdlib,beir:{folder}").datasets == ["pystdlib", f"beir:{folder}"]
 
 
@@ -148,7 +148,6 @@ def test_the_offline_preset_is_a_whole_run():
         (["--maw-layers", "none"], "--maw-layers: none leaves the method maw without MAW"),
         (["--hidden-dim", "768"], "--hidden-dim: 768 is not what the model has"),
         (["--max-query-length", "65"], "--max-query-length: 65 tokens are too many"),
-        (["--parallel-datasets"], "--parallel-datasets: datasets run one after the other"),
         (["--fixed-depth", "4", "--depth-dim", "4"], "--fixed-depth: no depth 4"),
         (["--config", "no.yaml"], "'no.yaml': cannot be read: No such file"),
     ],

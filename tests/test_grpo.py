@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from maw.grpo import collapse_penalty, expected_advantages, group_advantages, grpo_loss, task_reward
+from maw.grpo import collapse_penalty, expected_advantages, group_advantages, grpo_loss
+from maw.rollout import task_reward
 from maw.routing import GRPORouter, Routing, noise_keys
 
 

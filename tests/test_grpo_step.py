@@ -11,9 +11,10 @@ import torch
 from conftest import random_texts
 
 from maw.contrastive import Batch
-from maw.grpo import GRPOLearner, expected_advantages, try_routings
+from maw.grpo import GRPOLearner, expected_advantages
 from maw.objective import LearnedRoutingObjective, RandomRoutingObjective
 from maw.retriever import MAWRetriever
+from maw.rollout import try_routings
 from maw.routing import noise_keys
 from maw.supervised import SupervisedLearner
 

@@ -13,9 +13,10 @@ from maw import signals
 from maw.data.collection import as_retrieval_data
 from maw.errors import ConfigError, MAWError
 from maw.evaluation import evaluate_retriever
+from maw.parameters import parameter_groups, rates
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import History, Trainer, parameter_groups, rates, train_retriever
+from maw.training import History, Trainer, train_retriever
 
 ARMS = {
     "lora": (BaselineRetriever, {"use_lora": True}),

@@ -16,7 +16,7 @@ from maw.arm import Arm
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.errors import MAWError, NotFiniteError
 from maw.methods import find_method, in_order
-from maw.training import rates
+from maw.parameters import rates
 from maw.tuning import Search, Trial, at_edge, best_of, tune
 
 CPU = torch.device("cpu")

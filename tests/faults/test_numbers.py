@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import maw.grpo as grpo
+import maw.rollout as rollout
+import maw.router_learner as router_learner
 import maw.supervised as supervised
 import maw.training as training
 from faults.tools import Watched
@@ -68,7 +70,7 @@ class Planted:
         self.model.encoder._pool = pool
 
     def reward(self, value: float, monkeypatch) -> None:
-        real = grpo.task_reward
+        real = rollout.task_reward
 
         def reward(*words):
             found = real(*words).clone()
@@ -76,7 +78,7 @@ class Planted:
                 found[0, 0] = value
             return found
 
-        monkeypatch.setattr(grpo, "task_reward", reward)
+        monkeypatch.setattr(rollout, "task_reward", reward)
 
 
 def stops_before_the_update(make, data, folder, monkeypatch, kind: str, value: float, method: str, step: int) -> None:
@@ -149,7 +151,7 @@ def test_control_a_training_that_does_not_look_is_noticed(tiny_settings, tiny_da
         def __getattr__(self, name):
             return getattr(math, name)
 
-    for place in (training, grpo):
+    for place in (training, router_learner):
         monkeypatch.setattr(place, "math", Careless())
     with pytest.raises(AssertionError):
         stops_before_the_update(tiny_settings, tiny_data, tmp_path, monkeypatch, kind, math.nan, "maw", 4)
@@ -171,4 +173,4 @@ def test_an_embedding_that_is_not_finite_in_validation_is_placed(tiny_settings, 
 
 
 def test_both_learners_check_before_they_step():
-    assert supervised.RouterLearner._step is grpo.RouterLearner._step
+    assert supervised.SupervisedLearner._step is grpo.GRPOLearner._step
