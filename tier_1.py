@@ -9,16 +9,18 @@
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
 
-Importing this module loads neither torch nor a model: each public name is fetched when it is first used. Exit codes:
-0 done, 1 something the user can mend, 2 a wrong configuration; 130 stopped by Ctrl-C (SIGINT) and 143 by SIGTERM, both
-after saving. SIGUSR1 saves and goes on.
+Importing this module loads neither torch nor a model: each public name is fetched when it is first used.
+
+Exit codes, of runs and commands: 0 done; 2 the command line is wrong, and nothing was begun (a flag or a value that is
+none, or a folder, model, dataset, method or seed that it names and that is not there); 1 anything else that the user
+can mend (damaged files, a full disk, runs that do not compare, a problem that `doctor` found); 130 stopped by Ctrl-C
+(SIGINT) and 143 by SIGTERM, both after saving. SIGUSR1 saves and goes on.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -79,44 +81,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    from maw import console
     from maw.signals import Stopped
 
-    try:
-        return _run(argv)
-    except ConfigError as error:
-        _complain(*("tier_1.py: cannot run:", *error.problems))
-        return 2
-    except MAWError as error:
-        _complain(f"error: {error}")
-        return 1
-    except KeyboardInterrupt as interrupt:
-        stopped = isinstance(interrupt, Stopped)
-        how = f"stopped by {interrupt.name}" if stopped else "interrupted"
-        _complain(f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}")
-        return interrupt.exit_code if stopped else 130
-
-
-def _complain(*lines: str) -> None:
-    """Writes lines to standard error; of several processes all but the main one say which they are."""
-    from maw import distributed
-
-    rank = distributed.rank_said()
-    said = f"process {rank}: " if rank else ""
-    sys.stderr.write("".join(f"{said}{line}\n" for line in lines))
+    code, lines = 0, []
+    with console.speaking():
+        try:
+            code = _run(argv)
+        except ConfigError as error:
+            code, lines = 2, ["tier_1.py: cannot run:", *error.problems]
+        except MAWError as error:
+            code, lines = 1, [f"error: {error}"]
+        except KeyboardInterrupt as interrupt:
+            code, how = 130, "interrupted"
+            if isinstance(interrupt, Stopped):
+                code, how = interrupt.exit_code, f"stopped by {interrupt.name}"
+            lines = [f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}"]
+        console.end(code, *lines)
+    return code
 
 
 def _run(argv: Sequence[str]) -> int:
-    from maw import distributed
+    from maw import console, distributed
     from maw.commands import COMMANDS, run_command
 
     place = distributed.launched()
+    console.hush_libraries()
     if argv and argv[0] in COMMANDS:
         return run_command(argv) if place.rank == 0 else 0
     from maw.flags import parse_command_line
 
-    if place.rank:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # before anything loads tqdm
     config = parse_command_line(argv)
+    console.speak(quiet=config.quiet, json_progress=config.json_progress)
+    console.hush_libraries()
     with distributed.session(config.device), _alone_in(config), _logging_to(config):
         try:
             from maw.benchmark import run_complete_benchmark
@@ -174,20 +171,6 @@ def _alone_in(config: Tier1Config) -> Iterator[None]:
             raise
 
 
-class ConsoleHandler(logging.Handler):
-    """Writes messages as plain lines to standard error, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes one message; a warning or an error says that it is one."""
-        from tqdm import tqdm
-
-        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        try:
-            tqdm.write(level + self.format(record), file=sys.stderr)
-        except (OSError, ValueError):  # a closed pipe or stream
-            self.handleError(record)
-
-
 @contextmanager
 def _logging_to(config: Tier1Config) -> Iterator[None]:
     """Sends the package's messages to the console and, with time and place, to files in `log_dir` (`maw.logs`).
@@ -196,6 +179,7 @@ def _logging_to(config: Tier1Config) -> Iterator[None]:
         MAWError: the log file cannot be made.
     """
     from maw import distributed
+    from maw.console import ConsoleHandler
     from maw.logs import EventFile, LogFile, RunLogs
 
     if not distributed.is_main():
@@ -224,6 +208,8 @@ def _logging_to(config: Tier1Config) -> Iterator[None]:
 @contextmanager
 def _only_errors() -> Iterator[None]:
     """Sends what is wrong to the console, and nothing else: the other processes of a run say and write nothing."""
+    from maw.console import ConsoleHandler
+
     console = ConsoleHandler(logging.ERROR)
     logger.addHandler(console)
     logging.captureWarnings(True)

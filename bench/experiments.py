@@ -233,18 +233,19 @@ class Tuned:
 
 ARMS = "zero_shot,lora,lora_matched,full,full_lowrank,maw_fixed,maw_random,maw"
 PROTOCOL = "--tune 3 --seeds 3 --precision bfloat16"
-MAW = "--router-start clusters --depth-kernel low_rank --depth-dim 8 --router-balance 0.1"
-SMALLER = "--train-samples 1000 --num-epochs 2 --corpus-size 10000 --val-corpus-size 5000"
+MAW = "--router-start clusters --depth-kernel low_rank --depth-dim 8 --router-balance 0.1 --router-learning-rate 1e-2"
+DATA = "--num-negatives 4 --max-document-length 64"
+SMALLER = "--train-samples 1000 --num-epochs 2 --corpus-size 5000 --val-corpus-size 3000"
 NEXT = " \\\n        "  # a long command goes on in the next line, in Markdown and in the shell
-START = f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods {ARMS}{NEXT}{PROTOCOL} {MAW}{NEXT}"
+START = f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods {ARMS}{NEXT}{PROTOCOL} {DATA}{NEXT}{MAW}"
 
 TUNED = (
-    Tuned("pystdlib", "pystdlib: docstrings to functions", f"{START}--max-document-length 64"),
-    Tuned("msmarco", "MS MARCO", f"{START}{SMALLER}{NEXT}--datasets beir:path/to/msmarco"),
+    Tuned("pystdlib", "pystdlib: docstrings to functions", START),
+    Tuned("msmarco", "MS MARCO", f"{START}{NEXT}{SMALLER}{NEXT}--datasets beir:path/to/msmarco"),
     Tuned(
         "nq",
         "NQ, with MS MARCO's passages as distractors",
-        f"{START}{SMALLER}{NEXT}--datasets beir:path/to/nq --distractors path/to/msmarco",
+        f"{START}{NEXT}{SMALLER}{NEXT}--datasets beir:path/to/nq --distractors path/to/msmarco",
     ),
 )
 

@@ -21,6 +21,7 @@ _HOMES = {
     "save_maw": "maw.saved",
     "trained_parameters": "maw.library",
     "export_retriever": "maw.export",
+    "push_to_hub": "maw.hub",
 }
 __all__ = list(_HOMES)
 

@@ -70,8 +70,8 @@ def faiss_top_k(
         queries (Q, C), passages (N, C), tie_order (N,); both results (Q, min(k, N)).
 
     Returns:
-        Scores, float32, best first; the passages' rows, int64; and facts: the index and its parameters, and
-        "searched_exactly", the number of queries that `maw.search` had to settle or complete.
+        Scores, float32, best first; the passages' rows, int64; and facts: the index and its parameters,
+        "searched_exactly", the number of queries that `maw.search` had to settle or complete, and "index_bytes".
 
     Raises:
         MAWError: FAISS is not installed; an embedding that is not a finite number, with its row.
@@ -107,7 +107,8 @@ def faiss_top_k(
         redo_Q |= ~(scores_QK[:, -1] > torch.from_numpy(proposed_QF[:, -1]) + rounding_Q)
     if redo_Q.any():
         scores_QK[redo_Q], result_QK[redo_Q] = top_k(queries_QC[redo_Q].to(device), passages, k, tie_order)
-    return scores_QK, result_QK, facts | {"fetched": fetched, "searched_exactly": int(redo_Q.sum())}
+    facts |= {"fetched": fetched, "searched_exactly": int(redo_Q.sum())}
+    return scores_QK, result_QK, facts | {"index_bytes": _bytes(index, passages.shape, facts)}
 
 
 def recall(found: np.ndarray, exact: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
@@ -205,6 +206,17 @@ def _fill(index: Any, passages: np.ndarray) -> float:
         index.add(part_BC)
         longest = max(longest, float(torch.linalg.vector_norm(part, dim=1).max()))
     return longest
+
+
+def _bytes(index: Any, shape: tuple[int, int], facts: dict[str, Any]) -> int:
+    """What the index holds: the passages in float32; of ivf their numbers and the lists' centres, of hnsw links."""
+    count, vector = shape[0], shape[1] * np.dtype(np.float32).itemsize
+    size = count * vector
+    if "nlist" in facts:
+        size += count * np.dtype(np.int64).itemsize + facts["nlist"] * vector
+    if "links" in facts:
+        size += index.hnsw.neighbors.size() * np.dtype(np.int32).itemsize
+    return size
 
 
 def _exact_keys(queries_QC: Tensor, passages: np.ndarray, rows_QF: Tensor, ties_N: Tensor) -> Tensor:

@@ -18,14 +18,17 @@ from typing import Any
 
 import torch
 
+from maw.attention_example import attention_example
 from maw.checkpoint import RETRIEVERS
 from maw.config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.diagnostics import routing_diagnostics
+from maw.energy import Energy, EnergyMeter
 from maw.errors import placed
 from maw.evaluation import evaluate_retriever
 from maw.methods import Method
 from maw.metrics import EvaluationResult
+from maw.parallel import used_gpus
 from maw.parameters import rates
 from maw.prefix import ActivationStore
 from maw.profile import stage, watch
@@ -43,6 +46,7 @@ class ArmRun:
         record: JSON-able; metrics and facts, and for a trained arm rates, history, steps and seconds.
         evaluation: on the test queries.
         validation: of the best epoch on the validation queries; None for an arm that is not trained.
+        attention: what its depths do with one text (`maw.attention_example`); None where there are none.
     """
 
     seed: int
@@ -50,6 +54,7 @@ class ArmRun:
     record: dict[str, Any]
     evaluation: EvaluationResult
     validation: EvaluationResult | None
+    attention: dict[str, Any] | None = None
 
 
 class Arm:
@@ -69,6 +74,10 @@ class Arm:
         rate = config.learning_rate if config.learning_rate is not None else method.learning_rate
         # One run's configuration: what repeats and varies runs is the benchmark's.
         self.config = replace(method.configure(config), learning_rate=rate, tune=0, seeds=1, folds=0)
+
+    def metered(self) -> EnergyMeter:
+        """A meter of the energy that this arm takes inside its block."""
+        return EnergyMeter(used_gpus(self.config, self.device))
 
     def configure(self, seed: int, rates: Mapping[str, float] | None = None) -> Tier1Config:
         """The configuration of one training."""
@@ -130,14 +139,28 @@ class Arm:
             fold: for the record.
             keeper: writes its checkpoints, and has what an interrupted training is to go on from; None to keep none.
         """
+        with self.metered() as meter:
+            return self._run(collection, seed, rates, fold, keeper, meter)
+
+    def _run(
+        self,
+        collection: Collection,
+        seed: int,
+        rates: Mapping[str, float] | None,
+        fold: int | None,
+        keeper: Keeper | None,
+        meter: EnergyMeter,
+    ) -> ArmRun:
         started = time.perf_counter()
         model = self.build(self.configure(seed, rates))
+        example = attention_example(model, collection.validation)
         record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
         history = None
         if self.method.trained:
             history = self.train(model, collection.train, collection.validation, collection.name, keeper)
             record |= training_facts(model, history)
         trained, before = time.perf_counter(), history.seconds_before if history else 0.0
+        training_energy = meter.taken()
         with stage("evaluation"), placed(f"{collection.name} {self.method.name}"):
             diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
             evaluation = evaluate_retriever(
@@ -151,7 +174,7 @@ class Arm:
             )
             if diagnostics and history:
                 record["routing_test"] = diagnostics.evidence(history)
-        finished = time.perf_counter()
+        finished, energy = time.perf_counter(), meter.taken()
         record |= {
             "trained_parameters": model.trained_parameters if self.method.trained else 0,
             "metrics": dict(evaluation),
@@ -160,7 +183,18 @@ class Arm:
             "evaluation_seconds": finished - trained,
             "runtime_seconds": before + finished - started,
         }
-        return ArmRun(seed, fold, record, evaluation, history.validation if history else None)
+        whole = training_energy.stretched((before + trained - started) / (trained - started))
+        record["energy"] = _energy_facts(whole if history else Energy(0.0, 0.0), energy - training_energy)
+        attention = example.content(model) if example else None
+        return ArmRun(seed, fold, record, evaluation, history.validation if history else None, attention)
+
+
+def _energy_facts(training: Energy, evaluation: Energy) -> dict[str, float]:
+    return {
+        "training_joules": training.joules,
+        "evaluation_joules": evaluation.joules,
+        "measured_joules": training.measured_joules + evaluation.measured_joules,
+    }
 
 
 def training_facts(model: BaselineRetriever, history: History) -> dict[str, Any]:

@@ -24,7 +24,7 @@ C hidden size, R kernel rank; h is 1 or H and t is 1 or T, by how the router rou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -220,7 +220,17 @@ class MAWAttentionLayer(nn.Module):
         routing: Routing | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, None]:
-        """Hidden states (B*G, T, C) to attention output of the same shape, and None where weights would stand."""
+        """Attends with the picked depths.
+
+        Args:
+            hidden_states: (B*G, T, C).
+            attention_mask: as the module that is replaced gets it; None where all tokens attend to all.
+            routing: the plan of the pass; None for greedy depths.
+            inputs: what else that module gets, such as rotary positions.
+
+        Returns:
+            The attention output, (B*G, T, C), and None where weights would stand.
+        """
         if routing is None:
             routing = Routing(_tokens_seen(hidden_states, attention_mask))
         inputs["attention_mask"] = attention_mask
@@ -261,9 +271,18 @@ class MAWAttentionLayer(nn.Module):
         return taken.flatten(0, 1)[:, None]
 
     def reference(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+        **inputs: Any,
     ) -> tuple[Tensor, Tensor]:
         """The materialised form, of which `mix_depth` takes a slice.
+
+        Args: as `MAWAttentionLayer.forward`, without samples: (B, T, C); and
+            weigh: query (B, H, T, E) and hidden states to the queries whose attention is wanted, (B, H, T, any D, E);
+                those at every depth, if not given.
 
         Returns:
             attn_BHQKD, and the values that it mixes: (B, H, K, E), or with value kernels those of every depth,
@@ -271,7 +290,7 @@ class MAWAttentionLayer(nn.Module):
         """
         inputs["attention_mask"] = attention_mask
         query, key, value = self.architecture.project(self.base, hidden_states)
-        every = self.kernels.all_depths(query, hidden_states)  # (B, H, T, D, E)
+        every = (weigh or self.kernels.all_depths)(query, hidden_states)  # (B, H, T, D, E)
         heads, depths = every.shape[1], every.shape[3]
         every = every.permute(0, 3, 1, 2, 4).flatten(1, 2)  # depths join the heads, as rotation is blind to both
         every, key = self.architecture.rotate((every, key), inputs)
@@ -332,8 +351,9 @@ def build_kernels(
         ValueError: no family of that name.
     """
     if family == "diagonal":
-        start = {"init_std": init_std, "mixture_D": mixture_D, "generator": generator}
-        return DiagonalKernels(heads, head_size, depths, rotary=rotary, **start)
+        return DiagonalKernels(
+            heads, head_size, depths, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator
+        )
     if family == "low_rank":
         return LowRankKernels(heads, head_size, depths, hidden_size=hidden_size, rank=rank, generator=generator)
     raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

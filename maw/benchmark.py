@@ -22,13 +22,15 @@ from collections.abc import Callable, Mapping
 from collections.abc import Collection as Collected
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw import confirmatory, distributed, exploratory, signals
+from maw import confirmatory, console, distributed, energy, exploratory, signals, tracking
 from maw.arm import Arm, ArmRun
+from maw.attention_example import write_examples
 from maw.config import Tier1Config, cache_folder
 from maw.data import Folds, check_sources, load_collection, load_folds
 from maw.data.collection import Collection
@@ -43,9 +45,11 @@ from maw.keeper import Keeper
 from maw.locks import run_lock
 from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
-from maw.metrics import EvaluationResult, bpref_warning
+from maw.metrics import EvaluationResult, bpref_warning, cutoff_warning
+from maw.model_card import write_cards
 from maw.negatives import prepare_training
-from maw.parallel import clear_cache, pick_device
+from maw.parallel import clear_cache, pick_device, used_gpus
+from maw.past_run import PastRun
 from maw.plan import make_plan
 from maw.precision import name_of, numerics, pick_precision, settled
 from maw.prefix import ActivationStore
@@ -58,11 +62,11 @@ from maw.report.profile import profile_text
 from maw.report.rebuild import write_reports
 from maw.report.trec import RunFiles
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
-from maw.run_state import RunState, differences, find_run, open_run, read_run
+from maw.run_state import FREE, RunState, differences, find_run, open_run, read_run
 from maw.runs import ArmResult, combine
 from maw.side_by_side import run_side_by_side, shares
 from maw.tuning import Trial, tune
-from maw.validation import validate
+from maw.validation import results_name, validate
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +91,11 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
         MAWError: whatever else the user can mend.
     """
     config = config or Tier1Config()
-    with distributed.session(config.device), numerics(tf32=config.tf32, deterministic=config.deterministic):
+    with (
+        console.speaking(quiet=config.quiet, json_progress=config.json_progress),
+        distributed.session(config.device),
+        numerics(tf32=config.tf32, deterministic=config.deterministic),
+    ):
         return _run(config)
 
 
@@ -97,7 +105,7 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     spec = validate(config)
     device = pick_device(config)
     plan = make_plan(config, spec)
-    text.show(plan_text(plan))
+    (console.answer if config.dry_run else console.show)(plan_text(plan))
     if distributed.together():
         of_machine = distributed.place().local_count
         logger.info("%d processes, %d of them on this machine", distributed.place().count, of_machine)
@@ -112,11 +120,14 @@ def _run(config: Tier1Config) -> dict[str, Any]:
             state = open_run(config, machine | {"command": command()})
         _warn_of_another_machine(state.record["machine"], machine["machine"])
         config = replace(config, resume=None, restart=False)
-        log_event(logger, "run", configuration=config.to_dict())
-        with settled(device, state.record["precision"]):
+        log_event(logger, "run", schema=console.SCHEMA, configuration=config.to_dict())
+        tracked = tracking.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
+        with settled(device, state.record["precision"]), tracked:
             results = _run_datasets(config, spec, device, state)
         state.finish()
-    text.show(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
+    if config.quiet and distributed.is_main():
+        console.answer(text.answers(list(results.values())))
+    console.answer(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
     return results
 
 
@@ -149,10 +160,10 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
         result = done.results()
         if result is not None:
             folders.append(done.results_folder)
-            text.show(f"\n{result['dataset']}: done before the run was interrupted")
+            console.show(f"\n{result['dataset']}: done before the run was interrupted")
         else:
             result, folder = _run_dataset(name, config, spec, device, done, results)
-            folders.append(folder)
+            folders += [folder] if folder else []
         results[result["dataset"]] = result
         if distributed.is_main():
             write_reports(config.log_dir, folders)
@@ -163,16 +174,17 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
 
 def _run_dataset(
     name: str, config: Tier1Config, spec: ModelSpec, device: torch.device, state: DatasetState, others: Collected[str]
-) -> tuple[dict[str, Any], Path]:
-    """What one dataset's dataset.json holds, and its folder."""
-    with profiling(device, wanted=config.profile):
+) -> tuple[dict[str, Any], Path | None]:
+    """What one dataset's dataset.json holds, and its folder, where this process has written it."""
+    with console.at(dataset=results_name(name)), profiling(device, wanted=config.profile):
         with stage("loading data"), distributed.main_first():
             data = load_folds(name, config) if config.folds else load_collection(name, config)
         run = DatasetRun(data, config, spec, device, state)
         if run.collection.name in others:
             taken = run.collection.name
             raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
-        return run.run(), run.folder
+        result = run.run()
+        return result, run.folder
 
 
 def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:
@@ -216,6 +228,8 @@ class DatasetRun:
         self.evaluations: dict[str, EvaluationResult] = {}
         self.validations: dict[str, EvaluationResult | None] = {}
         self.by_seed: dict[str, dict[int, EvaluationResult]] = {}
+        self.attention: dict[str, dict[str, Any]] = {}
+        self.scores: dict[str, tuple[Mapping[str, float], int]] = {}
         self.folder: Path | None = None
 
     def run(self) -> dict[str, Any]:
@@ -230,21 +244,21 @@ class DatasetRun:
             if self.state:
                 self.state.check_data(self.rounds or [self.collection])
             for method in in_order(self.config.methods):
-                text.show(text.method_heading(method, self.collection.title))
-                with stage(method.name):
+                console.show(text.method_heading(method, self.collection.title))
+                with console.at(method=method.name), stage(method.name):
                     self._run_method(method, activations)
-                text.show(text.method_done(self.records[method.name]))
+                console.show(text.method_done(self.records[method.name]))
                 seconds = self.records[method.name]["runtime_seconds"]
                 log_event(logger, "method", dataset=self.collection.name, method=method.name, seconds=seconds)
         if not distributed.is_main():  # what is left is to test and to write
             return {"dataset": self.collection.name}
         effects = confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
         if effects:
-            text.show(f"\n{effects_text(effects)}")
+            console.show(f"\n{effects_text(effects)}")
         with stage("significance and report"):
             result = self._result(started, effects)
         for record in self.records.values():
-            text.show(f"\n{text.method_summary(record)}")
+            console.show(f"\n{text.method_summary(record)}")
         with stage("writing"):
             stamp = started.strftime(_STAMP)
             self.folder = layout.write_dataset(
@@ -253,17 +267,20 @@ class DatasetRun:
                 self.evaluations,
                 stamp,
                 extras=self._extras(),
-                folder=self.state and self.state.results_folder,
+                folder=self.state.results_folder if self.state else None,
             )
-        text.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
+            write_cards(PastRun(self.folder, result, self.config), self.spec)
+        console.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
         log_event(logger, "dataset", dataset=self.collection.name, folder=str(self.folder))
         profile = current()
         if profile is not None:
             content = profile.content()
             layout.write_profile(self.folder, content)
-            text.show(f"\n{profile_text(content)}")
+            console.show(f"\n{profile_text(content)}")
         if self.state:
             self.state.close()
+        for name, (metrics, steps) in self.scores.items():  # told to a tracker, too, when all of it is
+            tracking.results(name, metrics, steps)
         return result
 
     def _begin(self) -> datetime:
@@ -304,6 +321,8 @@ class DatasetRun:
         self.records[method.name] = record | {"runtime_minutes": record["runtime_seconds"] / 60}
         self.evaluations[method.name], self.validations[method.name] = result.evaluation, result.validation
         self.by_seed[method.name] = result.by_seed
+        if result.attention:
+            self.attention[method.name] = result.attention
 
     def _test(self, arm: Arm) -> ArmResult:
         """An arm that is not trained: once, on all test queries."""
@@ -316,12 +335,14 @@ class DatasetRun:
             fold = number if config.folds else None
             rates = None
             if config.tune:
-                rates, account = self._tune(arm, round_, fold)
+                with console.at(fold=fold):
+                    rates, account = self._tune(arm, round_, fold)
                 searches.append(account)
             for seed in range(config.seed, config.seed + config.seeds):
-                runs.append(self._run_arm(arm, round_, seed, rates, fold))
+                with console.at(fold=fold, seed=seed if config.seeds > 1 else None):
+                    runs.append(self._run_arm(arm, round_, seed, rates, fold))
                 if config.seeds > 1 or config.folds:
-                    text.show(protocol.run_line(runs[-1].record))
+                    console.show(protocol.run_line(runs[-1].record))
         return combine(runs), searches
 
     def _run_arm(
@@ -329,29 +350,33 @@ class DatasetRun:
     ) -> ArmRun:
         """One run of an arm: read back if it is done, else from where it was interrupted or from its beginning."""
         name, state = self._checkpoint_name(arm.method, seed, fold), self.state
-        about = {"dataset": self.collection.name, "method": arm.method.name}
+        dataset, method = self.collection.name, arm.method.name
+        run = state.read_run(name) if state else None
         if state is None:
-            keeper = Keeper(self.config, Path(self.config.log_dir) / "checkpoints", name, **about)
-            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
-            keeper.finish()
-            return run
-        keeper, run = state.keeper(name, **about), state.read_run(name)
-        if run is None:
-            run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
-            with signals.held_back():
-                state.write_run(name, run)
-            signals.check()
+            folder = Path(self.config.log_dir) / "checkpoints"
+            keeper = Keeper(self.config, folder, name, dataset=dataset, method=method)
         else:
+            keeper = state.keeper(name, dataset=dataset, method=method)
+        if run is not None:
             logger.info("%s: done before the run was interrupted", name)
+        else:
+            settings = {key: each for key, each in arm.configure(seed, rates).to_dict().items() if key not in FREE}
+            with tracking.training(name, settings | {"dataset": dataset, "method": method, "fold": fold}):
+                run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
+            if state is not None:
+                with signals.held_back():
+                    state.write_run(name, run)
+                signals.check()
         keeper.finish()
+        self.scores[name] = run.record["metrics"], run.record.get("steps", 0)
         return run
 
     def _tune(self, arm: Arm, round_: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
         def show(trial: Trial, trials: int, best: bool) -> None:
-            text.show(protocol.trial_line(trial.record, trials, best))
+            console.show(protocol.trial_line(trial.record, trials, best))
 
         if fold is not None:
-            text.show(f"   fold {fold}:")
+            console.show(f"   fold {fold}:")
         config, log = self.config, None
         if self.state:
             name = self._checkpoint_name(arm.method, config.seed, fold)
@@ -398,13 +423,14 @@ class DatasetRun:
     def _environment(self) -> dict[str, Any]:
         """Facts on process and machine; of a run that was resumed with the command that began it."""
         began_with = self.state.run.record.get("command") if self.state else None
-        return environment_facts() | ({"command": began_with} if began_with else {})
+        facts = environment_facts() | {"energy": energy.sources(used_gpus(self.config, self.device))}
+        return facts | ({"command": began_with} if began_with else {})
 
     def _extras(self) -> list[Callable[[Path], object]]:
         """What else is written into the dataset's folder."""
         files = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
         examples = Examples(self.collection.test, self.evaluations, self.by_seed)
-        return [files.write, examples.write]
+        return [files.write, examples.write, partial(write_examples, by_method=self.attention)]
 
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with what this run does to it."""
@@ -445,11 +471,11 @@ class DatasetRun:
 
     def _warnings(self) -> list[str]:
         test, level = self.collection.test, self.collection.test.relevance_level
-        bpref = bpref_warning(test.qrels, level)
+        about = (cutoff_warning(self.config.top_k, len(test.corpus)), bpref_warning(test.qrels, level))
         edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
         found = [warning for warning in edges if warning]
         found += [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
-        found += [bpref] if bpref else []
+        found += [warning for warning in about if warning]
         low = sum(max(judged.values()) < level for judged in test.qrels.values())
         if low:
             found.append(

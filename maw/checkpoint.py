@@ -35,7 +35,7 @@ from maw.training_state import State, joined, separated
 
 logger = logging.getLogger(__name__)
 
-RECORD = "checkpoint.json"
+RECORD, CARD = "checkpoint.json", "README.md"
 FIELDS = {"retriever": str, "config": dict, "pretrained_sha256": str | None, "files": dict}
 RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
 BEST, LATEST = "best", "latest"
@@ -90,6 +90,7 @@ def save_checkpoint(
     }
     groups = {"weights": weights, "training": tensors}
     write_bundle(folder, record, groups, name=RECORD, keep_previous=keep_previous)
+    (folder / CARD).unlink(missing_ok=True)  # it tells of the model that stood there
     return folder
 
 
@@ -98,6 +99,10 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
 
     Its record, `epoch` and `training_history` among it, is left in the retriever's `checkpoint` attribute. A latest
     checkpoint that is damaged is passed over with a warning for the one saved before it.
+
+    Args:
+        folder: of the checkpoint, such as logs/tier1/checkpoints/msmarco_maw_best.
+        device: where the retriever is to be.
 
     Raises:
         MAWError: no checkpoint there, or a damaged one.

@@ -7,14 +7,15 @@
     python tier_1.py compare logs/a logs/b                    # two runs against each other
 
 A command is a function from the words of the command line, its name first, to an exit code. Its module is loaded when
-it is called. Exit codes are those of `tier_1.py`: 2 for wrong use, 1 for what is refused.
+it is called. Exit codes are those of `tier_1.py`: 2 for a command line that names what there is not, 1 for all else
+that the user can mend.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from maw.errors import ConfigError
@@ -38,12 +39,13 @@ def run_command(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: wrong use.
-        MAWError: what the command refuses.
+        ConfigError: wrong use, which includes folders, datasets, methods and seeds that are not there.
+        MAWError: what else the command refuses.
         SystemExit: with 0, after --help.
     """
     module, _, function = COMMANDS[argv[0]].partition(":")
-    return getattr(importlib.import_module(module), function)(argv)
+    command: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
+    return command(argv)
 
 
 class Parser(argparse.ArgumentParser):

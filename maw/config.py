@@ -69,6 +69,7 @@ SECTIONS = {
     "maw_layers": "MAW: layers and kernels",
     "router": "MAW: router",
     "precision": "precision and devices",
+    "quiet": "console and trackers",
     "log_dir": "storage",
 }
 """The field that opens each section of the help, and the section's title."""
@@ -84,6 +85,7 @@ Share = Annotated[float, Range(0, 1)]
 Temperature = Annotated[float, Range(0, 1000, open_low=True)]
 Amount = Annotated[int, Range(1, 1_000_000_000)] | Literal["full"]
 Line = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "one line of text that is not empty")]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Pattern(r"cpu|mps|cuda(:[0-9]{1,2})?", "cpu, cuda, cuda:N or mps")]
 
 
@@ -261,7 +263,7 @@ class Tier1Config:
     diagnostics: Literal["none", "best", "all"] = "best"
     """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Number format of matrix products; auto: bfloat16 where it is measured to be faster, else float32."""
     tf32: bool = False
     """Let an NVIDIA GPU round the factors of float32 products to 10 bits; search never does."""
@@ -279,6 +281,13 @@ class Tier1Config:
     """Print what the run would download, store and encode, and stop."""
     profile: bool = False
     """Show where the time of each dataset goes, stage by stage, and write it to its profile.json."""
+
+    quiet: bool = False
+    """Say nothing but warnings, errors and the answer."""
+    json_progress: bool = False
+    """Put progress and messages on standard error as JSON, one object a line."""
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
+    """Experiment tracker that gets settings, curves and results of every training; it must be installed."""
 
     log_dir: Line = "logs/tier1"
     """Folder of results, summaries, logs and checkpoints."""
@@ -327,6 +336,9 @@ class Tier1Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Tier1Config:
         """A configuration from settings by name; those not named keep their defaults.
 
+        Args:
+            values: name of a field -> its value.
+
         Raises:
             ConfigError: as the class, and for unknown names.
         """
@@ -349,6 +361,10 @@ class Tier1Config:
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
         """A preset, with changes: `Tier1Config.from_preset("offline", seed=1)`.
+
+        Args:
+            name: of `PRESETS`.
+            changes: settings in the place of the preset's.
 
         Raises:
             ConfigError: no such preset, or as `from_dict`.
@@ -435,8 +451,8 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
         kind = Kind(str, optional=False, choices=(*METHODS, ALL))
-        wrong = "; ".join(check(kind, name)[1] for name in unknown)
-        found.append(Problem("methods", wrong))
+        problems = [wrong for name in unknown if (wrong := check(kind, name)[1])]
+        found.append(Problem("methods", "; ".join(problems)))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
 
 

@@ -18,13 +18,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from maw.config import Tier1Config
 from maw.methods import Method, in_order
 from maw.metrics import PRIMARY, EvaluationResult
-from maw.power import POWER, minimum_detectable_effect, queries_needed
-from maw.significance import holm
+from maw.power import POWER, fewest_queries, minimum_detectable_effect, queries_needed
+from maw.significance import differences, holm
 
 METRIC = PRIMARY[0]
 SUBJECT = "maw"
@@ -81,13 +79,15 @@ def smallest_effects(
             why = {"minimum_detectable_effect": None, "no_effect_because": "there are no validation values of both"}
             found[key_of(new, old)] = about | why
             continue
-        differences = np.asarray(a.per_query[METRIC]) - np.asarray(b.per_query[METRIC])
-        effect = minimum_detectable_effect(differences, queries, level=about["level"], power=POWER)
-        about |= {"validation_queries": len(differences), "minimum_detectable_effect": effect}
-        if effect is None:
+        found_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
+        effect = minimum_detectable_effect(found_Q, queries, level=about["level"], power=POWER)
+        about |= {"validation_queries": len(found_Q), "minimum_detectable_effect": effect}
+        if effect is not None:
+            about["validation_std_of_differences"] = float(found_Q.std(ddof=1))
+        elif len(found_Q) < 2 or queries < fewest_queries(about["level"]):
             about["no_effect_because"] = "there are too few validation or test queries"
         else:
-            about["validation_std_of_differences"] = float(differences.std(ddof=1))
+            about["no_effect_because"] = "their differences on validation queries do not vary"
         found[key_of(new, old)] = about
     return found
 

@@ -8,15 +8,14 @@ a CPU a batch has a budget of tokens, beyond which its states no longer fit the 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from maw.console import bar
 from maw.cpu import packed_weights
 from maw.errors import MAWError, NotFiniteError
 from maw.inputs import TextSource, encoding_tokens
@@ -80,8 +79,8 @@ def encode(
     encoder.eval()
     order = np.argsort(-source.lengths(), kind="stable")
     outputs: dict[str, np.ndarray] = {}
-    tokens, started = 0, time.perf_counter()
-    progress = tqdm(total=len(order), desc=label, unit="text", leave=False, disable=label is None)
+    tokens = 0
+    progress = bar(label or "", len(order), "text", shown=label is not None)
     budget = encoding_tokens(unwrap(encoder).precision) if device.type == "cpu" else None
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,8 +94,8 @@ def encode(
                 for name, value in fitting(inputs).items():
                     _store(outputs, name, value.numpy(), rows, len(order), place)
             tokens += int(inputs["attention_mask"].sum())
+            progress.note(tokens_per_second=tokens / progress.seconds)
             progress.update(len(rows))
-            progress.set_postfix_str(f"{tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
     encoder.train(was_training)
     check_finite(outputs["embedding"], label)
     cut = fitting.cut or getattr(source, "cut", False)

@@ -56,6 +56,7 @@ def evaluate_retriever(
         model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training; it may be inside a DataParallel.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
             "qrels" as {query: {document: grade}} by position or id.
+        config: how to encode and search; `top_k` says how many passages of a query are ranked.
         device: where to compute; where the model is, if not given.
         split: name of the split, for messages.
         activations: stored activations of the frozen layers, to be shared with other calls of a run.
@@ -64,9 +65,9 @@ def evaluate_retriever(
     Returns:
         Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
         `facts`: counts, seconds, queries a second; "embeddings" of the documents, "computed" or "from cache", when
-        "encode_seconds" is not what encoding costs; what FAISS did and its recall where the search is not exact; the
-        answer match (`maw.answers`) where the data has answers, the relevance level where it is not 1 and, for MAW,
-        which depths were picked.
+        "encode_seconds" is not what encoding costs, and their "embedding_bytes"; what FAISS did, the "index_bytes"
+        that it held and its recall where the search is not exact; the answer match (`maw.answers`) where the data has
+        answers, the relevance level where it is not 1 and, for MAW, which depths were picked.
 
     Raises:
         DataError: data that cannot be evaluated.
@@ -92,12 +93,13 @@ def evaluate_retriever(
         "encode_seconds": encoded - started,
         "search_seconds": searched - encoded,
         "queries_per_second": len(data.query_ids) / (searched - encoded),
+        "embedding_bytes": documents.embeddings.nbytes,
     } | search_facts
     if data.relevance_level != 1:
         result.facts["relevance_level"] = data.relevance_level
     if data.answers and distributed.is_main():
         result.facts["answer_match"] = answer_match(data, rows)
-    if documents.depth_share is not None:
+    if documents.depth_share is not None and queries.depth_share is not None:
         result.facts["routing"] = {
             "query": depth_use(queries.depth_share),
             "document": depth_use(documents.depth_share),
@@ -149,7 +151,8 @@ def search(
         logger.info(
             "%s finds of what exact search finds: %s (%d queries)", config.search, found, facts["recall_queries"]
         )
-    return np.asarray(scores), np.asarray(rows), {"search": facts}
+    size = {"index_bytes": facts.pop("index_bytes")} if "index_bytes" in facts else {}  # nothing is built for nothing
+    return np.asarray(scores), np.asarray(rows), {"search": facts} | size
 
 
 def _searched_by_main(
@@ -157,7 +160,8 @@ def _searched_by_main(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """FAISS in the main process, which has its own threads; its results in all of them."""
     shape = len(queries.embeddings), min(config.top_k, len(documents.embeddings))
-    scores, rows, facts = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), {}
+    scores, rows = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+    facts: dict[str, Any] = {}
     if distributed.is_main():
         with distributed.alone():
             found, found_rows, facts = search(queries, documents, data, config, device)

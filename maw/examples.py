@@ -23,8 +23,10 @@ from maw.data.collection import RetrievalData
 from maw.files import write_json
 from maw.methods import Method, comparisons
 from maw.metrics import EvaluationResult
+from maw.significance import differences
 
-NAME = "examples.json"
+NAME, ATTENTION = "examples.json", "attention.json"
+"""The files of this module and of `maw.attention_example`, which takes longer to load than a report to write."""
 QUERIES, PASSAGES, RELEVANT = 3, 3, 3
 COMPARISONS = 3
 LONGEST = 600
@@ -90,7 +92,7 @@ class Examples:
     def _chosen(self, new: Method, old: Method) -> dict[str, list[str]]:
         """The queries that `new` wins and loses by most against `old`."""
         a, b = (self.evaluations[method.name] for method in (new, old))
-        difference_Q = a.per_query[METRIC] - b.per_query[METRIC]
+        difference_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
 
         def most(values_Q: np.ndarray) -> list[str]:
             order = np.argsort(-values_Q, kind="stable")[:QUERIES]

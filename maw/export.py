@@ -3,7 +3,7 @@
     python tier_1.py export logs/tier1 --method maw my-model
 
     from sentence_transformers import SentenceTransformer
-    model = SentenceTransformer("my-model", trust_remote_code=True)
+    model = SentenceTransformer("my-model", trust_remote_code=True)        # or ORG/NAME, see `maw.hub`
     queries, passages = model.encode_query([...]), model.encode_document([...])
 
 Prefixes, lengths, pooling and normalisation go along, and embeddings are the same to 1e-5 in float32. A model with
@@ -41,8 +41,9 @@ from transformers.utils import logging as transformers_logging
 from maw.architectures import Architecture
 from maw.commands import Parser
 from maw.encoder import MAWWithGRPOEncoder
-from maw.errors import MAWError, ModelError
+from maw.errors import ConfigError, MAWError, ModelError
 from maw.files import write_json, write_text
+from maw.hub import check_hub, push_to_hub
 from maw.model_card import base_model, model_card
 from maw.modeling_maw import MODELS
 from maw.past_run import PastRun
@@ -63,12 +64,25 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dataset", help="whose results, where the run had several")
     parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
     parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload it to this repository too, made private")
+    parser.add_argument("--public", action="store_true", help="let everyone read what --push-to-hub uploads")
     words = parser.parse_args(argv[1:])
+    if words.public and not words.push_to_hub:
+        parser.error("--public is for --push-to-hub, which is not given")
+    _check_free(Path(words.out))
     run = PastRun.open(words.run_dir, words.dataset)
+    run.record(words.method)
+    if words.push_to_hub:
+        check_hub(words.push_to_hub)  # before minutes of work, and before anything is written
     model = run.model(words.method, words.seed, words.fold)
-    folder = export_retriever(model, words.out, model_card(model, run, words.method))
+    place = words.push_to_hub or "this/folder"
+    card = model_card(model.spec, run, words.method, seed=words.seed, fold=words.fold, exported_to=place)
+    folder = export_retriever(model, words.out, card)
     trust = ", trust_remote_code=True" if (folder / MODELING).exists() else ""
     sys.stdout.write(f'Written to {folder}; load it with SentenceTransformer("{folder}"{trust})\n')
+    if words.push_to_hub:
+        address = push_to_hub(folder, words.push_to_hub, private=not words.public)
+        sys.stdout.write(f"Uploaded to {address}, {'public' if words.public else 'private'}\n")
     return 0
 
 
@@ -86,7 +100,8 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
     Raises:
         ModelError: a model whose depths are drawn at random, a control that no program should depend on; or whose
             depths change the values of Qwen3.
-        MAWError: the folder is not empty, or cannot be written.
+        ConfigError: the folder is not empty.
+        MAWError: it cannot be written.
     """
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
@@ -203,20 +218,16 @@ def _write_adapter(model: BaselineRetriever, folder: Path) -> None:
 
 def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
     kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.similarity == "cosine" else [])
+    paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
     modules = [
-        {
-            "idx": index,
-            "name": str(index),
-            "path": f"{index}_{kind}" if index else "",
-            "type": f"sentence_transformers.models.{kind}",
-        }
-        for index, kind in enumerate(kinds)
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
     ]
     write_json(folder / "modules.json", modules)
-    for module in modules[1:]:
-        (folder / module["path"]).mkdir()
+    for path in paths[1:]:
+        (folder / path).mkdir()
     wanted = _POOLING_OF[spec.pooling]
-    pooling = {f"pooling_mode_{mode}": mode == wanted for mode in _POOLING}
+    pooling: dict[str, bool | int] = {f"pooling_mode_{mode}": mode == wanted for mode in _POOLING}
     pooling |= {"word_embedding_dimension": spec.hidden_dim, "include_prompt": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     lengths = {"query_length": spec.max_query_length, "document_length": spec.max_document_length}
@@ -230,13 +241,17 @@ def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
     write_json(folder / "config_sentence_transformers.json", about)
 
 
+def _check_free(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError([f"{folder}: is not empty; name a new folder"])
+
+
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the wanted one, which takes its place when all has gone well, and goes if not."""
     temporary = None
     try:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise MAWError(f"{folder}: is not empty; name a new folder")
+        _check_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         temporary.chmod(0o755)

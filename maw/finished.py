@@ -201,7 +201,9 @@ class DatasetState:
         except DamagedError as error:
             logger.warning("%s; this part of the run is done again", error)
             return None
-        return ArmRun(record["seed"], record["fold"], record["record"], evaluation, validation)
+        return ArmRun(
+            record["seed"], record["fold"], record["record"], evaluation, validation, record.get("attention")
+        )
 
     @distributed.main_only
     def write_run(self, name: str, run: ArmRun) -> None:
@@ -213,6 +215,7 @@ class DatasetState:
             "record": run.record,
             "evaluation": _facts(run.evaluation),
             "validation": _facts(run.validation) if run.validation is not None else None,
+            "attention": run.attention,
         }
         tensors = {"evaluation": _tensors(run.evaluation)}
         if run.validation is not None:

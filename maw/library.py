@@ -117,8 +117,11 @@ class TrainedParameters:
     """How many numbers of a model training may change, by what they are; `print` shows it as one line."""
 
     kernels: int
+    """Numbers of depth kernels."""
     routers: int
+    """Numbers of routers."""
     other: int
+    """All others that training may change, such as layers, adapters or a head."""
     total: int
     """All of the model, frozen ones included."""
 
@@ -167,7 +170,7 @@ def backbone_of(model: nn.Module) -> tuple[nn.Module, Architecture]:
         model = model.get_base_model()
     backbone = getattr(model, "base_model", model)
     config = getattr(backbone, "config", None)
-    if not hasattr(config, "model_type"):
+    if config is None or not hasattr(config, "model_type"):
         raise ModelError(f"{type(model).__name__} is no Hugging Face model; pass one of AutoModel.from_pretrained")
     return backbone, architecture_of(model_type_of(config.name_or_path or type(model).__name__, config.to_dict()))
 

@@ -25,13 +25,14 @@ import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from maw.console import event_line, where
 from maw.disk import held
 from maw.errors import DataError, MAWError
-from maw.files import json_line, reason
+from maw.files import reason
 from maw.rules import show
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,14 @@ _MOST_OF_ONE_SECOND = 1000
 
 
 def log_event(target: logging.Logger, event: str, **values: Any) -> None:
-    """Says that something happened, for the run's .jsonl file.
+    """Says that something happened, and where in the run, for its .jsonl file and for --json-progress.
 
     Args:
         target: the logger of the module where it happened.
         event: what kind of thing, in one word.
         values: JSON-able, numpy's numbers included.
     """
-    target.debug("%s", event, extra={"event": {"event": event, **values}})
+    target.debug("%s", event, extra={"event": {"event": event, **where(), **values}})
 
 
 class LogFile(logging.FileHandler):
@@ -97,8 +98,7 @@ class EventFile(LogFile):
         return hasattr(record, "event") and logging.Filterer.filter(self, record)
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return json_line({"time": time, **record.event})
+        return event_line(record.event, record.created)
 
 
 class RunLogs:

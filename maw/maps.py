@@ -9,8 +9,8 @@ Letters: B texts, H heads, Q query tokens, K key tokens, D depths; h is 1 or H a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from maw.errors import ModelError
 from maw.library import backbone_of, maw_layers
 from maw.retriever import BaselineRetriever
 
-TokensOrTexts = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Mapping[str, Tensor]
+TokensOrTexts: TypeAlias = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Mapping[str, Tensor]
 
 
 def attention_maps(
@@ -55,14 +55,30 @@ def attention_maps(
     if number not in layers:
         there = ", ".join(map(str, layers)) or "none"
         raise ModelError(f"layer {layer or 'last'} has no depth attention; layers that do: {there}")
+    return at_layer(model, texts, number, lambda module, inputs: module.reference(**inputs)[0], tokenizer=tokenizer)
+
+
+def at_layer(
+    model: nn.Module,
+    texts: TokensOrTexts,
+    layer: int,
+    look: Callable[[MAWAttentionLayer, dict[str, Any]], Tensor],
+    *,
+    tokenizer: Any = None,
+) -> Tensor:
+    """What `look` makes of a layer and of the inputs that texts give it, in float32.
+
+    Args: as `attention_maps`.
+        look: given the layer with depth attention and the arguments of its `reference`.
+    """
     found: list[Tensor] = []
 
-    def look(module: MAWAttentionLayer, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+    def hook(module: MAWAttentionLayer, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         inputs = dict(zip(("hidden_states", "attention_mask"), given, strict=False)) | named
         inputs.pop("routing", None)
-        found.append(module.reference(**inputs)[0].float())
+        found.append(look(module, inputs).float())
 
-    with layers[number].register_forward_pre_hook(look, with_kwargs=True):
+    with maw_layers(model)[layer].register_forward_pre_hook(hook, with_kwargs=True):
         _run(model, texts, tokenizer)
     return found[0]
 
@@ -80,7 +96,8 @@ def picked_depths(
     Returns:
         By layer number: int64 (B, h, t), or for a soft router weights over depths, (B, h, t, D).
     """
-    layers, found = maw_layers(model), {}
+    layers = maw_layers(model)
+    found: dict[int, Tensor] = {}
 
     def keep(number: int) -> Any:
         return lambda _module, _given, taken: found.__setitem__(number, taken[:, 0])

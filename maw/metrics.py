@@ -134,7 +134,7 @@ def compute_metrics(
         doc_ids: for each query the passages found, in any order: the scores decide.
         scores: for each query their scores; compared as float32.
         qrels: query -> passage -> grade. Queries missing from the run score 0.
-        relevance_level: grade from which a passage counts as relevant in the binary metrics.
+        relevance_level: grade from which a passage counts as relevant in the binary metrics, 1 or more.
 
     Shapes:
         query_ids (Q,), doc_ids (Q, K), scores (Q, K); rows of a list may differ in length.
@@ -146,8 +146,10 @@ def compute_metrics(
         DataError: a query without judgements, a query or passage twice, an id or grade that cannot be
             evaluated.
         NotFiniteError: a score that is not a finite number.
-        ValueError: arguments that differ in length.
+        ValueError: arguments that differ in length, a relevance level that is no grade.
     """
+    if not 1 <= relevance_level <= _LARGEST_GRADE:
+        raise ValueError(f"relevance_level must be between 1 and {_LARGEST_GRADE}, not {relevance_level}")
     _check_qrels(qrels)
     ranks = _judged_ranks(query_ids, doc_ids, scores, qrels)
     ordered = [*query_ids, *(query for query in qrels if query not in ranks)]
@@ -171,6 +173,28 @@ def bpref_warning(qrels: Mapping[str, Mapping[str, int]], relevance_level: int =
         "bpref says nothing about the ranking here: the qrels hold no judged non-relevant passage, so it is "
         "only the share of relevant passages found"
     )
+
+
+def cutoff_warning(top_k: int, passages: int) -> str | None:
+    """A warning if fewer passages are ranked for each query than metrics go down to, else None.
+
+    Args:
+        top_k: that are ranked, at most.
+        passages: that there are.
+    """
+    beyond = [METRIC_LABELS[key] for key in METRICS if _cutoff(key) > top_k] if top_k < passages else []
+    if not beyond:
+        return None
+    return (
+        f"only {top_k} of {passages:,} passages were ranked for each query, and relevant ones behind them count as "
+        f"not found: {', '.join(beyond)}, and all metrics without a cutoff, may be lower than in a longer ranking"
+    )
+
+
+def _cutoff(key: str) -> int:
+    """The rank to which a metric looks; 0 for one that looks at the whole ranking."""
+    cutoff = key.rpartition("_")[2]
+    return int(cutoff) if cutoff.isdigit() else 0
 
 
 def _measure(key: str) -> str:

@@ -38,10 +38,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from maw.answers import contains_answer
 from maw.config import Tier1Config, cache_folder
+from maw.console import track
 from maw.data.bm25 import SETTINGS, Bm25Index
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
@@ -62,7 +62,7 @@ from maw.search import top_k
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 DEPTH = 100
 LOOKED_AT_ONCE = 16
 
@@ -96,9 +96,10 @@ def prepare_training(
     warnings = list(collection.facts.get("warnings", ()))
     without = facts.get("queries_without_a_hard_one")
     if without:
+        against = "passages drawn from the corpus and" if facts["drawn_from_the_corpus"] else "nothing but"
         warnings.append(
             f"{collection.name}: {without} of {len(train)} training queries have no hard negative that may be used, "
-            "and train against the other passages of their batches alone"
+            f"and train against {against} the other passages of their batches"
         )
         logger.warning(warnings[-1])
     facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
@@ -206,6 +207,7 @@ def _choose(
         for query_id, rows in zip(part.query_ids, candidates, strict=True):
             negatives[query_id] = Screen(data, corpus, query_id, kept_out).first(rows, hard_wanted)
     hard = sum(map(len, negatives.values()))
+    without = sum(not chosen for chosen in negatives.values()) if hard_wanted else 0
     for query_id in data.query_ids if hard_wanted < config.num_negatives else ():
         negatives[query_id] += _random(data, query_id, config, negatives[query_id], config.num_negatives - hard_wanted)
     facts = {
@@ -214,7 +216,7 @@ def _choose(
         "hard": hard,
         "drawn_from_the_corpus": sum(map(len, negatives.values())) - hard,
         "kept_out": {reason: count for reason, count in sorted(kept_out.items()) if count},
-        "queries_without_a_hard_one": sum(not chosen for chosen in negatives.values()) if hard_wanted else 0,
+        "queries_without_a_hard_one": without,
         "margin": config.negative_margin,
     }
     return {query_id: negatives[query_id] for query_id in data.query_ids}, facts
@@ -292,7 +294,7 @@ def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[s
     """Rows of each query's best passages whose score is not too near the positive's."""
     with stage("search"):
         rows, scores = miner.search()
-    for number, query_id in enumerate(tqdm(data.query_ids, "hard negatives", unit="query", leave=False)):
+    for number, query_id in enumerate(track(data.query_ids, "hard negatives", "query")):
         relevant = miner.corpus.rows_of(_relevant(data, query_id))
         relevant = relevant[relevant >= 0]
         other = (rows[number] >= 0) & ~np.isin(rows[number], relevant)

@@ -49,6 +49,14 @@ def count_replicas(config: Tier1Config, device: torch.device) -> int:
     return max(1, torch.cuda.device_count())
 
 
+def used_gpus(config: Tier1Config, device: torch.device) -> list[int]:
+    """Numbers of the CUDA devices that this process computes on."""
+    if device.type != "cuda":
+        return []
+    count = count_replicas(config, device)
+    return list(range(count)) if count > 1 else [torch.cuda.current_device() if device.index is None else device.index]
+
+
 def replicate(encoder: nn.Module, config: Tier1Config, device: torch.device) -> nn.Module:
     """The encoder itself, or on several GPUs a DataParallel that splits each batch evenly among them."""
     count = count_replicas(config, device)

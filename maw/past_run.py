@@ -18,10 +18,10 @@ from typing import Any
 
 from maw.arm import Arm
 from maw.checkpoint import load_checkpoint
-from maw.config import Tier1Config
+from maw.config import Precision, Tier1Config
 from maw.data import load_collection, load_folds
 from maw.data.corpus import Corpus
-from maw.errors import MAWError
+from maw.errors import ConfigError, MAWError
 from maw.methods import METHODS, find_method
 from maw.parallel import pick_device
 from maw.retriever import BaselineRetriever
@@ -55,20 +55,22 @@ class PastRun:
             dataset: name of the results, such as msmarco or beir_scifact; needed where the folder has several.
 
         Raises:
-            MAWError: no results there, or several and none is named.
+            ConfigError: no results there, or several and none is named.
+            MAWError: results that cannot be read.
         """
         folder = Path(folder)
         paths = [folder / "dataset.json"] if (folder / "dataset.json").is_file() else folder.glob("*/dataset.json")
         found = sorted(((_read(path), path.parent) for path in paths), key=lambda pair: pair[0]["evaluated_at"])
         newest = {result["dataset"]: (result, place) for result, place in found}
         if not newest:
-            raise MAWError(f"{folder}: has no results (NAME_DATE/dataset.json); give the --log-dir of a finished run")
+            text = f"{folder}: has no results (NAME_DATE/dataset.json); give the --log-dir of a finished run"
+            raise ConfigError([text])
         if dataset is None and len(newest) > 1:
-            raise MAWError(f"{folder}: has results of {', '.join(newest)}; say which with --dataset")
+            raise ConfigError([f"{folder}: has results of {', '.join(newest)}; say which with --dataset"])
         name = next(iter(newest)) if dataset is None else dataset
         if name not in newest:
             known = f"{suggestion(name, newest)}; there are those of {', '.join(newest)}"
-            raise MAWError(f"{folder}: has no results of {show(name)}{known}")
+            raise ConfigError([f"{folder}: has no results of {show(name)}{known}"])
         result, place = newest[name]
         return cls(place, result, Tier1Config.from_dict(result["configuration"]))
 
@@ -86,12 +88,19 @@ class PastRun:
         """What the run recorded of a method.
 
         Raises:
-            MAWError: the run had no such method.
+            ConfigError: the run had no such method.
         """
         if method not in self.methods:
             text = f"{suggestion(method, self.methods)}; it compared {', '.join(self.methods)}"
-            raise MAWError(f"{self.folder}: the run had no method {show(method)}{text}")
+            raise ConfigError([f"{self.folder}: the run had no method {show(method)}{text}"])
         return self.result["results"][find_method(method).key]
+
+    def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
+        """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
+        config, parts = self.config, [self.name, method]
+        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
+        parts += [f"fold{fold or 1}"] if config.folds else []
+        return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """The folder of a method's best checkpoint.
@@ -101,25 +110,22 @@ class PastRun:
             fold: from 1; the first one, if not given.
 
         Raises:
-            MAWError: none was kept of that seed and fold.
+            ConfigError: the run had no such seed or fold.
+            MAWError: none was kept of them.
         """
-        config = self.config
-        parts = [self.name, method]
-        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
-        parts += [f"fold{fold or 1}"] if config.folds else []
-        path = self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+        config, path = self.config, self.checkpoint_folder(method, seed, fold)
         asked = {"seed": (seed, config.seed), "fold": (fold, 1 if config.folds else None)}
         single = {"seed": config.seeds == 1, "fold": not config.folds}
         for what, (value, only) in asked.items():
             if value is not None and single[what] and value != only:
                 there = f"the only {what} is {only}" if only is not None else f"the run had no {what}s"
-                raise MAWError(f"{self.folder}: no {what} {value}; {there}")
+                raise ConfigError([f"{self.folder}: no {what} {value}; {there}"])
         if not path.is_dir():
             raise MAWError(f"{path}: there is no such checkpoint; a run keeps one of each method, seed and fold")
         return path
 
     def model(
-        self, method: str, seed: int | None = None, fold: int | None = None, precision: str = "float32"
+        self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
     ) -> BaselineRetriever:
         """The retriever that a method ended with, in evaluation mode, on the device of this machine.
 
@@ -162,7 +168,7 @@ class PastRun:
             raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")
 
 
-def in_precision(model: BaselineRetriever, precision: str) -> BaselineRetriever:
+def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetriever:
     """The same retriever in another number format, from weights as they were read and trained."""
     if model.config.precision == precision:
         return model

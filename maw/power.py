@@ -23,6 +23,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
+from maw.significance import ROUNDING
+
 POWER = 0.8
 """The probability with which a difference is to be found."""
 _MOST_QUERIES = 10_000_000  # beyond it the normal approximation is exact to the digits shown
@@ -40,18 +42,19 @@ def minimum_detectable_effect(
         power: the probability.
 
     Returns:
-        The difference, in the metric's own units; None where fewer than two differences say nothing of the spread, or
-        where so few queries are tested that no difference can reach the level.
+        The difference, in the metric's own units; None where differences that do not vary, or fewer than two, say
+        nothing of the spread, or where so few queries are tested that no difference can reach the level.
     """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2:
         return None
-    return detectable(float(differences.std(ddof=1)), queries, level=level, power=power)
+    std = float(differences.std(ddof=1))
+    return detectable(std if std > ROUNDING * np.abs(differences).max() else 0.0, queries, level=level, power=power)
 
 
 def detectable(std: float | None, queries: int, *, level: float, power: float = POWER) -> float | None:
-    """`minimum_detectable_effect` from the standard deviation of the differences; None where that is None."""
-    if std is None or queries < fewest_queries(level):
+    """`minimum_detectable_effect` from the standard deviation of the differences; None where that is None or 0."""
+    if not std or queries < fewest_queries(level):
         return None
     return _smallest_effect(queries, level, power) * std
 

@@ -25,8 +25,8 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from maw.console import bar
 from maw.cpu import packed_weights
 from maw.disk import GIGABYTE
 from maw.errors import MAWError
@@ -212,7 +212,7 @@ class PrefixSource:
             return True
         if self.store.full:
             return False
-        progress = tqdm(total=len(missing), desc=label, unit="text", leave=False, disable=label is None)
+        progress = bar(label or "", len(missing), "text", shown=label is not None)
         with torch.no_grad(), progress, packed_weights():
             for part, inputs in self._longest_first(missing):
                 if self.store.full or not self._append(part, self._compute(inputs)):
@@ -224,8 +224,8 @@ class PrefixSource:
     def restore(self, rows: np.ndarray, count: int) -> None:
         """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
         label = "texts through the frozen layers, as before the run was interrupted"
-        left = count  # not asked of the progress bar: one that TQDM_DISABLE switches off does not count
-        with torch.no_grad(), tqdm(total=count, desc=label, unit="text", leave=False) as progress, packed_weights():
+        left = count
+        with torch.no_grad(), bar(label, count, "text") as progress, packed_weights():
             for part, inputs in self._longest_first(rows):
                 if left <= 0:
                     break

@@ -279,7 +279,7 @@ def _usage(files: ModelFiles, config: Tier1Config, model_type: str) -> Usage:
     pooling = files.read(f"{pooling_folder}/config.json") if pooling_folder else {}
     if pooling is None:
         raise ModelError(f"model {files.name}: {pooling_folder}/config.json, which modules.json names, is missing")
-    own_pooling = "mean" if config.pooling else _pooling(files.name, pooling, query or document)
+    own_pooling = "mean" if config.pooling else _pooling(files.name, pooling, bool(query or document))
     similarity = "cosine" if "Normalize" in kinds or config.similarity else _similarity(files.name, saved)
     return Usage(
         pooling=own_pooling,

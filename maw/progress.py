@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from maw import distributed, signals
+from maw import distributed, signals, tracking
 from maw.metrics import EvaluationResult
 from maw.retriever import BaselineRetriever
 from maw.training_state import State
@@ -109,7 +109,8 @@ class Progress:
 
     def __init__(self, model: BaselineRetriever, trainer: Trainer, keeper: Keeper | None):
         self.model, self.trainer, self.keeper = model, trainer, keeper
-        self.history, self.best_weights = History(), {}
+        self.history = History()
+        self.best_weights: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         with distributed.main_first():
             saved = keeper.load() if keeper else None
@@ -159,6 +160,7 @@ class Progress:
         if self.keeper is not None:
             with signals.held_back():
                 self.keeper.save(self.model, self._saved(epoch_over), improved=improved, epoch_over=epoch_over)
+        tracking.flush()
 
     def _saved(self, epoch_over: bool) -> Saved:
         validation = self.history.validation

@@ -34,12 +34,14 @@ class ArmResult:
         evaluation: test queries of all folds, averaged over seeds.
         validation: the same of the validation queries; None for an arm that is not trained.
         by_seed: seed -> test queries of all folds under that seed, with their rankings.
+        attention: the first run's, see `maw.arm.ArmRun`.
     """
 
     record: dict[str, Any]
     evaluation: EvaluationResult
     validation: EvaluationResult | None
     by_seed: dict[int, EvaluationResult]
+    attention: dict[str, Any] | None
 
 
 def combine(runs: Sequence[ArmRun]) -> ArmResult:
@@ -64,6 +66,8 @@ def combine(runs: Sequence[ArmRun]) -> ArmResult:
     record.pop("seed", None)
     for key in ("training_seconds", "evaluation_seconds", "runtime_seconds"):
         record[key] = sum(run.record[key] for run in ordered)
+    if "energy" in first:
+        record["energy"] = {key: sum(run.record["energy"][key] for run in ordered) for key in first["energy"]}
     if "steps" in first:
         record |= {key: sum(run.record[key] for run in ordered) for key in ("steps", "optimizer_steps")}
     if validation is not None:
@@ -71,7 +75,8 @@ def combine(runs: Sequence[ArmRun]) -> ArmResult:
     if len(parts) > 1:
         record["spread"] = spread([test[METRIC] for test in tests])
     by_seed = {part[0].seed: test for part, test in zip(parts, tests, strict=True)}
-    return ArmResult(record | {"runs": [run.record for run in ordered]}, evaluation, validation, by_seed)
+    record["runs"] = [run.record for run in ordered]
+    return ArmResult(record, evaluation, validation, by_seed, ordered[0].attention)
 
 
 def _same(key: str, runs: Sequence[ArmRun]) -> bool:

@@ -26,7 +26,7 @@ from maw.data.corpus import Corpus
 from maw.embedding_cache import Embedder
 from maw.encoder import MAWWithGRPOEncoder
 from maw.encoding import encode, in_memory
-from maw.errors import MAWError
+from maw.errors import ConfigError
 from maw.inputs import ListTexts
 from maw.methods import find_method
 from maw.past_run import PastRun
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
     words = parser.parse_args(argv[1:])
     if not words.query.strip():
-        raise MAWError("the query is empty")
+        raise ConfigError(["search: the query is empty; write some words"])
     run = PastRun.open(words.run_dir, words.dataset)
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     for method in methods:
@@ -127,6 +127,7 @@ def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: C
     if isinstance(model.encoder, MAWWithGRPOEncoder):
         texts = model.source(ListTexts(corpus.take(rows)), "document")
         read = encode(model.encoder, texts, batch_size=config.eval_batch_size, device=model.device)
+        assert read.depth_share is not None
         depths = [depth_of(each) for each in read.depth_share]
     own = "" if asked.depth_share is None else depth_of(asked.depth_share[0])
     hits = [Hit(row, float(score), depth) for row, score, depth in zip(rows, scores[0], depths, strict=True)]

@@ -14,6 +14,9 @@ under random signs. No distribution is assumed. The paired t test stands beside 
 of a run rest on the randomisation test. The interval is the percentile bootstrap over queries. None of them
 is corrected for the number of tests made; `holm` corrects p-values.
 
+Values that differ by rounding alone are the same: a query that scores 0.1 under each of three seeds has the mean
+0.10000000000000002, and is no gain over a method that scores 0.1.
+
 The effect size is Cohen's d_z, the mean of the differences by their standard deviation: in contrast to p it does not
 grow with the number of queries.
 
@@ -45,7 +48,8 @@ from maw.errors import MAWError
 
 _BOOTSTRAP_DRAWS = 10_000
 _NUMBERS_AT_A_TIME = 2**21
-_NO_SPREAD = 1e-12  # of the largest difference: less is rounding
+ROUNDING = 1e-12
+"""The share of a value below which a difference, or a spread of differences, is taken for rounding."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class PairedTest:
     ties: int
     """Queries on which both score the same."""
     std_of_differences: float | None
-    """Standard deviation of the differences (divisor n - 1); None for a single query."""
+    """Standard deviation of the differences (divisor n - 1), 0 where they vary by rounding alone; None for a single
+    query."""
     effect_size: float | None
     """Cohen's d_z, mean by standard deviation of the differences; None where they do not vary."""
     t_statistic: float | None
@@ -113,7 +118,7 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
     """
     a_NM, b_NM = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     _check(a_NM, b_NM, permutations)
-    differences_NM = a_NM - b_NM
+    differences_NM = differences(a_NM, b_NM)
     n = len(differences_NM)
     for_signs, for_bootstrap = (np.random.default_rng(each) for each in np.random.SeedSequence(seed).spawn(2))
     means_M, baseline_M = differences_NM.mean(0), b_NM.mean(0)
@@ -121,8 +126,8 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
     low_M, high_M = np.quantile(_bootstrap_means(differences_NM, for_bootstrap), [0.025, 0.975], axis=0)
     wins_M, losses_M = (differences_NM > 0).sum(0), (differences_NM < 0).sum(0)
     std_M = differences_NM.std(0, ddof=1) if n > 1 else np.zeros_like(means_M)
-    varies_M = std_M > _NO_SPREAD * np.abs(differences_NM).max(0)
-    t_M, t_p_M = _t_tests(a_NM, b_NM, varies_M)
+    varies_M = std_M > ROUNDING * np.abs(differences_NM).max(0)
+    t_M, t_p_M = _t_tests(differences_NM, varies_M)
     return [
         PairedTest(
             mean_difference=float(means_M[m]),
@@ -135,13 +140,20 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
             wins=int(wins_M[m]),
             losses=int(losses_M[m]),
             ties=n - int(wins_M[m]) - int(losses_M[m]),
-            std_of_differences=float(std_M[m]) if n > 1 else None,
+            std_of_differences=float(std_M[m] * varies_M[m]) if n > 1 else None,
             effect_size=float(means_M[m] / std_M[m]) if varies_M[m] else None,
             t_statistic=float(t_M[m]) if varies_M[m] else None,
             t_p_value=float(t_p_M[m]) if varies_M[m] else None,
         )
         for m in range(differences_NM.shape[1])
     ]
+
+
+def differences(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """`a` minus `b`, where they are the same but for rounding exactly 0; float64, of their shape."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    found = a - b
+    return np.where(np.abs(found) > ROUNDING * np.maximum(np.abs(a), np.abs(b)), found, 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -169,13 +181,13 @@ def mean_intervals(values: ArrayLike, *, seed: int = 0) -> list[tuple[float, flo
     return [(float(low), float(high)) for low, high in np.quantile(drawn, [0.025, 0.975], axis=0).T]
 
 
-def _t_tests(a_NM: np.ndarray, b_NM: np.ndarray, varies_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _t_tests(differences_NM: np.ndarray, varies_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """t and its two-sided p, (M,) each; NaN in columns whose differences do not vary."""
-    from scipy.stats import ttest_rel  # a second to import, and needed at the end of a run
+    from scipy.stats import ttest_1samp  # a second to import, and needed at the end of a run
 
     t_M, p_M = np.full(len(varies_M), np.nan), np.full(len(varies_M), np.nan)
     if varies_M.any():
-        t_M[varies_M], p_M[varies_M] = ttest_rel(a_NM[:, varies_M], b_NM[:, varies_M])
+        t_M[varies_M], p_M[varies_M] = ttest_1samp(differences_NM[:, varies_M], 0.0)
     return t_M, p_M
 
 

@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from maw import distributed, shards, signals
+from maw import distributed, shards, signals, tracking
 from maw.chunks import LengthChunks
 from maw.config import Tier1Config
+from maw.console import at, bar
 from maw.contrastive import Batch, TrainingPairs
 from maw.cpu import packed_weights
 from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.diagnostics import routing_diagnostics
 from maw.errors import MAWError, NotFiniteError, placed
 from maw.evaluation import evaluate_retriever
-from maw.inputs import ListTexts
+from maw.inputs import ListTexts, TextSource
 from maw.logs import log_event
 from maw.memory import advising
 from maw.metrics import EvaluationResult
@@ -81,6 +81,8 @@ def train_retriever(
         train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
             "negatives" {query: [document]}.
         val_data: the same; nDCG@10 on it decides which epoch is best.
+        config: epochs, batches, learning rates, and how routers are trained.
+        device: where to compute; where the model is, if not given.
         dataset_name: for messages and the progress bar.
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
@@ -100,61 +102,64 @@ def train_retriever(
         Stopped: a signal asked for it; the training is saved (`maw.signals`).
     """
     device, model = device_of(model, device), unwrap(model)
-    trainer = Trainer(
-        model,
-        as_retrieval_data(train_data, "train"),
-        config,
-        device,
-        f"{dataset_name} {model_type}".strip() or "training",
-        activations,
-    )
-    validation = as_retrieval_data(val_data, "validation")
-    progress = Progress(model, trainer, keeper)
-    history = progress.history
-    diagnostics = routing_diagnostics(model, config, device, activations)
-
-    def evaluate() -> EvaluationResult:
-        with placed(f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"):
-            return evaluate_retriever(
-                model, validation, config, device, "validation", activations=activations, inspect=diagnostics
-            )
-
-    for epoch in range(trainer.epoch, config.num_epochs + 1):
-        if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
-            logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
-            break
-        with signals.held_back():
-            record = trainer.run_epoch(epoch, progress.after_step)
-        with progress.saved_when_stopped():
-            with stage("validation"):
-                result = evaluate()
-            improved = progress.judge(record, result)
-            if diagnostics:
-                diagnostics.after_epoch(record, improved)
-        with signals.held_back():
-            progress.add(record, result, improved)
-        if on_epoch:
-            on_epoch(record, improved)
-        log_event(logger, "epoch", training=trainer.label, best=improved, **record)
-        logger.info(
-            "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s%s",
-            trainer.label,
-            epoch,
-            config.num_epochs,
-            record["train_loss"],
-            result[VALIDATION_METRIC],
-            " (best so far)" if improved else "",
-            f"; {record['overflow_steps']} steps beyond float16 left out" if record.get("overflow_steps") else "",
+    with at(dataset=dataset_name, method=model_type):
+        trainer = Trainer(
+            model,
+            as_retrieval_data(train_data, "train"),
+            config,
+            device,
+            f"{dataset_name} {model_type}".strip() or "training",
+            activations,
         )
-        signals.check()
-    model.load_trained_state(progress.best_weights)
-    (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
-    if forgotten:
-        with stage("validation"):
-            evaluate()
-    if diagnostics:
-        diagnostics.after_training(history.best)
-    return history
+        validation = as_retrieval_data(val_data, "validation")
+        progress = Progress(model, trainer, keeper)
+        history = progress.history
+        diagnostics = routing_diagnostics(model, config, device, activations)
+
+        def evaluate() -> EvaluationResult:
+            where = f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"
+            with placed(where), at(epoch=trainer.epoch, epochs=config.num_epochs):
+                return evaluate_retriever(
+                    model, validation, config, device, "validation", activations=activations, inspect=diagnostics
+                )
+
+        for epoch in range(trainer.epoch, config.num_epochs + 1):
+            if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
+                logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
+                break
+            with signals.held_back():
+                record = trainer.run_epoch(epoch, progress.after_step)
+            with progress.saved_when_stopped():
+                with stage("validation"):
+                    result = evaluate()
+                improved = progress.judge(record, result)
+                if diagnostics:
+                    diagnostics.after_epoch(record, improved)
+            with signals.held_back():
+                tracking.log_epoch(trainer.step, record)
+                progress.add(record, result, improved)
+            if on_epoch:
+                on_epoch(record, improved)
+            log_event(logger, "epoch", training=trainer.label, best=improved, **record)
+            logger.info(
+                "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s%s",
+                trainer.label,
+                epoch,
+                config.num_epochs,
+                record["train_loss"],
+                result[VALIDATION_METRIC],
+                " (best so far)" if improved else "",
+                f"; {record['overflow_steps']} steps beyond float16 left out" if record.get("overflow_steps") else "",
+            )
+            signals.check()
+        model.load_trained_state(progress.best_weights)
+        (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
+        if forgotten:
+            with stage("validation"):
+                evaluate()
+        if diagnostics:
+            diagnostics.after_training(history.best)
+        return history
 
 
 class Trainer:
@@ -176,9 +181,10 @@ class Trainer:
         # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
         torch.manual_seed(config.seed + (distributed.place().rank << 32))
         self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
-        self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        texts = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        self.sources: list[TextSource | PrefixSource] = [*texts]
         if activations is not None:
-            self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
+            self.sources = [activations.source(source, model.encoder, device) for source in texts]
             with stage("filling activations"):
                 self._fill_activations()
         if config.router_start == "clusters" and isinstance(model, MAWRetriever) and distributed.is_main():
@@ -257,7 +263,7 @@ class Trainer:
             return
         for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
             if isinstance(source, PrefixSource):
-                source.fill(rows, f"{self.label} texts through the frozen layers")
+                source.fill(rows, "texts through the frozen layers")
 
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """One pass over the training queries, or what is left of it; gives the epoch's record.
@@ -270,25 +276,19 @@ class Trainer:
             self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
             self._overflows = 0
         self._goes_on = False
-        with packed_weights(trained=False):
+        with packed_weights(trained=False), at(epoch=epoch, epochs=self.config.num_epochs):
             return self._run_epoch(epoch, after_step)
 
     def _run_epoch(self, epoch: int, after_step: Callable[[], None]) -> dict[str, Any]:
         batches = list(self.pairs.batches(epoch, self.config.batch_size))
         self.engine.train()
-        progress = tqdm(
-            batches[self.done :],
-            desc=f"{self.label} epoch {epoch}/{self.config.num_epochs}",
-            unit="batch",
-            leave=False,
-            initial=self.done,
-            total=len(batches),
-        )
-        for batch in progress:
-            loss = self._run_batch(batch, len(batches))
-            if loss is not None:
-                progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            after_step()
+        with bar("training", len(batches), "batch", done=self.done) as progress:
+            for batch in batches[self.done :]:
+                loss = self._run_batch(batch, len(batches))
+                if loss is not None:
+                    progress.note(loss=loss)
+                progress.update()
+                after_step()
         self.engine.eval()
         means = {name: float(value) / len(batches) for name, value in self._sums.items()}
         overflows = {"overflow_steps": self._overflows} if self.scaler.is_enabled() else {}
@@ -308,12 +308,12 @@ class Trainer:
         with stage("reading batches"):
             positives = len(batch.queries)
             parts = [[positives], [positives, len(batch.passages) - positives]]
-            inputs = [
+            queries, passages = (
                 shards.read_batch(source, rows, self.device, sizes)
                 for source, rows, sizes in zip(self.sources, self.pairs.source_rows(batch), parts, strict=True)
-            ]
+            )
         with stage("forward and backward"), self._step_in_words():
-            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+            loss, statistics = self.objective(queries, passages, batch.to(self.device), self.step)
             tail = count % accumulate
             self.scaler.scale(loss / (tail if number > count - tail else accumulate)).backward()
         for name, value in (statistics | {"train_loss": loss}).items():
@@ -323,6 +323,8 @@ class Trainer:
             with stage("optimizer"), self._step_in_words():
                 updated = self._update(loss, statistics)
         self.step, self.done = self.step + 1, number
+        if updated is not None and math.ceil(number / accumulate) % tracking.every(count / accumulate) == 0:
+            tracking.log(self.step, {"train/loss": updated, "train/learning_rate": self.schedule.get_last_lr()[0]})
         return updated
 
     @contextlib.contextmanager

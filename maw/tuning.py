@@ -24,7 +24,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,7 @@ from scipy.stats import qmc
 
 from maw import signals
 from maw.arm import Arm
+from maw.console import at
 from maw.data.collection import RetrievalData
 from maw.errors import MAWError, NotFiniteError
 from maw.logs import log_event
@@ -162,7 +163,8 @@ def tune(
         while len(done) < trials:
             rates, how = search.next(done)
             keeper = log.keeper(len(done) + 1, rates) if log else None
-            done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
+            with at(trial=len(done) + 1):
+                done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
             if log:
                 log.write(done)
             log_event(logger, "trial", training=f"{dataset} {arm.method.name}", **done[-1].record)
@@ -189,18 +191,22 @@ def _try(
     keeper: Keeper | None,
 ) -> Trial:
     started = time.perf_counter()
-    try:
-        config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
-        history = arm.train(arm.build(config), train, validation, dataset, keeper)
-    except NotFiniteError as error:
-        facts = {"failed": str(error), "seconds": time.perf_counter() - started}
-        return Trial(number, rates, how, None, facts)
+    with arm.metered() as meter:
+        try:
+            config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
+            history = arm.train(arm.build(config), train, validation, dataset, keeper)
+        except NotFiniteError as error:
+            facts = {"failed": str(error), "seconds": time.perf_counter() - started}
+            return Trial(number, rates, how, None, facts | asdict(meter.taken()))
+        seconds, energy = time.perf_counter() - started, meter.taken()
+    whole = history.seconds_before + seconds
     facts = {
         "best_epoch": history.best["epoch"],
         "steps": sum(record["steps"] for record in history),
         "optimizer_steps": sum(record["optimizer_steps"] for record in history),
-        "seconds": history.seconds_before + time.perf_counter() - started,
+        "seconds": whole,
     }
+    facts |= asdict(energy.stretched(whole / seconds))
     return Trial(number, rates, how, history.best[f"val_{VALIDATION_METRIC}"], facts)
 
 

@@ -22,10 +22,12 @@ from maw.config import (
     is_folder,
 )
 from maw.errors import ConfigError, ModelError
+from maw.files import reason
 from maw.methods import find_method
 from maw.model_files import NotCachedError
 from maw.pretrained import ModelSpec, disagreements, read_spec
 from maw.rules import Problem, parse_layers, show, suggestion
+from maw.tracking import PACKAGES
 
 BUILT_DATASETS = (*PUBLIC_DATASETS, *OTHER_DATASETS)
 BEIR = "beir:"
@@ -71,6 +73,7 @@ def find_problems(
     bad = {problem.name for problem in known} | set(unsure)
     found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
     found += _method_problems(config) + _folder_problems(config) + _search_problems(config) + _fold_problems(config)
+    found += _tracker_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -96,6 +99,14 @@ def _search_problems(config: Tier1Config) -> list[Problem]:
         return []
     text = f"{config.search} needs FAISS: pip install faiss-cpu, or faiss-gpu with an NVIDIA GPU, never both; or exact"
     return [Problem("search", text)]
+
+
+def _tracker_problems(config: Tier1Config) -> list[Problem]:
+    package = PACKAGES.get(config.report_to)
+    found = importlib.util.find_spec(config.report_to) if package else None
+    if package is None or (found and found.origin):  # without: a folder of that name, as trackers make them
+        return []
+    return [Problem("report_to", f"{config.report_to} is not installed: pip install {package}; or none")]
 
 
 def _process_problems(config: Tier1Config) -> list[Problem]:
@@ -133,12 +144,29 @@ def _dataset_problem(name: str) -> str | None:
     folder, judgements = beir_parts(name.removeprefix(BEIR))
     if not is_folder(folder):
         return f"{show(name)}: there is no such folder"
-    if judgements is None:
-        return None
-    if not SAFE_NAME.fullmatch(judgements):
+    if judgements is not None and not SAFE_NAME.fullmatch(judgements):
         return f"{show(name)}: what follows @ names the test judgements, qrels/NAME.tsv; {show(judgements)} is no name"
-    path = Path(folder).expanduser() / "qrels" / f"{judgements}.tsv"
-    return None if path.is_file() else f"{show(name)}: there is no {path} with test judgements"
+    return _beir_problem(name, Path(folder).expanduser(), judgements or "test")
+
+
+def _beir_problem(name: str, folder: Path, judgements: str) -> str | None:
+    """What a folder in BEIR layout lacks of the three files that every run reads."""
+    files = {"corpus.jsonl": "passages", "queries.jsonl": "queries", f"qrels/{judgements}.tsv": "test judgements"}
+    for file, what in files.items():
+        lacks = _lacks(folder / file)
+        if lacks:
+            return f"{show(name)}: {folder / file} {lacks}; a folder in BEIR layout has its {what} there"
+    return None
+
+
+def _lacks(path: Path) -> str | None:
+    """Why there is nothing to read in a file; None if there is something."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        return None if path.stat().st_size else "is empty"
+    except OSError as error:
+        return f"cannot be read ({reason(error)})"
 
 
 def _distractor_problems(config: Tier1Config) -> list[Problem]:
@@ -146,11 +174,13 @@ def _distractor_problems(config: Tier1Config) -> list[Problem]:
     for name in config.distractors or ():
         try:
             folder = Path(name.removeprefix(BEIR)).expanduser().resolve()
-            there = folder.is_dir() and (folder / "corpus.jsonl").is_file()
+            there = folder.is_dir() and _lacks(folder / "corpus.jsonl") is None
         except (OSError, RuntimeError, ValueError):  # too long a name, ~ of an unknown user, a NUL
             folder, there = Path(), False
         if not there:
-            found.append(f"{show(name)}: there is no folder with a corpus.jsonl; give folders in BEIR layout")
+            found.append(
+                f"{show(name)}: there is no folder with passages in a corpus.jsonl; give folders in BEIR layout"
+            )
         elif folder.name in names:
             found.append(f"two folders are called {show(folder.name)}, so their passages would mix; rename one")
         names.append(folder.name)

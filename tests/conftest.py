@@ -203,6 +203,14 @@ def tiny_settings(models, tmp_path):
     return make
 
 
+def beir_outline(folder: Path, *judgements: str) -> Path:
+    """The files that a folder in BEIR layout must have, with something in them: enough to be named in a run."""
+    for name in ("corpus.jsonl", "queries.jsonl", *(f"qrels/{each}.tsv" for each in judgements or ("test",))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}\n")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_beir(tmp_path_factory) -> Path:
     """A folder in BEIR layout of 40 passages, each query a few words of its passage."""

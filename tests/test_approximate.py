@@ -254,8 +254,21 @@ def test_evaluation_by_faiss(kind, tiny_settings, tiny_data, caplog):
     np.testing.assert_allclose(found.run["scores"], exact.run["scores"], atol=1e-5)
     assert found["ndcg_cut_10"] == pytest.approx(exact["ndcg_cut_10"], abs=1e-6)
     assert "search" not in exact.facts and found.facts["search"]["index"] == kind
+    assert "index_bytes" not in exact.facts and found.facts["index_bytes"] >= found.facts["embedding_bytes"]
+    assert found.facts["embedding_bytes"] == found.facts["documents"] * 16 * 4
     assert (kind == "flat") == ("recall" not in found.facts["search"])
     assert (kind == "flat") == ("finds of what exact search finds" not in caplog.text)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_an_index_has_the_size_of_its_file(kind):
+    queries, passages = unit(13, 3, 24), unit(14, 4000, 24)
+    index, _ = approximate._index(kind, 24, len(passages), 100, 8, torch.device("cpu"))
+    approximate._fill(index, passages)
+    size = faiss_top_k(kind, queries, passages, 20, np.arange(4000), nprobe=8)[2]["index_bytes"]
+    of_its_file = len(faiss.serialize_index(index))
+    assert of_its_file * 0.9 < size <= of_its_file
+    assert (size == passages.nbytes) == (kind == "flat")
 
 
 @pytest.mark.gpu

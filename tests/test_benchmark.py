@@ -293,8 +293,9 @@ def test_warnings_depend_on_level_and_name():
 
     config = Tier1Config.from_preset("offline")
 
-    def warnings(level, name):
-        return " ".join(DatasetRun(graded(level, name), config, model_spec(config), "cpu")._warnings())
+    def warnings(level, name, **changes):
+        run = DatasetRun(graded(level, name), replace(config, **changes), model_spec(config), "cpu")
+        return " ".join(run._warnings())
 
     assert warnings(2, "tiny") == (
         "1 of 3 test queries have no passage of grade 2 or more, the relevance level, "
@@ -303,6 +304,7 @@ def test_warnings_depend_on_level_and_name():
     assert warnings(1, "tiny") == "", "a grade of 0 is judged not relevant, so bpref says something"
     assert "was trained on data like Tiny (recognised by its name: msmarco), as" in warnings(1, "beir_msmarco_dl19")
     assert "was trained on data like Tiny, as its model card" in warnings(1, "nq")
+    assert warnings(1, "tiny", top_k=11).startswith("only 11 of 12 passages were ranked for each query")
 
 
 @pytest.mark.parametrize("began_with", ["python tier_1.py --seed 1", None])

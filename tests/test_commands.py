@@ -152,6 +152,18 @@ def test_wrong_use_is_one_line_and_exits_with_2(words, says, capsys, monkeypatch
     assert not list(tmp_path.iterdir()), "no log is begun"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["report"], ["compare", "other"], ["search", "words"], ["export", "out"], ["--resume"]],
+    ids=lambda w: w[0],
+)
+def test_a_folder_that_is_not_there_is_wrong_use_of_every_command(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert tier_1.main([words[0], "nowhere", *words[1:]]) == 2
+    head, line = capsys.readouterr().err.splitlines()
+    assert head == "tier_1.py: cannot run:" and "nowhere" in line and not list(tmp_path.iterdir())
+
+
 def test_folders_that_are_no_run(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder, says in (
@@ -225,6 +237,8 @@ def test_methods_may_be_named(runs):
     assert found["settings_that_differ"] == {}
     with pytest.raises(ConfigError, match=r"no such methods in both runs: .*a has zero_shot, lora, maw; .*b has zero"):
         compare_runs(*runs, method="lora")
+    with pytest.raises(ConfigError, match="name the first one's by --method too"):
+        compare_runs(*runs, against="maw")
 
 
 def drop_queries(run: Path, name: str, keep: slice) -> None:

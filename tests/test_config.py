@@ -7,7 +7,9 @@ import math
 import re
 
 import pytest
+from conftest import beir_outline
 
+import tier_1
 from maw.config import METHODS, PRESETS, Tier1Config, cache_folder, gather, group_is_exact, kernel_noise, kinds
 from maw.config_file import LARGEST_FILE, load_config
 from maw.errors import ConfigError
@@ -388,14 +390,11 @@ def test_none_for_layers_is_fine_for_methods_that_need_none(spec):
 
 
 def test_test_judgements_of_a_beir_folder(spec, tmp_path):
-    qrels = tmp_path / "some" / "qrels"
-    qrels.mkdir(parents=True)
-    (qrels / "dl19.tsv").touch()
-    (qrels / "dl20.tsv").touch()
+    qrels = beir_outline(tmp_path / "some", "test", "dl19", "dl20") / "qrels"
     name = f"beir:{tmp_path}/some"
     assert validate(Tier1Config(datasets=[name, f"{name}@dl19", f"{name}@dl20"]), spec) is spec
     for wrong, message in [
-        (f"{name}@dl21", f"there is no {qrels / 'dl21.tsv'} with test judgements"),
+        (f"{name}@dl21", f"{qrels / 'dl21.tsv'} is missing"),
         (f"{name}@", "'' is no name"),
         (f"{name}@..", "'..' is no name"),
         (f"beir:{tmp_path}/nowhere@dl19", "there is no such folder"),
@@ -403,20 +402,40 @@ def test_test_judgements_of_a_beir_folder(spec, tmp_path):
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             validate(Tier1Config(datasets=[wrong]), spec)
-    (tmp_path / "some_dl19").mkdir()
+    beir_outline(tmp_path / "some_dl19")
     with pytest.raises(ConfigError, match="both be called 'beir_some_dl19'"):
         validate(Tier1Config(datasets=[f"{name}@dl19", f"{name}_dl19"]), spec)
-    (tmp_path / "some@dl21").mkdir()
+    beir_outline(tmp_path / "some@dl21")
     assert validate(Tier1Config(datasets=[f"{name}@dl21"]), spec) is spec, "a folder of the whole name wins"
 
 
 def test_beir_folders(spec, tmp_path):
     for name in ("a/same", "b/same"):
-        (tmp_path / name).mkdir(parents=True)
+        beir_outline(tmp_path / name)
     first, second = f"beir:{tmp_path}/a/same", f"beir:{tmp_path}/b/same"
     validate(Tier1Config(datasets=[first, "pystdlib"]), spec)
     (problem,) = problems_of(lambda: validate(Tier1Config(datasets=[first, second]), spec))
     assert "called 'beir_same'" in problem
+
+
+@pytest.mark.parametrize("file, what", [("corpus", "passages"), ("queries", "queries"), ("qrels/test", "test judge")])
+@pytest.mark.parametrize("lacks", ["is missing", "is empty"])
+def test_a_beir_folder_without_content_is_refused_in_one_line(spec, tmp_path, file, what, lacks):
+    (path,) = beir_outline(tmp_path / "some").glob(f"{file}.*")
+    path.unlink() if lacks == "is missing" else path.write_text("")
+    (problem,) = problems_of(lambda: validate(Tier1Config(datasets=[f"beir:{tmp_path}/some"]), spec))
+    assert f"{path} {lacks}; a folder in BEIR layout has its {what}" in problem
+
+
+def test_an_empty_beir_folder_is_refused_before_anything_is_planned(tmp_path, capsys):
+    (tmp_path / "some").mkdir()
+    words = ["--datasets", f"beir:{tmp_path}/some", "--model", "packaged:all-MiniLM-L6-v2"]
+    assert tier_1.main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 2
+    assert told.err.splitlines()[1].startswith(
+        f"--datasets: 'beir:{tmp_path}/some': {tmp_path}/some/corpus.jsonl is m"
+    )
 
 
 def test_settings_changed_after_the_start_are_checked_again(spec):

@@ -13,7 +13,7 @@ from maw import confirmatory, exploratory, methods
 from maw.config import Tier1Config
 from maw.methods import METHODS, find_method
 from maw.metrics import METRICS, EvaluationResult
-from maw.power import minimum_detectable_effect, queries_needed
+from maw.power import detectable, minimum_detectable_effect, queries_needed
 from maw.report.tables import significance
 from maw.significance import _p_values, holm, paired_test
 
@@ -256,13 +256,24 @@ def test_more_queries_find_smaller_effects_and_a_larger_family_needs_larger_ones
     levels = [minimum_detectable_effect(values, 500, level=0.05 / size) for size in (1, 4, 16)]
     assert levels == sorted(levels)
     assert minimum_detectable_effect(values + 3, 500, level=0.05) == pytest.approx(sizes[1]), "only the spread counts"
-    assert minimum_detectable_effect(np.zeros(9), 500, level=0.05) == 0.0
 
 
 @pytest.mark.parametrize(("values", "queries"), [([], 500), ([0.1], 500), ([0.1, 0.2], 0), ([0.1, 0.2], 6)])
 def test_where_nothing_can_be_said(values, queries):
     """Of six queries 2 / 2**6 = 0.03 is the smallest p, above the level of a family of four."""
     assert minimum_detectable_effect(values, queries, level=0.0125) is None
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_differences_that_do_not_vary_say_nothing_of_what_could_be_found(gain):
+    lora = np.random.default_rng(0).random(40)
+    test = paired_test(lora + gain, lora)
+    assert test.std_of_differences == 0.0 and detectable(test.std_of_differences, 500, level=0.05) is None
+    assert minimum_detectable_effect((lora + gain) - lora, 500, level=0.05) is None
+    held = {"lora": evaluation(lora), "maw": evaluation(lora + gain)}
+    found = confirmatory.smallest_effects(held, 900, config())["maw_vs_lora"]
+    assert found["minimum_detectable_effect"] is None and "do not vary" in found["no_effect_because"]
+    assert "too few" in confirmatory.smallest_effects(held, 2, config())["maw_vs_lora"]["no_effect_because"]
 
 
 def test_effects_come_from_validation_and_the_size_of_the_family():

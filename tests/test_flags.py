@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import beir_outline
 
 from maw.config import METHODS, Tier1Config, kinds
 from maw.errors import ConfigError
@@ -98,8 +99,7 @@ def test_flags(parse, words, name, value):
 
 
 def test_a_beir_path_may_have_blanks(parse, tmp_path):
-    folder = tmp_path / "my data"
-    folder.mkdir()
+    folder = beir_outline(tmp_path / "my data")
     assert parse("--datasets", f"pystdlib,beir:{folder}").datasets == ["pystdlib", f"beir:{folder}"]
 
 

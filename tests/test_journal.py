@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts
-from tqdm.auto import tqdm
 
-from maw import signals
+from maw import console, signals
 from maw.inputs import ListTexts
 from maw.prefix import ActivationStore, PrefixSource
 from maw.retriever import BaselineRetriever
@@ -77,8 +76,8 @@ def test_no_more_is_stored_again_where_progress_bars_are_off(model, tmp_path, mo
     with ActivationStore(tmp_path, 6e-5) as before, ActivationStore(tmp_path, 6e-5) as after:
         expected = ask(before, model, [("document", rows)])
         after.resume(*before.journal.content())
-        monkeypatch.setattr("maw.prefix.tqdm", lambda **options: tqdm(**options, disable=True))
-        assert torch.equal(ask(after, model, [("document", rows)])[0], expected[0])
+        with console.speaking(quiet=True):
+            assert torch.equal(ask(after, model, [("document", rows)])[0], expected[0])
         (stored,) = ({*np.flatnonzero(each.offset >= 0)} for each in before._sources.values())
         (again,) = ({*np.flatnonzero(each.offset >= 0)} for each in after._sources.values())
         assert again == stored and 0 < len(stored) < len(rows)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maw.errors import DataError, MAWError
-from maw.metrics import FAMILIES, METRIC_LABELS, METRICS, PRIMARY, bpref_warning, compute_metrics
+from maw.metrics import FAMILIES, METRIC_LABELS, METRICS, PRIMARY, bpref_warning, compute_metrics, cutoff_warning
 
 CUTOFFS = (1, 3, 5, 10, 15, 20, 100, 1000)
 
@@ -197,6 +197,27 @@ def test_bpref_warning():
     assert bpref_warning({"q": {"a": 1, "b": -1}}) is not None
     assert bpref_warning({"q": {"a": 1, "b": 0}}) is None
     assert bpref_warning({"q": {"a": 1, "b": 2}}, relevance_level=2) is None
+
+
+@pytest.mark.parametrize(("top_k", "passages"), [(1000, 8_841_823), (20, 20), (1000, 5)])
+def test_nothing_is_said_of_a_ranking_that_is_long_enough(top_k, passages):
+    assert cutoff_warning(top_k, passages) is None
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(999, 3), (100, 3), (99, 7), (15, 10), (5, 20), (1, 27)])
+def test_metrics_beyond_the_ranking_are_named(top_k, count):
+    warning = cutoff_warning(top_k, 5000)
+    assert warning.startswith(f"only {top_k} of 5,000 passages were ranked for each query")
+    beyond = warning.partition(": ")[2].partition(", and all metrics")[0].split(", ")
+    assert len(beyond) == count and set(beyond) <= set(METRIC_LABELS.values())
+    assert {"nDCG@1000", "Recall@1000", "Precision@1000"} <= set(beyond)
+    assert ("Recall@100" in beyond) is (top_k < 100) and ("MRR@10" in beyond) is (top_k < 10)
+
+
+@pytest.mark.parametrize("level", [0, -1, 2**31])
+def test_a_relevance_level_that_is_no_grade(level):
+    with pytest.raises(ValueError, match=f"relevance_level must be between 1 and 1000, not {level}"):
+        one(["a", "b"], {"a": 0, "b": 1}, relevance_level=level)
 
 
 def test_grades_of_numpy_are_whole_numbers_too():

@@ -450,11 +450,6 @@ def test_a_runtime_without_encoding_is_said_to_be_one(result):
         assert text.method_summary(record).endswith(f"Runtime: 45.23 seconds (0.75 minutes){note}")
 
 
-def test_show_prints(capsys):
-    text.show("a summary")
-    assert capsys.readouterr().out == "a summary\n"
-
-
 def test_text_that_would_drive_a_terminal_is_only_shown(result):
     hostile = "\x1b[2Jbad\u202ename\nsecond line\0"
     summary = text.benchmark_summary(

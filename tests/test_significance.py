@@ -231,3 +231,15 @@ def test_exact_enumeration_is_done_in_parts(monkeypatch):
     assert expected.p_value == enumerated(differences.tolist())
     monkeypatch.setattr("maw.significance._NUMBERS_AT_A_TIME", 9 * 50)
     assert paired_test(differences, np.zeros(9)).p_value == expected.p_value
+
+
+@pytest.mark.parametrize("seeds", [3, 6, 7])
+def test_values_that_differ_by_rounding_alone_are_ties(seeds):
+    """A query's mean over seeds that all score it the same differs in its last bit from that score."""
+    rank = np.random.default_rng(0).integers(1, 15, 300)
+    one = np.column_stack([np.where(rank <= 10, 0.1, 0.0), 1 / rank, 1 / np.log2(1 + rank)])
+    averaged = np.mean([one] * seeds, axis=0)
+    assert (averaged != one).any(), "there is rounding to be taken for a difference"
+    for test in paired_tests(averaged, one):
+        assert (test.wins, test.losses, test.ties, test.mean_difference) == (0, 0, 300, 0.0)
+        assert (test.p_value, test.effect_size, test.t_p_value) == (1.0, None, None)

@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import tantivy
-from tqdm.auto import tqdm
 
+from maw.console import track
 from maw.data import store
 from maw.data.corpus import Corpus
 from maw.errors import DataError
@@ -90,8 +90,7 @@ class Bm25Index:
             Rows (Q, k) int64, best first and -1 where there are no more, and scores (Q, k) float64, 0 there.
         """
         rows, scores = np.full((len(queries), k), -1, np.int64), np.zeros((len(queries), k))
-        progress = tqdm(queries, desc=label, unit="query", leave=False, disable=label is None)
-        for number, query in enumerate(progress):
+        for number, query in enumerate(track(queries, label or "", "query", shown=label is not None)):
             found = self._nominate(query, k)
             if found.size:
                 exact = self.scores(query, found)
@@ -210,8 +209,7 @@ def _build(corpus: Corpus, folder: Path, source: dict[str, Any]) -> None:
         index = tantivy.Index(_schema(), str(folder))
         index.register_tokenizer(ANALYZER, _analyzer())
         writer = index.writer(HEAP_BYTES, num_threads=1)
-        progress = tqdm(_texts(corpus), "BM25 index", len(corpus), unit=" passages", leave=False)
-        for row, text in enumerate(progress):
+        for row, text in enumerate(track(_texts(corpus), "BM25 index", "passage", total=len(corpus))):
             writer.add_document(tantivy.Document(text=text, row=row))
         writer.commit()
         writer.wait_merging_threads()

@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from maw.config import Tier1Config, cache_folder
+from maw.console import track
 from maw.data import beir
 from maw.data.bm25 import SETTINGS, Bm25Index
 from maw.data.collection import Collection, RetrievalData
@@ -240,7 +240,7 @@ def _joined(corpus: Corpus, others: dict[str, Corpus], counts: dict[str, dict[st
 def _text_hashes(corpus: Corpus, label: str) -> np.ndarray:
     """64-bit hashes of the normalised texts, title included: (N,) uint64."""
     found = array("Q")
-    for _, title, text in tqdm(corpus.records(), f"texts of {label}", len(corpus), unit=" passages", leave=False):
+    for _, title, text in track(corpus.records(), f"texts of {label}", "passage", total=len(corpus)):
         digest = hashlib.blake2b(normalise(f"{title} {text}").encode(), digest_size=8).digest()
         found.append(int.from_bytes(digest, "little"))
     return np.frombuffer(found, np.uint64)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config import Tier1Config, cache_folder
+from maw.console import track
 from maw.data import store
 from maw.data.beir import line_finder, read_corpus, read_lines
 from maw.data.corpus import Corpus
@@ -78,14 +79,9 @@ class Source:
         return unpacked + official(self.id, "docs") * (self.mean_characters + BYTES_BESIDE_TEXT)
 
     def _checked(self, records: Iterable[Record], expected: int | None) -> Iterator[Record]:
-        from tqdm.auto import tqdm
-
-        count = 0
+        count, total = 0, official(self.id, "docs")
         with reading(self.file.path):
-            bar = tqdm(
-                records, total=official(self.id, "docs"), desc=f"storing {self.id}", unit=" passages", leave=False
-            )
-            for record in bar:
+            for record in track(records, f"storing {self.id}", "passage", total=total):
                 count += 1
                 yield record
         if expected is not None and count != expected:

@@ -6,12 +6,15 @@
                 means, per-query values and that method's facts
             improvements.json   relative differences and paired tests
             runs/               rankings, judgements and per-query tables for other tools (`maw.report.trec`)
+            attention.json      what depths do with one text, where there are any (`maw.attention_example`)
             examples.json       queries on which methods differ most, with their passages (`maw.examples`)
             dataset.json        all results of the dataset; written last
             routing_maw.png     what routing did (`maw.report.plots`)
+            figures/            the page's figures for a paper, PDF and SVG (`maw.report.figures`)
             profile.json        where the time went, if asked for (`maw.profile`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
+            costs.csv           what each method took, beside what it reached (`maw.report.costs`)
             confirmatory.json   the family of tests on which claims are made, if a run has one (`maw.confirmatory`)
             exploratory.json    all other tests, corrected over the run (`maw.exploratory`)
             tables.tex, tables.md   for a paper (`maw.report.paper`)
@@ -36,6 +39,7 @@ from maw.files import reason, write_json, write_text
 from maw.methods import Method, in_order
 from maw.metrics import EvaluationResult
 from maw.report import paper
+from maw.report.costs import COST_HEADER, cost_rows
 from maw.report.files import write_csv
 from maw.report.page.page import report_page
 from maw.report.tables import CSV_HEADER, comparison_rows
@@ -117,6 +121,7 @@ def write_summary(
     family: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
     examples: Mapping[str, Mapping[str, Any]] | None = None,
+    attention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
 
@@ -126,6 +131,7 @@ def write_summary(
         family: the confirmatory family over all datasets; nothing as long as some are not done, or if there is none.
         explored: the same of the exploratory family.
         examples: dataset -> the content of its examples.json, for those that have one.
+        attention: dataset -> the content of its attention.json, likewise.
 
     Returns:
         The folder.
@@ -138,10 +144,11 @@ def write_summary(
     rows = comparison_rows(dataset_results, [each for each in families.values() if each])
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
     write_csv(folder / "metrics_comparison.csv", CSV_HEADER, rows)
+    write_csv(folder / "costs.csv", COST_HEADER, cost_rows(dataset_results))
     write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family))
     write_text(folder / "tables.tex", paper.latex(dataset_results, [family, explored]))
     write_text(folder / "tables.md", paper.markdown(dataset_results, [family, explored]))
-    write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples))
+    write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples, attention))
     for name, content in families.items():
         if content:
             write_json(folder / f"{name}.json", content)

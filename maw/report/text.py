@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw import distributed
 from maw.confirmatory import LEVEL
 from maw.methods import METHODS, Method
 from maw.metrics import METRIC_LABELS, PRIMARY
+from maw.report.costs import cost_table
 from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
 from maw.report.marks import LETTERS, beaten, methods_of
@@ -38,12 +38,6 @@ NOTES = (
     "Better / worse / same counts queries. Relative differences are to the second method's mean.",
 )
 """What the numbers mean, a sentence or two each."""
-
-
-def show(text: str) -> None:
-    """Puts a summary on the console; of several processes the main one does."""
-    if distributed.is_main():
-        print(text, flush=True)  # noqa: T201 - the console is this module's business
 
 
 def method_heading(method: Method, dataset: str) -> str:
@@ -86,9 +80,8 @@ def _cached(record: Mapping[str, Any]) -> str:
 
 def dataset_summary(result: Mapping[str, Any]) -> str:
     """One dataset: where its numbers come from, primary metrics, differences, costs and warnings."""
-    title = clean(f"{result['venue']} ({result['dataset']})")
     parts = [
-        heading(title, "="),
+        _title(result),
         _setting(result),
         _metrics_table(result),
         _answer_match(result),
@@ -97,10 +90,17 @@ def dataset_summary(result: Mapping[str, Any]) -> str:
         _training(result),
         tuning_table(result),
         compute_table(result),
+        cost_table(result),
         _runtimes(result),
         _warnings(result),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def answers(results: Sequence[Mapping[str, Any]]) -> str:
+    """What a quiet run says in the end: of each dataset its metrics, differences and warnings."""
+    parts = (_metrics_table, dataset_differences, _warnings)
+    return "\n\n".join(text for each in results for text in [_title(each), *(part(each) for part in parts)] if text)
 
 
 def benchmark_summary(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
@@ -146,6 +146,10 @@ def _sampled(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def _evaluated(results: Sequence[Mapping[str, Any]]) -> list[str]:
     dates = sorted({clean(result["evaluated_at"]) for result in results})
     return [f"Evaluated {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")] if dates else []
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    return heading(clean(f"{result['venue']} ({result['dataset']})"), "=")
 
 
 def _setting(result: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def line_chart(
         for each in series
         if (found := [y for _, y in each.points if y is not None])
     )
-    return _figure(title, f"{y_name} by {x_name}. {ends}.", shown, HEIGHT, _legend(series))
+    return figure(title, f"{y_name} by {x_name}. {ends}.", shown, HEIGHT, _legend(series))
 
 
 def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Markup:
@@ -84,15 +84,15 @@ def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Markup:
     bottom = _TOP + row * len(bars)
     shown = [
         joined(
-            _line_of((x_at(tick), _TOP), (x_at(tick), bottom), "grid")
-            + _text(x_at(tick), bottom + 16, f"{tick:g}", "tick middle")
+            line_of((x_at(tick), _TOP), (x_at(tick), bottom), "grid")
+            + text_at(x_at(tick), bottom + 16, f"{tick:g}", "tick middle")
             for tick in ticks
         ),
-        _text((left + WIDTH - right) / 2, bottom + 36, name, "axis middle"),
+        text_at((left + WIDTH - right) / 2, bottom + 36, name, "axis middle"),
     ]
     for place, each in enumerate(bars):
         y, end = _TOP + row * place + 5, x_at(each.value)
-        shown.append(_text(left - 8, y + 16, each.name, "name end"))
+        shown.append(text_at(left - 8, y + 16, each.name, "name end"))
         shown.append(
             Markup(
                 f'<rect class="bar s{each.look % _SERIES}" x="{left}" y="{y}" width="{max(end - left, 0):.1f}" '
@@ -102,14 +102,14 @@ def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Markup:
         last = end
         if each.low is not None and each.high is not None:
             middle, low, last = y + (row - 10) / 2, x_at(max(each.low, 0.0)), x_at(each.high)
-            shown.append(_line_of((low, middle), (last, middle), "whisker"))
-            shown += [_line_of((at, middle - 5), (at, middle + 5), "whisker") for at in (low, last)]
-        shown.append(_text(max(end, last) + 6, y + 16, each.label or f"{each.value:.4f}", "value"))
+            shown.append(line_of((low, middle), (last, middle), "whisker"))
+            shown += [line_of((at, middle - 5), (at, middle + 5), "whisker") for at in (low, last)]
+        shown.append(text_at(max(end, last) + 6, y + 16, each.label or f"{each.value:.4f}", "value"))
     about = "; ".join(
         f"{each.name} {each.value:.4f}" + (f" ({each.low:.4f} to {each.high:.4f})" if each.low is not None else "")
         for each in bars
     )
-    return _figure(title, f"{name}: {about}.", shown, height)
+    return figure(title, f"{name}: {about}.", shown, height)
 
 
 def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> Markup:
@@ -136,7 +136,7 @@ def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> M
     most = max(range(len(shares)), key=lambda place: shares[place])
     about = f"Share of texts by {name}; the most frequent is {most}, with {shares[most]:.1%}."
     shown = [_axes(ticks, y_at, labels, x_at, name, "share", height), *columns]
-    return _figure(title, about, shown, height)
+    return figure(title, about, shown, height)
 
 
 def swatch(look: int) -> Markup:
@@ -150,7 +150,8 @@ def _legend(series: Sequence[Series]) -> Markup:
     return element("ul", *items, class_="legend")
 
 
-def _figure(title: str, about: str, shown: Sequence[Markup], height: float, legend: Markup | str = "") -> Markup:
+def figure(title: str, about: str, shown: Sequence[Markup], height: float, legend: Markup | str = "") -> Markup:
+    """A drawing of `WIDTH` by `height` with its caption; `about` is for screen readers."""
     opening = f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" focusable="false"'
     drawing = Markup(f'{opening} aria-label="{escaped(f"{title}. {about}")}">{joined(shown, "")}</svg>')
     return element("figure", element("figcaption", title), drawing, legend)
@@ -166,10 +167,10 @@ def _axes(
     height: float = HEIGHT,
 ) -> Markup:
     bottom = height - _BOTTOM
-    lines = [_line_of((_LEFT, y_at(tick)), (WIDTH - _RIGHT, y_at(tick)), "grid") for tick in ticks]
-    lines += [_text(_LEFT - 6, y_at(tick) + 4, f"{tick:g}", "tick end") for tick in ticks]
-    lines += [_text(x_at(x), bottom + 17, label, "tick middle") for x, label in _apart(labels, x_at)]
-    lines.append(_text((_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_name, "axis middle"))
+    lines = [line_of((_LEFT, y_at(tick)), (WIDTH - _RIGHT, y_at(tick)), "grid") for tick in ticks]
+    lines += [text_at(_LEFT - 6, y_at(tick) + 4, f"{tick:g}", "tick end") for tick in ticks]
+    lines += [text_at(x_at(x), bottom + 17, label, "tick middle") for x, label in _apart(labels, x_at)]
+    lines.append(text_at((_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_name, "axis middle"))
     middle = (_TOP + bottom) / 2
     turned = f'transform="rotate(-90 12 {middle:g})"'
     lines.append(Markup(f'<text class="axis middle" x="12" y="{middle:g}" {turned}>{escaped(y_name)}</text>'))
@@ -215,13 +216,15 @@ def _marker(look: int, x: float, y: float) -> str:
     return f'<polygon class="{kind}" points="{points}"/>'
 
 
-def _line_of(start: tuple[float, float], end: tuple[float, float], kind: str) -> Markup:
+def line_of(start: tuple[float, float], end: tuple[float, float], kind: str) -> Markup:
+    """A line of a class of the page's style."""
     return Markup(
         f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
     )
 
 
-def _text(x: float, y: float, text: str, kind: str) -> Markup:
+def text_at(x: float, y: float, text: str, kind: str) -> Markup:
+    """Text of a class of the page's style."""
     return Markup(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escaped(text)}</text>')
 
 

@@ -16,6 +16,7 @@ from maw.metrics import METRIC_LABELS
 from maw.report.marks import RunValues, methods_of_run, run_p_values
 from maw.report.page import sections
 from maw.report.page.answer import answer
+from maw.report.page.attention import attention
 from maw.report.page.examples import examples
 from maw.report.page.markup import Markup, bullets, details, element, escaped, facts, joined, paragraph, section, table
 from maw.report.page.style import STYLE
@@ -28,6 +29,7 @@ def report_page(
     results: Sequence[Mapping[str, Any]],
     families: Sequence[Mapping[str, Any] | None] = (),
     examples_of: Mapping[str, Mapping[str, Any]] | None = None,
+    attention_of: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """The page of a run.
 
@@ -35,13 +37,16 @@ def report_page(
         results: the content of each dataset.json, in the order of the run.
         families: the families of tests over all datasets, once all are done.
         examples_of: dataset -> the content of its examples.json, where it has one.
+        attention_of: dataset -> the content of its attention.json, where it has one.
     """
     over_run = run_p_values(families)
     title = f"Retrieval benchmark: {', '.join(str(result['venue']) for result in results)}"
     parts = [
         section("answer", 2, "The answer", answer(results, over_run), _overview(results)),
         *(
-            _dataset(place, result, over_run, (examples_of or {}).get(result["dataset"], {}))
+            _dataset(
+                place, result, over_run, *((of or {}).get(result["dataset"], {}) for of in (examples_of, attention_of))
+            )
             for place, result in enumerate(results)
         ),
         section("how", 2, "How this was made", *_made(results)),
@@ -102,7 +107,13 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> Markup:
     return table(f"{METRIC_LABELS[METRIC]} on each dataset", ["Dataset", *(m.label for m in methods)], rows)
 
 
-def _dataset(place: int, result: Mapping[str, Any], over_run: RunValues, found: Mapping[str, Any]) -> Markup:
+def _dataset(
+    place: int,
+    result: Mapping[str, Any],
+    over_run: RunValues,
+    found: Mapping[str, Any],
+    attended: Mapping[str, Mapping[str, Any]],
+) -> Markup:
     name = f"d{place}"
     warned = sections.warnings(result)
     parts = [
@@ -113,6 +124,7 @@ def _dataset(place: int, result: Mapping[str, Any], over_run: RunValues, found: 
         section(f"{name}-examples", 3, "Wins and losses", examples(found)),
         section(f"{name}-curves", 3, "Recall and training", sections.curves(result)),
         section(f"{name}-routing", 3, "Routing", sections.routing(result)),
+        section(f"{name}-attention", 3, "Attention by depth", attention(attended)),
         section(f"{name}-data", 3, "Data and model", sections.data(result)),
     ]
     return section(name, 2, f"{result['venue']} ({result['dataset']})", *parts)

@@ -1,0 +1,99 @@
+"""A run in PyTerrier: its models as retrievers of a pipeline, its rankings and judgements as data frames.
+
+    pip install pyterrier                          # needs a network; nothing else does, and no Java
+    python examples/pyterrier_experiment.py logs/tier1
+
+It makes an experiment of PyTerrier over the run's own passages, queries and judgements, and prints its table: each
+method twice, as the model ranks now and as the run wrote it down. Both are the run's own numbers.
+
+`RunRetriever` is a transformer as others, so that pipelines can be built of it: `RunRetriever(run, "maw") % 50 >> ...`
+re-ranks the first 50, and `bm25 >> ...` joins it where PyTerrier has an index (which needs Java). The text of passages
+comes along. The other way, `pt.io.write_results(ranking, "mine.trec")` writes what `examples/ir_measures_run.py`, and
+every other tool for TREC runs, reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+
+from maw.data import load_collection
+from maw.data.corpus import Corpus
+from maw.encoding import encode
+from maw.past_run import PastRun
+from maw.search import top_k
+
+MEASURES = ["ndcg_cut_10", "map", "recall_100"]
+
+
+class RunRetriever(pt.Transformer):
+    """Queries to passages, by one method of a run: columns qid, query -> and docno, text, score, rank.
+
+    Args:
+        run: of which the model and the passages are.
+        method: its name, such as maw.
+        k: passages of a query.
+    """
+
+    def __init__(self, run: PastRun, method: str, k: int = 1000):
+        super().__init__()
+        self.model = run.model(method, precision=run.config.precision)
+        self.corpus: Corpus = run.corpus()
+        self.k = k
+
+    @cached_property
+    def passages(self) -> np.ndarray:
+        """Embeddings of all passages, float32 (N, C); computed once."""
+        source = self.model.source(self.corpus, "document")
+        return encode(self.model.encoder, source, batch_size=128, device=self.model.device).embeddings
+
+    def transform(self, queries: pd.DataFrame) -> pd.DataFrame:
+        """One row for each passage that is found, best first; equal scores in trec_eval's order."""
+        pt.validate.query_frame(queries, extra_columns=["query"])
+        columns = [*queries.columns, "docno", "text", "score", "rank"]
+        if queries.empty:  # by which PyTerrier finds out what a pipeline gives
+            return pd.DataFrame(columns=columns)
+        embeddings = torch.from_numpy(self.model.encode(list(queries["query"]), "query"))
+        scores, rows = top_k(embeddings, self.passages, self.k, self.corpus.tie_order())
+        found = []
+        for query, of_query, values in zip(queries.to_dict("records"), rows.tolist(), scores.tolist(), strict=True):
+            ids, texts = self.corpus.id_of(of_query), self.corpus.take(of_query)
+            for rank, (docno, text, score) in enumerate(zip(ids, texts, values, strict=True)):
+                found.append(query | {"docno": docno, "text": text, "score": score, "rank": rank})
+        return pd.DataFrame(found, columns=columns)
+
+
+def topics_and_qrels(run: PastRun) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The run's test queries and their judgements, in PyTerrier's columns."""
+    data = load_collection(run.config.datasets[0], run.config).test
+    topics = pd.DataFrame({"qid": data.query_ids, "query": data.queries})
+    judged = [(qid, docno, grade) for qid, of_query in data.qrels.items() for docno, grade in of_query.items()]
+    return topics, pd.DataFrame(judged, columns=["qid", "docno", "label"])
+
+
+def main(run_dir: str) -> pd.DataFrame:
+    """Prints and gives the table of the experiment."""
+    run = PastRun.open(run_dir)
+    topics, qrels = topics_and_qrels(run)
+    systems: dict[str, pt.Transformer | pd.DataFrame] = {}
+    for method in run.methods:
+        systems[method] = RunRetriever(run, method, run.config.top_k)
+        for path in (run.folder / "runs").glob(f"{run.name}_{method}.trec*"):
+            systems[f"{method} as written"] = pt.io.read_results(str(path))
+    found = pt.Experiment(list(systems.values()), topics, qrels, MEASURES, names=list(systems))
+    sys.stdout.write(f"{found.to_string(index=False)}\n")
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(sys.argv[1])
