@@ -142,7 +142,8 @@ def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
     with numerics(tf32=config.tf32, deterministic=config.deterministic):
         spec, device = validate(config), pick_device(config)
         state = RunState(Path(config.log_dir), read_run(Path(config.log_dir)), resumed)
-        with settled(device, state.record["precision"]):
+        tracked = tracking.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
+        with settled(device, state.record["precision"]), tracked:
             done = DatasetState(state, number, config)
             _run_dataset(config.datasets[number - 1], config, spec, device, done, ())
 

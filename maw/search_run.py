@@ -70,9 +70,9 @@ class _KeptEmbedder(Embedder):
         routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
         return "random" not in routers  # whose seed is no part of what an entry is found by
 
-    def _place(self, temporary: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """A file for the embeddings, (N, C); how often a text took which depth, (N, M, D), is not kept."""
-        return super()._place(temporary, shape) if len(shape) == 2 else in_memory(shape)
+        return super()._place(temporary, shape, form) if len(shape) == 2 else in_memory(shape)
 
 
 def main(argv: Sequence[str]) -> int:
