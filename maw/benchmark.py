@@ -46,8 +46,10 @@ from maw.locks import run_lock
 from maw.logs import log_event
 from maw.methods import Method, find_method, in_order
 from maw.metrics import EvaluationResult, bpref_warning, cutoff_warning
+from maw.model_card import write_cards
 from maw.negatives import prepare_training
 from maw.parallel import clear_cache, pick_device, used_gpus
+from maw.past_run import PastRun
 from maw.plan import make_plan
 from maw.precision import name_of, numerics, pick_precision, settled
 from maw.prefix import ActivationStore
@@ -60,8 +62,9 @@ from maw.report.profile import profile_text
 from maw.report.rebuild import write_reports
 from maw.report.trec import RunFiles
 from maw.retriever import BaselineRetriever, load_tokenizer, trained_layers
-from maw.run_state import FREE, RunState, differences, find_run, open_run
+from maw.run_state import FREE, RunState, differences, find_run, open_run, read_run
 from maw.runs import ArmResult, combine
+from maw.side_by_side import run_side_by_side, shares
 from maw.tuning import Trial, tune
 from maw.validation import results_name, validate
 
@@ -128,7 +131,28 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     return results
 
 
+def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
+    """One dataset of a run that another process has started, and whose folder that one holds.
+
+    Args:
+        config: of the run.
+        number: of the dataset, from 1.
+        resumed: whether the run goes on from what it had done before.
+    """
+    with numerics(tf32=config.tf32, deterministic=config.deterministic):
+        spec, device = validate(config), pick_device(config)
+        state = RunState(Path(config.log_dir), read_run(Path(config.log_dir)), resumed)
+        with settled(device, state.record["precision"]):
+            done = DatasetState(state, number, config)
+            _run_dataset(config.datasets[number - 1], config, spec, device, done, ())
+
+
 def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
+    if config.parallel_datasets:
+        parts = shares(config, device)
+        if len(parts) > 1:
+            return run_side_by_side(config, state, parts)
+        logger.info("datasets run one after the other: there is one dataset, or one GPU or thread for all")
     results: dict[str, Any] = {}
     folders: list[Path] = []
     for number, name in enumerate(config.datasets, start=1):
@@ -245,6 +269,7 @@ class DatasetRun:
                 extras=self._extras(),
                 folder=self.state.results_folder if self.state else None,
             )
+            write_cards(PastRun(self.folder, result, self.config), self.spec)
         console.show(f"\n{text.dataset_summary(result)}\n\nWritten to {self.folder}")
         log_event(logger, "dataset", dataset=self.collection.name, folder=str(self.folder))
         profile = current()

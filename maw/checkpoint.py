@@ -34,7 +34,7 @@ from maw.training_state import State, joined, separated
 
 logger = logging.getLogger(__name__)
 
-RECORD = "checkpoint.json"
+RECORD, CARD = "checkpoint.json", "README.md"
 FIELDS = {"retriever": str, "config": dict, "pretrained_sha256": str | None, "files": dict}
 RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
 BEST, LATEST = "best", "latest"
@@ -88,6 +88,7 @@ def save_checkpoint(
     }
     groups = {"weights": weights, "training": tensors}
     write_bundle(folder, record, groups, name=RECORD, keep_previous=keep_previous)
+    (folder / CARD).unlink(missing_ok=True)  # it tells of the model that stood there
     return folder
 
 

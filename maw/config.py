@@ -270,7 +270,7 @@ class Tier1Config:
     use_multi_gpu: bool = True
     """Split batches over all visible GPUs with DataParallel."""
     parallel_datasets: bool = False
-    """Run datasets side by side; this version runs them one after the other."""
+    """Run datasets side by side, each in a process of its own, on GPUs (or CPU threads) that no other one has."""
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
@@ -426,9 +426,6 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.grpo_group == "all" and config.route_by != "sequence":
         text = f"all is for one decision a text: route_by sequence, not {config.route_by}; or use sampled"
         found.append(Problem("grpo_group", text, ("route_by",)))
-    if config.parallel_datasets:
-        text = "datasets run one after the other in this version; leave it False: the results are the same"
-        found.append(Problem("parallel_datasets", text))
     if config.use_lora and config.train_layers:
         text = "LoRA leaves the layers as they are; choose use_lora or train_layers"
         found.append(Problem("train_layers", text, ("use_lora",)))

@@ -95,6 +95,13 @@ class PastRun:
             raise ConfigError([f"{self.folder}: the run had no method {show(method)}{text}"])
         return self.result["results"][find_method(method).key]
 
+    def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
+        """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
+        config, parts = self.config, [self.name, method]
+        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
+        parts += [f"fold{fold or 1}"] if config.folds else []
+        return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """The folder of a method's best checkpoint.
 
@@ -106,11 +113,7 @@ class PastRun:
             ConfigError: the run had no such seed or fold.
             MAWError: none was kept of them.
         """
-        config = self.config
-        parts = [self.name, method]
-        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
-        parts += [f"fold{fold or 1}"] if config.folds else []
-        path = self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+        config, path = self.config, self.checkpoint_folder(method, seed, fold)
         asked = {"seed": (seed, config.seed), "fold": (fold, 1 if config.folds else None)}
         single = {"seed": config.seeds == 1, "fold": not config.folds}
         for what, (value, only) in asked.items():

@@ -325,7 +325,8 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
 
 def _rooms(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]) -> list[Room]:
     cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
-    stored = max((min(work.activation_bytes, limit) for work in works), default=0)  # removed after each dataset
+    sizes = [min(work.activation_bytes, limit) for work in works]  # removed after each dataset
+    stored = sum(sizes) if config.parallel_datasets else max(sizes, default=0)
     embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, works)
     results += state_bytes(config, spec, works)
     rooms = [

@@ -48,6 +48,7 @@ FREE = (
     "keep_only_best_checkpoint",
     "log_dir",
     "max_log_files",
+    "parallel_datasets",
     "profile",
     "quiet",
     "report_to",

@@ -179,7 +179,6 @@ BAD_VALUES = [
     ("query_prefix", "\udcff", "valid Unicode"),
     ("document_prefix", "x" * 5000, "4096 characters"),
     ("fixed_depth", 32, "no depth 32: depth_dim 32 gives 0 to 31"),
-    ("parallel_datasets", True, "leave it False: the results are the same"),
     ("methods", ["mwa"], "(did you mean maw?)"),
     ("methods", ["lora", "lora"], "'lora' more than once"),
     ("methods", [], "at least one"),

@@ -115,15 +115,18 @@ def test_a_sample_of_a_larger_split(tiny_settings, hard_data, monkeypatch):
     assert diagnostics.full()["query"]["ranked"] == 10
 
 
-def test_a_document_relevant_to_several_queries_is_encoded_once(tiny_settings, hard_data):
-    shared = hard_data | {"qrels": {q: {q // 2: 1, 30: 1} for q in range(24)}}
+def test_pairs_of_documents_share_neither_query_nor_document(tiny_settings, hard_data):
+    """Two pairs of one query would count it twice in a test over queries, two of one document let a router see it."""
+    shared = hard_data | {"qrels": {q: {q // 2: 1, 30: 1, 31 + q % 3: 2} for q in range(24)}}
     model, config = retriever(tiny_settings)
     diagnostics, result = diagnosed(model, config, shared)
     documents = diagnostics.split.sides[1]
-    assert (len(documents.rows_B), len(documents.query_Q)) == (13, 48)
+    assert len(documents.query_Q) == len(set(documents.query_Q)) == len(set(documents.row_Q)) == len(documents.rows_B)
+    assert 12 <= len(documents.query_Q) <= 16
+    np.testing.assert_array_equal(documents.rows_B[documents.place_Q], documents.row_Q)
     expected = result.per_query["ndcg_cut_10"][documents.query_Q]
     np.testing.assert_allclose(documents.matrix.greedy_Q, expected, atol=1e-9)
-    assert diagnostics.evidence(history_with(0))["document"]["ranked"] == 48
+    assert diagnostics.evidence(history_with(0))["document"]["against_fixed"]["n"] == len(documents.query_Q)
 
 
 def history_with(depth):
