@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ BERT_BASE = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_
 RESULTS_READ = ("encoding_peak", "search")
 HOUR, GIGA, TERA = 3600, 1e9, 1e12
 QUERIES, PROCESSES = 1000, 8
+WIDTH = 119
 
 
 @dataclass(frozen=True)
@@ -117,35 +119,34 @@ def plan_text(inputs: Mapping[str, Any]) -> str:
     encoding = [[n, f"{p:,}", f"{w:.1e}", *(_number(h) for h in hours)] for n, p, w, *hours in encoding_rows(inputs)]
     storage = [[name, *map(_size, sizes[:4]), *sizes[4:]] for name, *sizes in storage_rows(inputs)]
     search = [[n, *(_number(each) for each in seconds)] for n, *seconds in search_rows(inputs)]
-    return "\n".join(
-        [
-            f"Measured: {measured['source']}. Encoding {measured['encoding']['flops_per_second'] / GIGA:.0f} GFLOP/s "
-            f"({measured['encoding']['model']}, {measured['encoding']['precision']}, real tokens); exact search "
-            f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
-            f"{measured['search']['passages']:,} x {measured['search']['size']}.",
-            "",
-            f"Assumed: of a GPU's peak {assumed['share_of_peak']['value']:g} in encoding ({sources['share_of_peak']}) "
-            f"and {assumed['search_share_of_peak']['value']:g} in search ({sources['search_share_of_peak']}); "
-            f"{assumed['padding']['value']:g} {sources['padding']}; "
-            f"{assumed['host_to_gpu_gigabytes_per_second']['value']:g} GB/s from host to GPU "
-            f"({sources['host_to_gpu_gigabytes_per_second']}). Peaks by NVIDIA's data sheets, dense: {gpus}.",
-            "",
-            "Hours to encode all passages once with a BERT-base encoder, on two cores extrapolated from the measured "
-            "rate, on one GPU from the assumptions:",
-            "",
-            _table(["corpus", "passages", "operations", "2 cores", *names], encoding),
-            "",
-            f"Bytes on disk, in the memory of one of {PROCESSES} processes while it encodes its share, and how many "
-            "GPUs hold all embeddings in float16 in their own memory:",
-            "",
-            _table(["corpus", "text", "float32", "float16", "memory", *names], storage),
-            "",
-            f"Seconds of exact search for {QUERIES:,} queries, on two cores extrapolated from the measured time, on "
-            "one GPU the longer of copying float16 blocks from the host and multiplying in float32:",
-            "",
-            _table(["corpus", "2 cores", *names], search),
-        ]
-    )
+    lines = [
+        f"Measured: {measured['source']}. Encoding {measured['encoding']['flops_per_second'] / GIGA:.0f} GFLOP/s "
+        f"({measured['encoding']['model']}, {measured['encoding']['precision']}, real tokens); exact search "
+        f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
+        f"{measured['search']['passages']:,} x {measured['search']['size']}.",
+        "",
+        f"Assumed: of a GPU's peak {assumed['share_of_peak']['value']:g} in encoding ({sources['share_of_peak']}) "
+        f"and {assumed['search_share_of_peak']['value']:g} in search ({sources['search_share_of_peak']}); "
+        f"{assumed['padding']['value']:g} {sources['padding']}; "
+        f"{assumed['host_to_gpu_gigabytes_per_second']['value']:g} GB/s from host to GPU "
+        f"({sources['host_to_gpu_gigabytes_per_second']}). Peaks by NVIDIA's data sheets, dense: {gpus}.",
+        "",
+        "Hours to encode all passages once with a BERT-base encoder, on two cores extrapolated from the measured "
+        "rate, on one GPU from the assumptions:",
+        "",
+        _table(["corpus", "passages", "operations", "2 cores", *names], encoding),
+        "",
+        f"Bytes on disk, in the memory of one of {PROCESSES} processes while it encodes its share, and how many "
+        "GPUs hold all embeddings in float16 in their own memory:",
+        "",
+        _table(["corpus", "text", "float32", "float16", "memory", *names], storage),
+        "",
+        f"Seconds of exact search for {QUERIES:,} queries, on two cores extrapolated from the measured time, on "
+        "one GPU the longer of copying float16 blocks from the host and multiplying in float32:",
+        "",
+        _table(["corpus", "2 cores", *names], search),
+    ]
+    return "\n".join(line if line.startswith("|") else textwrap.fill(line, WIDTH) for line in lines)
 
 
 def _number(value: float) -> str:
