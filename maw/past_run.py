@@ -18,7 +18,7 @@ from typing import Any
 
 from maw.arm import Arm
 from maw.checkpoint import load_checkpoint
-from maw.config import Tier1Config
+from maw.config import Precision, Tier1Config
 from maw.data import load_collection, load_folds
 from maw.data.corpus import Corpus
 from maw.errors import ConfigError, MAWError
@@ -125,7 +125,7 @@ class PastRun:
         return path
 
     def model(
-        self, method: str, seed: int | None = None, fold: int | None = None, precision: str = "float32"
+        self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
     ) -> BaselineRetriever:
         """The retriever that a method ended with, in evaluation mode, on the device of this machine.
 
@@ -168,7 +168,7 @@ class PastRun:
             raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")
 
 
-def in_precision(model: BaselineRetriever, precision: str) -> BaselineRetriever:
+def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetriever:
     """The same retriever in another number format, from weights as they were read and trained."""
     if model.config.precision == precision:
         return model
