@@ -19,6 +19,7 @@ test: lint
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults --faults-full -m ""

@@ -93,9 +93,9 @@ def _main(argv: Sequence[str]) -> int:
         except MAWError as error:
             code, lines = 1, [f"error: {error}"]
         except KeyboardInterrupt as interrupt:
-            stopped = isinstance(interrupt, Stopped)
-            how = f"stopped by {interrupt.name}" if stopped else "interrupted"
-            code = interrupt.exit_code if stopped else 130
+            code, how = 130, "interrupted"
+            if isinstance(interrupt, Stopped):
+                code, how = interrupt.exit_code, f"stopped by {interrupt.name}"
             lines = [f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}"]
         console.end(code, *lines)
     return code

@@ -28,13 +28,14 @@ from maw.bundle import read_bundle, read_tensors, write_bundle
 from maw.config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError
 from maw.model_files import WEIGHTS, sha256
+from maw.parallel import unwrap
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.run_state import is_unfinished
 from maw.training_state import State, joined, separated
 
 logger = logging.getLogger(__name__)
 
-RECORD = "checkpoint.json"
+RECORD, CARD = "checkpoint.json", "README.md"
 FIELDS = {"retriever": str, "config": dict, "pretrained_sha256": str | None, "files": dict}
 RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
 BEST, LATEST = "best", "latest"
@@ -69,6 +70,7 @@ def save_checkpoint(
         MAWError: the folder cannot be written.
         NotFiniteError: a weight or anything else that is NaN or infinite; nothing is written.
     """
+    model = unwrap(model)
     config = model.config
     weights = model.trained_state() if config.checkpoint_compression else _whole_state(model)
     facts, tensors = separated(training) if training is not None else (None, {})
@@ -88,6 +90,7 @@ def save_checkpoint(
     }
     groups = {"weights": weights, "training": tensors}
     write_bundle(folder, record, groups, name=RECORD, keep_previous=keep_previous)
+    (folder / CARD).unlink(missing_ok=True)  # it tells of the model that stood there
     return folder
 
 
@@ -96,6 +99,10 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
 
     Its record, `epoch` and `training_history` among it, is left in the retriever's `checkpoint` attribute. A latest
     checkpoint that is damaged is passed over with a warning for the one saved before it.
+
+    Args:
+        folder: of the checkpoint, such as logs/tier1/checkpoints/msmarco_maw_best.
+        device: where the retriever is to be.
 
     Raises:
         MAWError: no checkpoint there, or a damaged one.

@@ -128,13 +128,16 @@ def run_command(argv: Sequence[str]) -> int:
     command = COMMANDS[argv[0]]
     given = argv[1:] if command.add_arguments is None else parser_of(argv[0]).parse_args(argv[1:])
     module, _, function = command.target.partition(":")
-    return getattr(importlib.import_module(module), function)(given)
+    run: Callable[[object], int] = getattr(importlib.import_module(module), function)
+    return run(given)
 
 
 def parser_of(name: str) -> Parser:
-    """The parser of a command that has arguments of its own."""
-    parser = Parser(name, COMMANDS[name].about)
-    COMMANDS[name].add_arguments(parser)
+    """The parser of a command, with the arguments of its own that it has."""
+    command = COMMANDS[name]
+    parser = Parser(name, command.about)
+    if command.add_arguments is not None:
+        command.add_arguments(parser)
     return parser
 
 

@@ -85,6 +85,7 @@ Share = Annotated[float, Range(0, 1)]
 Temperature = Annotated[float, Range(0, 1000, open_low=True)]
 Amount = Annotated[int, Range(1, 1_000_000_000)] | Literal["full"]
 Line = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*", "one line of text that is not empty")]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Annotated[str, Pattern(r"cpu|mps|cuda(:[0-9]{1,2})?", "cpu, cuda, cuda:N or mps")]
 
 
@@ -184,6 +185,10 @@ class Tier1Config:
     """How passages are found: exact, FAISS's exact flat index, or its approximate ivf or hnsw; recall is measured."""
     nprobe: Annotated[int, Range(1, 65_536)] = 64
     """Lists of the ivf index that a query searches, of 4 * sqrt(passages); more find more and take longer."""
+    embedding_precision: Literal["float32", "float16"] = "float32"
+    """Number format in which embeddings of passages are held, on disk, in memory and in a FAISS index."""
+    store_embeddings_on_disk: bool = False
+    """Hold them in a file of the cache folder at any size, not only above 1 GB; search reads it part by part."""
     permutations: Annotated[int, Range(20, 10_000_000)] = 10_000
     """Sign flips of the paired randomisation test."""
 
@@ -258,7 +263,7 @@ class Tier1Config:
     diagnostics: Literal["none", "best", "all"] = "best"
     """Epochs after which validation texts are put at every depth: the best one's weights, all, or no diagnostics."""
 
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     """Number format of matrix products; auto: bfloat16 where it is measured to be faster, else float32."""
     tf32: bool = False
     """Let an NVIDIA GPU round the factors of float32 products to 10 bits; search never does."""
@@ -269,7 +274,7 @@ class Tier1Config:
     use_multi_gpu: bool = True
     """Split batches over all visible GPUs with DataParallel."""
     parallel_datasets: bool = False
-    """Run datasets side by side; this version runs them one after the other."""
+    """Run datasets side by side, each in a process of its own, on GPUs (or CPU threads) that no other one has."""
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
@@ -331,6 +336,9 @@ class Tier1Config:
     def from_dict(cls, values: Mapping[str, Any]) -> Tier1Config:
         """A configuration from settings by name; those not named keep their defaults.
 
+        Args:
+            values: name of a field -> its value.
+
         Raises:
             ConfigError: as the class, and for unknown names.
         """
@@ -353,6 +361,10 @@ class Tier1Config:
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
         """A preset, with changes: `Tier1Config.from_preset("offline", seed=1)`.
+
+        Args:
+            name: of `PRESETS`.
+            changes: settings in the place of the preset's.
 
         Raises:
             ConfigError: no such preset, or as `from_dict`.
@@ -418,9 +430,6 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.grpo_group == "all" and config.route_by != "sequence":
         text = f"all is for one decision a text: route_by sequence, not {config.route_by}; or use sampled"
         found.append(Problem("grpo_group", text, ("route_by",)))
-    if config.parallel_datasets:
-        text = "datasets run one after the other in this version; leave it False: the results are the same"
-        found.append(Problem("parallel_datasets", text))
     if config.use_lora and config.train_layers:
         text = "LoRA leaves the layers as they are; choose use_lora or train_layers"
         found.append(Problem("train_layers", text, ("use_lora",)))
@@ -442,8 +451,8 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
         kind = Kind(str, optional=False, choices=(*METHODS, ALL))
-        wrong = "; ".join(check(kind, name)[1] for name in unknown)
-        found.append(Problem("methods", wrong))
+        problems = [wrong for name in unknown if (wrong := check(kind, name)[1])]
+        found.append(Problem("methods", "; ".join(problems)))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
 
 

@@ -2,7 +2,7 @@
 
     scorer = DepthScorer(data, document_embeddings, ...)
     matrix = scorer.of_queries(rows, every_QDC)        # each query at every depth, all documents at their greedy one
-    matrix = scorer.of_documents(pairs, every_PDC)     # each positive at every depth, all else at its greedy one
+    matrix = scorer.of_documents(queries, rows, every_QDC)      # each positive at every depth, all else as it is
 
 nDCG@10 is exact over the whole corpus and over two random halves of it. A half holds a query's relevant passages and
 half of the others. Ten passages of each ranking are needed and the best hundred are looked at, which hold ten of each
@@ -60,7 +60,7 @@ class DepthMatrix:
 
 
 class Relevance:
-    """The relevant passages of a split, by query and corpus row."""
+    """The relevant passages of a split: pairs of a query and a corpus row."""
 
     def __init__(self, data: RetrievalData):
         self.passages = len(data.corpus)
@@ -86,6 +86,23 @@ class Relevance:
         codes = query * self.passages + rows
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         return np.where(self._codes[place] == codes, self._gains[place], 0.0)
+
+    def unrelated(self, order: np.ndarray, most: int) -> np.ndarray:
+        """The first pairs of a query and a passage, in this order, of which no two share either; ascending.
+
+        Tests over queries count each query once, and a router that is cross-validated has not seen the passage.
+        """
+        queries: set[int] = set()
+        rows: set[int] = set()
+        chosen: list[int] = []
+        for pair, query, row in zip(order, self.query[order].tolist(), self.row[order].tolist(), strict=True):
+            if len(chosen) == most:
+                break
+            if query not in queries and row not in rows:
+                chosen.append(pair)
+                queries.add(query)
+                rows.add(row)
+        return np.sort(chosen)
 
     @staticmethod
     def _ideal(query: np.ndarray, grade: np.ndarray, count: int) -> np.ndarray:

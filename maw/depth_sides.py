@@ -82,7 +82,7 @@ class SplitSides:
         random, relevance = np.random.default_rng([config.seed, 5]), self.scorer.relevance
         most = max(16, MOST_NUMBERS // (config.depth_dim * queries_QC.shape[1]))
         queries = np.sort(random.permutation(len(data))[: min(most, MOST_QUERIES)])
-        pairs = np.sort(random.permutation(len(relevance.row))[: min(most, MOST_DOCUMENTS)])
+        pairs = relevance.unrelated(random.permutation(len(relevance.row)), min(most, MOST_DOCUMENTS))
         self.sides = (Queries(self, queries), Documents(self, relevance.query[pairs], relevance.row[pairs]))
 
 
@@ -251,18 +251,18 @@ class Queries(Side):
 
 
 class Documents(Side):
-    """Documents; the matrix has a row for each query of the sampled pairs that one is relevant to.
+    """Documents, each with one query that it is relevant to: a row of the matrix, in the order of the pairs.
 
     Args:
-        query_Q: the pairs' queries.
-        row_Q: the pairs' documents, corpus rows.
+        query_Q: the pairs' queries, each once.
+        row_Q: the pairs' documents, corpus rows, each once.
     """
 
     kind = "document"
 
     def __init__(self, split: SplitSides, query_Q: np.ndarray, row_Q: np.ndarray):
-        rows_B, self.place_Q = np.unique(row_Q, return_inverse=True)
-        super().__init__(split, split.data.corpus, rows_B)
+        super().__init__(split, split.data.corpus, np.sort(row_Q))
+        self.place_Q = np.searchsorted(self.rows_B, row_Q)
         self.query_Q, self.row_Q = query_Q, row_Q
 
     @cached_property

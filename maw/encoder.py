@@ -76,8 +76,11 @@ class NonMAWEncoder(nn.Module):
 
         Args:
             inputs: "input_ids" (B, T), or "hidden" (B, T, C) from `mode="prefix"`; and "attention_mask" (B, T).
-            mode: "embed" gives {"embedding": (B, C)}; "prefix" the hidden states (B, T, C) that enter the first
-                layer above `prefix_layers`.
+            mode: "embed" or "prefix".
+
+        Returns:
+            "embed": {"embedding": (B, C)}. "prefix": the hidden states (B, T, C) that enter the first layer above
+            `prefix_layers`.
 
         Raises:
             ValueError: unknown mode.
@@ -134,8 +137,9 @@ class NonMAWEncoder(nn.Module):
 class MAWWithGRPOEncoder(NonMAWEncoder):
     """An encoder whose `maw_layers` hold depth attention; at its start it computes what the pretrained one does.
 
-    Args:
+    Args: as `NonMAWEncoder`, and
         maw_layers: layers (from 1) that get depth kernels and a router.
+        depths: D, kernels of each head.
         kernels: arguments of `build_kernels` beside those read off the backbone.
         router: arguments of `build_router` beside those read off the backbone.
         seed: of the kernels' noise, and of a random router's picks at evaluation.
@@ -256,7 +260,7 @@ def build_depth_attention(
     """
     attention = architecture.attention(architecture.layers(backbone)[layer - 1])
     heads, size = architecture.heads(attention)
-    known = {"heads": heads, "head_size": size, "depths": depths}
+    known: dict[str, Any] = {"heads": heads, "head_size": size, "depths": depths}
     chooser = build_router(**known, **router)
     start = {
         "hidden_size": backbone.config.hidden_size,

@@ -26,6 +26,7 @@ from maw.errors import MemoryLimitError, is_out_of_memory
 from maw.inputs import ListTexts
 from maw.memory import release
 from maw.metrics import METRICS, EvaluationResult, compute_metrics
+from maw.parallel import device_of, unwrap
 from maw.prefix import ActivationStore
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
@@ -52,9 +53,10 @@ def evaluate_retriever(
     """Ranks the whole corpus for every query and computes the 36 metrics of `maw.metrics`.
 
     Args:
-        model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training.
+        model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training; it may be inside a DataParallel.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
-            "qrels" as {query: {document: grade}} by position or id.
+            "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's.
+        config: how to encode and search; `top_k` says how many passages of a query are ranked.
         device: where to compute; where the model is, if not given.
         split: name of the split, for messages.
         activations: stored activations of the frozen layers, to be shared with other calls of a run.
@@ -70,8 +72,8 @@ def evaluate_retriever(
     Raises:
         DataError: data that cannot be evaluated.
     """
-    device = torch.device(device) if device is not None else model.device
-    data = as_retrieval_data(test_data, split)
+    device, model = device_of(model, device), unwrap(model)
+    data = as_retrieval_data(test_data, split, config.relevance_level)
     started = time.perf_counter()
     embedder = Embedder(model, config, device, activations)
     documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)
@@ -97,7 +99,7 @@ def evaluate_retriever(
         result.facts["relevance_level"] = data.relevance_level
     if data.answers and distributed.is_main():
         result.facts["answer_match"] = answer_match(data, rows)
-    if documents.depth_share is not None:
+    if documents.depth_share is not None and queries.depth_share is not None:
         result.facts["routing"] = {
             "query": depth_use(queries.depth_share),
             "document": depth_use(documents.depth_share),
@@ -158,7 +160,8 @@ def _searched_by_main(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """FAISS in the main process, which has its own threads; its results in all of them."""
     shape = len(queries.embeddings), min(config.top_k, len(documents.embeddings))
-    scores, rows, facts = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64), {}
+    scores, rows = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+    facts: dict[str, Any] = {}
     if distributed.is_main():
         with distributed.alone():
             found, found_rows, facts = search(queries, documents, data, config, device)

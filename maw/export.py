@@ -66,7 +66,8 @@ def main(words: argparse.Namespace) -> int:
     if words.push_to_hub:
         check_hub(words.push_to_hub)  # before minutes of work, and before anything is written
     model = run.model(words.method, words.seed, words.fold)
-    card = model_card(model, run, words.method, words.push_to_hub or "this/folder")
+    place = words.push_to_hub or "this/folder"
+    card = model_card(model.spec, run, words.method, seed=words.seed, fold=words.fold, exported_to=place)
     folder = export_retriever(model, words.out, card)
     trust = ", trust_remote_code=True" if (folder / MODELING).exists() else ""
     sys.stdout.write(f'Written to {folder}; load it with SentenceTransformer("{folder}"{trust})\n')

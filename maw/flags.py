@@ -196,7 +196,7 @@ def _refuse_flag(words: _Words, flag: str, rest: list[str]) -> None:
 
 def _take_values(name: str, rest: list[str]) -> list[str]:
     """Takes the values that follow a flag off the words: as many as there are for a list, else one."""
-    values = []
+    values: list[str] = []
     several = name in kinds() and kinds()[name].base in (list, "layers")
     while rest and not _is_flag(rest[0]) and (several or not values):
         values.append(rest.pop(0))
@@ -258,7 +258,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--preset", metavar="NAME", help=f"a named set of defaults: {', '.join(PRESETS)}")
     parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file of settings, named as in Tier1Config")
-    documentation, group = field_documentation(), parser
+    documentation = field_documentation()
+    group: Any = parser
     for name, kind in kinds().items():
         if name in SECTIONS:
             group = parser.add_argument_group(SECTIONS[name])
@@ -284,9 +285,10 @@ def field_documentation() -> dict[str, str]:
         source = inspect.getsource(Tier1Config)
     except OSError:
         return {}
-    body = ast.parse(source).body[0].body
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
     lines = {}
-    for statement, following in pairwise(body):
+    for statement, following in pairwise(definition.body):
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            lines[statement.target.id] = ast.literal_eval(following.value)
+            lines[ast.unparse(statement.target)] = ast.literal_eval(following.value)
     return lines

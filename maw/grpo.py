@@ -44,14 +44,13 @@ from torch import Tensor, nn
 
 from maw.config import Tier1Config, group_is_exact
 from maw.contrastive import Batch
-from maw.rollout import Rollout, try_routings
+from maw.rollout import ZERO_VARIANCE, Rollout, try_routings
 from maw.router_learner import RouterLearner
 from maw.routing import gumbel_argmax, noise_keys, uniform_noise
 from maw.training_state import State
 from maw.transfer import to_device
 
 ADVANTAGE_EPSILON = 1e-4
-ZERO_VARIANCE = 1e-6  # rewards closer than this differ by rounding only
 
 SIDES = ("query", "document")
 

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,16 +32,20 @@ WINDOW = 4096  # texts tokenised at once: enough for batches of equal lengths, l
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 Batch = tuple[np.ndarray, dict[str, Tensor]]
+Rows = Sequence[int] | np.ndarray
+"""Which texts, by their place: (N,)."""
 
 
 class Texts(Protocol):
     """Rows of text; a `maw.data.corpus.Corpus` is one."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the texts."""
 
     def __len__(self) -> int: ...
 
-    def take(self, rows: Sequence[int]) -> list[str]:
+    def take(self, rows: Rows) -> list[str]:
         """The texts of these rows, in this order."""
 
     def lengths(self) -> np.ndarray:
@@ -66,7 +70,7 @@ class ListTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: Sequence[int]) -> list[str]:
+    def take(self, rows: Rows) -> list[str]:
         return [self.texts[row] for row in rows]
 
     def lengths(self) -> np.ndarray:
@@ -84,7 +88,7 @@ class TextSource:
     """
 
     def __init__(self, texts: Texts | Sequence[str], tokenizer: Any, *, prefix: str = "", max_length: int = 512):
-        self.texts = ListTexts(texts) if isinstance(texts, (list, tuple)) else texts
+        self.texts = ListTexts(texts) if isinstance(texts, (list, tuple)) else cast(Texts, texts)
         self.tokenizer, self.prefix, self.max_length = tokenizer, prefix, max_length
 
     def __len__(self) -> int:
@@ -94,7 +98,7 @@ class TextSource:
         """What to sort by, so that a batch holds texts of like length, (N,)."""
         return self.texts.lengths()
 
-    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
         """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right to a multiple of `LENGTH_STEP`."""
         return self._padded(self._tokens(rows))
 
@@ -111,11 +115,16 @@ class TextSource:
             for part in cut(np.array([len(each) for each in tokens]), size, budget):
                 yield rows[part], self._padded([tokens[i] for i in part])
 
-    def _tokens(self, rows: Sequence[int]) -> list[list[int]]:
-        """The token ids of each text, without padding."""
+    def _tokens(self, rows: Rows) -> list[list[int]]:
+        """The token ids of each text, without padding.
+
+        A tokenizer without special tokens makes none of an empty text, which would then be whatever its padding
+        holds; it is read as one token of padding.
+        """
         texts = [self.prefix + text for text in self.texts.take(rows)]
         lean = {"return_attention_mask": False, "return_token_type_ids": False}
-        return self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
+        return [each or [self.tokenizer.pad_token_id] for each in tokens]
 
     def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(each) for each in tokens])

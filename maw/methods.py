@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from maw.config import Tier1Config, kinds
+from maw.rules import Range
 
 Settings = Mapping[str, Any]
 
@@ -78,10 +79,12 @@ def static_low_rank(config: Tier1Config) -> Settings:
     """
     low_rank = config.depth_kernel == "low_rank"
     total = config.depth_dim * config.kernel_rank if low_rank else (config.depth_dim + 1) // 2
+    allowed = kinds()["kernel_rank"].rule
+    assert isinstance(allowed, Range)
     return {
         "depth_dim": 1,
         "depth_kernel": "low_rank",
-        "kernel_rank": min(total, int(kinds()["kernel_rank"].rule.high)),
+        "kernel_rank": min(total, int(allowed.high)),
         "depth_values": False,
         "router": "fixed",
         "fixed_depth": 0,

@@ -59,11 +59,16 @@ class MTEBEncoder:
         return np.asarray(encode(model.encoder, source, batch_size=batch_size, device=model.device).embeddings)
 
     def similarity(self, embeddings1: Tensor | np.ndarray, embeddings2: Tensor | np.ndarray) -> Tensor:
-        """Scores of all pairs, (N, M): by inner product, which is the cosine where the model compares by it."""
+        """Scores of all pairs, (N, M): by inner product, which is the cosine where the model compares by it.
+
+        Args:
+            embeddings1: (N, C), or one, (C,).
+            embeddings2: (M, C), likewise.
+        """
         return _rows(embeddings1) @ _rows(embeddings2).T
 
     def similarity_pairwise(self, embeddings1: Tensor | np.ndarray, embeddings2: Tensor | np.ndarray) -> Tensor:
-        """Scores of each row with the same row, (N,)."""
+        """Scores of each row of `embeddings1`, (N, C), with the same row of `embeddings2`, (N, C): (N,)."""
         return (_rows(embeddings1) * _rows(embeddings2)).sum(-1)
 
     @property

@@ -62,7 +62,7 @@ from maw.search import top_k
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 DEPTH = 100
 LOOKED_AT_ONCE = 16
 
@@ -96,9 +96,10 @@ def prepare_training(
     warnings = list(collection.facts.get("warnings", ()))
     without = facts.get("queries_without_a_hard_one")
     if without:
+        against = "passages drawn from the corpus and" if facts["drawn_from_the_corpus"] else "nothing but"
         warnings.append(
             f"{collection.name}: {without} of {len(train)} training queries have no hard negative that may be used, "
-            "and train against the other passages of their batches alone"
+            f"and train against {against} the other passages of their batches"
         )
         logger.warning(warnings[-1])
     facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
@@ -206,6 +207,7 @@ def _choose(
         for query_id, rows in zip(part.query_ids, candidates, strict=True):
             negatives[query_id] = Screen(data, corpus, query_id, kept_out).first(rows, hard_wanted)
     hard = sum(map(len, negatives.values()))
+    without = sum(not chosen for chosen in negatives.values()) if hard_wanted else 0
     for query_id in data.query_ids if hard_wanted < config.num_negatives else ():
         negatives[query_id] += _random(data, query_id, config, negatives[query_id], config.num_negatives - hard_wanted)
     facts = {
@@ -214,7 +216,7 @@ def _choose(
         "hard": hard,
         "drawn_from_the_corpus": sum(map(len, negatives.values())) - hard,
         "kept_out": {reason: count for reason, count in sorted(kept_out.items()) if count},
-        "queries_without_a_hard_one": sum(not chosen for chosen in negatives.values()) if hard_wanted else 0,
+        "queries_without_a_hard_one": without,
         "margin": config.negative_margin,
     }
     return {query_id: negatives[query_id] for query_id in data.query_ids}, facts

@@ -18,7 +18,7 @@ from typing import Any
 
 from maw.arm import Arm
 from maw.checkpoint import load_checkpoint
-from maw.config import Tier1Config
+from maw.config import Precision, Tier1Config
 from maw.data import load_collection, load_folds
 from maw.data.corpus import Corpus
 from maw.errors import ConfigError, MAWError
@@ -95,6 +95,13 @@ class PastRun:
             raise ConfigError([f"{self.folder}: the run had no method {show(method)}{text}"])
         return self.result["results"][find_method(method).key]
 
+    def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
+        """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
+        config, parts = self.config, [self.name, method]
+        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
+        parts += [f"fold{fold or 1}"] if config.folds else []
+        return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """The folder of a method's best checkpoint.
 
@@ -106,11 +113,7 @@ class PastRun:
             ConfigError: the run had no such seed or fold.
             MAWError: none was kept of them.
         """
-        config = self.config
-        parts = [self.name, method]
-        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
-        parts += [f"fold{fold or 1}"] if config.folds else []
-        path = self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+        config, path = self.config, self.checkpoint_folder(method, seed, fold)
         asked = {"seed": (seed, config.seed), "fold": (fold, 1 if config.folds else None)}
         single = {"seed": config.seeds == 1, "fold": not config.folds}
         for what, (value, only) in asked.items():
@@ -122,7 +125,7 @@ class PastRun:
         return path
 
     def model(
-        self, method: str, seed: int | None = None, fold: int | None = None, precision: str = "float32"
+        self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
     ) -> BaselineRetriever:
         """The retriever that a method ended with, in evaluation mode, on the device of this machine.
 
@@ -165,7 +168,7 @@ class PastRun:
             raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")
 
 
-def in_precision(model: BaselineRetriever, precision: str) -> BaselineRetriever:
+def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetriever:
     """The same retriever in another number format, from weights as they were read and trained."""
     if model.config.precision == precision:
         return model

@@ -172,7 +172,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     settings = files.required("config.json")
     model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
-    positions = _positions(name, model_type, settings)
+    positions = positions_of(name, model_type, settings)
     usage = _usage(files, config, model_type)
     similarity = config.similarity or usage.similarity
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
@@ -248,7 +248,7 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _positions(name: str, model_type: str, settings: dict[str, Any]) -> int:
+def positions_of(name: str, model_type: str, settings: dict[str, Any]) -> int:
     """How many tokens the model has positions for; RoBERTa's family starts counting after its padding index."""
     total = _positive(name, settings, "max_position_embeddings")
     if model_type in _OFFSET_POSITIONS:
@@ -279,7 +279,7 @@ def _usage(files: ModelFiles, config: Tier1Config, model_type: str) -> Usage:
     pooling = files.read(f"{pooling_folder}/config.json") if pooling_folder else {}
     if pooling is None:
         raise ModelError(f"model {files.name}: {pooling_folder}/config.json, which modules.json names, is missing")
-    own_pooling = "mean" if config.pooling else _pooling(files.name, pooling, query or document)
+    own_pooling = "mean" if config.pooling else _pooling(files.name, pooling, bool(query or document))
     similarity = "cosine" if "Normalize" in kinds or config.similarity else _similarity(files.name, saved)
     return Usage(
         pooling=own_pooling,

@@ -109,7 +109,8 @@ class Progress:
 
     def __init__(self, model: BaselineRetriever, trainer: Trainer, keeper: Keeper | None):
         self.model, self.trainer, self.keeper = model, trainer, keeper
-        self.history, self.best_weights = History(), {}
+        self.history = History()
+        self.best_weights: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         with distributed.main_first():
             saved = keeper.load() if keeper else None

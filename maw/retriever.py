@@ -39,9 +39,9 @@ _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeErr
 class BaselineRetriever(nn.Module):
     """A pretrained retriever without MAW: as it is, or with `config.finetune_layers` adapted or trained.
 
-    With `config.use_lora` these layers get LoRA adapters, on the maps that `config.lora_targets` names; with
-    `config.train_layers` their own weights are trained. `config.adapt_maw_layers` counts the MAW layers among them, so
-    that a control of MAW reaches every layer that MAW does.
+    With `config.use_lora` these layers get LoRA adapters (`maw.lora`), on the maps that `config.lora_targets` names;
+    with `config.train_layers` their own weights are trained. `config.adapt_maw_layers` counts the MAW layers among
+    them, so that a control of MAW reaches every layer that MAW does.
 
     Args:
         config: names the model, its layers to adapt, and whatever of the model's own settings to override.
@@ -117,12 +117,15 @@ class BaselineRetriever(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """A copy, on the CPU, of all that training may change, by parameter name."""
+        """A copy, on the CPU, of all that training may change: by parameter name, each in its own shape."""
         trained = ((name, each) for name, each in self.encoder.named_parameters() if each.requires_grad)
         return {name: each.detach().cpu().clone() for name, each in trained}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes back what `trained_state` gave.
+
+        Args:
+            state: by parameter name, of this model's shapes.
 
         Raises:
             ModelError: names or shapes that are not this model's.
@@ -137,11 +140,19 @@ class BaselineRetriever(nn.Module):
             raise ModelError(f"weights do not fit model {self.spec.name}: {name} is in only one of the two")
 
     def forward(self, inputs: Mapping[str, Tensor], mode: str = "embed", **options: Any) -> Any:
-        """The encoder's own forward."""
+        """The encoder's own forward, with its modes and shapes.
+
+        Args: as `NonMAWEncoder.forward`; `options` are those of `MAWWithGRPOEncoder.forward`.
+        """
         return self.encoder(inputs, mode, **options)
 
     def source(self, texts: Texts | Sequence[str], kind: str) -> TextSource:
-        """Texts of one kind, "query" or "document", as this model reads them: prefix, length limit, tokens."""
+        """Texts as this model reads them: prefix, length limit, tokens.
+
+        Args:
+            texts: a list, or a corpus.
+            kind: "query" or "document", which some models treat differently.
+        """
         query = kind == "query"
         return TextSource(
             texts,
@@ -154,7 +165,9 @@ class BaselineRetriever(nn.Module):
         """Texts to embeddings, float32 (N, C), in the order given.
 
         Args:
+            texts: N of them.
             kind: "query" or "document", which some models treat differently.
+            batch_size: most texts encoded at once.
         """
         from maw.encoding import (
             encode,  # encoding stands after retrievers; this is a convenience for notebooks

@@ -40,6 +40,10 @@ def task_reward(kind: str, positive_BG: Tensor, others: Tensor) -> Tensor:
     raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {kind!r}")
 
 
+ZERO_VARIANCE = 1e-6
+"""Rewards closer than this differ by rounding only."""
+
+
 @dataclass
 class Rollout:
     """The routings that one side of a batch, queries or positives, tried; one entry of each list per MAW layer.

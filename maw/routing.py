@@ -146,7 +146,12 @@ class Router(nn.Module):
         self.heads, self.head_size, self.depths, self.route_by = heads, head_size, depths, route_by
 
     def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
-        """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached."""
+        """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached.
+
+        Args:
+            query_BHTE: of this layer.
+            padding_BT: 1 for a token, 0 for padding.
+        """
         query_BHTE = query_BHTE.detach()
         if self.route_by == "token":
             return query_BHTE.to(torch.float32, copy=True)  # kernels may weigh the query in place
@@ -155,15 +160,28 @@ class Router(nn.Module):
 
     @property
     def first_mixture_D(self) -> Tensor | None:
-        """Shares in which a new router mixes the depths, the same for every text; None if it picks one."""
+        """Shares in which a new router mixes the depths, (D,), the same for every text; None if it picks one."""
         return None
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
-        """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) if soft."""
+        """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) if soft.
+
+        Args:
+            state: (B, 1 or G, h, t, F), from `state`.
+            routing: the plan of the pass, with its noise keys.
+        """
         raise TypeError(f"{type(self).__name__} is an interface; choose one of {', '.join(ROUTERS)}")
 
     def forward(self, query_BHTE: Tensor, routing: Routing) -> Tensor:
-        """Routes one layer's texts; `query_BHTE` holds B texts, or B * G samples past the first MAW layer."""
+        """Routes one layer's texts, and notes in the plan what was seen and taken.
+
+        Args:
+            query_BHTE: query states of B texts, or of B * G samples past the first MAW layer.
+            routing: the plan of the pass.
+
+        Returns:
+            As `pick`: int64 (B, G, h, t), or weights (B, G, h, t, D).
+        """
         batch = query_BHTE.shape[0]
         state = self.state(query_BHTE, routing.flat_padding(batch))
         state = state.unflatten(0, (len(routing.padding_BT), -1))
@@ -195,11 +213,16 @@ class PolicyRouter(Router):
             self.bias[..., 0] = self.FIRST_PREFERENCE
 
     def logits(self, state: Tensor) -> Tensor:
-        """States (..., h, t, F) to unnormalised log-probabilities (..., h, t, D)."""
+        """Unnormalised log-probabilities of all depths, (..., h, t, D).
+
+        Args:
+            state: (..., h, t, F).
+        """
         state = self.norm(state)
-        if len(self.weight) == 1:  # one plain product, where the other would copy the map for every text
-            return state @ self.weight[0] + self.bias
-        return torch.einsum("...htf,hfd->...htd", state, self.weight) + self.bias
+        weight, bias = self.weight.to(state.dtype), self.bias.to(state.dtype)  # a whole model may be in bfloat16
+        if len(weight) == 1:  # one plain product, where the other would copy the map for every text
+            return state @ weight[0] + bias
+        return torch.einsum("...htf,hfd->...htd", state, weight) + bias
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         logits = self.logits(state)

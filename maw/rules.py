@@ -74,7 +74,7 @@ class Kind(NamedTuple):
     """A word that is taken in place of a number, such as full."""
 
 
-def kinds_of(config_class: type) -> dict[str, Kind]:
+def kinds_of(config_class: type[Any]) -> dict[str, Kind]:
     """The kind of every field, read from its annotation."""
     hints = get_type_hints(config_class, include_extras=True)
     return {name: _kind(hints[name]) for name in config_class.__dataclass_fields__}
@@ -181,9 +181,9 @@ def _check_number(kind: Kind, value: Any) -> tuple[Any, str | None]:
         return value, f"must be {what}{f' or {kind.word}' if kind.word else ''}, got {show(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return value, f"must be a finite number, got {value}"
-    if not kind.rule.holds(value):
+    if isinstance(kind.rule, Range) and not kind.rule.holds(value):
         return value, f"must be {kind.rule}, got {show(value)}"
-    return kind.base(value), None
+    return int(value) if kind.base is int else float(value), None
 
 
 def _check_text(kind: Kind, value: Any) -> str | None:
@@ -198,7 +198,7 @@ def _check_text(kind: Kind, value: Any) -> str | None:
         return f"must be valid Unicode, got {show(value)}"
     if "\0" in value or len(value) > 4096:
         return f"must have at most 4096 characters and no NUL, got {show(value)}"
-    if kind.rule and not re.fullmatch(kind.rule.regex, value):
+    if isinstance(kind.rule, Pattern) and not re.fullmatch(kind.rule.regex, value):
         return f"must be {kind.rule.meaning}, got {show(value)}"
     return None
 
@@ -245,18 +245,18 @@ def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[
     Raises:
         ConfigError: not a way to name layers, or a layer that the model does not have.
     """
-    value, wrong = check(Kind("layers", optional=True), value)
+    final, wrong = check(Kind("layers", optional=True), value)
     if wrong:
         raise ConfigError([f"{name}: {wrong}"])
-    if value is None or isinstance(value, str):
+    if final is None or isinstance(final, str):
         words = {"last": (num_layers,), "all": tuple(range(1, num_layers + 1)), "none": ()}
-        return words[value or "last"]
-    outside = [number for number in value if not 1 <= abs(number) <= num_layers]
+        return words[final or "last"]
+    outside = [number for number in final if not 1 <= abs(number) <= num_layers]
     if outside:
         which = f"layer{'s' * (len(outside) > 1)} {', '.join(show(number) for number in outside[:5])}"
         allowed = f"use 1 to {num_layers}, or -1 to {-num_layers} from the end"
         raise ConfigError([f"{name}: no {which} in a model of {num_layers} layers; {allowed}"])
-    return tuple(sorted({number if number > 0 else num_layers + 1 + number for number in value}))
+    return tuple(sorted({number if number > 0 else num_layers + 1 + number for number in final}))
 
 
 def check_all(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

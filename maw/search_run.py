@@ -69,9 +69,9 @@ class _KeptEmbedder(Embedder):
         routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
         return "random" not in routers  # whose seed is no part of what an entry is found by
 
-    def _place(self, temporary: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """A file for the embeddings, (N, C); how often a text took which depth, (N, M, D), is not kept."""
-        return super()._place(temporary, shape) if len(shape) == 2 else in_memory(shape)
+        return super()._place(temporary, shape, form) if len(shape) == 2 else in_memory(shape)
 
 
 def main(words: argparse.Namespace) -> int:
@@ -110,6 +110,7 @@ def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: C
     if isinstance(model.encoder, MAWWithGRPOEncoder):
         texts = model.source(ListTexts(corpus.take(rows)), "document")
         read = encode(model.encoder, texts, batch_size=config.eval_batch_size, device=model.device)
+        assert read.depth_share is not None
         depths = [depth_of(each) for each in read.depth_share]
     own = "" if asked.depth_share is None else depth_of(asked.depth_share[0])
     hits = [Hit(row, float(score), depth) for row, score, depth in zip(rows, scores[0], depths, strict=True)]

@@ -2,6 +2,10 @@
 
 With `route_by` "head" or "token" the tries put a text's heads and tokens all at one depth, and the best of these is
 the label of each of them: D tries instead of D to the power of the number of decisions.
+
+Of depths that earn the same, the label is the one that the router likes most, and a text whose depths all earn the
+same teaches it nothing. At a start from clusters all depths are alike, and the lowest number as the label would have
+every text train depth 0 alone.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maw.contrastive import Batch
-from maw.rollout import Rollout, try_routings
+from maw.rollout import ZERO_VARIANCE, Rollout, try_routings
 from maw.router_learner import RouterLearner
 
 
@@ -42,18 +46,19 @@ class SupervisedLearner(RouterLearner):
             passage_picks={"depths": self.every_depth(passages, len(batch.queries))},
             bank_KC=bank_KC,
         )
+        labels = [self._labels(rollout) for rollout in rollouts]
         losses, entropies, agreements = [], [], []
-        for rollout in rollouts:
-            label = rollout.reward_BG.argmax(1)
+        for rollout, label in zip(rollouts, labels, strict=True):
+            differ_B = rollout.reward_BG.amax(1) - rollout.reward_BG.amin(1) > ZERO_VARIANCE
             for layer, log_policy in enumerate(self.engine({"states": self._state(rollout, label)}, mode="policy")):
                 target = label[:, None, None].expand(len(log_policy), *log_policy.shape[2:4])
-                share = rollout.weight(layer)[:, 0].expand(target.shape)
-                share = share / share.sum()
+                decisions = rollout.weight(layer)[:, 0].expand(target.shape)
+                taught = decisions * differ_B[:, None, None]
                 log_policy = log_policy[:, 0]
                 log_prob = log_policy.gather(-1, target[..., None]).squeeze(-1)
-                losses.append(-(log_prob * share).sum())
-                entropies.append(-((log_policy.exp() * log_policy).sum(-1) * share).sum().detach())
-                agreements.append(((log_policy.argmax(-1) == target) * share).sum())
+                losses.append(_mean(-log_prob, taught))
+                entropies.append(_mean(-(log_policy.exp() * log_policy).sum(-1).detach(), decisions))
+                agreements.append(_mean(log_policy.argmax(-1) == target, taught))
         loss = torch.stack(losses).mean()
         rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
         self._step(loss, rewards)
@@ -64,15 +69,23 @@ class SupervisedLearner(RouterLearner):
             "reward_mean": rewards.mean(),
             "reward_std": rewards.std(1).mean(),
         }
-        return *(self._labelled(rollout) for rollout in rollouts), statistics
+        return *(self._labelled(*each) for each in zip(rollouts, labels, strict=True)), statistics
+
+    @torch.no_grad()
+    def _labels(self, rollout: Rollout) -> Tensor:
+        """The best depth of each text, (B,), as the first MAW layer's router likes them where several are."""
+        log_policy = self.engine({"states": rollout.states}, mode="policy")[0][:, 0]  # (B, h, t, D)
+        weight = rollout.weight(0)[:, 0, ..., None]
+        liking_BD = (log_policy * weight).sum((1, 2)) / weight.sum((1, 2))
+        best_B1 = rollout.reward_BG.amax(1, keepdim=True)
+        return liking_BD.masked_fill(rollout.reward_BG < best_B1 - ZERO_VARIANCE, -torch.inf).argmax(1)
 
     def _state(self, rollout: Rollout, label: Tensor) -> list[Tensor]:
         """Each layer's state on the best path: above the first MAW layer it depends on the depth below."""
         rows = torch.arange(len(label), device=label.device)
         return [s if s.shape[1] == 1 else s[rows, label][:, None] for s in rollout.states]
 
-    def _labelled(self, rollout: Rollout) -> Rollout:
-        label = rollout.reward_BG.argmax(1)
+    def _labelled(self, rollout: Rollout, label: Tensor) -> Rollout:
         rows = torch.arange(len(label), device=label.device)
         return Rollout(
             [depths[rows, label][:, None] for depths in rollout.depths],
@@ -81,3 +94,8 @@ class SupervisedLearner(RouterLearner):
             rollout.padding_BT,
             rollout.embedding_BC,
         )
+
+
+def _mean(value: Tensor, weight: Tensor) -> Tensor:
+    """The mean over decisions; 0 where none counts."""
+    return (value * weight).sum() / weight.sum().clamp(min=1)

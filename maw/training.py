@@ -31,12 +31,12 @@ from maw.data.collection import RetrievalData, as_retrieval_data
 from maw.diagnostics import routing_diagnostics
 from maw.errors import MAWError, NotFiniteError, placed
 from maw.evaluation import evaluate_retriever
-from maw.inputs import ListTexts
+from maw.inputs import ListTexts, TextSource
 from maw.logs import log_event
 from maw.memory import advising
 from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
-from maw.parallel import replicate
+from maw.parallel import device_of, replicate, unwrap
 from maw.parameters import parameter_groups
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
@@ -76,10 +76,13 @@ def train_retriever(
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
     Args:
-        model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`.
+        model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`; it may be inside a
+            DataParallel.
         train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
             "negatives" {query: [document]}.
         val_data: the same; nDCG@10 on it decides which epoch is best.
+        config: epochs, batches, learning rates, and how routers are trained.
+        device: where to compute; where the model is, if not given.
         dataset_name: for messages and the progress bar.
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
@@ -98,7 +101,7 @@ def train_retriever(
         MemoryLimitError: a batch does not fit memory.
         Stopped: a signal asked for it; the training is saved (`maw.signals`).
     """
-    device = torch.device(device) if device is not None else model.device
+    device, model = device_of(model, device), unwrap(model)
     with at(dataset=dataset_name, method=model_type):
         trainer = Trainer(
             model,
@@ -108,7 +111,7 @@ def train_retriever(
             f"{dataset_name} {model_type}".strip() or "training",
             activations,
         )
-        validation = as_retrieval_data(val_data, "validation")
+        validation = as_retrieval_data(val_data, "validation", config.relevance_level)
         progress = Progress(model, trainer, keeper)
         history = progress.history
         diagnostics = routing_diagnostics(model, config, device, activations)
@@ -178,9 +181,10 @@ class Trainer:
         # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
         torch.manual_seed(config.seed + (distributed.place().rank << 32))
         self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
-        self.sources = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        texts = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
+        self.sources: list[TextSource | PrefixSource] = [*texts]
         if activations is not None:
-            self.sources = [activations.source(source, model.encoder, device) for source in self.sources]
+            self.sources = [activations.source(source, model.encoder, device) for source in texts]
             with stage("filling activations"):
                 self._fill_activations()
         if config.router_start == "clusters" and isinstance(model, MAWRetriever) and distributed.is_main():
@@ -304,12 +308,12 @@ class Trainer:
         with stage("reading batches"):
             positives = len(batch.queries)
             parts = [[positives], [positives, len(batch.passages) - positives]]
-            inputs = [
+            queries, passages = (
                 shards.read_batch(source, rows, self.device, sizes)
                 for source, rows, sizes in zip(self.sources, self.pairs.source_rows(batch), parts, strict=True)
-            ]
+            )
         with stage("forward and backward"), self._step_in_words():
-            loss, statistics = self.objective(*inputs, batch.to(self.device), self.step)
+            loss, statistics = self.objective(queries, passages, batch.to(self.device), self.step)
             tail = count % accumulate
             self.scaler.scale(loss / (tail if number > count - tail else accumulate)).backward()
         for name, value in (statistics | {"train_loss": loss}).items():

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
+from maw import distributed
 from maw.config import (
     OTHER_DATASETS,
     PUBLIC_DATASETS,
@@ -70,7 +71,7 @@ def find_problems(
     Once there is a problem the network is left alone: a model that would have to be downloaded is then not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
-    found = _dataset_problems(config) + _distractor_problems(config)
+    found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
     found += _method_problems(config) + _folder_problems(config) + _search_problems(config) + _fold_problems(config)
     found += _tracker_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
@@ -106,6 +107,13 @@ def _tracker_problems(config: Tier1Config) -> list[Problem]:
     if package is None or (found and found.origin):  # without: a folder of that name, as trackers make them
         return []
     return [Problem("report_to", f"{config.report_to} is not installed: pip install {package}; or none")]
+
+
+def _process_problems(config: Tier1Config) -> list[Problem]:
+    if not config.parallel_datasets or distributed.launched().count == 1:
+        return []
+    text = "the processes of torchrun share each dataset already; leave it out, or start one process"
+    return [Problem("parallel_datasets", text)]
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:

@@ -237,6 +237,8 @@ def test_methods_may_be_named(runs):
     assert found["settings_that_differ"] == {}
     with pytest.raises(ConfigError, match=r"no such methods in both runs: .*a has zero_shot, lora, maw; .*b has zero"):
         compare_runs(*runs, method="lora")
+    with pytest.raises(ConfigError, match="name the first one's by --method too"):
+        compare_runs(*runs, against="maw")
 
 
 def drop_queries(run: Path, name: str, keep: slice) -> None:

@@ -141,11 +141,13 @@ FLOATS = [
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
     "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources", "profile",
-    "train_layers", "adapt_maw_layers", "depth_values", "restart", "tf32", "deterministic",
+    "train_layers", "adapt_maw_layers", "depth_values", "restart", "tf32", "deterministic", "quiet", "json_progress",
+    "store_embeddings_on_disk",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
     "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets", "diagnostics", "run_files",
+    "embedding_precision", "report_to",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [
@@ -179,7 +181,6 @@ BAD_VALUES = [
     ("query_prefix", "\udcff", "valid Unicode"),
     ("document_prefix", "x" * 5000, "4096 characters"),
     ("fixed_depth", 32, "no depth 32: depth_dim 32 gives 0 to 31"),
-    ("parallel_datasets", True, "leave it False: the results are the same"),
     ("methods", ["mwa"], "(did you mean maw?)"),
     ("methods", ["lora", "lora"], "'lora' more than once"),
     ("methods", [], "at least one"),

@@ -15,6 +15,7 @@ import maw
 from maw.architectures import architecture_of
 from maw.checkpoint import RETRIEVERS
 from maw.errors import ModelError
+from maw.evaluation import evaluate_retriever
 from maw.methods import METHODS, find_method
 from maw.modeling_maw import MODELS
 from maw.pretrained import REFUSED_MODEL_TYPES, SUPPORTED_MODEL_TYPES
@@ -31,6 +32,7 @@ NAMES = {
     "qwen3": "Qwen3",
 }
 TEXTS = random_texts(6)
+SEEN_CLOSELY = ("lora", "full", "maw")
 
 
 def build(settings, method, model_type):
@@ -44,9 +46,21 @@ def starts_as_pretrained(settings, model_type):
     return all(np.abs(build(settings, name, model_type).encode(TEXTS) - expected).max() <= 1e-6 for name in methods)
 
 
+def runs(settings, data, model_type):
+    """Every method, trained for a step where it is trained, and evaluated; its loss and its scores are numbers."""
+    found = []
+    for method in METHODS:
+        model = build(settings, method.name, model_type)
+        if method.trained and method.name not in SEEN_CLOSELY:
+            history = train_retriever(model, data, data, model.config, "cpu", "tiny", method.name)
+            found.append(np.isfinite(history[0]["train_loss"]))
+        found.append(0 < evaluate_retriever(model, data, model.config, "cpu")["ndcg_cut_10"] <= 1)
+    return all(found)
+
+
 def trains(settings, data, model_type):
     found = []
-    for name in ("lora", "full", "maw"):
+    for name in SEEN_CLOSELY:
         model = build(settings, name, model_type)
         before = {name: each.detach().clone() for name, each in model.encoder.named_parameters()}
         train_retriever(model, data, data, model.config, "cpu", "tiny", name)
@@ -79,6 +93,7 @@ def cells(values):
 def test_the_table_is_what_is_found(models, tiny_settings, tiny_data, model_type):
     small = tiny_data | {"queries": tiny_data["queries"][:8], "qrels": {i: {i: 1} for i in range(8)}}
     found = [
+        runs(tiny_settings, small, model_type),
         starts_as_pretrained(tiny_settings, model_type),
         trains(tiny_settings, small, model_type),
         has_maps(models(model_type), model_type),
@@ -91,6 +106,7 @@ def test_the_table_is_what_is_found(models, tiny_settings, tiny_data, model_type
 
 def test_every_family_is_in_the_table_and_every_refusal_too():
     table = DOCS.partition("## Refused")[0]
+    assert "all ten methods" in table and len(METHODS) == 10
     assert {f"`{each}`" for each in SUPPORTED_MODEL_TYPES} <= set(re.findall(r"`[a-z0-9-]+`", table))
     assert set(SUPPORTED_MODEL_TYPES) == {*FAMILIES, "camembert"}
     refused = DOCS.partition("## Refused")[2]

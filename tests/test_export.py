@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from conftest import FAMILIES, random_texts
 from safetensors.torch import load_file, save_file
 
 import tier_1
-from maw.checkpoint import RETRIEVERS, load_checkpoint
+from maw.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
 from maw.errors import MAWError, ModelError
 from maw.export import export_retriever
 from maw.methods import find_method
+from maw.model_card import model_card
 from maw.past_run import PastRun
 from maw.signed import read_signed, write_signed
 
@@ -264,6 +266,45 @@ def test_the_card_has_what_was_measured_and_what_not(tiny_run, tmp_path, capsys)
     ):
         assert words in card
     assert "license:" not in card, "a licence that nobody has looked up is not stated"
+
+
+def test_each_best_checkpoint_has_a_card(tiny_run):
+    run = PastRun.open(tiny_run)
+    for method in RUN_METHODS:
+        path = tiny_run / "checkpoints" / f"beir_small_{method}_best" / "README.md"
+        assert path.exists() == find_method(method).trained
+        if path.exists():
+            card = path.read_text()
+            assert card.startswith(f"# {run.record(method)['approach']}, trained on {run.result['venue']}\n")
+            assert f"| nDCG@10 | {run.record('zero_shot')['metrics']['ndcg_cut_10']:.4f} |" in card
+            assert f"--method {method}`" in card and 'load_checkpoint("this/folder")' in card
+            assert f"seed 42; weights of epoch {run.record(method)['best_epoch']}" in card
+            assert f"- test: {run.result['data']['splits']['test']['queries']:,} queries" in card
+            assert ("4 depths in layer 3" in card) == (method == "maw")
+            assert "its licence applies" in card and "sentence-transformers\npipeline_tag" not in card
+
+
+def test_a_card_goes_with_the_model_that_it_describes(tiny_run, tmp_path):
+    folder = tmp_path / "beir_small_maw_best"
+    shutil.copytree(tiny_run / "checkpoints" / folder.name, folder)
+    model = load_checkpoint(folder)
+    assert (folder / "README.md").is_file(), "it does not disturb the checkpoint"
+    about = {name: model.checkpoint[name] for name in ("dataset", "method", "epoch", "best_val_metric")}
+    save_checkpoint(folder, model, training_history=[], **about)
+    assert not (folder / "README.md").exists(), "of a model that is gone"
+
+
+def test_the_card_of_one_of_several_trainings(tiny_run):
+    run = PastRun.open(tiny_run)
+    record = run.record("maw")
+    record["runs"] = [
+        record["runs"][0] | {"seed": seed, "metrics": {"ndcg_cut_10": value}}
+        for seed, value in ((42, 0.25), (43, 0.75))
+    ]
+    run = replace(run, config=replace(run.config, seeds=2))
+    card = model_card(run.model("zero_shot").spec, run, "maw", seed=43)
+    assert "Means over 2 trainings, of which this model is one; it reached nDCG@10 0.7500 itself." in card
+    assert "seed 43; weights" in card and "--method maw --seed 43`" in card
 
 
 def test_what_the_run_does_not_have_is_said_in_one_line(tiny_run, tmp_path, capsys):

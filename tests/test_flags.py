@@ -148,7 +148,6 @@ def test_the_offline_preset_is_a_whole_run():
         (["--maw-layers", "none"], "--maw-layers: none leaves the method maw without MAW"),
         (["--hidden-dim", "768"], "--hidden-dim: 768 is not what the model has"),
         (["--max-query-length", "65"], "--max-query-length: 65 tokens are too many"),
-        (["--parallel-datasets"], "--parallel-datasets: datasets run one after the other"),
         (["--fixed-depth", "4", "--depth-dim", "4"], "--fixed-depth: no depth 4"),
         (["--config", "no.yaml"], "'no.yaml': cannot be read: No such file"),
     ],

@@ -200,6 +200,9 @@ def test_judgements_of_another_kind_are_refused():
     graded = {i: dict.fromkeys(judged, 3) for i, judged in data.test.qrels.items()}
     with pytest.raises(DataError, match=r"judgements differ in kind, .*those of train binary.*those of test graded"):
         pool(replace(data, test=replace(data.test, qrels=graded)))
+    graded = {i: dict.fromkeys(judged, 3) for i, judged in data.validation.qrels.items()}
+    with pytest.raises(DataError, match=r"those of train binary, those of validation graded, those of test binary"):
+        pool(replace(data, validation=replace(data.validation, qrels=graded)))
     with pytest.raises(DataError, match="relevant from different grades on"):
         pool(replace(data, test=replace(data.test, relevance_level=2)))
 

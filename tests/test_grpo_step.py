@@ -238,6 +238,45 @@ def test_supervised_labels_are_the_best_depths_and_are_learnt(tiny_settings, rou
     assert float(statistics["router_accuracy"]) == pytest.approx(float(torch.stack(right).mean()), abs=1e-6)
 
 
+@pytest.mark.parametrize("route_by", ROUTES)
+def test_depths_that_earn_the_same_teach_nothing_and_each_text_keeps_its_own(tiny_settings, route_by):
+    """So are all depths of a start from clusters: as the label 0, every text would train depth 0 from then on."""
+    model, config, queries, passages, batch = setting(tiny_settings, router="supervised", route_by=route_by)
+    with torch.no_grad():
+        for attention in model.encoder.maw_attention:
+            attention.kernels.weight.fill_(1.0)
+        first = model.encoder.maw_attention[0].router
+        first.weight.mul_(10.0)  # so that texts differ in the depth that they like
+    before = copy.deepcopy(model.encoder.maw_attention[0].router.state_dict())
+    learner = SupervisedLearner(model.encoder, model.encoder, config, TAU)
+    *rollouts, statistics = learner.step(queries, passages, batch, step=0)
+    labels = []
+    for rollout, inputs in zip(rollouts, (queries, passages), strict=True):
+        with torch.no_grad():
+            policy = first.logits(rollout.states[0]).log_softmax(-1)[:, 0]  # (B, h, t, D)
+        for b in range(B):
+            real = policy[b, :, : int(inputs["attention_mask"][b].sum())] if route_by == "token" else policy[b]
+            labels.append(int(real.mean((0, 1)).argmax()))
+            assert all((depths[b] == labels[-1]).all() for depths in rollout.depths)
+    assert len(set(labels)) > 1
+    assert all(torch.equal(each, before[name]) for name, each in first.state_dict().items())
+    assert float(statistics["router_loss"]) == 0
+
+
+def test_of_the_best_depths_alone_a_text_takes_the_one_it_likes(tiny_settings):
+    model, config, queries, passages, batch = setting(tiny_settings, router="supervised", maw_layers=[3])
+    attention = model.encoder.maw_attention[0]
+    with torch.no_grad():
+        attention.kernels.weight[:, 1:] = attention.kernels.weight[:, 1:2]  # depths 1, 2 and 3 are one
+        attention.router.weight.zero_()
+        attention.router.bias.copy_(torch.tensor([5.0, 0.0, 1.0, 0.0]))
+    learner = SupervisedLearner(model.encoder, model.encoder, config, TAU)
+    *rollouts, statistics = learner.step(queries, passages, batch, step=0)
+    labels = torch.cat([rollout.depths[0].flatten() for rollout in rollouts])
+    assert set(labels.tolist()) == {0, 2}, "never 1 or 3, and 0 where it is better"
+    assert float(statistics["router_loss"]) > 0
+
+
 class Recorder:
     """Stands in for a learner: hands out the rollouts that it was given."""
 

@@ -365,10 +365,22 @@ def test_queries_without_a_negative_are_warned_of(config, caplog):
     with caplog.at_level(logging.WARNING):
         got = prepare_training(make_collection(make_train()), config(negative_margin=0.001))
     assert got.facts["warnings"] == [
-        "tiny: 10 of 10 training queries have no hard negative that may be used, and train against the other "
-        "passages of their batches alone"
+        "tiny: 10 of 10 training queries have no hard negative that may be used, and train against nothing but the "
+        "other passages of their batches"
     ]
     assert got.facts["warnings"][0] in caplog.text
+
+
+def test_a_query_with_drawn_negatives_alone_has_no_hard_one(config):
+    settings = config(negative_margin=0.001, hard_negative_ratio=0.5, num_negatives=4)
+    got = prepare_training(make_collection(make_train()), settings)
+    assert [len(chosen) for chosen in got.train.negatives.values()] == [2] * 10
+    assert got.facts["hard_negatives"]["hard"] == 0
+    assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 10
+    assert got.facts["warnings"] == [
+        "tiny: 10 of 10 training queries have no hard negative that may be used, and train against passages drawn "
+        "from the corpus and the other passages of their batches"
+    ]
 
 
 def test_a_negative_that_is_relevant_to_another_query_of_the_batch_does_not_count_against_it():

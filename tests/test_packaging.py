@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import maw
+import tier_1
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("maw", "tier_1.py", "pyproject.toml", "README.md", "LICENSE", "requirements-common.txt")
@@ -69,7 +70,7 @@ def test_the_wheel_holds_the_package_and_the_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {each for each in archive.namelist() if ".dist-info/" not in each}
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "maw").rglob("*.py")} | {"tier_1.py"}
-    assert names == expected
+    assert names == expected | {"maw/py.typed"}, "py.typed says that the annotations are meant for others"
 
 
 def test_the_wheel_says_what_it_is_and_asks_for_the_pins(wheel):
@@ -80,6 +81,16 @@ def test_the_wheel_says_what_it_is_and_asks_for_the_pins(wheel):
     assert "MAW Transformers" in facts.get_payload()
     asked = facts.get_all("Requires-Dist")
     assert sorted(each for each in asked if "extra" not in each) == sorted(pins("requirements-common.txt"))
+
+
+def test_the_modules_of_all_public_names_are_checked_for_types():
+    """By mypy, which `make lint` runs."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    homes = {f"{home.replace('.', '/')}.py" for module in (maw, tier_1) for home in module._HOMES.values()}
+    assert settings["strict"] and {"tier_1.py", "maw/__init__.py", *homes} <= set(settings["files"])
+    assert "mypy\n" in (ROOT / "Makefile").read_text().partition("lint:")[2].partition("\n\n")[0] + "\n"
+    ignored = [p for p in settings["files"] if "type: ignore" in (ROOT / p).read_text()]
+    assert ignored == [], "what mypy finds is mended"
 
 
 def test_faiss_is_an_extra_at_the_version_of_the_requirements():

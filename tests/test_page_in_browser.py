@@ -1,22 +1,19 @@
-"""The report page in a real browser, where there is one: nothing wider than its window, no error, legible text.
-
-Chromium is driven through its debugging pipe (https://chromedevtools.github.io/devtools-protocol/), so that nothing
-but the browser has to be installed.
+"""The report page in a real browser, where there is one: nothing wider than its window, no error, legible text, and
+none of what axe-core's rules (https://github.com/dequelabs/axe-core) find inaccessible.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
+from pathlib import Path
 
+import axe_core_python
 import pytest
+from test_attention_page import an_attention
 from test_page import an_example, whole_result
 
+from bench.browser import BROWSER, Browser
 from maw.report.page.page import report_page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ENOUGH = 4.5  # contrast of text, WCAG 2.2 level AA
 
 MEASURE = """(() => {
@@ -42,60 +39,6 @@ MEASURE = """(() => {
                    document.getElementById(each.getAttribute('aria-labelledby')).innerText),
     results: document.querySelector('#d0-values ~ .scroll').scrollWidth,
     room: document.querySelector('#d0-values ~ .scroll').clientWidth } })()"""
-
-
-class Browser:
-    """A window of a browser without a screen."""
-
-    def __init__(self, profile):
-        self._read, theirs_out = os.pipe()
-        theirs_in, self._write = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
-        words = [BROWSER, *flags, "--remote-debugging-pipe", "about:blank"]
-        # The browser wants its pipe as descriptors 3 and 4.
-        shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", shell, "bash", *words],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._rest, self._number, self.events, self._session = b"", 0, [], {}
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method, **parameters):
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters, **self._session}
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._next()).get("id") != self._number:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def _next(self):
-        while b"\0" not in self._rest:
-            piece = os.read(self._read, 1 << 16)
-            assert piece, "the browser has gone"
-            self._rest += piece
-        message, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(message)
-
-    def open(self, url):
-        self.events.clear()
-        self.call("Page.navigate", url=url)
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._next())
-
-    def close(self):
-        self._process.kill()
-        self._process.wait()
-        os.close(self._read)
-        os.close(self._write)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +69,8 @@ def look(browser, path, width, scheme):
 def page(tmp_path_factory):
     results, families = whole_result()
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report_page(results, families, {"pystdlib": an_example()}), encoding="utf-8")
+    text = report_page(results, families, {"pystdlib": an_example()}, {"pystdlib": an_attention()})
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -150,6 +94,32 @@ def test_landmarks_of_several_datasets_are_told_apart(browser, tmp_path):
     path.write_text(report_page(results, families), encoding="utf-8")
     names = look(browser, path, 1280, "light")["landmarks"]
     assert len(names) == len(set(names)) >= 4
+
+
+def inaccessible(browser, path, width=1280, scheme="light"):
+    """What axe-core's rules find, with everything that opens on demand open: the rules, and the elements of each."""
+    browser.call("Page.setBypassCSP", enabled=True)  # the page forbids scripts, and axe-core is one
+    try:
+        look(browser, path, width, scheme)
+        browser.evaluate((Path(axe_core_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+        browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        found = browser.evaluate("axe.run().then(({passes, violations}) => ({passes: passes.length, violations}))")
+    finally:
+        browser.call("Page.setBypassCSP", enabled=False)
+    assert found["passes"] > 20, "the rules were applied"
+    return {each["id"]: [node["html"] for node in each["nodes"]] for each in found["violations"]}
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_axe_core_finds_nothing(browser, page, width, scheme):
+    assert inaccessible(browser, page, width, scheme) == {}
+
+
+def test_axe_core_finds_what_is_planted(browser, page, tmp_path):
+    broken = tmp_path / "broken.html"
+    text = page.read_text(encoding="utf-8").replace(' role="img"', "").replace('<html lang="en">', "<html>")
+    broken.write_text(text.replace("<main", '<p style="color:#999">pale</p><main'), encoding="utf-8")
+    assert {"html-has-lang", "color-contrast"} <= set(inaccessible(browser, broken))
 
 
 def test_planted_mistakes_are_seen(browser, page, tmp_path):

@@ -13,6 +13,8 @@ import pytest
 from conftest import random_texts
 
 import maw.plan
+import maw.room
+import maw.work
 import tier_1
 from maw import rate
 from maw.config import TRAINED_METHODS, Tier1Config
@@ -20,10 +22,11 @@ from maw.data.local import local_needs
 from maw.data.needs import Needs, SourceFile
 from maw.depth_sides import MOST_DOCUMENTS
 from maw.errors import MAWError
-from maw.plan import make_plan, size_text
+from maw.plan import make_plan
 from maw.pretrained import model_spec
 from maw.rate import Rate
 from maw.report.plan import plan_text
+from maw.room import size_text
 
 Usage = namedtuple("Usage", "total used free")
 GB = 10**9
@@ -90,15 +93,15 @@ def test_counts_by_hand(tmp_path, models, spec):
 )
 def test_what_diagnostics_put_at_every_depth(changes, looks):
     queries, tokens = {"test": 300, "validation": 20}, {"query": 14, "document": 22}
-    found = maw.plan._diagnosed_tokens(queries, tokens, Tier1Config(depth_dim=5, **changes))
+    found = maw.work._diagnosed_tokens(queries, tokens, Tier1Config(depth_dim=5, **changes))
     assert found == 5 * looks
-    assert maw.plan.DIAGNOSED_DOCUMENTS == MOST_DOCUMENTS
+    assert maw.work.DIAGNOSED_DOCUMENTS == MOST_DOCUMENTS
 
 
 @pytest.mark.parametrize("encoder_update, samples", [("sampled", 1), ("all_group", 5)])
 def test_only_methods_whose_router_is_rewarded_cost_more_than_training(encoder_update, samples):
     config = Tier1Config(grpo_group_size=5, encoder_update=encoder_update)
-    passes = {method: maw.plan._training_passes(method, config) for method in TRAINED_METHODS}
+    passes = {method: maw.work._training_passes(method, config) for method in TRAINED_METHODS}
     assert passes == dict.fromkeys(TRAINED_METHODS, 3) | dict.fromkeys(("maw", "maw_qv"), 5 + 3 * samples)
 
 
@@ -119,7 +122,7 @@ def test_seeds_trials_and_folds_are_counted(tmp_path, models, spec):
         config = config_of(tmp_path, models, seeds=seeds, folds=folds, run_files="none")
         plan = make_plan(config, spec, [needs])
         (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
-        checkpoints[seeds] = room.size - maw.plan.LOG_BYTES - maw.plan.state_bytes(config, spec, plan.works)
+        checkpoints[seeds] = room.size - maw.room.LOG_BYTES - maw.room.state_bytes(config, spec, plan.works)
     assert checkpoints[3] == 12 * checkpoints[1]
     assert "those that train on each of 3 seeds and 4 folds" in " ".join(plan_text(plan).split())
 
@@ -132,8 +135,8 @@ def test_run_files_need_room(tmp_path, models, spec):
         (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
         sizes[form] = room.size
     lines = (1 + 2 * 3) * 500 * 1000
-    assert sizes["auto"] - sizes["none"] == lines * maw.plan.RUN_LINE_BYTES_GZIP
-    assert sizes["plain"] - sizes["none"] == lines * maw.plan.RUN_LINE_BYTES
+    assert sizes["auto"] - sizes["none"] == lines * maw.room.RUN_LINE_BYTES_GZIP
+    assert sizes["plain"] - sizes["none"] == lines * maw.room.RUN_LINE_BYTES
 
 
 def test_zero_shot_alone_needs_no_other_split(tmp_path, models, spec):
@@ -231,8 +234,8 @@ def test_disks_are_told_apart(tmp_path, models, spec, monkeypatch):
 
     for name in where:
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(maw.plan, "Path", Elsewhere)
-    monkeypatch.setattr(maw.plan, "cache_folder", lambda config: Elsewhere(config.cache_dir))
+    monkeypatch.setattr(maw.room, "Path", Elsewhere)
+    monkeypatch.setattr(maw.room, "cache_folder", lambda config: Elsewhere(config.cache_dir))
     plan = make_plan(config_of(tmp_path, models), spec, public(tmp_path / "ir"))
     assert [sorted(room.what for room in disk.rooms) for disk in plan.disks] == [
         ["downloads"],
@@ -241,10 +244,10 @@ def test_disks_are_told_apart(tmp_path, models, spec, monkeypatch):
 
 
 def test_a_folder_that_is_not_there_yet_is_on_its_parents_disk(tmp_path):
-    assert maw.plan._existing(tmp_path / "a" / "b") == tmp_path
+    assert maw.room._existing(tmp_path / "a" / "b") == tmp_path
     (tmp_path / "file").touch()
-    assert maw.plan._existing(tmp_path / "file" / "b") == tmp_path
-    assert maw.plan._existing(Path("relative/nowhere")) == Path.cwd()
+    assert maw.room._existing(tmp_path / "file" / "b") == tmp_path
+    assert maw.room._existing(Path("relative/nowhere")) == Path.cwd()
 
 
 def test_activations_are_bounded_by_their_limit(tmp_path, models, spec):
@@ -267,6 +270,8 @@ def test_activations_are_bounded_by_their_limit(tmp_path, models, spec):
         ({"corpus_size": "full"}, 2 * 10**7, 2 * 10**7),
         ({"corpus_size": "full", "methods": ["zero_shot"]}, 2 * 10**7, 0),
         ({"corpus_size": "full", "methods": ["zero_shot"], "embedding_cache_gb": 1}, 0, 2 * 10**7),
+        ({"embedding_precision": "float16"}, 10**6 / 2, 0),
+        ({"store_embeddings_on_disk": True}, 10**6, 10**6),
     ],
 )
 def test_embeddings_are_kept_within_their_limit_or_spilled(tmp_path, models, spec, settings, kept, spilled):
@@ -274,7 +279,9 @@ def test_embeddings_are_kept_within_their_limit_or_spilled(tmp_path, models, spe
     plan = make_plan(config_of(tmp_path, models, **({"corpus_size": 10**6} | settings)), spec, needs)
     sizes = [room.size for disk in plan.disks for room in disk.rooms if room.what == "embeddings"]
     assert sum(sizes) == (kept + spilled) * 16 * 4
-    assert plan.memory["embeddings"] == min(plan.works[0].searched * 16 * 4, 10**9), "the rest is in a file"
+    width = 2 if "embedding_precision" in settings else 4
+    most = 0 if "store_embeddings_on_disk" in settings else 10**9
+    assert plan.memory["embeddings"] == min(plan.works[0].searched * 16 * width, most), "the rest is in a file"
 
 
 # --------------------------------------------------------------------------------------------------- local data

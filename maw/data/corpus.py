@@ -22,6 +22,9 @@ from maw.rules import show
 
 logger = logging.getLogger(__name__)
 
+Rows = Sequence[int] | np.ndarray
+"""Which passages, by their place in the corpus: (N,)."""
+
 
 class Corpus:
     """Passages in a memory-mapped Arrow store, addressed by row.
@@ -58,13 +61,13 @@ class Corpus:
         """The ids in row order, read from the store on demand."""
         return Ids(self.dataset.data.column("id"))
 
-    def take(self, rows: Sequence[int]) -> list[str]:
+    def take(self, rows: Rows) -> list[str]:
         """The texts at `rows`: title, one blank and text; the one that is there where the other is empty."""
         table = self._gather(rows)
         pairs = zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
         return [f"{title} {text}" if title and text else title or text for title, text in pairs]
 
-    def id_of(self, rows: Sequence[int]) -> list[str]:
+    def id_of(self, rows: Rows) -> list[str]:
         """The ids at `rows`."""
         return self._gather(rows)["id"].to_pylist()
 
@@ -109,7 +112,7 @@ class Corpus:
             open_ = open_[place[open_] < end[open_]]
         return rows
 
-    def records(self, rows: Sequence[int] | None = None) -> Iterator[Record]:
+    def records(self, rows: Rows | None = None) -> Iterator[Record]:
         """The (id, title, text) of `rows` in their order, or of all passages; some thousand at a time in memory."""
         if rows is None:
             tables: Iterable[Any] = self.dataset.data.to_batches(max_chunksize=store.BATCH_ROWS)
@@ -149,8 +152,10 @@ class Corpus:
         """The JSON value that the loader stored beside the passages under `name`.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: it cannot be read, or the corpus is one in memory.
         """
+        if self.folder is None:
+            raise DataError(f"{name}: a corpus in memory has nothing beside its passages")
         path = self.folder / f"{name}.json"
         try:
             return json.loads(path.read_text("utf-8"))
@@ -166,10 +171,10 @@ class Corpus:
         if self.folder is not None:
             store.check_files(self.folder, self.manifest, math.inf)
 
-    def _gather(self, rows: Sequence[int]) -> pa.Table:
-        rows = np.asarray(rows, dtype=np.int64)
-        _check_rows(rows, len(self))
-        return self._arrow[rows] if rows.size else store.SCHEMA.empty_table()
+    def _gather(self, rows: Rows) -> pa.Table:
+        places = np.asarray(rows, dtype=np.int64)
+        _check_rows(places, len(self))
+        return self._arrow[places] if places.size else store.SCHEMA.empty_table()
 
     @classmethod
     def from_lists(cls, ids: Sequence[str], texts: Sequence[str], titles: Sequence[str] | None = None) -> Corpus:

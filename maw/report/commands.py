@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maw.errors import ConfigError
-
 
 def report(words: argparse.Namespace) -> int:
     """The command `report`, see `maw.commands`."""
@@ -31,8 +29,6 @@ def compare(words: argparse.Namespace) -> int:
     from maw.files import write_json
     from maw.report.compare import compare_runs, comparison_text
 
-    if words.against and not words.method:
-        raise ConfigError(["compare: --against names the second run's method; name the first one's by --method too"])
     found = compare_runs(*words.runs, method=words.method, against=words.against)
     answer(comparison_text(found))
     if words.out:

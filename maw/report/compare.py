@@ -72,9 +72,11 @@ def compare_runs(
         methods, metric and the fields of `maw.significance.PairedTest`, "p_holm" and the effects as in a run.
 
     Raises:
-        ConfigError: no such runs, or methods that they do not have.
+        ConfigError: no such runs, or methods that they do not have; `against` without `method`.
         DataError: the runs do not compare; one line with every reason.
     """
+    if against and not method:
+        raise ConfigError(["compare: --against names the second run's method; name the first one's by --method too"])
     first, second = _sides(run_a), _sides(run_b)
     shared = [name for name in first if name in second]
     if not shared:

@@ -34,6 +34,7 @@ COST_HEADER = (
 seconds and joules are not what they cost; `index_bytes` is empty where nothing but the embeddings was searched;
 `measured_joules` is the part of `energy_joules` that is no estimate."""
 
+SHARED_NOTE = "Methods share stored activations of the frozen layers: the first that needs them pays for them."
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -82,7 +83,7 @@ def cost_table(result: Mapping[str, Any]) -> str:
         for label, each in took.items()
     ]
     table = as_table(["Cost", "embeddings searched", "index", f"energy, {energy_kind(result)}"], rows)
-    return "\n".join([table, *(wrapped("", energy_note(result)) if energy_note(result) else [])])
+    return "\n".join([table, *wrapped("", f"{energy_note(result)} {SHARED_NOTE}".strip())])
 
 
 def energy_kind(result: Mapping[str, Any]) -> str:

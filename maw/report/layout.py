@@ -10,6 +10,7 @@
             examples.json       queries on which methods differ most, with their passages (`maw.examples`)
             dataset.json        all results of the dataset; written last
             routing_maw.png     what routing did (`maw.report.plots`)
+            figures/            the page's figures for a paper, PDF and SVG (`maw.report.figures`)
             profile.json        where the time went, if asked for (`maw.profile`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv

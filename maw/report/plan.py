@@ -7,8 +7,10 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from maw.config import TRAINED_METHODS, Tier1Config
-from maw.plan import Plan, Work, size_text
+from maw.plan import Plan
 from maw.report.format import as_table, bullet, clean, heading, wrapped
+from maw.room import size_text
+from maw.work import Work
 
 MOST_FILES = 10
 

@@ -64,7 +64,8 @@ def write_routing_plot(path: Path, title: str, history: History) -> None:
     panels = _panels(history, kept)
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(_WIDTH, _ROW * rows + 0.5), dpi=120, layout="constrained")
-    figure.suptitle(f"{title}\nrouting on validation; epoch {kept['epoch']} of {len(history)} was kept", fontsize=11)
+    about = f"{title}\nrouting on validation; epoch {kept['epoch']} of {len(history)} was kept"
+    figure.suptitle(about, fontsize=11, parse_math=False)
     axes = figure.subplots(rows, 2, squeeze=False).flatten()
     for axis, (name, draw) in zip(axes, panels, strict=False):
         axis.set_title(name, fontsize=10, loc="left")

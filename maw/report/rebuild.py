@@ -20,7 +20,7 @@ from maw import confirmatory, exploratory
 from maw.errors import ConfigError, DataError
 from maw.examples import ATTENTION
 from maw.examples import NAME as EXAMPLES
-from maw.report import layout, plots
+from maw.report import figures, layout, plots
 
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
@@ -39,12 +39,13 @@ def write_reports(log_dir: Path | str, folders: Sequence[Path]) -> Path:
         MAWError: a file that cannot be read or written.
     """
     results = [read_result(folder) for folder in folders]
+    found, attention = (_beside(name, folders, results) for name in (EXAMPLES, ATTENTION))
     for folder, result in zip(folders, results, strict=True):
         plots.write_routing_plots(folder, result)
+        figures.write_figures(folder, result, attention.get(result["dataset"], {}))
     done = len(results) == len(results[-1]["configuration"].get("datasets", results))
     family, explored = (each.over_run(results) if done else {} for each in (confirmatory, exploratory))
-    beside = [_beside(name, folders, results) for name in (EXAMPLES, ATTENTION)]
-    return layout.write_summary(log_dir, results, family, explored, *beside)
+    return layout.write_summary(log_dir, results, family, explored, found, attention)
 
 
 def _beside(name: str, folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ import numpy as np
 from maw.confirmatory import LEVEL, METRIC
 from maw.methods import Method
 from maw.metrics import METRIC_LABELS, PRIMARY
-from maw.report.costs import costs, energy_kind, energy_note, size, watt_hours
+from maw.report.costs import SHARED_NOTE, costs, energy_kind, energy_note, size, watt_hours
 from maw.report.format import p_value
 from maw.report.marks import LETTERS, RunValues, beaten, corrected_p, label_of, look_of, methods_of
 from maw.report.page.charts import Bar, Series, bar_chart, histogram, line_chart, swatch
 from maw.report.page.markup import Markup, details, element, facts, joined, paragraph, table
 
 _LABEL = METRIC_LABELS[METRIC]
-_RECALL = (1, 3, 5, 10, 15, 20, 100, 1000)
-_SIDES = {"query": "queries", "document": "documents"}
+RECALL = (1, 3, 5, 10, 15, 20, 100, 1000)
+SIDES = {"query": "queries", "document": "documents"}
 
 Result = Mapping[str, Any]
 
@@ -112,24 +112,14 @@ def _cells(result: Result, key: str, metric: str, test: Mapping[str, Any], over_
 def curves(result: Result) -> Markup:
     """Recall by depth of the ranking, and validation and loss by epoch."""
     methods = methods_of(result)
-
-    def recall(method: Method) -> list[tuple[float, float]]:
-        metrics = result["results"][method.key]["metrics"]
-        return [(float(k), metrics[f"recall_{k}"]) for k in _RECALL]
-
-    def by_epoch(key: str) -> list[Series]:
-        return [
-            Series(method.label, look_of(method), [(each["epoch"], each.get(key)) for each in history])
-            for method, history in _histories(result)
-        ]
-
-    every = [Series(method.label, look_of(method), recall(method)) for method in methods]
+    every = [Series(method.label, look_of(method), recall(result, method)) for method in methods]
     chart = line_chart("Recall by passages looked at", every, x_name="passages", y_name="recall", log_x=True)
-    names = ["Method", *(f"@{k}" for k in _RECALL)]
-    rows = [[method.label, *(f"{value:.4f}" for _, value in recall(method))] for method in methods]
+    names = ["Method", *(f"@{k}" for k in RECALL)]
+    rows = [[method.label, *(f"{value:.4f}" for _, value in recall(result, method))] for method in methods]
+    val, loss = by_epoch(result, f"val_{METRIC}"), by_epoch(result, "train_loss")
     epochs = [
-        line_chart(f"Validation {_LABEL} by epoch", by_epoch(f"val_{METRIC}"), x_name="epoch", y_name=_LABEL),
-        line_chart("Training loss by epoch", by_epoch("train_loss"), x_name="epoch", y_name="loss"),
+        line_chart(f"Validation {_LABEL} by epoch", val, x_name="epoch", y_name=_LABEL),
+        line_chart("Training loss by epoch", loss, x_name="epoch", y_name="loss"),
     ]
     seeds = [record for method in methods if len(record := result["results"][method.key].get("runs", ())) > 1]
     note = paragraph("Curves are those of the first seed and fold.", class_="soft") if seeds else ""
@@ -137,21 +127,35 @@ def curves(result: Result) -> Markup:
     return joined([chart, details("Recall as a table", table("Recall", names, rows)), note, shown])
 
 
+def recall(result: Result, method: Method) -> list[tuple[float, float]]:
+    """Recall at each cutoff."""
+    metrics = result["results"][method.key]["metrics"]
+    return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
+
+
+def by_epoch(result: Result, key: str) -> list[Series]:
+    """A fact of every epoch, of each method that has a history."""
+    return [
+        Series(method.label, look_of(method), [(each["epoch"], each.get(key)) for each in history])
+        for method, history in histories(result)
+    ]
+
+
 def routing(result: Result) -> Markup:
     """Entropy of the policies, effective depths and picks, of every method whose history tells."""
     parts = []
-    for method, history in _histories(result):
+    for method, history in histories(result):
         if "val_routing" not in history[0]:
             continue
-        kept = max(history, key=lambda each: (each[f"val_{METRIC}"], -each["epoch"]))
+        kept = kept_epoch(history)
         charts = [
-            line_chart(title, _sides(history, key), x_name="epoch", y_name=name, from_zero=True)
+            line_chart(title, sides(history, key), x_name="epoch", y_name=name, from_zero=True)
             for key, title, name in (
                 ("policy_entropy", "Entropy of the policy on validation texts", "nats"),
                 ("effective_depths", "Effective depths of greedy picks", "depths"),
             )
         ]
-        for side, name in _SIDES.items():
+        for side, name in SIDES.items():
             shares = np.asarray(kept["val_routing"][side]["depth_histogram"]).mean(0).tolist()
             title = f"Greedy picks of {name}, epoch {kept['epoch']}, the one that was kept"
             charts.append(histogram(title, shares, look_of(method), name="depth"))
@@ -159,8 +163,13 @@ def routing(result: Result) -> Markup:
     return joined(parts)
 
 
-def _sides(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
-    """A fact of both sides by epoch, the mean over MAW layers."""
+def kept_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The record of the epoch whose weights were kept."""
+    return max(history, key=lambda each: (each[f"val_{METRIC}"], -each["epoch"]))
+
+
+def sides(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
+    """A fact of queries and of documents by epoch, the mean over MAW layers."""
 
     def mean(record: Mapping[str, Any], side: str) -> float | None:
         value = record["val_routing"][side].get(key)
@@ -168,7 +177,7 @@ def _sides(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
 
     return [
         Series(name, look, [(each["epoch"], mean(each, side)) for each in history])
-        for look, (side, name) in enumerate(_SIDES.items())
+        for look, (side, name) in enumerate(SIDES.items())
     ]
 
 
@@ -200,8 +209,7 @@ def cost(result: Result) -> Markup:
     peak = result.get("environment", {}).get("peak_memory_bytes")
     if peak:
         notes.append(f"The program had at most {peak / 1e9:.2f} GB in use up to the end of this dataset.")
-    if energy_note(result):
-        notes.append(energy_note(result))
+    notes.append(f"{energy_note(result)} {SHARED_NOTE}".strip())
     return joined([table(caption, header, rows), *(paragraph(note, class_="soft") for note in notes)])
 
 
@@ -227,7 +235,8 @@ def warnings(result: Result) -> list[str]:
     return list(dict.fromkeys([*result.get("warnings", ()), *result.get("data", {}).get("warnings", ())]))
 
 
-def _histories(result: Result) -> Iterator[tuple[Method, Sequence[Mapping[str, Any]]]]:
+def histories(result: Result) -> Iterator[tuple[Method, Sequence[Mapping[str, Any]]]]:
+    """The methods that were trained, with what each epoch recorded."""
     for method in methods_of(result):
         history = result["results"][method.key].get("training_history")
         if history:

@@ -5,7 +5,18 @@ Series colours are Okabe and Ito's and Tol's, which people with any colour visio
 
 from __future__ import annotations
 
-_LIGHT = ("#0072b2", "#d55e00", "#555555", "#8a6d00", "#aa3377", "#3a3a98", "#994455", "#117733", "#007a5a", "#b0488f")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#555555",
+    "#8a6d00",
+    "#aa3377",
+    "#3a3a98",
+    "#994455",
+    "#117733",
+    "#007a5a",
+    "#b0488f",
+)
 _DARK = ("#56b4e9", "#ff9a4d", "#bbbbbb", "#f0e442", "#ff8ac5", "#a8a8ff", "#ee9999", "#8ce08c", "#3fcf9f", "#ee99cc")
 
 
@@ -15,13 +26,13 @@ def _colours(colours: tuple[str, ...]) -> str:
 
 def _series() -> str:
     return "".join(
-        f".s{number}{{--c:var(--s{number})}}" for number in range(len(_LIGHT))
+        f".s{number}{{--c:var(--s{number})}}" for number in range(len(COLOURS))
     )  # each element of a series takes its colour from --c
 
 
 STYLE = (
     ":root{color-scheme:light dark;--ink:#1c1c1c;--soft:#545454;--page:#ffffff;--panel:#f4f5f7;--rule:#c9ccd1;"
-    f"--link:#0b57a4;--edge:#0003;--good:#0b6b3a;--bad:#a32020;{_colours(_LIGHT)}}}"
+    f"--link:#0b57a4;--edge:#0003;--good:#0b6b3a;--bad:#a32020;{_colours(COLOURS)}}}"
     "@media (prefers-color-scheme:dark){:root{--ink:#ececec;--soft:#b4b8bd;--page:#16181b;--panel:#22252a;"
     f"--rule:#474c53;--link:#8cc4ff;--edge:#fff3;--good:#7fd6a2;--bad:#ff9c9c;{_colours(_DARK)}}}}}"
     f"{_series()}"
