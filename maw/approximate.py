@@ -14,8 +14,11 @@ products in float32 and equal ones stand in trec_eval's order whatever FAISS mad
   are fetched. With several threads its graph, and so its results, differ a little between runs.
 
 A query for which the index found fewer than k passages is searched exactly, so that every list is complete. `facts`
-say how many these were. The index holds a copy of the passages in float32. With faiss-gpu and a CUDA device, flat and
-ivf run there, up to 2048 passages fetched and 2048 lists searched.
+say how many these were. The index holds a copy of the passages, in their own number format, float32 or float16.
+
+With faiss-gpu and a CUDA device, flat and ivf run there, up to 2048 passages fetched and 2048 lists searched; its flat
+index rounds queries as passages are. Without faiss-gpu a flat search on a CUDA device is the blocked product of
+`maw.search` there, which compares everything too.
 
 Legend: Q queries, N passages, C embedding size, K results per query, F passages fetched per query.
 """
@@ -83,7 +86,11 @@ def faiss_top_k(
     fetched = min(len(passages), k + k // 8 + EXTRA)
     if not k or not len(queries_QC):
         return *top_k(queries_QC, passages, max(k, 1), tie_order), {"index": kind}
-    index, facts = _index(kind, queries_QC.shape[1], len(passages), fetched, nprobe, device)
+    if kind == "flat" and device.type == "cuda" and not _faiss_sees_gpus():
+        found = top_k(queries_QC, passages, k, tie_order)
+        return *found, {"index": kind, "fetched": k, "searched_exactly": len(queries_QC)}
+    half = passages.dtype == np.float16
+    index, facts = _index(kind, queries_QC.shape[1], len(passages), fetched, nprobe, device, half)
     longest = _fill(index, passages)
     queries_QC = queries_QC.cpu()
     proposed_QF, rows_QF = index.search(queries_QC.numpy(), fetched)
@@ -95,7 +102,8 @@ def faiss_top_k(
     if not (most_Q < LARGEST / 2).all():  # perhaps beyond float32: exact search says so, of all, to name the right one
         redo_Q[:] = True
     if kind == "flat" and fetched < len(passages):
-        rounding_Q = queries_QC.shape[1] * torch.finfo(torch.float32).eps * most_Q
+        digits = torch.finfo(torch.float16 if half and device.type == "cuda" else torch.float32)
+        rounding_Q = queries_QC.shape[1] * digits.eps * most_Q
         redo_Q |= ~(scores_QK[:, -1] > torch.from_numpy(proposed_QF[:, -1]) + rounding_Q)
     if redo_Q.any():
         scores_QK[redo_Q], result_QK[redo_Q] = top_k(queries_QC[redo_Q].to(device), passages, k, tie_order)
@@ -130,27 +138,42 @@ def sampled_recall(
 
 
 def _index(
-    kind: str, size: int, passages: int, fetched: int, nprobe: int, device: torch.device
+    kind: str, size: int, passages: int, fetched: int, nprobe: int, device: torch.device, half: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    """An empty index and its parameters."""
+    """An empty index and its parameters; with `half` it holds its passages in float16."""
     faiss = _faiss()
     facts: dict[str, Any] = {"index": kind}
+    product, form = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
+    on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0 and fetched <= MOST_ON_GPU
     if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(size, LINKS, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexHNSWSQ(size, form, LINKS, product) if half else faiss.IndexHNSWFlat(size, LINKS, product)
         index.hnsw.efSearch = fetched
         return index, facts | {"links": LINKS, "ef_construction": index.hnsw.efConstruction, "ef_search": fetched}
     if kind == "ivf":
         lists = max(1, min(round(4 * math.sqrt(passages)), passages // 39))
         quantizer = faiss.IndexFlatIP(size)
-        index = faiss.IndexIVFFlat(quantizer, size, lists, faiss.METRIC_INNER_PRODUCT)
+        index = (
+            faiss.IndexIVFScalarQuantizer(quantizer, size, lists, form, product, False)
+            if half
+            else faiss.IndexIVFFlat(quantizer, size, lists, product)
+        )
         index.nprobe = min(nprobe, lists)
         index.cp.max_points_per_centroid = TRAINING_PASSAGES
         facts |= {"nlist": lists, "nprobe": index.nprobe}
+        on_gpu = on_gpu and index.nprobe <= MOST_ON_GPU
+    elif half and not on_gpu:
+        index = faiss.IndexScalarQuantizer(size, form, product)
     else:
         index = faiss.IndexFlatIP(size)
-    if device.type == "cuda" and faiss.get_num_gpus() and max(fetched, facts.get("nprobe", 0)) <= MOST_ON_GPU:
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    if on_gpu:
+        options = faiss.GpuClonerOptions()
+        options.useFloat16 = half
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index, options)
     return index, facts
+
+
+def _faiss_sees_gpus() -> bool:
+    return _faiss().get_num_gpus() > 0
 
 
 def _faiss() -> Any:

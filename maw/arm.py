@@ -173,7 +173,7 @@ class Arm:
                 inspect=diagnostics,
             )
             if diagnostics and history:
-                record["routing_test"] = diagnostics.evidence(history)
+                record["routing_test"] = diagnostics.evidence(history.best)
         finished, energy = time.perf_counter(), meter.taken()
         record |= {
             "trained_parameters": model.trained_parameters if self.method.trained else 0,

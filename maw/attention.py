@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maw.architectures import Architecture
+from maw.errors import ModelError
 from maw.routing import Router, Routing
 
 KERNEL_FAMILIES = ("diagonal", "low_rank")
@@ -87,6 +88,7 @@ class DiagonalKernels(nn.Module):
         """
         change_HDE = self.kernels_HDE - 1
         if gate.is_floating_point():
+            change_HDE = change_HDE.to(gate.dtype)
             picked = torch.einsum("bghtd,hde->bghte", _over_heads(gate, change_HDE), change_HDE)
         else:
             heads, depths, _ = change_HDE.shape
@@ -136,7 +138,7 @@ class LowRankKernels(nn.Module):
         if not gate.is_floating_point():
             gate = F.one_hot(gate, self.up.shape[1]).to(features.dtype)
         gated = gate[..., None] * features[:, None, None]  # (B, G, h, T, D, R)
-        change = gated.flatten(-2) @ up  # broadcasts h to H: (B, G, H, T, E)
+        change = gated.flatten(-2).to(features.dtype) @ up  # broadcasts h to H: (B, G, H, T, E)
         return query_BHTE[:, None] + change
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
@@ -154,13 +156,15 @@ def attention_5d(query_BHQDE: Tensor, key_BHKE: Tensor, mask: Tensor | None, sca
     """The whole 5-D attention tensor, materialised: for analysis and tests, never for training.
 
     Args:
-        query_BHQDE: the query at every depth, from a kernel's `all_depths`.
+        query_BHQDE: the query at every depth, from a kernel's `all_depths`; it and the key are taken as float32 at
+            least.
         mask: boolean (True: may attend) or additive, broadcastable to (B, H, Q, K); None where all may attend.
 
     Returns:
         attn_BHQKD, summing to one over K.
     """
-    score_BHQKD = scale * torch.einsum("bhqde,bhke->bhqkd", query_BHQDE, key_BHKE)
+    dtype = torch.promote_types(query_BHQDE.dtype, torch.float32)
+    score_BHQKD = scale * torch.einsum("bhqde,bhke->bhqkd", query_BHQDE.to(dtype), key_BHKE.to(dtype))
     if mask is not None:
         mask = mask[..., None]
         if mask.dtype == torch.bool:
@@ -287,7 +291,14 @@ class MAWAttentionLayer(nn.Module):
         Returns:
             attn_BHQKD, and the values that it mixes: (B, H, K, E), or with value kernels those of every depth,
             (B, H, K, D, E).
+
+        Raises:
+            ModelError: a backend such as flash attention, whose masks do not say who may attend to whom.
         """
+        name = str(self.base.config._attn_implementation)
+        if "flash" in name or (attention_mask is not None and attention_mask.ndim == 2):
+            text = 'load the model with attn_implementation="sdpa" to see the attention itself'
+            raise ModelError(f"the masks of {name} do not say which tokens may attend to which; {text}")
         inputs["attention_mask"] = attention_mask
         query, key, value = self.architecture.project(self.base, hidden_states)
         every = (weigh or self.kernels.all_depths)(query, hidden_states)  # (B, H, T, D, E)
@@ -309,10 +320,15 @@ def _is_shared(mask: Tensor | None) -> bool:
 
 
 def _tokens_seen(hidden_BTC: Tensor, mask: Tensor | None) -> Tensor:
-    """The padding mask that a 4-D attention mask implies: a token that no one attends to is padding."""
+    """The padding mask that an attention mask implies: a token that no one attends to is padding.
+
+    Flash attention takes the padding mask as it is, (B, T).
+    """
     batch, tokens, _ = hidden_BTC.shape
     if mask is None:
         return torch.ones(batch, tokens, dtype=torch.long, device=hidden_BTC.device)
+    if mask.ndim == 2:
+        return mask.long()
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     return allowed.flatten(1, 2).any(1).long().expand(batch, -1)
 
@@ -329,7 +345,7 @@ def mix_depth(attn_BHQKD: Tensor, value: Tensor, depth: Tensor) -> Tensor:
     if value.ndim == 5:  # (B, H, K, D, E); t is 1, for a value is the same to every token that reads it
         batch, heads, keys, _, size = value.shape
         value = value.gather(3, depth[..., None, None].expand(batch, heads, keys, 1, size)).squeeze(3)
-    return select_depth(attn_BHQKD, depth) @ value
+    return select_depth(attn_BHQKD, depth) @ value.to(attn_BHQKD.dtype)
 
 
 def build_kernels(

@@ -28,6 +28,7 @@ from maw.bundle import read_bundle, read_tensors, write_bundle
 from maw.config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError
 from maw.model_files import WEIGHTS, sha256
+from maw.parallel import unwrap
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.run_state import is_unfinished
 from maw.training_state import State, joined, separated
@@ -69,6 +70,7 @@ def save_checkpoint(
         MAWError: the folder cannot be written.
         NotFiniteError: a weight or anything else that is NaN or infinite; nothing is written.
     """
+    model = unwrap(model)
     config = model.config
     weights = model.trained_state() if config.checkpoint_compression else _whole_state(model)
     facts, tensors = separated(training) if training is not None else (None, {})

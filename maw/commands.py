@@ -5,10 +5,11 @@
     python tier_1.py export logs/tier1 --method maw my-model  # for other programs
     python tier_1.py report logs/tier1                        # every report again, from the files of a run
     python tier_1.py compare logs/a logs/b                    # two runs against each other
+    python tier_1.py completion bash                          # what makes a shell complete all of this
 
-A command is a function from the words of the command line, its name first, to an exit code. Its module is loaded when
-it is called. Exit codes are those of `tier_1.py`: 2 for a command line that names what there is not, 1 for all else
-that the user can mend.
+A command is a function from the arguments described here to an exit code. Its module is loaded when it is called, so
+that --help and wrong use are answered at once. Exit codes are those of `tier_1.py`: 2 for a command line that names
+what there is not, 1 for all else that the user can mend.
 """
 
 from __future__ import annotations
@@ -16,16 +17,97 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
+from maw.config import METHODS
 from maw.errors import ConfigError
 
+SHELLS = ("bash", "zsh")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        target: its "module:function", from what was parsed to an exit code.
+        about: what it does, in a sentence.
+        add_arguments: to its parser; None for a command that gets the words as they are, flags of a run.
+    """
+
+    target: str
+    about: str
+    add_arguments: Callable[[argparse.ArgumentParser], object] | None
+
+
+def _add_part_of_run(parser: argparse.ArgumentParser, dataset: str) -> None:
+    parser.add_argument("--dataset", help=dataset)
+    parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
+    parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(METHODS)
+    parser.add_argument("runs", metavar="RUN", nargs=2, help="two folders that --log-dir named")
+    parser.add_argument("--method", metavar="NAME", choices=METHODS, help=f"of the first run: {names}; unset: all")
+    parser.add_argument("--against", metavar="NAME", choices=METHODS, help="of the second run; unset: the same")
+    parser.add_argument("--out", metavar="FILE", help="write every test as JSON, too")
+
+
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=" or ".join(SHELLS))
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
+    parser.add_argument("out", metavar="OUT", help="the folder to write; it must not exist, or be empty")
+    parser.add_argument("--method", default="maw", help="which of the run's methods (default: %(default)s)")
+    _add_part_of_run(parser, "whose results, where the run had several")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload it to this repository too, made private")
+    parser.add_argument("--public", action="store_true", help="let everyone read what --push-to-hub uploads")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN_DIR", help="the folder that --log-dir named")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
+    parser.add_argument("query", metavar="QUERY", help="the words to search for")
+    parser.add_argument("--method", help="methods of the run, with commas between; default: all that it has")
+    parser.add_argument("--k", type=_count, default=10, help="passages to show (default: %(default)s)")
+    _add_part_of_run(parser, "whose passages, where the run had several")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
 COMMANDS = {
-    "compare": "maw.report.commands:compare",
-    "doctor": "maw.doctor:main",
-    "export": "maw.export:main",
-    "report": "maw.report.commands:report",
-    "search": "maw.search_run:main",
+    "compare": Command(
+        "maw.report.commands:compare",
+        "Tests two runs against each other on their common queries; refuses where they do not compare.",
+        _add_compare,
+    ),
+    "completion": Command(
+        "maw.completion:main", "Prints what makes a shell complete commands, flags and values.", _add_completion
+    ),
+    "doctor": Command("maw.doctor:main", "Checks whether this machine can do a run.", None),
+    "export": Command(
+        "maw.export:main", "Writes a trained retriever as a folder that sentence-transformers loads.", _add_export
+    ),
+    "report": Command(
+        "maw.report.commands:report",
+        "Makes every report of a run again from its files: summary, tables, tests and pictures.",
+        _add_report,
+    ),
+    "search": Command(
+        "maw.search_run:main", "Searches a run's passages with the models that it trained.", _add_search
+    ),
 }
 
 
@@ -43,9 +125,20 @@ def run_command(argv: Sequence[str]) -> int:
         MAWError: what else the command refuses.
         SystemExit: with 0, after --help.
     """
-    module, _, function = COMMANDS[argv[0]].partition(":")
-    command: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
-    return command(argv)
+    command = COMMANDS[argv[0]]
+    given = argv[1:] if command.add_arguments is None else parser_of(argv[0]).parse_args(argv[1:])
+    module, _, function = command.target.partition(":")
+    run: Callable[[object], int] = getattr(importlib.import_module(module), function)
+    return run(given)
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of a command, with the arguments of its own that it has."""
+    command = COMMANDS[name]
+    parser = Parser(name, command.about)
+    if command.add_arguments is not None:
+        command.add_arguments(parser)
+    return parser
 
 
 class Parser(argparse.ArgumentParser):

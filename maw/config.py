@@ -185,6 +185,10 @@ class Tier1Config:
     """How passages are found: exact, FAISS's exact flat index, or its approximate ivf or hnsw; recall is measured."""
     nprobe: Annotated[int, Range(1, 65_536)] = 64
     """Lists of the ivf index that a query searches, of 4 * sqrt(passages); more find more and take longer."""
+    embedding_precision: Literal["float32", "float16"] = "float32"
+    """Number format in which embeddings of passages are held, on disk, in memory and in a FAISS index."""
+    store_embeddings_on_disk: bool = False
+    """Hold them in a file of the cache folder at any size, not only above 1 GB; search reads it part by part."""
     permutations: Annotated[int, Range(20, 10_000_000)] = 10_000
     """Sign flips of the paired randomisation test."""
 

@@ -16,7 +16,7 @@ import threading
 import traceback
 from typing import IO, Any
 
-from maw import signals
+from maw import console, signals
 from maw.errors import MAWError, is_out_of_memory
 
 
@@ -44,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 
 class Shown(io.TextIOBase):
-    """What stands for standard output: whatever is printed goes to the run's own process."""
+    """What stands for standard output: whatever is printed goes to the run's own process when it is flushed."""
 
     def __init__(self, voice: Voice):
         self._voice, self._held = voice, ""
@@ -57,6 +57,19 @@ class Shown(io.TextIOBase):
         if self._held:
             self._voice.say(show=self._held)
             self._held = ""
+
+
+class Lines(io.TextIOBase):
+    """What stands for standard error: whole lines go to the run's own process, whose console they are for."""
+
+    def __init__(self, voice: Voice):
+        self._voice, self._held = voice, ""
+
+    def write(self, words: str) -> int:
+        *whole, self._held = (self._held + words).split("\n")
+        for line in whole:
+            self._voice.say(line=line)
+        return len(words)
 
 
 class Sender(logging.Handler):
@@ -72,7 +85,7 @@ class Sender(logging.Handler):
         known |= {"msg": self.format(record), "created": record.created, "msecs": record.msecs}
         if hasattr(record, "event"):
             known["event"] = record.event
-        self._voice.say(log=known)
+        self._voice.say(log=known, where=console.where())
 
 
 def main() -> int:
@@ -86,7 +99,11 @@ def main() -> int:
     for each in (logger, warned):
         each.addHandler(sender)
     logging.captureWarnings(True)
-    with signals.handlers(), contextlib.redirect_stdout(Shown(voice)) as shown:
+    with (
+        signals.handlers(),
+        contextlib.redirect_stdout(Shown(voice)) as shown,
+        contextlib.redirect_stderr(Lines(voice)),
+    ):
         code = _run(order, voice)
         shown.flush()
     return code
@@ -97,7 +114,9 @@ def _run(order: dict[str, Any], voice: Voice) -> int:
     from maw.config import Tier1Config
 
     try:
-        run_dataset_of(Tier1Config.from_dict(order["config"]), order["number"], resumed=order["resumed"])
+        config = Tier1Config.from_dict(order["config"])
+        with console.speaking(quiet=config.quiet, json_progress=config.json_progress):
+            run_dataset_of(config, order["number"], resumed=order["resumed"])
     except KeyboardInterrupt:
         return 128 + 15
     except MAWError as error:

@@ -119,15 +119,15 @@ class RoutingDiagnostics:
                 _merge(best_record["val_routing"], self.full())
         self.split = None
 
-    def evidence(self, history: Sequence[Facts]) -> dict[str, Facts]:
+    def evidence(self, best_record: Facts) -> dict[str, Facts]:
         """Tests for "query" and "document" on the split seen last: the test split, once; see `Side.evidence`.
 
         Args:
-            history: of the model's training. The depth to beat is the best on validation in the epoch that was kept.
+            best_record: of the epoch that was kept. The depth to beat is the one that was best on validation in it.
         """
-        best = max(history, key=lambda record: (record["val_ndcg_cut_10"], -record["epoch"]))
+        best_depth = {side.kind: best_record["val_routing"][side.kind]["best_depth"] for side in self.split.sides}
         with stage("diagnostics"):
-            found = {s.kind: s.evidence(best["val_routing"][s.kind]["best_depth"]) for s in self.split.sides}
+            found = {side.kind: side.evidence(best_depth[side.kind]) for side in self.split.sides}
         self.split = None
         return found
 

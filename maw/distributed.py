@@ -190,6 +190,16 @@ def end_process(code: int) -> int:
     return code
 
 
+def avoid_hangs() -> None:
+    """Has NCCL copy from GPU to GPU over NVLink alone, unless the environment says what it is to do.
+
+    Over PCIe such copies never end on machines whose IOMMU or access control services send them elsewhere; through
+    the host's memory they do.
+    """
+    if not {"NCCL_P2P_LEVEL", "NCCL_P2P_DISABLE"} & os.environ.keys():
+        os.environ["NCCL_P2P_LEVEL"] = "NVL"
+
+
 def _join(place: Place, device: str | None) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its stack traces would bury why a process ended
     import torch
@@ -201,6 +211,7 @@ def _join(place: Place, device: str | None) -> None:
             text = f"{place.local_count} processes on this machine, but {torch.cuda.device_count()} visible GPUs"
             raise MAWError(f"{text}; start as many processes as GPUs, or use --device cpu")
         torch.cuda.set_device(place.local_rank)
+        avoid_hangs()
     try:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, rank=place.rank, world_size=place.count, timeout=TIMEOUT)

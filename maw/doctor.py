@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(f"{__doc__}\n")
         return 0
     healthy = True
-    for check in examine(argv[1:]):
+    for check in examine(argv):
         healthy &= check.ok
         sys.stdout.write(f"{check}\n")
         sys.stdout.flush()

@@ -4,6 +4,7 @@
     documents = embedder.encode(corpus, "document", "test documents")     # .from_cache says where they came from
 
     python tier_1.py --embedding-cache-gb 10       # how much disk they may take; 0 keeps none
+    python tier_1.py --embedding-precision float16 --store-embeddings-on-disk      # half the room, and none in memory
 
 Evaluation and the mining of dense negatives encode through it. Only encoders without trained parameters are kept, the
 zero-shot arm and the miner: the weights of the others change with every epoch, so that what is kept of them would
@@ -15,7 +16,7 @@ last bits), library versions, and the fingerprint of the texts.
 
 An entry is a folder of the cache folder's `embeddings`, named by the hash of its key:
 
-    embeddings.npy   float32 (N, C), read as a memory map
+    embeddings.npy   (N, C), float32 or, of passages, the configuration's `embedding_precision`; read as a memory map
     manifest.json    the key in clear, the model's name, shape, date, seconds it took, size and SHA-256 of the array
 
 It is written beside its place under a lock, flushed, and renamed when whole: two runs compute it once. Its bytes are
@@ -33,7 +34,7 @@ import tempfile
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from maw.data.splits import trains
 from maw.data.store import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
 from maw.disk import GIGABYTE, SPILL_BYTES, claim, make_room, only_one
 from maw.encoder import MAWWithGRPOEncoder
-from maw.encoding import Embeddings, in_memory
+from maw.encoding import Embeddings
 from maw.errors import DataError
 from maw.files import reason
 from maw.fingerprint import encoder_parts, tokenizer_sha256
@@ -103,9 +104,10 @@ class Embedder:
     def _encode(self, texts: Texts, kind: str, label: str, fill: bool) -> Embeddings:
         plain = self.model.source(texts, kind)
         source = self._source(plain)
-        key = self._key(plain, source, label)
+        form = np.dtype(self.config.embedding_precision if kind == "document" else np.float32)
+        key = self._key(plain, source, label, form)
         if key is None:
-            return self._compute(source, label, self._spill)
+            return self._compute(source, label, self._spill, form)
         folder = self.folder / json_sha(key)[:32]
         found = _read(folder, key)
         (missing,) = distributed.any_of(found is None)  # of several processes, on disks of several machines
@@ -123,12 +125,14 @@ class Embedder:
             return plain
         return self.activations.source(plain, self.model.encoder, self.device)
 
-    def _key(self, plain: TextSource, source: TextSource | PrefixSource, label: str) -> dict[str, Any] | None:
+    def _key(
+        self, plain: TextSource, source: TextSource | PrefixSource, label: str, form: np.dtype
+    ) -> dict[str, Any] | None:
         """Everything that decides the bits of the embeddings; None if they are not to be kept."""
         limit = self.config.embedding_cache_gb * GIGABYTE
         if not limit or not len(plain) or not self._fixed or self._tokenizer is None:
             return None
-        size = len(plain) * self.model.spec.hidden_dim * np.dtype(np.float32).itemsize
+        size = len(plain) * self.model.spec.hidden_dim * form.itemsize
         if size > limit:
             logger.info(
                 "%s: %.1f GB of embeddings are more than --embedding-cache-gb %g, and not kept",
@@ -143,6 +147,7 @@ class Embedder:
             "max_length": plain.max_length,
             "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
             "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
+            **({} if form == np.float32 else {"stored_in": form.name}),
             **({"processes": distributed.place().count} if distributed.together() else {}),
             "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
         }
@@ -180,21 +185,21 @@ class Embedder:
                     return found
                 with new_folder(folder, WHAT) as temporary:
                     started = time.perf_counter()
-                    made = self._compute(source, label, lambda shape: self._place(temporary, shape))
+                    made = self._compute(source, label, partial(self._place, temporary), _form(key))
                     if made.cut:
                         raise DataError("memory ran out, and smaller batches give other last bits")
                     self._finish(temporary, made, key, time.perf_counter() - started)
                 made.embeddings.flags.writeable = False  # it is the file that others read
         except DataError as error:
             logger.warning("%s: not kept for later runs: %s", label, error)
-        return self._compute(source, label, self._spill) if made is None else made
+        return self._compute(source, label, self._spill, _form(key)) if made is None else made
 
     def _build_together(
         self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
     ) -> Embeddings:
         """Of several processes: all compute, and the main one writes what has come together."""
         started = time.perf_counter()
-        made = self._compute(source, label, self._spill)
+        made = self._compute(source, label, self._spill, _form(key))
         seconds = time.perf_counter() - started
         if distributed.is_main() and not made.cut:
             try:
@@ -208,27 +213,28 @@ class Embedder:
         with only_builder(folder, WHAT):
             if _read(folder, key) is None:
                 with new_folder(folder, WHAT) as temporary:
-                    array = self._place(temporary, made.embeddings.shape)
+                    array = self._place(temporary, made.embeddings.shape, made.embeddings.dtype)
                     array[:] = made.embeddings
                     self._finish(temporary, replace(made, embeddings=array), key, seconds)
 
-    def _compute(self, source: TextSource | PrefixSource, label: str, place: Any) -> Embeddings:
+    def _compute(self, source: TextSource | PrefixSource, label: str, place: Any, form: np.dtype) -> Embeddings:
+        """Encodes to where `place` says: embeddings, (N, C), in a format; shares of depths, (N, M, D), in float32."""
         return encode(
             replicate(self.model.encoder, self.config, self.device),
             source,
             batch_size=self.config.eval_batch_size,
             device=self.device,
             label=label,
-            place=place,
+            place=lambda shape: place(shape, form if len(shape) == 2 else np.dtype(np.float32)),
         )
 
-    def _place(self, temporary: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """The entry's array, in a file that has its full size."""
         path = temporary / _ARRAY
         with only_one(self.folder), path.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            header = {"descr": form.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            size = file.tell() + _bytes(shape)
+            size = file.tell() + _bytes(shape, form)
             make_room(self.folder, size, int(self.config.embedding_cache_gb * GIGABYTE))
             claim(file, size)
         return np.lib.format.open_memmap(path, mode="r+")
@@ -245,19 +251,24 @@ class Embedder:
         }
         write_manifest(temporary, source=key, **about)
 
-    def _spill(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array in memory, or, where it is large, in a file that goes with the process."""
-        if _bytes(shape) <= SPILL_BYTES:
-            return in_memory(shape)
+    def _spill(self, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
+        """An array in memory; or, where it is large or that is wanted, in a file that goes with the process."""
+        if _bytes(shape, form) <= SPILL_BYTES and not self.config.store_embeddings_on_disk:
+            return np.empty(shape, form)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder) as file:
-                claim(file, _bytes(shape))
-                return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+                claim(file, _bytes(shape, form))
+                return np.memmap(file, dtype=form, mode="r+", shape=shape)
         except OSError as error:
-            size, why = _bytes(shape) / GIGABYTE, reason(error)
+            size, why = _bytes(shape, form) / GIGABYTE, reason(error)
             logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, why)
-            return in_memory(shape)
+            return np.empty(shape, form)
+
+
+def _form(key: dict[str, Any]) -> np.dtype:
+    """The number format of an entry."""
+    return np.dtype(key.get("stored_in", np.float32))
 
 
 def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings | None:
@@ -270,7 +281,7 @@ def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings |
             raise DataError(f"{folder}: the embeddings are of another model or of other texts; delete the folder")
         check_files(folder, manifest, read_up_to=np.inf)
         embeddings = np.load(folder / _ARRAY, mmap_mode="r", allow_pickle=False)
-        if embeddings.dtype != np.float32 or list(embeddings.shape) != manifest["shape"]:
+        if embeddings.dtype != _form(key) or list(embeddings.shape) != manifest["shape"]:
             raise DataError(f"{folder}: the array is not of the shape and type that was written; delete the folder")
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         if warn:
@@ -303,5 +314,5 @@ def _device(device: torch.device, config: Tier1Config) -> list[Any]:
     return ["cuda", torch.cuda.get_device_name(device), split, torch.backends.cuda.matmul.fp32_precision]
 
 
-def _bytes(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(np.float32).itemsize
+def _bytes(shape: tuple[int, ...], form: np.dtype) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * form.itemsize

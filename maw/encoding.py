@@ -34,7 +34,7 @@ class Embeddings:
     """What encoding gives back.
 
     Args:
-        embeddings: float32 (N, C), rows in the source's order.
+        embeddings: (N, C), rows in the source's order; float32, or what they were to be held in.
         depth_share: (N, M, D), each text's share of depths in each MAW layer; None without MAW.
         from_cache: whether they were read (`maw.embedding_cache`) and not computed.
         cut: whether memory ran out, so that some batches were smaller than asked for and the last bits differ.
@@ -66,10 +66,11 @@ def encode(
         encoder: an encoder of `maw.encoder`, or a parallel wrapper of one.
         device: where the encoder is; its own, if not given.
         label: of the progress bar; None for no bar.
-        place: gives the float32 array of a shape to write to, which may be a memory map.
+        place: gives the array of a shape to write to, float32 or narrower, which may be a memory map.
 
     Raises:
-        MAWError: the source is empty, an embedding is not finite, or a single text does not fit memory.
+        MAWError: the source is empty, an embedding is not finite, or beyond the numbers of a narrower array, or a
+            single text does not fit memory.
     """
     if len(source) == 0:
         raise MAWError("there is no text to encode")
@@ -96,9 +97,7 @@ def encode(
             progress.note(tokens_per_second=tokens / progress.seconds)
             progress.update(len(rows))
     encoder.train(was_training)
-    wrong = _first_not_finite(outputs["embedding"])
-    if wrong is not None:
-        raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite")
+    check_finite(outputs["embedding"], label)
     cut = fitting.cut or getattr(source, "cut", False)
     return Embeddings(outputs["embedding"], outputs.get("depth_share"), cut=cut)
 
@@ -113,7 +112,21 @@ def _store(
 ) -> None:
     if name not in outputs:
         outputs[name] = place((total, *value.shape[1:]))
-    outputs[name][rows] = value
+    with np.errstate(over="ignore"):  # what a narrower array cannot hold becomes infinite, and is refused
+        outputs[name][rows] = value
+
+
+def check_finite(embeddings_NC: np.ndarray, label: str | None) -> None:
+    """Refuses embeddings that hold NaN or infinity.
+
+    Raises:
+        NotFiniteError: the first text whose embedding does.
+    """
+    wrong = _first_not_finite(embeddings_NC)
+    if wrong is not None:
+        narrow = embeddings_NC.dtype == np.float16
+        limit = ", or beyond float16, which --embedding-precision float32 is not" if narrow else ""
+        raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite{limit}")
 
 
 def _first_not_finite(embeddings_NC: np.ndarray) -> int | None:

@@ -26,6 +26,7 @@ from maw.errors import MemoryLimitError, is_out_of_memory
 from maw.inputs import ListTexts
 from maw.memory import release
 from maw.metrics import METRICS, EvaluationResult, compute_metrics
+from maw.parallel import device_of, unwrap
 from maw.prefix import ActivationStore
 from maw.profile import stage
 from maw.retriever import BaselineRetriever
@@ -52,9 +53,9 @@ def evaluate_retriever(
     """Ranks the whole corpus for every query and computes the 36 metrics of `maw.metrics`.
 
     Args:
-        model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training.
+        model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training; it may be inside a DataParallel.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
-            "qrels" as {query: {document: grade}} by position or id.
+            "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's.
         config: how to encode and search; `top_k` says how many passages of a query are ranked.
         device: where to compute; where the model is, if not given.
         split: name of the split, for messages.
@@ -71,8 +72,8 @@ def evaluate_retriever(
     Raises:
         DataError: data that cannot be evaluated.
     """
-    device = torch.device(device) if device is not None else model.device
-    data = as_retrieval_data(test_data, split)
+    device, model = device_of(model, device), unwrap(model)
+    data = as_retrieval_data(test_data, split, config.relevance_level)
     started = time.perf_counter()
     embedder = Embedder(model, config, device, activations)
     documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)

@@ -19,6 +19,7 @@ of their family. LoRA is merged into the weights, and lies as an adapter of PEFT
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -39,7 +40,7 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from maw.architectures import Architecture
-from maw.commands import Parser
+from maw.commands import parser_of
 from maw.encoder import MAWWithGRPOEncoder
 from maw.errors import ConfigError, MAWError, ModelError
 from maw.files import write_json, write_text
@@ -55,20 +56,10 @@ _POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "w
 _POOLING_OF = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 
-def main(argv: Sequence[str]) -> int:
+def main(words: argparse.Namespace) -> int:
     """The command `export`, see `maw.commands`."""
-    parser = Parser("export", "Writes a trained retriever as a folder that sentence-transformers loads.")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
-    parser.add_argument("out", metavar="OUT", help="the folder to write; it must not exist, or be empty")
-    parser.add_argument("--method", default="maw", help="which of the run's methods (default: %(default)s)")
-    parser.add_argument("--dataset", help="whose results, where the run had several")
-    parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
-    parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
-    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload it to this repository too, made private")
-    parser.add_argument("--public", action="store_true", help="let everyone read what --push-to-hub uploads")
-    words = parser.parse_args(argv[1:])
     if words.public and not words.push_to_hub:
-        parser.error("--public is for --push-to-hub, which is not given")
+        parser_of("export").error("--public is for --push-to-hub, which is not given")
     _check_free(Path(words.out))
     run = PastRun.open(words.run_dir, words.dataset)
     run.record(words.method)

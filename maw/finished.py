@@ -1,6 +1,6 @@
 """What of a dataset is done, kept in the run's folder until the run has finished.
 
-    done = DatasetState(state, number, collection.name, config)
+    done = DatasetState(state, number, config)
     run = done.read_run("maw_seed42")           # None if it is to be run
     done.write_run("maw_seed42", run)
 

@@ -116,10 +116,15 @@ class TextSource:
                 yield rows[part], self._padded([tokens[i] for i in part])
 
     def _tokens(self, rows: Rows) -> list[list[int]]:
-        """The token ids of each text, without padding."""
+        """The token ids of each text, without padding.
+
+        A tokenizer without special tokens makes none of an empty text, which would then be whatever its padding
+        holds; it is read as one token of padding.
+        """
         texts = [self.prefix + text for text in self.texts.take(rows)]
         lean = {"return_attention_mask": False, "return_token_type_ids": False}
-        return self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
+        return [each or [self.tokenizer.pad_token_id] for each in tokens]
 
     def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(each) for each in tokens])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from maw.architectures import Architecture, architecture_of
@@ -53,8 +54,8 @@ def add_maw(
 ) -> nn.Module:
     """Installs depth attention in some layers of a model, in place.
 
-    The model's own weights are frozen, but for adapters of PEFT, a head on the encoder, and `train_layers`; depth
-    kernels and routers are to be trained.
+    The model's own weights are frozen, but for a head on the encoder and `train_layers`; depth kernels and routers are
+    to be trained. Of a model with adapters of PEFT what PEFT left to be trained still is.
 
     Args:
         model: a Hugging Face encoder or a model with a head on one; also wrapped by PEFT or sentence-transformers.
@@ -88,9 +89,8 @@ def add_maw(
     )
     if not numbers:
         raise ConfigError(["layers: none leaves the model as it is; name a layer"])
-    for name, parameter in backbone.named_parameters():
-        if ".lora_" not in name:
-            parameter.requires_grad_(False)
+    if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):  # PEFT has frozen what it adapts
+        backbone.requires_grad_(False)
     for number in trained:
         architecture.layers(backbone)[number - 1].requires_grad_(True)
     generator = torch.Generator().manual_seed(config.seed)

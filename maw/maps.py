@@ -19,6 +19,7 @@ from maw.attention import MAWAttentionLayer
 from maw.encoder import NonMAWEncoder
 from maw.errors import ModelError
 from maw.library import backbone_of, maw_layers
+from maw.pretrained import positions_of
 from maw.retriever import BaselineRetriever
 
 TokensOrTexts: TypeAlias = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Mapping[str, Tensor]
@@ -132,9 +133,9 @@ def _inputs(model: nn.Module, backbone: nn.Module, texts: Any, tokenizer: Any) -
         return {name: texts[name] for name in ("input_ids", "attention_mask")}
     if isinstance(texts, str):
         texts = [texts]
-    padding = backbone.config.pad_token_id or 0
+    padding = backbone.config.pad_token_id
     if isinstance(texts, Tensor):
-        if (texts == padding).any():
+        if padding is not None and (texts == padding).any():
             raise ValueError(
                 'token ids hold padding; pass {"input_ids": ..., "attention_mask": ...} to say where it is'
             )
@@ -146,7 +147,7 @@ def _inputs(model: nn.Module, backbone: nn.Module, texts: Any, tokenizer: Any) -
         tokens = texts
     rows = [torch.tensor(each, dtype=torch.long) for each in tokens]
     return {
-        "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding),
+        "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding or 0),
         "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
     }
 
@@ -162,7 +163,8 @@ def _tokenizer(backbone: nn.Module) -> Any:
 
 
 def _longest(backbone: nn.Module, tokenizer: Any) -> int:
-    return min(tokenizer.model_max_length, getattr(backbone.config, "max_position_embeddings", None) or 512)
+    config = backbone.config
+    return min(tokenizer.model_max_length, positions_of(config.name_or_path, config.model_type, config.to_dict()))
 
 
 def _device(backbone: nn.Module) -> torch.device:

@@ -1,8 +1,15 @@
-"""Where a run computes: the device, and DataParallel over several GPUs."""
+"""Where a run computes: the device, and DataParallel over several GPUs.
+
+`nn.DataParallel` cuts a batch into equal parts, but for the last, and puts results together on the first GPU. Losses,
+rewards and negatives are of the whole batch, for they come after that, and the noise of routing was drawn before it
+(`maw.routing.noise_keys`): results do not depend on the number of GPUs, but for rounding and dropout.
+"""
 
 from __future__ import annotations
 
 import logging
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +19,8 @@ from maw.config import Tier1Config
 from maw.errors import MAWError
 
 logger = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(config: Tier1Config) -> torch.device:
@@ -53,13 +62,27 @@ def replicate(encoder: nn.Module, config: Tier1Config, device: torch.device) -> 
     count = count_replicas(config, device)
     if count == 1:
         return encoder
-    logger.info("using DataParallel across %d GPUs", count)
+    distributed.avoid_hangs()
+    _say_once(count)
     return nn.DataParallel(encoder).train(encoder.training)  # a new module is in training mode
 
 
-def unwrap(encoder: nn.Module) -> nn.Module:
-    """The encoder inside a parallel wrapper."""
-    return encoder.module if isinstance(encoder, nn.DataParallel) else encoder
+@cache
+def _say_once(count: int) -> None:
+    logger.info("using DataParallel across %d GPUs", count)
+
+
+def unwrap(module: Module) -> Module:
+    """What is inside a parallel wrapper, DataParallel or DistributedDataParallel; or the module itself."""
+    return module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
+
+
+def device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    """Where to compute with a retriever: as said, or where it is; on all GPUs if it is inside a DataParallel."""
+    if device is not None:
+        return torch.device(device)
+    found = unwrap(model).device
+    return torch.device(found.type) if isinstance(model, nn.DataParallel) else found
 
 
 def clear_cache(config: Tier1Config) -> None:

@@ -318,7 +318,7 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     return {
         "libraries": PROGRAM_BYTES,
         "model": 2 * _model_bytes(spec),  # with what training adds, or the next method's while it is loaded
-        "embeddings": min(most * spec.hidden_dim * FLOAT_BYTES, SPILL_BYTES),
+        "embeddings": min(most * spec.hidden_dim * _embedding_width(config), _most_in_memory(config)),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
 
@@ -375,10 +375,20 @@ def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
     """Those kept for later runs, and the largest of those that are too many for memory while they are searched."""
     limit = int(config.embedding_cache_gb * GIGABYTE)
-    sizes = [work.searched * spec.hidden_dim * FLOAT_BYTES for work in works]
+    sizes = [work.searched * spec.hidden_dim * _embedding_width(config) for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
-    large = (size for size in sizes if size > SPILL_BYTES and (size > limit or trains(config)))
+    large = (size for size in sizes if size > _most_in_memory(config) and (size > limit or trains(config)))
     return min(kept, limit) + max(large, default=0)
+
+
+def _embedding_width(config: Tier1Config) -> int:
+    """Bytes of one number of a passage's embedding."""
+    return 2 if config.embedding_precision == "float16" else FLOAT_BYTES
+
+
+def _most_in_memory(config: Tier1Config) -> int:
+    """Bytes of embeddings that are not put in a file."""
+    return 0 if config.store_embeddings_on_disk else SPILL_BYTES
 
 
 def _store_bytes(works: Sequence[Work]) -> int:

@@ -172,7 +172,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     settings = files.required("config.json")
     model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
-    positions = _positions(name, model_type, settings)
+    positions = positions_of(name, model_type, settings)
     usage = _usage(files, config, model_type)
     similarity = config.similarity or usage.similarity
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
@@ -248,7 +248,7 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _positions(name: str, model_type: str, settings: dict[str, Any]) -> int:
+def positions_of(name: str, model_type: str, settings: dict[str, Any]) -> int:
     """How many tokens the model has positions for; RoBERTa's family starts counting after its padding index."""
     total = _positive(name, settings, "max_position_embeddings")
     if model_type in _OFFSET_POSITIONS:

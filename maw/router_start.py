@@ -5,16 +5,18 @@ A router whose depths are all alike has nothing to learn from, and depths that e
 on texts of its own and the depths come apart. As long as all kernels start as the pretrained attention this changes no
 output: MAW at step 0 is still the pretrained model.
 
-The policy is the posterior of a mixture of Gaussians of one width: p(d | x) in proportion to
-exp(-|z - c_d|^2 / 2 s^2), with z the main directions of the normalised state, c_d the centres that k-means finds among
-queries and passages of the training split together, and s^2 the mean squared distance to the nearest centre along one
-direction, divided by `router_sharpness`. It is linear in x but for a constant, so the router's map holds it.
+The policy is the posterior of a mixture of Gaussians of one width: p(d | x) in proportion to exp(-|z - c_d|^2 / 2
+s^2), with z the main directions of the normalised state, c_d the centres that k-means finds among queries and passages
+of the training split together, and s^2 the mean squared distance to the nearest centre along one direction, no less
+than a hundredth of that to the common mean, divided by `router_sharpness`. It is linear in x but for a constant, so
+the router's map holds it.
 
 Letters: N states, F features, D depths, R directions; h is 1 or H by how the router routes.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -29,6 +31,7 @@ from maw.routing import PolicyRouter
 DIRECTIONS = 16  # of the state's features that clusters are sought in
 TEXTS = 2048  # of each kind that are looked at
 STATES = 16_384  # of each kind, where tokens are routed
+NARROWEST = 0.01  # of all states' variance: with no more texts than depths a cluster has none
 _BATCH = 64
 
 
@@ -48,6 +51,8 @@ def start_from_clusters(
         seed: of the choice of texts and of the first centres.
         sharpness: how much narrower than the clusters the Gaussians are.
     """
+    if not any(isinstance(attention.router, PolicyRouter) for attention in encoder.maw_attention):
+        return
     random = np.random.default_rng(seed)
     sides = [
         _states(encoder, source, random.choice(each, min(TEXTS, len(each)), replace=False), random)
@@ -70,8 +75,11 @@ def cluster_policy(state_NF: Tensor, depths: int, seed: int, sharpness: float) -
     _, _, directions = torch.linalg.svd(state_NF - mean_F, full_matrices=False)
     directions_FR = directions[:DIRECTIONS].T
     point_NR = ((state_NF - mean_F) @ directions_FR).double().numpy()
-    centre_DR, label_N = kmeans2(point_NR, depths, iter=100, minit="++", seed=seed, missing="warn")
-    variance = max(float(((point_NR - centre_DR[label_N]) ** 2).mean()), 1e-12) / sharpness
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of clusters without a text, where there are fewer texts than depths
+        centre_DR, label_N = kmeans2(point_NR, depths, iter=100, minit="++", seed=seed, missing="warn")
+    within, whole = float(((point_NR - centre_DR[label_N]) ** 2).mean()), float((point_NR**2).mean())
+    variance = max(within, NARROWEST * whole, 1e-12) / sharpness
     centre_DR = torch.from_numpy(centre_DR).float()
     weight_FD = directions_FR @ centre_DR.T / variance
     bias_D = -(centre_DR**2).sum(1) / (2 * variance) - mean_F @ weight_FD

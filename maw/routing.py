@@ -219,9 +219,10 @@ class PolicyRouter(Router):
             state: (..., h, t, F).
         """
         state = self.norm(state)
-        if len(self.weight) == 1:  # one plain product, where the other would copy the map for every text
-            return state @ self.weight[0] + self.bias
-        return torch.einsum("...htf,hfd->...htd", state, self.weight) + self.bias
+        weight, bias = self.weight.to(state.dtype), self.bias.to(state.dtype)  # a whole model may be in bfloat16
+        if len(weight) == 1:  # one plain product, where the other would copy the map for every text
+            return state @ weight[0] + bias
+        return torch.einsum("...htf,hfd->...htd", state, weight) + bias
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         logits = self.logits(state)

@@ -56,6 +56,7 @@ FREE = (
     "resume",
     "save_epoch_checkpoints",
     "save_every",
+    "store_embeddings_on_disk",
     "verify_sources",
 )
 """Settings that change no result, and so may be other ones when a run goes on."""

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maw.commands import Parser
 from maw.config import Tier1Config
 from maw.data.corpus import Corpus
 from maw.embedding_cache import Embedder
@@ -70,22 +69,13 @@ class _KeptEmbedder(Embedder):
         routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
         return "random" not in routers  # whose seed is no part of what an entry is found by
 
-    def _place(self, temporary: Path, shape: tuple[int, ...]) -> np.ndarray:
+    def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """A file for the embeddings, (N, C); how often a text took which depth, (N, M, D), is not kept."""
-        return super()._place(temporary, shape) if len(shape) == 2 else in_memory(shape)
+        return super()._place(temporary, shape, form) if len(shape) == 2 else in_memory(shape)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(words: argparse.Namespace) -> int:
     """The command `search`, see `maw.commands`."""
-    parser = Parser("search", "Searches a run's passages with the models that it trained.")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
-    parser.add_argument("query", metavar="QUERY", help="the words to search for")
-    parser.add_argument("--method", help="methods of the run, with commas between; default: all that it has")
-    parser.add_argument("--k", type=_count, default=10, help="passages to show (default: %(default)s)")
-    parser.add_argument("--dataset", help="whose passages, where the run had several")
-    parser.add_argument("--seed", type=int, help="of the training, where the run had several; default: the first")
-    parser.add_argument("--fold", type=int, help="of the cross-validation, where the run had it; default: the first")
-    words = parser.parse_args(argv[1:])
     if not words.query.strip():
         raise ConfigError(["search: the query is empty; write some words"])
     run = PastRun.open(words.run_dir, words.dataset)
@@ -100,13 +90,6 @@ def main(argv: Sequence[str]) -> int:
         found.append(search(model, method, run.config, corpus, words.query, words.k))
     sys.stdout.write(show_found(found, corpus, words.query) + "\n")
     return 0
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: Corpus, query: str, k: int) -> Found:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from maw import distributed
-from maw.encoding import Embeddings, encode
+from maw.encoding import Embeddings, check_finite, encode
 from maw.errors import NotFiniteError
 from maw.inputs import Batch, TextSource, padded_length
 from maw.prefix import PrefixSource
@@ -260,8 +260,10 @@ def encode_together(
     failed, cut = distributed.any_of(error is not None, found is not None and found.cut)
     if failed:
         raise error or NotFiniteError(f"{label or 'encoding'}: an embedding of another process is not finite")
+    whole_NC = _gather_texts(found.embeddings, shares, place)
+    check_finite(whole_NC, label)  # again: the place may be narrower than what was encoded
     share_NMD = None if found.depth_share is None else _gather_texts(found.depth_share, shares, _in_memory)
-    return Embeddings(_gather_texts(found.embeddings, shares, place), share_NMD, cut=cut)
+    return Embeddings(whole_NC, share_NMD, cut=cut)
 
 
 class Share:
@@ -302,9 +304,10 @@ def _gather_texts(
     whole = place((sum(map(len, shares)), *own.shape[1:]))
     for start in range(0, len(shares[0]), _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, len(shares[0]))  # the first share is a longest one
-        part = np.zeros((stop - start, *own.shape[1:]), dtype=np.float32)
+        part = np.zeros((stop - start, *own.shape[1:]), dtype=whole.dtype)
         mine = own[start:stop]
-        part[: len(mine)] = mine
+        with np.errstate(over="ignore"):
+            part[: len(mine)] = mine
         for rows, got in zip(shares, distributed.gathered(torch.from_numpy(part)), strict=True):
             rows = rows[start:stop]
             whole[rows] = got[: len(rows)].numpy()

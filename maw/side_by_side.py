@@ -4,7 +4,8 @@
 
 The run's own process then computes nothing. It starts `maw.dataset_process` for each dataset, as many at once as there
 are shares of the machine, and the next one where one has ended. What they log comes to its console, with the dataset's
-name in front, and to its log files; what they show is shown when the dataset is done, so that reports do not mix.
+name in front, and to its log files, and so does how far they are; what they show is shown when the dataset is done, so
+that reports do not mix.
 Results go through the run's folder, as in a run that was interrupted. A dataset that fails keeps no other from ending.
 """
 
@@ -27,11 +28,10 @@ from typing import Any
 
 import torch
 
-from maw import signals
+from maw import console, signals
 from maw.config import Tier1Config
 from maw.errors import MAWError
 from maw.finished import DatasetState
-from maw.report import text
 from maw.report.rebuild import write_reports
 from maw.run_state import RunState
 from maw.validation import results_name
@@ -119,7 +119,7 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
 
     write()
     for result in done.values():
-        text.show(f"\n{result['dataset']}: done before the run was interrupted")
+        console.show(f"\n{result['dataset']}: done before the run was interrupted")
     waiting = [number for number in states if number not in done]
     failures = _Conductor(config, waiting, parts, state.resumed, write).run()
     if failures:
@@ -170,17 +170,20 @@ class _Process:
         """Passes on what the process says."""
         if "show" in message:
             self.shown.append(message["show"])
+        elif "line" in message:
+            console.write_line(message["line"])
         elif "failed" in message:
             self.failure = message["failed"]
         else:
             record = logging.makeLogRecord(message["log"])
             record.msg = f"[{self.name}] {record.msg}"
-            logging.getLogger(record.name).handle(record)
+            with console.at(**message["where"]):
+                logging.getLogger(record.name).handle(record)
 
     def end(self) -> None:
         """Shows what was held back, and notes how the process ended."""
         if self.shown:
-            text.show("".join(self.shown).rstrip("\n"))
+            console.show("".join(self.shown).rstrip("\n"))
         code = self.process.returncode
         if code and self.failure is None:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -36,7 +36,7 @@ from maw.logs import log_event
 from maw.memory import advising
 from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
-from maw.parallel import replicate
+from maw.parallel import device_of, replicate, unwrap
 from maw.parameters import parameter_groups
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
@@ -76,7 +76,8 @@ def train_retriever(
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
     Args:
-        model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`.
+        model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`; it may be inside a
+            DataParallel.
         train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
             "negatives" {query: [document]}.
         val_data: the same; nDCG@10 on it decides which epoch is best.
@@ -100,7 +101,7 @@ def train_retriever(
         MemoryLimitError: a batch does not fit memory.
         Stopped: a signal asked for it; the training is saved (`maw.signals`).
     """
-    device = torch.device(device) if device is not None else model.device
+    device, model = device_of(model, device), unwrap(model)
     with at(dataset=dataset_name, method=model_type):
         trainer = Trainer(
             model,
@@ -110,7 +111,7 @@ def train_retriever(
             f"{dataset_name} {model_type}".strip() or "training",
             activations,
         )
-        validation = as_retrieval_data(val_data, "validation")
+        validation = as_retrieval_data(val_data, "validation", config.relevance_level)
         progress = Progress(model, trainer, keeper)
         history = progress.history
         diagnostics = routing_diagnostics(model, config, device, activations)

@@ -131,6 +131,16 @@ def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: 
     return folder
 
 
+def pytest_collection_modifyitems(items):
+    """Skips what needs more GPUs than there are."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for item in items:
+        for mark in item.iter_markers("gpu"):
+            wanted = mark.args[0] if mark.args else 1
+            if there < wanted:
+                item.add_marker(pytest.mark.skip(reason=f"needs {wanted} CUDA GPU{'s' * (wanted > 1)}, has {there}"))
+
+
 def pytest_addoption(parser):
     parser.addoption("--faults-full", action="store_true", help="try each fault of tests/faults as often as it says")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +179,9 @@ def test_memory_map_and_half_precision(kind, tmp_path):
     mapped = np.load(tmp_path / "passages.npy", mmap_mode="r")
     found = faiss_top_k(kind, queries, mapped, 400, ties, nprobe=1000)
     assert same(found, top_k(queries, passages, 400, ties))
+    index, _ = approximate._index(kind, 6, 400, 400, 64, torch.device("cpu"), half=True)
+    codes = faiss.downcast_index(index.storage) if kind == "hnsw" else index
+    assert codes.code_size == 6 * 2, "two bytes a number"
 
 
 def test_nothing_to_search_or_to_ask():
@@ -220,6 +224,7 @@ def test_of_several_queries_the_one_whose_score_is_beyond_float32_is_named(kind)
 def test_an_index_is_on_the_gpu_within_what_faiss_allows_there(monkeypatch, fetched, nprobe, moved):
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "GpuClonerOptions", SimpleNamespace, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda *words: words, raising=False)
     index, facts = approximate._index("ivf", 8, 10**7, fetched, nprobe, torch.device("cuda:3"))
     assert facts["nprobe"] == nprobe and isinstance(index, tuple) is moved
@@ -267,9 +272,12 @@ def test_an_index_has_the_size_of_its_file(kind):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("form", [np.float32, np.float16])
+@pytest.mark.parametrize("k", [100, 3000])  # 3000 are more than FAISS fetches on a GPU
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_gpu_agrees(kind):
+def test_gpu_agrees(kind, k, form):
     queries, passages, ties = whole_numbers(19, 50, 3000, 6, 2)
-    found = faiss_top_k(kind, torch.from_numpy(queries).cuda(), passages, 3000, ties, nprobe=2048)
-    assert same(found, top_k(queries, passages, 3000, ties))
+    found = faiss_top_k(kind, torch.from_numpy(queries).cuda(), passages.astype(form), k, ties, nprobe=2048)
+    assert found[2]["index"] == kind
+    if kind != "hnsw" or k == 3000:
+        assert same(found, top_k(queries, passages, k, ties))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, TrainerControl, TrainerState
 
-from bench import common, encoding, metrics, offline, performance, training
+from bench import common, encoding, metrics, offline, performance, plan, training
 from bench.flops import encoder_flops, matmul_flops
 from bench.stacking import stack_layers
 from maw.config import Tier1Config
@@ -362,3 +362,69 @@ def test_the_page_is_written_from_a_folder(tmp_path, monkeypatch):
     )
     performance.main()
     assert "| fast | peer | 3 | >= 2 | yes |" in (tmp_path / "docs" / "p.md").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------- the plan
+
+
+def plan_inputs():
+    return json.loads(plan.INPUT.read_text(encoding="utf-8"))
+
+
+def test_the_plan_multiplies_what_was_measured():
+    inputs = plan_inputs()
+    inputs["measured"] |= {
+        "encoding": {"flops_per_second": 1e12},
+        "search": {"queries": 1000, "passages": 1000, "size": 384, "seconds": 2.0},
+        "tokens": {"a": 100.0},
+    }
+    gpu = {"half_tflops": 100, "single_tflops": 10, "gigabytes": 2}
+    inputs["assumed"] |= {
+        "padding": {"value": 1.5, "source": ""},
+        "share_of_peak": {"value": 0.5, "source": ""},
+        "search_share_of_peak": {"value": 0.5, "source": ""},
+        "host_to_gpu_gigabytes_per_second": {"value": 1, "source": ""},
+        "gpus": {"one": gpu},
+    }
+    corpora = [plan.Corpus("x", 10**6, "a", 500)]
+    operations = 10**6 * encoder_flops([100], plan.BERT_BASE)
+    ((_, passages, work, cpu, hours),) = plan.encoding_rows(inputs, corpora)
+    assert (passages, work) == (10**6, operations)
+    assert cpu == pytest.approx(operations / 1e12 / 3600) and hours == pytest.approx(cpu * 1.5 / 0.5 / 100)
+    ((_, text, single, half, count),) = plan.storage_rows(inputs, corpora)
+    assert (text, single, half, count) == (5 * 10**8, 3072 * 10**6, 1536 * 10**6, 1)
+    ((_, two_cores, seconds),) = plan.search_rows(inputs, corpora)
+    assert two_cores == pytest.approx(2.0 * 1000 * 2)  # a thousand times the passages, twice the size
+    assert seconds == pytest.approx(1.536)  # a GB a second; the product takes less
+    inputs["assumed"]["host_to_gpu_gigabytes_per_second"]["value"] = 1e6
+    assert plan.search_rows(inputs, corpora)[0][2] == pytest.approx(2 * 1000 * 768 * 10**6 / 5e12)
+
+
+def test_the_page_has_the_plan_of_the_inputs():
+    page = plan.PAGE.read_text(encoding="utf-8")
+    assert plan.written(page, plan.plan_text(plan_inputs())) == page, "run python -m bench.plan --write"
+    with pytest.raises(ValueError, match=r"no <!-- bench.plan -->"):
+        plan.written("# A page", "a plan")
+
+
+def test_the_plan_takes_its_measurements_from_the_results(tmp_path):
+    about = {"measured_at": "2030-01-02T03:04+00:00", "machine": {"processor": "P", "threads": 4}}
+    rows = {
+        "encoding_peak": [{"operations": "encoding, real tokens", "GFLOP/s": 7.0, "share of peak": 0.25}],
+        "search": [{"search": "exact", "median s": 3.0}],
+    }
+    for name, each in rows.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(about | {"rows": each}))
+    found = plan.refreshed(plan_inputs(), tmp_path)["measured"]
+    assert found["encoding"]["flops_per_second"] == 7e9 and found["search"]["seconds"] == 3.0
+    assert "P, 4 threads" in found["source"] and "search 2030-01-02" in found["source"]
+    assert found["tokens"] == plan_inputs()["measured"]["tokens"]
+
+
+def test_recall_is_one_where_everything_is_looked_at():
+    random = np.random.default_rng(0)
+    passages = random.standard_normal((400, 16)).astype(np.float32)
+    rows = plan.recall_rows(passages[:20], passages, k=10)
+    assert {size for size, *_ in rows} == {50, 100, 200, 400}
+    assert all(0 < found <= again <= 1 for _, _, found, again in rows)
+    assert all(again > 0.99 for _, name, _, again in rows if name in ("float16", "8 bits"))

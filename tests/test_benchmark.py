@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import random_texts
 
-from maw.benchmark import DatasetRun
+from maw.dataset_run import DatasetRun
 from maw.errors import MAWError
 
 ROOT = Path(__file__).parents[1]
@@ -247,7 +247,7 @@ def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
 def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings):
     import torch
 
-    from maw.benchmark import DatasetRun
+    from maw.dataset_run import DatasetRun
     from maw.pretrained import model_spec
 
     config = tiny_settings(num_negatives=0)
@@ -286,9 +286,21 @@ def test_grades_count_from_the_relevance_level(tiny_settings):
     assert dict(two) == dict(again)
 
 
+def test_plain_dictionaries_have_the_level_of_the_configuration(tiny_settings):
+    from maw.evaluation import evaluate_retriever
+    from maw.retriever import BaselineRetriever
+
+    config = tiny_settings(relevance_level=2)
+    model, data = BaselineRetriever(config), graded(2).test
+    docs = dict(zip(data.corpus.ids, data.corpus.take(range(len(data.corpus)))))
+    plain = {"queries": dict(zip(data.query_ids, data.queries)), "docs": docs, "qrels": data.qrels}
+    found = evaluate_retriever(model, plain, config)
+    assert dict(found) == dict(evaluate_retriever(model, data, config)) and found.facts["relevance_level"] == 2
+
+
 def test_warnings_depend_on_level_and_name():
-    from maw.benchmark import DatasetRun
     from maw.config import Tier1Config
+    from maw.dataset_run import DatasetRun
     from maw.pretrained import model_spec
 
     config = Tier1Config.from_preset("offline")
@@ -310,7 +322,7 @@ def test_warnings_depend_on_level_and_name():
 @pytest.mark.parametrize("began_with", ["python tier_1.py --seed 1", None])
 def test_a_resumed_run_is_told_of_by_the_command_that_began_it(monkeypatch, began_with):
     """Nobody can repeat an experiment with --resume."""
-    monkeypatch.setattr("maw.benchmark.environment_facts", lambda: {"command": "python tier_1.py --resume last"})
+    monkeypatch.setattr("maw.dataset_run.environment_facts", lambda: {"command": "python tier_1.py --resume last"})
     state = SimpleNamespace(run=SimpleNamespace(record={"command": began_with}))
     found = DatasetRun._environment(SimpleNamespace(state=state))
     assert found == {"command": began_with or "python tier_1.py --resume last"}

@@ -142,11 +142,12 @@ SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
     "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources", "profile",
     "train_layers", "adapt_maw_layers", "depth_values", "restart", "tf32", "deterministic", "quiet", "json_progress",
+    "store_embeddings_on_disk",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
     "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets", "diagnostics", "run_files",
-    "report_to",
+    "embedding_precision", "report_to",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [

@@ -12,6 +12,7 @@ from maw.depths import DepthReader
 from maw.diagnostics import RoutingDiagnostics, compare_with_seeds, routing_diagnostics
 from maw.evaluation import evaluate_retriever
 from maw.prefix import ActivationStore
+from maw.progress import History
 from maw.retriever import BaselineRetriever, MAWRetriever
 from maw.training import train_retriever
 
@@ -126,21 +127,23 @@ def test_pairs_of_documents_share_neither_query_nor_document(tiny_settings, hard
     np.testing.assert_array_equal(documents.rows_B[documents.place_Q], documents.row_Q)
     expected = result.per_query["ndcg_cut_10"][documents.query_Q]
     np.testing.assert_allclose(documents.matrix.greedy_Q, expected, atol=1e-9)
-    assert diagnostics.evidence(history_with(0))["document"]["against_fixed"]["n"] == len(documents.query_Q)
+    assert diagnostics.evidence(kept_with(0))["document"]["against_fixed"]["n"] == len(documents.query_Q)
 
 
-def history_with(depth):
+def kept_with(depth):
+    """The record of the epoch that a training keeps, with this as the best depth."""
     sides = {"query": {"best_depth": depth}, "document": {"best_depth": depth}}
     other = {"query": {"best_depth": 9}, "document": {"best_depth": 9}}
     values = ((0.1, other), (0.5, sides), (0.5, other))  # of equal epochs the first was kept
-    return [{"epoch": i, "val_ndcg_cut_10": value, "val_routing": r} for i, (value, r) in enumerate(values, start=1)]
+    records = enumerate(values, start=1)
+    return History({"epoch": i, "val_ndcg_cut_10": value, "val_routing": r} for i, (value, r) in records).best
 
 
 def test_evidence_compares_with_the_depth_chosen_on_validation(tiny_settings, hard_data):
     model, config = retriever(tiny_settings, permutations=500)
     diagnostics, result = diagnosed(model, config, hard_data)
     matrix = diagnostics.split.sides[0].matrix
-    found = diagnostics.evidence(history_with(3))["query"]
+    found = diagnostics.evidence(kept_with(3))["query"]
     assert found["fixed_depth"] == 3 and found["fixed"] == pytest.approx(matrix.ndcg_QD[:, 3].mean())
     assert found["routed"] == pytest.approx(result["ndcg_cut_10"])
     assert found["against_fixed"]["mean_difference"] == pytest.approx(found["routed"] - found["fixed"])
@@ -158,7 +161,7 @@ def test_evidence_puts_texts_only_at_depths_that_are_asked_about(tiny_settings, 
         if whole:
             assert all(side.matrix is not None for side in diagnostics.split.sides)
         picks = [set(side.greedy.picks_B.tolist()) for side in diagnostics.split.sides]
-        found.append(diagnostics.evidence(history_with(3)))
+        found.append(diagnostics.evidence(kept_with(3)))
     assert asked == [[0, 1, 2, 3]] * 2 + [sorted(each | {3}) for each in picks]
     assert min(len(each | {3}) for each in picks) < 4, "there is something to save"
     assert found[0] == found[1]
@@ -169,7 +172,7 @@ def test_texts_with_several_picks_are_encoded_with_those_of_others(tiny_settings
     model, config = retriever(tiny_settings, **options)
     diagnostics, result = diagnosed(model, config, hard_data)
     assert diagnostics.full()["query"]["shuffled"] is None
-    for found in diagnostics.evidence(history_with(0)).values():
+    for found in diagnostics.evidence(kept_with(0)).values():
         assert found["routed"] == pytest.approx(result["ndcg_cut_10"])
         assert found["shuffles"] == 39 and 1 / 40 <= found["against_shuffled_p_value"] <= 1
 
@@ -177,7 +180,7 @@ def test_texts_with_several_picks_are_encoded_with_those_of_others(tiny_settings
 def test_a_router_of_one_depth_beats_neither_that_depth_nor_its_shuffled_picks(tiny_settings, hard_data):
     model, config = retriever(tiny_settings, router="fixed", fixed_depth=1)
     diagnostics, _ = diagnosed(model, config, hard_data)
-    for found in diagnostics.evidence(history_with(1)).values():
+    for found in diagnostics.evidence(kept_with(1)).values():
         assert found["against_fixed"]["mean_difference"] == 0 and found["against_fixed"]["p_value"] == 1
         assert found["against_shuffled_p_value"] == 1
 
@@ -199,7 +202,7 @@ def test_picks_that_suit_beat_their_shuffles(tiny_settings, hard_data):
 def test_a_soft_router_has_no_picks_to_shuffle(tiny_settings, hard_data):
     model, config = retriever(tiny_settings, router="soft")
     diagnostics, result = diagnosed(model, config, hard_data)
-    found = diagnostics.evidence(history_with(0))["query"]
+    found = diagnostics.evidence(kept_with(0))["query"]
     assert found["routed"] == pytest.approx(result["ndcg_cut_10"])
     assert found["shuffled"] is None and found["against_shuffled_p_value"] is None and found["shuffles"] == 0
 

@@ -22,12 +22,14 @@ import maw.embedding_cache as cache
 from maw.data.corpus import Corpus
 from maw.embedding_cache import Embedder
 from maw.encoding import encode
+from maw.errors import MAWError
 from maw.evaluation import evaluate_retriever
 from maw.fingerprint import encoder_parts, tokenizer_sha256, weights_sha256
 from maw.inputs import ListTexts
 from maw.negatives import mine_negatives
 from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever, MAWRetriever
+from maw.training import train_retriever
 
 CPU = torch.device("cpu")
 TEXTS = random_texts(30, seed=3)
@@ -656,3 +658,47 @@ def test_mining_again_encodes_nothing(tiny_settings, tiny_data, encoded):
     assert len(encoded) == 2
     again, _ = mine(tiny_settings(negative_source="dense", negative_margin=0.95))
     assert len(encoded) == 2 and again.query_ids == first.query_ids
+
+
+# ---------------------------------------------------------------------------------------------- half as many bytes
+
+
+def test_passages_in_float16_are_rounded_once_and_queries_are_not(settings, encoded):
+    exact, halved = settings, replace(settings, embedding_precision="float16")
+    plain = {kind: embed(exact, kind=kind).embeddings for kind in ("document", "query")}
+    for turn in range(2):
+        documents, queries = embed(halved), embed(halved, kind="query")
+        assert documents.from_cache is (turn == 1) and queries.from_cache, "another format is another entry"
+        assert documents.embeddings.dtype == np.float16 and queries.embeddings.dtype == np.float32
+        np.testing.assert_array_equal(documents.embeddings, plain["document"].astype(np.float16))
+        np.testing.assert_array_equal(queries.embeddings, plain["query"])
+    sizes = sorted((each / "embeddings.npy").stat().st_size for each in entries(halved))
+    assert len(sizes) == 2 and sizes[0] < 0.6 * sizes[1]  # of the same texts, without a prefix for either kind
+
+
+@pytest.mark.parametrize("arm", ["baseline", "maw"])
+def test_a_file_is_asked_for_whatever_the_size(tiny_settings, arm):
+    config = tiny_settings(store_embeddings_on_disk=True, embedding_precision="float16", use_lora=arm == "baseline")
+    found = embed(config, (MAWRetriever if arm == "maw" else BaselineRetriever)(config))
+    assert isinstance(found.embeddings, np.memmap) and found.embeddings.dtype == np.float16
+    if arm == "maw":
+        assert found.depth_share.dtype == np.float32
+
+
+def test_what_float16_cannot_hold_is_refused(tiny_settings):
+    config = tiny_settings(embedding_precision="float16", embedding_cache_gb=0, similarity="dot")
+    model = BaselineRetriever(config)
+    real = model.encoder._pool
+    model.encoder._pool = lambda hidden, padding: real(hidden, padding) * 1e6
+    with pytest.raises(MAWError, match=r"embedding of text \d+ \(documents\) is not finite, or beyond float16"):
+        embed(config, model)
+
+
+def test_training_and_diagnostics_take_passages_in_float16(tiny_settings, tiny_data):
+    config = tiny_settings(
+        embedding_precision="float16", num_epochs=1, diagnostics="all", store_embeddings_on_disk=True
+    )
+    plain = tiny_settings(num_epochs=1, diagnostics="all")
+    records = [train_retriever(MAWRetriever(each), tiny_data, tiny_data, each)[0] for each in (config, plain)]
+    assert records[0]["train_loss"] == records[1]["train_loss"]
+    assert records[0]["val_ndcg_cut_10"] == pytest.approx(records[1]["val_ndcg_cut_10"], abs=0.05)

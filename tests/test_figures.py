@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import zlib
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
 from test_attention_page import an_attention
 from test_page import HOSTILE, whole_result
 
@@ -69,8 +71,15 @@ def test_the_numbers_are_those_of_the_result(written):
     figure = Figure()
     by_head, by_depth, *_ = figures.grids(an_attention()["maw"])
     figures._maps(figure, [by_head, by_depth])
-    meshes = [axis.collections[0].get_array() for axis in figure.axes[:2]]
-    assert meshes[0].tolist() == by_head.values and meshes[1].tolist() == by_depth.values
+    cells = [sum(len(patch.get_path().vertices) // 5 for patch in shades(axis)) for axis in figure.axes[:2]]
+    assert cells == [np.count_nonzero(by_head.values), np.count_nonzero(by_depth.values)]
+    blue, orange = sorted(shades(figure.axes[1]), key=lambda patch: patch.get_facecolor()[0])
+    assert blue.get_path().vertices[0].tolist() == [1, 2], "token 1 receives less at depth 2"
+    assert orange.get_path().vertices[:4].tolist() == [[0, 2], [1, 2], [1, 3], [0, 3]]
+
+
+def shades(axis):
+    return [patch for patch in axis.patches if isinstance(patch, PathPatch)]
 
 
 def test_only_what_a_run_has_is_drawn(tmp_path):

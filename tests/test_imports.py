@@ -19,6 +19,7 @@ from maw.errors import MAWError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "datasets", "peft", "pytrec_eval", "sentence_transformers", "numpy", "yaml")
+LIGHT = ("errors", "config", "pretrained", "flags", "run_state", "console", "tracking", "commands", "completion")
 NAMES = [
     "Tier1Config", "run_complete_benchmark", "train_retriever", "evaluate_retriever", "BaselineRetriever",
     "MAWRetriever", "NonMAWEncoder", "MAWWithGRPOEncoder", "MAWAttentionLayer", "GRPORouter", "load_checkpoint",
@@ -58,9 +59,7 @@ def test_importing_everything_gives_every_name():
     assert python(code).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "module", ["tier_1", "maw", "maw.errors", "maw.config", "maw.pretrained", "maw.flags", "maw.run_state"]
-)
+@pytest.mark.parametrize("module", ["tier_1", "maw", *(f"maw.{name}" for name in LIGHT)])
 def test_importing_loads_nothing_heavy(module):
     assert heavy_after(f"import {module}") == []
 
@@ -75,6 +74,13 @@ def test_help_answers_at_once_and_loads_nothing_heavy():
     assert time.perf_counter() - started < 5  # under one second where nothing else runs
     assert done.returncode == 0
     assert "--maw-layers" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["compare", "completion", "export", "report", "search"])
+def test_help_and_wrong_use_of_a_command_load_nothing_heavy(command):
+    code = f"import sys, tier_1\ntry:\n    tier_1.main([{command!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+    code += f"assert tier_1.main([{command!r}, '--nosuch']) == 2\nassert 'shtab' not in sys.modules"
+    assert heavy_after(code) == []
 
 
 def test_wrong_flags_exit_with_2_before_anything_heavy_is_loaded():

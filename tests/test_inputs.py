@@ -10,10 +10,12 @@ import torch
 from conftest import random_texts
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
+from maw.encoding import encode
 from maw.inputs import LENGTH_STEP, ahead, chunk_sizes, cut, windows
 from maw.prefix import ActivationStore
-from maw.retriever import BaselineRetriever
+from maw.retriever import BaselineRetriever, MAWRetriever
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
@@ -105,3 +107,21 @@ def test_stored_activations_come_in_the_same_batches(tiny_settings, tmp_path, li
         assert store.full == (limit_gb < 1)
     expected = model.encoder(source.batch(range(50)))["embedding"]
     torch.testing.assert_close(torch.stack([seen[row] for row in range(50)]), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "qwen3"])
+def test_a_text_without_a_token_is_the_same_alone_and_among_others(tiny_settings, tmp_path, model_type):
+    """As a tokenizer that adds no special tokens makes of an empty text."""
+    model = MAWRetriever(tiny_settings(model_type, route_by="token", router="soft"))
+    model.tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    table = model.encoder.backbone.get_input_embeddings().weight.data
+    table[model.tokenizer.pad_token_id] = table[-1]  # random models hold zeros there
+    texts = ["", "a file of the text", "date", ""]
+    alone, among = model.encode([""]), model.encode(texts)
+    assert np.isfinite(among).all() and np.linalg.norm(alone) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(among[[0, 3]], np.repeat(alone, 2, 0), atol=1e-6)
+    with ActivationStore(tmp_path, 1) as store:
+        stored = store.source(model.source(texts, "document"), model.encoder, model.device)
+        found = encode(model.encoder, stored)
+    np.testing.assert_allclose(found.embeddings, among, atol=1e-6)
+    assert np.isfinite(found.depth_share).all()

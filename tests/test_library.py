@@ -8,7 +8,15 @@ import logging
 import pytest
 import torch
 from conftest import FAMILIES, random_texts, tiny_config
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 import maw
 from maw import attention
@@ -178,8 +186,6 @@ def test_the_summary_counts_by_hand(models):
 
 
 def test_a_head_and_adapters_stay_to_be_trained(models):
-    from peft import LoraConfig, get_peft_model
-
     model = AutoModelForSequenceClassification.from_pretrained(models("bert"), num_labels=3)
     maw.add_maw(model, depths=4)
     assert maw.trained_parameters(model).other == 3 * 16 + 3
@@ -200,6 +206,81 @@ def test_a_loss_moves_kernels_and_a_soft_router_and_nothing_frozen(models, kerne
     moved = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
     assert moved == {name for name, each in model.named_parameters() if each.requires_grad}
     assert all(".kernels." in name or ".router." in name for name in moved)
+
+
+ADAPTERS = [
+    IA3Config(target_modules=["query", "output.dense"], feedforward_modules=["output.dense"]),
+    LoHaConfig(r=2, target_modules=["query"]),
+    LoraConfig(r=2, target_modules=["query"], modules_to_save=["embeddings"]),
+    LoraConfig(r=2, target_modules=["key"], bias="all"),
+]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=["ia3", "loha", "modules_to_save", "bias"])
+def test_whatever_peft_trains_stays_to_be_trained(models, adapter):
+    model = get_peft_model(load(models), adapter)
+    before = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    maw.add_maw(model, layers=[3], depths=4)
+    assert maw.trained_parameters(model).other == before > 0
+
+
+@pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("router", ["grpo", "soft"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_half_precision_is_near_to_whole(models, when, router, kernel):
+    """A model may be loaded in bfloat16 or brought into it, trained and looked at."""
+    settings = {"layers": [1, 3], "depths": 4, "router": router, "depth_kernel": kernel, "route_by": "head"}
+    batch = tokens(models)
+    whole = perturb(maw.add_maw(load(models), **settings), 0.1)
+    if when == "before":
+        half = perturb(maw.add_maw(load(models, dtype=torch.bfloat16), **settings), 0.1)
+    else:
+        half = perturb(maw.add_maw(load(models), **settings), 0.1).to(torch.bfloat16)
+    output = half(**batch).last_hidden_state
+    assert output.dtype == torch.bfloat16
+    apart = real(batch, output.float() - whole(**batch).last_hidden_state).abs()
+    assert apart.mean() < 0.05
+    output.float().square().sum().backward()
+    assert all(each.grad is not None for each in maw_layers(half)[3].kernel_parameters())
+    maps = maw.attention_maps(half, batch)
+    torch.testing.assert_close(maps.sum(3), torch.ones_like(maps.sum(3)), atol=1e-5, rtol=0)
+    assert (maps - maw.attention_maps(whole, batch)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("route_by", ["sequence", "token"])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_backends_that_take_the_padding_mask_as_it_is_find_it(models, model_type, route_by):
+    """As flash attention does: (B, T) in place of (B, 1, T, T), and None where there is no padding."""
+
+    def attend(module, query, key, value, mask, **options):
+        mask = None if mask is None else mask[:, None, None].bool().expand(-1, -1, query.shape[2], -1)
+        return sdpa_attention_forward(module, query, key, value, mask, **options | {"is_causal": False})
+
+    AttentionInterface.register("by_padding", attend)
+    AttentionMaskInterface.register("by_padding", flash_attention_mask)
+    batch, found = tokens(models, model_type), []
+    for name in ("sdpa", "by_padding"):
+        model = load(models, model_type, attn_implementation=name)
+        perturb(maw.add_maw(model, layers=[2, 3], depths=4, route_by=route_by))
+        with torch.no_grad():
+            found.append(real(batch, model(**batch).last_hidden_state))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+    with pytest.raises(ModelError, match="attn_implementation"):
+        maw.attention_maps(model, batch)
+
+
+def test_texts_are_cut_to_the_positions_that_the_model_has(models):
+    """RoBERTa's begin behind its padding index: 65 of 66 here, and 512 of the usual 514."""
+    tokenizer = AutoTokenizer.from_pretrained(models("roberta"))
+    tokenizer.model_max_length = 10**30  # as a tokenizer that was saved without one has
+    model = maw.add_maw(load(models, "roberta"), depths=2)
+    assert maw.attention_maps(model, ["file " * 100], tokenizer=tokenizer).shape[2] == 65
+
+
+def test_a_token_is_no_padding_where_the_model_has_none(models):
+    model = maw.add_maw(load(models, "qwen3"), depths=2)
+    model.config.pad_token_id = None
+    assert maw.attention_maps(model, torch.tensor([[7, 0, 5]])).shape == (1, 2, 3, 3, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ files

@@ -267,6 +267,8 @@ def test_activations_are_bounded_by_their_limit(tmp_path, models, spec):
         ({"corpus_size": "full"}, 2 * 10**7, 2 * 10**7),
         ({"corpus_size": "full", "methods": ["zero_shot"]}, 2 * 10**7, 0),
         ({"corpus_size": "full", "methods": ["zero_shot"], "embedding_cache_gb": 1}, 0, 2 * 10**7),
+        ({"embedding_precision": "float16"}, 10**6 / 2, 0),
+        ({"store_embeddings_on_disk": True}, 10**6, 10**6),
     ],
 )
 def test_embeddings_are_kept_within_their_limit_or_spilled(tmp_path, models, spec, settings, kept, spilled):
@@ -274,7 +276,9 @@ def test_embeddings_are_kept_within_their_limit_or_spilled(tmp_path, models, spe
     plan = make_plan(config_of(tmp_path, models, **({"corpus_size": 10**6} | settings)), spec, needs)
     sizes = [room.size for disk in plan.disks for room in disk.rooms if room.what == "embeddings"]
     assert sum(sizes) == (kept + spilled) * 16 * 4
-    assert plan.memory["embeddings"] == min(plan.works[0].searched * 16 * 4, 10**9), "the rest is in a file"
+    width = 2 if "embedding_precision" in settings else 4
+    most = 0 if "store_embeddings_on_disk" in settings else 10**9
+    assert plan.memory["embeddings"] == min(plan.works[0].searched * 16 * width, most), "the rest is in a file"
 
 
 # --------------------------------------------------------------------------------------------------- local data

@@ -223,8 +223,8 @@ def test_one_seed_without_trials_and_folds_is_as_before(models, folder, tmp_path
 
 def test_seeds_alone(models, folder, tmp_path):
     """Each seed is what a run with that seed alone gives over the same data."""
-    from maw.benchmark import DatasetRun
     from maw.data import load_collection
+    from maw.dataset_run import DatasetRun
     from maw.pretrained import model_spec
 
     config = settings(models, tmp_path, folder, methods=["lora"], seeds=3)

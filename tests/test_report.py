@@ -118,6 +118,7 @@ def test_the_users_tree(tmp_path, result, evaluations):
         "summary/benchmark_summary.txt",
         "summary/all_results.json",
         "summary/metrics_comparison.csv",
+        "summary/costs.csv",
         "summary/tables.tex",
         "summary/tables.md",
         "summary/report.html",

@@ -55,6 +55,17 @@ def test_a_sharper_start_is_less_random_and_picks_the_same():
     assert torch.equal(policies[0].argmax(-1), policies[1].argmax(-1))
 
 
+@pytest.mark.parametrize("texts", [1, 2, 5, 8])
+def test_fewer_texts_than_depths_leave_a_policy_that_can_be_taught(texts, recwarn):
+    """Every text is then a cluster of no width, and a map made for that would be too large to be moved."""
+    states = torch.randn(texts, 20, generator=torch.Generator().manual_seed(0))
+    weight, bias = cluster_policy(states, 8, seed=0, sharpness=10.0)
+    picks = (states @ weight + bias).argmax(-1)
+    assert len(picks.unique()) == texts
+    assert weight.abs().max() < 1e4
+    assert not recwarn.list, "SciPy's advice is of no use to who trains a retriever"
+
+
 @pytest.mark.parametrize("route_by", ROUTES)
 @pytest.mark.parametrize("router", ["grpo", "soft"])
 def test_the_start_changes_no_embedding_and_uses_many_depths(tiny_settings, route_by, router):
@@ -85,10 +96,13 @@ def test_the_start_is_the_same_for_the_same_seed(tiny_settings):
 
 
 def test_routers_without_a_policy_are_left_alone(tiny_settings):
+    """And nothing is computed for them."""
     model = MAWRetriever(tiny_settings(router="random", depth_kernel="low_rank", depth_dim=4))
     source = model.source(random_texts(10, seed=5), "query")
-    start_from_clusters(model.encoder, [source], [np.arange(10)], 0, 10.0)
-    assert not list(model.encoder.maw_attention[0].router.parameters())
+    calls = []
+    with model.encoder.register_forward_hook(lambda *each: calls.append(each)):
+        start_from_clusters(model.encoder, [source], [np.arange(10)], 0, 10.0)
+    assert not calls and not list(model.encoder.maw_attention[0].router.parameters())
 
 
 def test_padding_is_no_state(tiny_settings):

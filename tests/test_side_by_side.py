@@ -150,13 +150,14 @@ def test_three_side_by_side_and_resumed_are_as_in_sequence(models, tmp_path, mon
 PLAYER = """
 import json, os, signal, sys, time
 order = json.loads(sys.stdin.readline())
-say = lambda **words: print(json.dumps(words), flush=True)
+message = {"name": "maw", "levelno": 20, "levelname": "INFO"}
+say = lambda words: print(json.dumps({"log": message | {"msg": words}, "where": {}}), flush=True)
 def stop(*_):
-    say(log={"name": "maw", "levelno": 20, "levelname": "INFO", "msg": "saved"})
+    say("saved")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGUSR1, lambda *_: say(log={"name": "maw", "levelno": 20, "levelname": "INFO", "msg": "kept"}))
-say(log={"name": "maw", "levelno": 20, "levelname": "INFO", "msg": f"at work as {os.getpid()}"})
+signal.signal(signal.SIGUSR1, lambda *_: say("kept"))
+say(f"at work as {os.getpid()}")
 if order["number"] == int(os.environ["KILLED"]):
     os.kill(os.getpid(), signal.SIGKILL)
 sys.stdin.read()

@@ -243,7 +243,7 @@ class Untouchable(RetrievalData):
 
 
 def test_tuning_never_reads_test_data_and_writes_no_checkpoint(tiny_settings, data, tmp_path):
-    from maw.benchmark import DatasetRun
+    from maw.dataset_run import DatasetRun
     from maw.pretrained import model_spec
 
     config = tiny_settings(tune=3, num_epochs=1)

@@ -60,7 +60,7 @@ def test_all_of_the_page_runs(place, capsys):
         for written, meant in place.items():
             block = block.replace(written, meant)
         exec(compile(block, str(DOCS), "exec"), names)
-    assert commands == ["doctor", "doctor", "search", "search", "export", "export"]
+    assert commands == ["doctor", "doctor", "search", "search", "export", "export", "completion", "completion"]
     assert names["scores"].shape == (1, 2) and names["maps"].shape[:2] == (2, 2)
     assert Path("my-export", "modeling_maw.py").is_file() and Path("my-depths", "maw.json").is_file()
 

@@ -110,10 +110,18 @@ class Collection:
     groups: dict[str, str] = field(default_factory=dict)
 
 
-def as_retrieval_data(data: RetrievalData | Mapping[str, Any], name: str = "test") -> RetrievalData:
-    """`data` itself, or the user's dictionaries as `RetrievalData`: see `maw.data.plain`."""
+def as_retrieval_data(
+    data: RetrievalData | Mapping[str, Any], name: str = "test", relevance_level: int = 1
+) -> RetrievalData:
+    """`data` itself, or the user's dictionaries as `RetrievalData`: see `maw.data.plain`.
+
+    Args:
+        data: either; what is `RetrievalData` keeps its own relevance level.
+        name: the split, for messages.
+        relevance_level: of dictionaries, which have none of their own.
+    """
     if isinstance(data, RetrievalData):
         return data
     from maw.data.plain import from_dictionaries
 
-    return from_dictionaries(data, name)
+    return replace(from_dictionaries(data, name), relevance_level=relevance_level)

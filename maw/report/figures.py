@@ -32,7 +32,7 @@ from maw.report.format import clean
 from maw.report.marks import look_of, methods_of
 from maw.report.page.attention import grids
 from maw.report.page.charts import Series
-from maw.report.page.heatmap import Grid
+from maw.report.page.heatmap import SHADES, Grid
 from maw.report.page.sections import RECALL, SIDES, by_epoch, histories, kept_epoch, recall, sides
 from maw.report.page.style import COLOURS
 
@@ -84,6 +84,8 @@ def write_figures(folder: Path, result: Result, attention: Mapping[str, Mapping[
         for name, height, draw in _figures(result, attention):
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
             draw(figure)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # where everything stands is found once, and not for each format
             for form, metadata in _FORMATS.items():
                 path = folder / FOLDER / f"{name}.{form}"
                 written.append(
@@ -190,13 +192,10 @@ def _epochs(axis: Any, every: Sequence[Series], name: str, *, from_zero: bool = 
 
 
 def _maps(figure: Any, shown: Sequence[Grid]) -> None:
-    """Heat maps one below the other, each with its scale; cells are drawn, not a picture that a reader would blur."""
+    """Heat maps one below the other, in the page's shades, each with its scale."""
     for axis, grid in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        scale = grid.scale or 1.0
-        low = -scale if grid.signed else 0.0
-        cells = axis.pcolormesh(np.asarray(grid.values), cmap=_colours(grid.signed), vmin=low, vmax=scale)
-        cells.set(edgecolor="face", linewidth=0.1)
-        axis.invert_yaxis()
+        colours = _cells(axis, grid)
+        axis.set(xlim=(0, len(grid.columns)), ylim=(len(grid.rows), 0))
         _labels(axis.set_xticks, grid.columns, rotation=90 if max(map(len, grid.columns)) > 3 else 0)
         _labels(axis.set_yticks, grid.rows)
         axis.set_xlabel(grid.column_name)
@@ -207,9 +206,36 @@ def _maps(figure: Any, shown: Sequence[Grid]) -> None:
             axis.axhspan(number, number + 1, fill=False, edgecolor="black", linewidth=0.8)
         for number in grid.marked_columns:
             axis.axvspan(number, number + 1, fill=False, edgecolor="black", linewidth=0.8)
-        bar = figure.colorbar(cells, ax=axis, pad=0.02, aspect=18)
+        bar = figure.colorbar(colours, ax=axis, pad=0.02, aspect=18, ticks=(-1, -0.5, 0, 0.5, 1))
+        bar.ax.set_yticklabels([grid.shown(grid.scale * tick) for tick in bar.get_ticks()])
         bar.solids.set(rasterized=False, edgecolor="face", linewidth=0.1)
         bar.ax.tick_params(labelsize=6)
+
+
+def _cells(axis: Any, grid: Grid) -> Any:
+    """Draws the cells, those of one shade as one shape: sharp at any size, and no thousand shapes.
+
+    Returns:
+        Shares of the grid's scale as colours, for its legend.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    ends = [COLOURS[0], "white", COLOURS[1]] if grid.signed else ["white", COLOURS[5]]
+    edges = np.arange(-SHADES if grid.signed else 0, SHADES + 2) / SHADES - 0.5 / SHADES
+    norm = BoundaryNorm(edges.clip(-1 if grid.signed else 0, 1), len(edges) - 1)
+    colours = ScalarMappable(norm, LinearSegmentedColormap.from_list("maw", ends, len(edges) - 1))
+    share_RC = np.asarray(grid.values) / (grid.scale or 1.0)
+    shade_RC = np.rint(SHADES * share_RC).astype(int)
+    square = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
+    codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY]
+    for shade in sorted(set(shade_RC.flat) - {0}):
+        places = np.argwhere(shade_RC == shade)[:, ::-1]
+        outline = Outline((places[:, None] + square).reshape(-1, 2), codes * len(places))
+        axis.add_patch(PathPatch(outline, color=colours.to_rgba(shade / SHADES), linewidth=0.1))
+    return colours
 
 
 def _labels(place: Callable[..., object], labels: Sequence[str], **how: Any) -> None:
@@ -219,13 +245,6 @@ def _labels(place: Callable[..., object], labels: Sequence[str], **how: Any) -> 
     place(
         [number + 0.5 for number in shown], [clean(labels[number])[:12] for number in shown], parse_math=False, **how
     )
-
-
-def _colours(signed: bool) -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    ends = [COLOURS[0], "white", COLOURS[1]] if signed else ["white", COLOURS[5]]
-    return LinearSegmentedColormap.from_list("maw", ends)
 
 
 def _line(axis: Any, points: Sequence[tuple[float, float | None]], look: int, name: str) -> None:
