@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts
+from faults.tools import Watched
 
 from maw.checkpoint import load_checkpoint, save_checkpoint
 from maw.data.collection import as_retrieval_data
@@ -163,11 +164,8 @@ def test_what_no_scale_mends_is_a_fault(tiny_settings, tiny_data, monkeypatch, p
 
 def test_a_loss_that_is_not_finite_is_a_fault_at_once(tiny_settings, tiny_data, monkeypatch):
     trainer, batches = trainer_of(tiny_settings, tiny_data, monkeypatch, 2.0**16, router="random")
-    real = trainer.objective.__call__
-    trainer.objective = type("Spoilt", (), {"check": lambda *_: None, "watched": trainer.objective.watched})()
-    monkeypatch.setattr(
-        type(trainer.objective), "__call__", lambda self, *words: (real(*words)[0] * torch.inf, {}), raising=False
-    )
+    real = trainer.objective
+    trainer.objective = Watched(real, lambda *words: (real(*words)[0] * torch.inf, {}))
     with pytest.raises(NotFiniteError, match="loss inf"):
         trainer._run_batch(batches[0], len(batches))
 

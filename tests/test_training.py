@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from faults.tools import Watched
 
 from maw import signals
 from maw.data.collection import as_retrieval_data
@@ -223,12 +224,12 @@ def test_every_step_of_a_run_has_a_number_of_its_own_and_runs_with_dropout(tiny_
     steps, modes = [], []
     objective = trainer.objective
 
-    def watched(queries, passages, batch, step):
+    def call(queries, passages, batch, step):
         steps.append(step)
         modes.append(model.encoder.architecture.layers(model.encoder.backbone)[2].training)
         return objective(queries, passages, batch, step)
 
-    trainer.objective = watched
+    trainer.objective = Watched(objective, call)
     for epoch in (1, 2):
         trainer.run_epoch(epoch)
     assert steps == list(range(6)) and all(modes)
