@@ -66,7 +66,7 @@ def combine(runs: Sequence[ArmRun]) -> ArmResult:
     record.pop("seed", None)
     for key in ("training_seconds", "evaluation_seconds", "runtime_seconds"):
         record[key] = sum(run.record[key] for run in ordered)
-    if "energy" in first:
+    if all("energy" in run.record for run in ordered):
         record["energy"] = {key: sum(run.record["energy"][key] for run in ordered) for key in first["energy"]}
     if "steps" in first:
         record |= {key: sum(run.record[key] for run in ordered) for key in ("steps", "optimizer_steps")}

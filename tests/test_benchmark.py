@@ -80,7 +80,8 @@ def test_the_files_are_the_users(finished):
     logs = folder / "logs" / "tier1"
     (dataset,) = logs.glob("beir_tiny_*")
     names = {"dataset.json", "zeroshot_metrics.json", "lora_metrics.json", "maw_metrics.json", "improvements.json"}
-    assert {path.name for path in dataset.iterdir()} == names | {"routing_maw.png", "runs", "examples.json"}
+    names |= {"routing_maw.png", "figures", "runs", "examples.json", "attention.json"}
+    assert {path.name for path in dataset.iterdir()} == names
     names = {"beir_tiny_qrels.trec"}
     for method in ("zero_shot", "lora", "maw"):
         names |= {f"beir_tiny_{method}.trec", f"beir_tiny_{method}_per_query.parquet"}
@@ -89,6 +90,7 @@ def test_the_files_are_the_users(finished):
         "benchmark_summary.txt",
         "all_results.json",
         "metrics_comparison.csv",
+        "costs.csv",
         "confirmatory.json",
         "exploratory.json",
         "tables.tex",

@@ -44,6 +44,8 @@ def test_runs_and_trials_are_summed():
     assert took["steps"] == 2 * 9 + 2 * 5 and took["training_seconds"] == 2 * 40 + 14
     assert took["search"] == "exact" and took["index_bytes"] is None
     assert list(took) == list(COST_HEADER[3:])
+    measured = costs(with_costs(100.0)["results"]["3_maw_fine_tuned_retriever"])["measured_joules"]
+    assert measured == 2 * 100 + 2 * 100
 
 
 @pytest.mark.parametrize("measured, kind", [(0.0, "estimated"), (1800.0, "partly measured")])

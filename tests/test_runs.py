@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,7 @@ def run(seed, fold, test, validation=None, first=0, **more):
         "training_seconds": 1.0,
         "evaluation_seconds": 2.0,
         "runtime_seconds": 3.0,
+        "energy": {"training_joules": 12.0, "evaluation_joules": 24.0, "measured_joules": 0.5},
         "metrics": {},
         "evaluation": {},
     }
@@ -74,11 +77,17 @@ def test_folds_are_joined_and_seeds_averaged():
     assert [(each["seed"], each["fold"]) for each in result.record["runs"]] == [(42, 1), (42, 2), (43, 1), (43, 2)]
     totals = {key: result.record[key] for key in ("steps", "optimizer_steps", "training_seconds", "runtime_seconds")}
     assert totals == {"steps": 40, "optimizer_steps": 20, "training_seconds": 4.0, "runtime_seconds": 12.0}
+    assert result.record["energy"] == {"training_joules": 48, "evaluation_joules": 96, "measured_joules": 2}
     assert result.record["training_history"][0]["seed"] == 42 and result.record["trained_parameters"] == 7
     assert "best_epoch" not in result.record, "runs differ in it"
     facts = result.evaluation.facts
     assert facts["queries"] == 3 and facts["evaluations"] == 4 and facts["documents"] == 9
     assert facts["encode_seconds"] == 8.0 and facts["queries_per_second"] == pytest.approx(6 / 2)
+
+
+def test_the_attention_shown_is_the_first_seeds():
+    runs = [replace(run(seed, None, [0.5]), attention={"seed": seed}) for seed in (43, 42)]
+    assert combine(runs).attention == {"seed": 42} and combine([run(42, None, [0.5])]).attention is None
 
 
 def test_rankings_of_folds_are_joined_and_those_of_seeds_kept_apart():
