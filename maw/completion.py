@@ -16,8 +16,8 @@ import sys
 import shtab
 
 from maw.commands import COMMANDS, parser_of
-from maw.config import ALL, METHODS, PRESETS
-from maw.flags import build_parser, kinds
+from maw.config import ALL, METHODS, PRESETS, kinds
+from maw.flags import build_parser
 from maw.validation import BUILT_DATASETS
 
 PROGRAM, INSTALLED = "tier_1.py", "maw-tier1"
@@ -83,6 +83,6 @@ def _describe(action: argparse.Action) -> None:
     elif action.dest in kinds() and kinds()[action.dest].choices:
         action.choices = kinds()[action.dest].choices
     elif action.dest in _FOLDERS:
-        action.complete = shtab.DIRECTORY
+        action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # how shtab is told
     elif action.dest in _FILES:
-        action.complete = shtab.FILE
+        action.complete = shtab.FILE  # type: ignore[attr-defined]

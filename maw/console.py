@@ -46,10 +46,10 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remain
 class _State:
     """How to speak, and where the run is."""
 
-    quiet = False
-    json = False
-    where: Mapping[str, Any] = {}
-    line_at = -math.inf
+    def __init__(self) -> None:
+        self.quiet, self.json = False, False
+        self.where: dict[str, Any] = {}
+        self.line_at = -math.inf
 
 
 _state = _State()

@@ -155,8 +155,8 @@ def said(tiny_beir, models, tmp_path_factory):
 
 def documented():
     """Event -> the fields that the page names."""
-    page = (ROOT / "docs" / "console.md").read_text()
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    section = (ROOT / "docs" / "console.md").read_text().partition("## --json-progress")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     return {row[0].strip("| `"): set(re.findall(r"`(\w+)`", row[2])) for row in rows}
 
 
