@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,10 @@ def test_what_the_other_commands_name_is_there(line):
     words = shlex.split(line)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif line.startswith("python -m pytest "):
+        markers = [word for flag, word in pairwise(words[3:]) if flag == "-m" and word]
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+        assert set(markers) <= {re.match(r"\w+", each)[0] for each in known}
     elif line.startswith(("python -m bench.", "python bench/")):
         name = words[2] if words[1] == "-m" else words[1].removesuffix(".py").replace("/", ".")
         source = Path(importlib.util.find_spec(name).origin).read_text()
