@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-BENCH  := layer encoding training offline search metrics growth checkpoint
+BENCH  := layer encoding training offline search metrics growth checkpoint report
 
 .PHONY: run test lint faults bench clean
 

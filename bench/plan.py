@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ PQ_POINTS = 39 * 256  # with fewer to train on, codes fit the passages themselve
 BERT_BASE = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
 RESULTS_READ = ("encoding_peak", "search")
 HOUR, GIGA, TERA = 3600, 1e9, 1e12
-QUERIES = 1000
+QUERIES, PROCESSES = 1000, 8
+WIDTH = 119
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ def encoding_rows(inputs: Mapping[str, Any], corpora: Sequence[Corpus] = CORPORA
 
 
 def storage_rows(inputs: Mapping[str, Any], corpora: Sequence[Corpus] = CORPORA) -> list[list[Any]]:
-    """By corpus: name, bytes of text, of embeddings in float32 and float16, and GPUs that hold these in float16."""
+    """By corpus: name, and bytes of text, of embeddings in float32 and in float16, and of what one of eight processes
+    holds of them in float32 while it encodes; then how many GPUs hold all of them in float16."""
     rows = []
     for corpus in corpora:
         single = corpus.passages * BERT_BASE.hidden_size * 4
         holds = [max(1, -(-single // 2 // (0.9 * each["gigabytes"] * GIGA))) for each in _gpus(inputs)]
-        rows.append([corpus.name, corpus.passages * corpus.text_bytes, single, single // 2, *map(int, holds)])
+        text = corpus.passages * corpus.text_bytes
+        rows.append([corpus.name, text, single, single // 2, single // PROCESSES, *map(int, holds)])
     return rows
 
 
@@ -113,36 +117,36 @@ def plan_text(inputs: Mapping[str, Any]) -> str:
         f"{each['gigabytes']} GB" for name, each in assumed["gpus"].items()
     )  # fmt: skip
     encoding = [[n, f"{p:,}", f"{w:.1e}", *(_number(h) for h in hours)] for n, p, w, *hours in encoding_rows(inputs)]
-    storage = [[n, _size(t), _size(s), _size(h), *holds] for n, t, s, h, *holds in storage_rows(inputs)]
+    storage = [[name, *map(_size, sizes[:4]), *sizes[4:]] for name, *sizes in storage_rows(inputs)]
     search = [[n, *(_number(each) for each in seconds)] for n, *seconds in search_rows(inputs)]
-    return "\n".join(
-        [
-            f"Measured: {measured['source']}. Encoding {measured['encoding']['flops_per_second'] / GIGA:.0f} GFLOP/s "
-            f"({measured['encoding']['model']}, {measured['encoding']['precision']}, real tokens); exact search "
-            f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
-            f"{measured['search']['passages']:,} x {measured['search']['size']}.",
-            "",
-            f"Assumed: of a GPU's peak {assumed['share_of_peak']['value']:g} in encoding ({sources['share_of_peak']}) "
-            f"and {assumed['search_share_of_peak']['value']:g} in search ({sources['search_share_of_peak']}); "
-            f"{assumed['padding']['value']:g} {sources['padding']}; "
-            f"{assumed['host_to_gpu_gigabytes_per_second']['value']:g} GB/s from host to GPU "
-            f"({sources['host_to_gpu_gigabytes_per_second']}). Peaks by NVIDIA's data sheets, dense: {gpus}.",
-            "",
-            "Hours to encode all passages once with a BERT-base encoder, on two cores extrapolated from the measured "
-            "rate, on one GPU from the assumptions:",
-            "",
-            _table(["corpus", "passages", "operations", "2 cores", *names], encoding),
-            "",
-            "Bytes, and how many GPUs hold all embeddings in float16 in their own memory:",
-            "",
-            _table(["corpus", "text", "float32", "float16", *names], storage),
-            "",
-            f"Seconds of exact search for {QUERIES:,} queries, on two cores extrapolated from the measured time, on "
-            "one GPU the longer of copying float16 blocks from the host and multiplying in float32:",
-            "",
-            _table(["corpus", "2 cores", *names], search),
-        ]
-    )
+    lines = [
+        f"Measured: {measured['source']}. Encoding {measured['encoding']['flops_per_second'] / GIGA:.0f} GFLOP/s "
+        f"({measured['encoding']['model']}, {measured['encoding']['precision']}, real tokens); exact search "
+        f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
+        f"{measured['search']['passages']:,} x {measured['search']['size']}.",
+        "",
+        f"Assumed: of a GPU's peak {assumed['share_of_peak']['value']:g} in encoding ({sources['share_of_peak']}) "
+        f"and {assumed['search_share_of_peak']['value']:g} in search ({sources['search_share_of_peak']}); "
+        f"{assumed['padding']['value']:g} {sources['padding']}; "
+        f"{assumed['host_to_gpu_gigabytes_per_second']['value']:g} GB/s from host to GPU "
+        f"({sources['host_to_gpu_gigabytes_per_second']}). Peaks by NVIDIA's data sheets, dense: {gpus}.",
+        "",
+        "Hours to encode all passages once with a BERT-base encoder, on two cores extrapolated from the measured "
+        "rate, on one GPU from the assumptions:",
+        "",
+        _table(["corpus", "passages", "operations", "2 cores", *names], encoding),
+        "",
+        f"Bytes on disk, in the memory of one of {PROCESSES} processes while it encodes its share, and how many "
+        "GPUs hold all embeddings in float16 in their own memory:",
+        "",
+        _table(["corpus", "text", "float32", "float16", "memory", *names], storage),
+        "",
+        f"Seconds of exact search for {QUERIES:,} queries, on two cores extrapolated from the measured time, on "
+        "one GPU the longer of copying float16 blocks from the host and multiplying in float32:",
+        "",
+        _table(["corpus", "2 cores", *names], search),
+    ]
+    return "\n".join(line if line.startswith("|") else textwrap.fill(line, WIDTH) for line in lines)
 
 
 def _number(value: float) -> str:
@@ -190,7 +194,7 @@ def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- recall
 
 
-def recall_rows(queries: np.ndarray, passages: np.ndarray, k: int = 100) -> list[list[Any]]:
+def recall_rows(queries: np.ndarray, passages: np.ndarray, k: int = 10) -> list[list[Any]]:
     """What indexes find of the exact best k, and bytes a passage, at several sizes of the corpus.
 
     The k of an index are those it ranks first by its own scores, or, with "again", the best by exact scores of five
@@ -250,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [
             [f"{n:,}", name, *(f"{each:.3f}" for each in found)] for n, name, *found in recall_rows(queries, passages)
         ]
-        print(_table(["passages", "index", "recall@100", "again"], rows))  # noqa: T201 - this is a script's output
+        print(_table(["passages", "index", "recall@10", "again"], rows))  # noqa: T201 - this is a script's output
         return
     inputs = json.loads(words.input.read_text(encoding="utf-8"))
     if words.refresh:

@@ -142,7 +142,7 @@ def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, st
             folders += [folder] if folder else []
         results[result["dataset"]] = result
         if distributed.is_main():
-            write_reports(config.log_dir, folders)
+            write_reports(config.log_dir, folders, drawn=folders[:-1])
         clear_cache(config)
         signals.check()
     return results

@@ -49,7 +49,7 @@ def noise_keys(seed: int, step: int, index_B: Tensor, samples: int, stream: int 
         index_B: position of each text in the whole batch, whichever replica holds it.
         stream: tells apart texts that share an index, such as queries (0) and passages (1).
     """
-    start = torch.full_like(index_B, seed)
+    start = mix64(torch.full_like(index_B, seed))  # else seed 42, stream 1 would be seed 43, stream 0
     for part in (stream, step):
         start = mix64(start ^ part)
     per_text = mix64(start ^ index_B)

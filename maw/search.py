@@ -212,7 +212,7 @@ def _sample(passages: Tensor | np.ndarray, size: int, device: torch.device) -> T
     """So many passages, spread evenly."""
     rows = np.linspace(0, len(passages) - 1, size).astype(np.int64)
     picked = passages[torch.from_numpy(rows).to(passages.device)] if isinstance(passages, Tensor) else passages[rows]
-    return as_tensor(picked).to(device, torch.float32)
+    return as_tensor(picked).to(device).float()
 
 
 def _start_from(
@@ -263,7 +263,7 @@ def _blocks(
     they stand. An odd remainder would be computed by another path, differ in the last bit, and hide a tie.
     """
     for start in range(0, len(passages), size):
-        part_BC = as_tensor(passages[start : start + size]).to(device, torch.float32)
+        part_BC = as_tensor(passages[start : start + size]).to(device).float()  # half as much to copy, if it is half
         ties_B = as_tensor(tie_order[start : start + size]).to(device, torch.int64)
         yield start, padded(part_BC, size), ties_B
 

@@ -113,9 +113,11 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
     done: dict[int, dict[str, Any]] = {}
 
     def write() -> None:
+        before = [states[number].results_folder for number in done]
         done.update({n: found for n, each in states.items() if n not in done and (found := each.results())})
         if done:
-            write_reports(config.log_dir, [states[number].results_folder for number in sorted(done)])
+            folders = [states[number].results_folder for number in sorted(done)]
+            write_reports(config.log_dir, folders, drawn=before)
 
     write()
     for result in done.values():

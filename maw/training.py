@@ -149,7 +149,7 @@ def train_retriever(
                 record["train_loss"],
                 result[VALIDATION_METRIC],
                 " (best so far)" if improved else "",
-                f"; {record['overflow_steps']} steps beyond float16 left out" if record.get("overflow_steps") else "",
+                _left_out(record.get("overflow_steps", 0)),
             )
             signals.check()
         model.load_trained_state(progress.best_weights)
@@ -368,6 +368,10 @@ class Trainer:
     def _can_scale_less(self) -> bool:
         """Whether a gradient that is not finite may be the scale's doing."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
+
+def _left_out(steps: int) -> str:
+    return f"; {steps} step{'s' * (steps != 1)} beyond float16 left out" if steps else ""
 
 
 def _warmup_decay(step: int, warmup: int, total: int) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from maw.config import Tier1Config
-from maw.data import beir, collection, dataset_names, load_collection
+from maw.data import beir, beir_files, collection, dataset_names, load_collection
 from maw.errors import DataError
 from maw.validation import BUILT_DATASETS
 
@@ -379,7 +379,7 @@ def test_both_lines_of_a_duplicate_are_named(load):
 
 
 def test_a_huge_line_is_refused_without_being_read(load, monkeypatch):
-    monkeypatch.setattr(beir, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(beir_files, "LONGEST_LINE", 1000)
     fits = '{"_id": "d0", "text": "' + "x" * 974 + '"}\n'
     assert len(fits) == 1000
     load({CORPUS: fits + "\n".join(GOOD[CORPUS].splitlines()[1:])})

@@ -391,8 +391,8 @@ def test_the_plan_multiplies_what_was_measured():
     ((_, passages, work, cpu, hours),) = plan.encoding_rows(inputs, corpora)
     assert (passages, work) == (10**6, operations)
     assert cpu == pytest.approx(operations / 1e12 / 3600) and hours == pytest.approx(cpu * 1.5 / 0.5 / 100)
-    ((_, text, single, half, count),) = plan.storage_rows(inputs, corpora)
-    assert (text, single, half, count) == (5 * 10**8, 3072 * 10**6, 1536 * 10**6, 1)
+    ((_, text, single, half, share, count),) = plan.storage_rows(inputs, corpora)
+    assert (text, single, half, share, count) == (5 * 10**8, 3072 * 10**6, 1536 * 10**6, 384 * 10**6, 1)
     ((_, two_cores, seconds),) = plan.search_rows(inputs, corpora)
     assert two_cores == pytest.approx(2.0 * 1000 * 2)  # a thousand times the passages, twice the size
     assert seconds == pytest.approx(1.536)  # a GB a second; the product takes less

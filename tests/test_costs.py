@@ -52,8 +52,8 @@ def test_it_is_said_what_is_an_estimate(measured, kind):
     assert energy_kind(result) == kind
     assert "processors estimated: 12 W; GPUs measured by NVML" in energy_note(result)
     text = "".join(Page(report_page([result])).text)
-    assert f"energy, {kind}" in text and energy_note(result) in text
-    assert f"energy, {kind}" in cost_table(result)
+    assert f"energy, Wh, {kind}" in text and energy_note(result) in text
+    assert f"Wh, {kind}" in cost_table(result)
 
 
 def test_all_measured():
@@ -92,4 +92,4 @@ def test_units():
     assert [size(each) for each in (None, 0, 999, 1000, 1_536_000, 27_000_000_000)] == [
         "-", "0 B", "999 B", "1.0 kB", "1.5 MB", "27.0 GB",
     ]  # fmt: skip
-    assert [watt_hours(each) for each in (None, 66.76, 3600, 7.2e6)] == ["-", "0.0185 Wh", "1 Wh", "2,000 Wh"]
+    assert [watt_hours(each) for each in (None, 66.76, 3600, 7.2e6)] == ["-", "0.0185", "1", "2,000"]

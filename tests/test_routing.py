@@ -76,6 +76,16 @@ def test_noise_of_a_text_depends_on_its_index_and_not_on_its_batch():
     assert (uniform_noise(whole, 0, 1, 1, 4) != uniform_noise(whole, 1, 1, 1, 4)).any()
 
 
+def test_no_two_seeds_steps_and_streams_share_noise():
+    keys = [
+        noise_keys(seed, step, torch.arange(8), 4, stream)
+        for seed in range(8)
+        for step in range(8)
+        for stream in range(2)
+    ]
+    assert len(torch.stack(keys).unique()) == 8 * 8 * 2 * 8 * 4
+
+
 def test_noise_of_a_token_does_not_depend_on_padding():
     keys = noise_keys(42, 7, torch.arange(5), 3)
     assert torch.equal(uniform_noise(keys, 0, H, 9, D)[:, :, :, :4], uniform_noise(keys, 0, H, 4, D))

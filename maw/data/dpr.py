@@ -19,7 +19,7 @@ from pathlib import Path
 
 from maw.config import Tier1Config
 from maw.data import irds
-from maw.data.beir import line_finder
+from maw.data.beir_files import line_finder
 from maw.data.irds import Judged
 from maw.data.published import Inside, Published, published
 from maw.data.sources import Source, read_tsv

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config import Tier1Config
-from maw.data.beir import LONGEST_LINE, read_qrels, unfit
+from maw.data.beir_files import LONGEST_LINE, read_qrels, unfit
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
 from maw.data.leakage import drop_overlap

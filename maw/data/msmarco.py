@@ -22,7 +22,7 @@ from pathlib import Path
 
 from maw.config import Tier1Config
 from maw.data import irds
-from maw.data.beir import line_finder
+from maw.data.beir_files import line_finder
 from maw.data.collection import Collection
 from maw.data.irds import Judged
 from maw.data.needs import Needs

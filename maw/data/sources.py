@@ -18,7 +18,7 @@ from typing import Any
 from maw.config import Tier1Config, cache_folder
 from maw.console import track
 from maw.data import store
-from maw.data.beir import line_finder, read_corpus, read_lines
+from maw.data.beir_files import line_finder, read_corpus, read_lines
 from maw.data.corpus import Corpus
 from maw.data.published import Inside, Published, ir_datasets, lock, published, reading
 from maw.data.store import Record, Where

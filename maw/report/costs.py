@@ -82,7 +82,7 @@ def cost_table(result: Mapping[str, Any]) -> str:
         ]
         for label, each in took.items()
     ]
-    table = as_table(["Cost", "embeddings searched", "index", f"energy, {energy_kind(result)}"], rows)
+    table = as_table(["Cost", "embeddings searched", "index", f"Wh, {energy_kind(result)}"], rows)
     return "\n".join([table, *wrapped("", f"{energy_note(result)} {SHARED_NOTE}".strip())])
 
 
@@ -110,7 +110,7 @@ def size(count: int | None) -> str:
 
 def watt_hours(joules: float | None) -> str:
     """Three digits of an energy."""
-    return "-" if joules is None else f"{joules / 3600:,.0f} Wh" if joules >= 3.6e6 else f"{joules / 3600:.3g} Wh"
+    return "-" if joules is None else f"{joules / 3600:,.0f}" if joules >= 3.6e6 else f"{joules / 3600:.3g}"
 
 
 def _energy(record: Mapping[str, Any]) -> dict[str, float | None]:

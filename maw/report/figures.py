@@ -54,7 +54,6 @@ _SETTINGS = {
     "svg.fonttype": "path",
     "svg.hashsalt": "maw",  # the names inside are the same each time
 }
-_FORMATS = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
 _MARKERS = "osD^"
 _LABEL = METRIC_LABELS[METRIC]
@@ -84,16 +83,21 @@ def write_figures(folder: Path, result: Result, attention: Mapping[str, Mapping[
         for name, height, draw in _figures(result, attention):
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
             draw(figure)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # where everything stands is found once, and not for each format
-            for form, metadata in _FORMATS.items():
-                path = folder / FOLDER / f"{name}.{form}"
-                written.append(
-                    write_atomically(
-                        path, lambda to, f=figure, k=form, m=metadata: f.savefig(to, format=k, metadata=m)
-                    )
-                )
+            for form, save in _formats(figure).items():
+                written.append(write_atomically(folder / FOLDER / f"{name}.{form}", save))
+                figure.set_layout_engine("none")  # where everything stands is found once, and not for each format
     return written
+
+
+def _formats(figure: Any) -> dict[str, Callable[[Path], object]]:
+    """What writes a figure, by format; `savefig` would draw it once more each time, to find its layout beforehand."""
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    return {  # without a date: the same figure makes the same bytes
+        "pdf": lambda to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),
+        "svg": lambda to: FigureCanvasSVG(figure).print_svg(to, metadata={"Date": None}),
+    }
 
 
 @contextmanager

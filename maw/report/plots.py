@@ -58,6 +58,7 @@ def write_routing_plot(path: Path, title: str, history: History) -> None:
     Raises:
         MAWError: the path cannot be written.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # loaded when a picture is drawn, and without pyplot's global state
 
     kept = max(history, key=lambda record: (record["val_ndcg_cut_10"], -record["epoch"]))
@@ -74,7 +75,7 @@ def write_routing_plot(path: Path, title: str, history: History) -> None:
         draw(axis)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    write_atomically(path, FigureCanvasAgg(figure).print_png)  # `savefig` would draw it twice, for its layout
 
 
 def _panels(history: History, kept: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], None]]]:

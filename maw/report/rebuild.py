@@ -25,12 +25,13 @@ from maw.report import figures, layout, plots
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
 
-def write_reports(log_dir: Path | str, folders: Sequence[Path]) -> Path:
+def write_reports(log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = ()) -> Path:
     """Writes the pictures into the dataset folders, and summary/ beside them.
 
     Args:
         log_dir: folder of the run.
         folders: of its datasets, in the order of the run, as far as they are done.
+        drawn: those of them whose pictures are as they would be written.
 
     Returns:
         The summary's folder.
@@ -41,8 +42,9 @@ def write_reports(log_dir: Path | str, folders: Sequence[Path]) -> Path:
     results = [read_result(folder) for folder in folders]
     found, attention = (_beside(name, folders, results) for name in (EXAMPLES, ATTENTION))
     for folder, result in zip(folders, results, strict=True):
-        plots.write_routing_plots(folder, result)
-        figures.write_figures(folder, result, attention.get(result["dataset"], {}))
+        if folder not in drawn:
+            plots.write_routing_plots(folder, result)
+            figures.write_figures(folder, result, attention.get(result["dataset"], {}))
     done = len(results) == len(results[-1]["configuration"].get("datasets", results))
     family, explored = (each.over_run(results) if done else {} for each in (confirmatory, exploratory))
     return layout.write_summary(log_dir, results, family, explored, found, attention)

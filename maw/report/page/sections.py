@@ -183,34 +183,36 @@ def sides(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
 
 def cost(result: Result) -> Markup:
     """What each method took, beside what it reached."""
-    rows = []
-    for method in methods_of(result):
-        record = result["results"][method.key]
-        took = costs(record)
-        cached = element("span", "embeddings from cache", class_="soft") if took["embeddings"] == "from cache" else ""
-        rows.append(
-            [
-                method.label,
-                f"{record['metrics'][METRIC]:.4f}",
-                f"{took['trained_parameters']:,}",
-                f"{took['steps']:,}",
-                _number(took["training_seconds"], ",.1f"),
-                element("span", _number(took["evaluation_seconds"], ",.1f")) + cached,
-                _number(took["runtime_seconds"], ",.1f"),
-                size(took["embedding_bytes"]),
-                took["search"] if took["index_bytes"] is None else f"{size(took['index_bytes'])} {took['search']}",
-                watt_hours(took["energy_joules"]),
-            ]
-        )
-    names = ["Method", _LABEL, "trained parameters", "training steps", "training s", "evaluation s", "all s"]
-    header = [*names, "embeddings searched", "index", f"energy, {energy_kind(result)}"]
+    methods = methods_of(result)
+    columns = [_took(result["results"][method.key]) for method in methods]
+    names = (_LABEL, "trained parameters", "training steps", "training s", "evaluation s", "all s")
+    names = (*names, "embeddings searched", "index", f"energy, Wh, {energy_kind(result)}")
+    rows = [list(row) for row in zip(names, *columns, strict=True)]
     caption = "Cost beside quality; training includes all seeds, folds and trials"
     notes = []
     peak = result.get("environment", {}).get("peak_memory_bytes")
     if peak:
         notes.append(f"The program had at most {peak / 1e9:.2f} GB in use up to the end of this dataset.")
     notes.append(f"{energy_note(result)} {SHARED_NOTE}".strip())
-    return joined([table(caption, header, rows), *(paragraph(note, class_="soft") for note in notes)])
+    shown = table(caption, ["Cost", *(method.label for method in methods)], rows)
+    return joined([shown, *(paragraph(note, class_="soft") for note in notes)])
+
+
+def _took(record: Mapping[str, Any]) -> list[Any]:
+    """The cells of one method."""
+    took = costs(record)
+    cached = element("span", "embeddings from cache", class_="soft") if took["embeddings"] == "from cache" else ""
+    return [
+        f"{record['metrics'][METRIC]:.4f}",
+        f"{took['trained_parameters']:,}",
+        f"{took['steps']:,}",
+        _number(took["training_seconds"], ",.1f"),
+        element("span", _number(took["evaluation_seconds"], ",.1f")) + cached,
+        _number(took["runtime_seconds"], ",.1f"),
+        size(took["embedding_bytes"]),
+        took["search"] if took["index_bytes"] is None else f"{size(took['index_bytes'])} {took['search']}",
+        watt_hours(took["energy_joules"]),
+    ]
 
 
 def data(result: Result) -> Markup:
