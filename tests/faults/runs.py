@@ -277,11 +277,13 @@ def outcome(log_dir: Path) -> dict[str, Any]:
 
 
 def without_times(value: Any) -> Any:
-    """A value without what differs between two runs that did the same: times, memory, where embeddings came from."""
+    """A value without what differs between two runs that did the same: times, memory and energy, where embeddings
+    came from."""
     if isinstance(value, dict):
         kept = {key: each for key, each in value.items() if not key.endswith(TIMES) and key != "embeddings"}
         kept.pop("runtime_summary", None)
         kept.pop("peak_memory_bytes", None)
+        kept.pop("energy", None)
         kept.pop("log_dir", None)
         kept.pop("cache_dir", None)
         return {key: without_times(each) for key, each in kept.items()}
