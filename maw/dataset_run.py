@@ -269,15 +269,14 @@ class DatasetRun:
                 "corpus_sha256": test.corpus.fingerprint,
                 "relevance_level": test.relevance_level,
             },
-            "environment": self._environment(),
+            "environment": self._environment() | {"energy": energy.sources(used_gpus(config, self.device))},
             "warnings": self._warnings(),
         }
 
     def _environment(self) -> dict[str, Any]:
         """Facts on process and machine; of a run that was resumed with the command that began it."""
         began_with = self.state.run.record.get("command") if self.state else None
-        facts = environment_facts() | {"energy": energy.sources(used_gpus(self.config, self.device))}
-        return facts | ({"command": began_with} if began_with else {})
+        return environment_facts() | ({"command": began_with} if began_with else {})
 
     def _extras(self) -> list[Callable[[Path], object]]:
         """What else is written into the dataset's folder."""
