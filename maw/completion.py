@@ -83,6 +83,6 @@ def _describe(action: argparse.Action) -> None:
     elif action.dest in kinds() and kinds()[action.dest].choices:
         action.choices = kinds()[action.dest].choices
     elif action.dest in _FOLDERS:
-        action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # how shtab is told
+        vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
     elif action.dest in _FILES:
-        action.complete = shtab.FILE  # type: ignore[attr-defined]
+        vars(action)["complete"] = shtab.FILE

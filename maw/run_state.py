@@ -294,6 +294,8 @@ def _has_begun(log_dir: Path) -> bool:
 def _written_by_runs(log_dir: Path) -> Iterator[Path]:
     """The folders in which an interrupted run may have left temporary files."""
     yield from (log_dir, log_dir / "summary")
+    for result in log_dir.glob("*/dataset.json"):  # whose pictures come last
+        yield from (result.parent, *result.parent.glob("*/"))
     for name in (STATE, "checkpoints"):
         yield log_dir / name
         for pattern in ("*/", "*/*/"):

@@ -99,7 +99,8 @@ def test_the_commands_are_ones_that_the_command_line_takes(tuned_run, tmp_path):
     assert words[:3] == ["OMP_NUM_THREADS=1", "python", "tier_1.py"]
     for name in ("nq", "msmarco"):
         (tmp_path / name / "qrels").mkdir(parents=True)
-        (tmp_path / name / "corpus.jsonl").touch()
+        for file in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+            (tmp_path / name / file).write_text("not read yet")
     words = [word.replace("path/to", str(tmp_path)) for word in words[3:]]
     config = parse_command_line(words)
     assert (config.tune, config.seeds, config.precision) == (3, 3, "bfloat16") and "maw" in config.methods

@@ -126,7 +126,7 @@ def test_a_second_signal_leaves_at_once(server, stopped, whole, tmp_path, number
 def test_a_warning_saves_and_the_run_goes_on(server, flags, whole, tmp_path):
     folder, seconds = tmp_path / "run", whole[0].seconds
     quiet = server.run(flags(tmp_path / "quiet"))
-    when = [[share * seconds, USR1] for share in (0.4, 0.5, 0.6, 0.7)]
+    when = [[share * seconds, USR1] for share in (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)]
     done = server.run(flags(folder), signals=when)
     assert done.code == 0, done.output
     assert outcome(folder) == whole[1]
