@@ -326,7 +326,5 @@ def test_a_resumed_run_is_told_of_by_the_command_that_began_it(monkeypatch, bega
     """Nobody can repeat an experiment with --resume."""
     monkeypatch.setattr("maw.dataset_run.environment_facts", lambda: {"command": "python tier_1.py --resume last"})
     state = SimpleNamespace(run=SimpleNamespace(record={"command": began_with}))
-    monkeypatch.setattr("maw.dataset_run.used_gpus", lambda *_: 0)
-    run = SimpleNamespace(state=state, config=None, device=None)
-    found = DatasetRun._environment(run)
-    assert found["command"] == (began_with or "python tier_1.py --resume last")
+    found = DatasetRun._environment(SimpleNamespace(state=state))
+    assert found == {"command": began_with or "python tier_1.py --resume last"}
