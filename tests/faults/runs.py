@@ -31,7 +31,7 @@ from typing import Any
 from conftest import random_texts
 
 ROOT = Path(__file__).parents[2]
-TIMES = ("seconds", "minutes", "per_second", "evaluated_at")
+TIMES = ("seconds", "minutes", "per_second", "joules", "evaluated_at")
 _COUNTERS = struct.Struct("qqq")  # boundaries passed, those inside a checkpoint's save, whether inside one now
 
 
