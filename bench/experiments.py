@@ -257,10 +257,11 @@ TUNED = (
         "msmarco",
         "MS MARCO",
         f"{START}{NEXT}{SMALLER}{NEXT}--datasets beir:path/to/msmarco",
-        "No arm is better than the encoder as it came, which knows this data and is near the ceiling; what "
-        "their trials say on validation, 0.928 to 0.932, tells them no further apart. MAW lies 0.4 to 0.5% below LoRA, matched LoRA and whole layers, none of it significant after Holm's correction, where 0.5 to 0.7% "
-        "could have been seen; a gain of 3%, or of 1%, is ruled out. The router's picks are worse than one depth for "
-        "all in every seed, if never by much.",
+        "No arm is better than the encoder as it came, which knows this data and is near the ceiling; what their "
+        "trials say on validation, 0.928 to 0.932, tells them no further apart. MAW lies 0.4 to 0.5% below LoRA, "
+        "matched LoRA and whole layers, none of it significant after Holm's correction, where 0.5 to 0.7% could "
+        "have been seen; a gain of 3%, or of 1%, is ruled out. The router's picks are worse than one depth for all "
+        "in every seed, if never by much.",
     ),
     Tuned(
         "nq",
