@@ -7,7 +7,8 @@
         check()                     # raises `Stopped` if SIGTERM or SIGINT came in the meantime
 
 SIGTERM and SIGINT raise `Stopped` where the program is, or, inside `held_back`, at the next `check`. Then the system's
-own handling is back in place, so that a second signal ends the process at once. SIGUSR1, which SLURM and others send
+own handling is back in place, so that a second signal ends the process at once. Where Python lets no exception out, as
+in a library's `__del__`, the next `check` raises it. SIGUSR1, which SLURM and others send
 some time before the end (`--signal=USR1@300`), asks for a save at the next step; the run goes on.
 """
 
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
@@ -69,12 +72,24 @@ def handlers() -> Iterator[None]:
         wanted[signal.SIGUSR1] = _save
     wanted = {each: handler for each, handler in wanted.items() if signal.getsignal(each) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    show, sys.unraisablehook = sys.unraisablehook, _unless_stopped(sys.unraisablehook)
     try:
         yield
     finally:
+        sys.unraisablehook = show
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked.stop, _asked.save = None, False
+
+
+def _unless_stopped(show: Callable[[Any], object]) -> Callable[[Any], None]:
+    """`show` but for a `Stopped`, whose traceback would tell the user nothing."""
+
+    def hook(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            show(unraisable)
+
+    return hook
 
 
 @contextlib.contextmanager

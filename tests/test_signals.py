@@ -42,6 +42,27 @@ def test_a_signal_ends_the_block(number, code):
     assert signal.getsignal(number) is before and not signals.stop_asked()
 
 
+class Closing:
+    """What does something when it goes, as the tables of `datasets` do."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __del__(self):
+        self.act()
+
+
+def test_a_signal_inside_a_destructor_is_raised_at_the_next_check_and_says_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    with signals.handlers():
+        Closing(lambda: send(signal.SIGTERM))
+        Closing(lambda: 1 / 0)
+        with pytest.raises(signals.Stopped):
+            signals.check()
+    assert told == [ZeroDivisionError]
+
+
 def test_what_is_held_back_comes_at_the_next_check():
     done = []
 
