@@ -167,8 +167,8 @@ def show(found: Result) -> None:
 HEADER = ("run", "method", "settings", "nDCG@10", "against the first", "p", "depths q / d", "headroom q", "headroom d")
 OPENING = """# Research log
 
-Where could a gain of MAW come from? Experiments on validation queries: no test query has been read for this page, and
-nothing on it was chosen on one. Written by `python -m bench.research` from what the runs left in `bench/research/`.
+Where could a gain of MAW come from? Experiments on validation queries: test queries are read in the last part alone,
+and nothing here was chosen on one. Written by `python -m bench.research` from what the runs left in `bench/research/`.
 
 Each number comes back to four digits, on the same machine, with
 
