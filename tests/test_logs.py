@@ -121,7 +121,7 @@ def test_a_run_in_progress_keeps_its_files_and_a_killed_one_does_not(run, tmp_pa
     processes[1].join(10)
     run(lambda config: None, "--max-log-files", "1")
     assert paths[0].read_text() == "at work", "neither removed nor compressed"
-    assert not paths[1].exists() and not list(folder.glob(f"{paths[1].stem}*"))
+    assert not paths[1].exists() and not list(folder.glob(f"{paths[1].stem}.*"))
     pipes[0].send("leave")
     processes[0].join(30)
     run(lambda config: None, "--max-log-files", "10")
