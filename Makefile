@@ -14,7 +14,7 @@ run: $(VENV)/.installed
 	$(BIN)/python tier_1.py --preset offline
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

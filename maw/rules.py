@@ -24,7 +24,7 @@ LAYER_WORDS = ("last", "all", "none")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _LAYER_HELP = "must be last, all, none, or layer numbers like 5,6 or -1"
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxstring = _SHORT.maxother = 200  # a path in full, and not a whole file that was pasted
 
 
 class Range(NamedTuple):
