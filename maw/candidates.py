@@ -29,20 +29,23 @@ class Candidates:
         queries_QC: the queries, for their number and device.
         k: how many to find; no more than there are.
         passages: how many there are.
+        floor_Q: scores below which nothing is looked for, float32; it changes as better ones are found.
     """
 
-    def __init__(self, queries_QC: Tensor, k: int, passages: int):
+    def __init__(self, queries_QC: Tensor, k: int, passages: int, floor_Q: Tensor | None = None):
         count, device = len(queries_QC), queries_QC.device
         self.k, self.room = k, max(k, _ROOM)
         self.width = min(passages, k + 2 * self.room)
         self.keys_QW = torch.full((count, self.width), NOTHING, device=device)
         self.filled_Q = torch.zeros(count, dtype=torch.int64, device=device)
         self.floor_Q = torch.full((count,), -torch.inf, device=device)
+        if floor_Q is not None:
+            self.floor_Q.copy_(floor_Q)
 
     def add(self, tile: slice, scores_RB: Tensor, ties_B: Tensor) -> None:
         """Takes from a tile of scores whatever can still be among the k best."""
         if self.k < len(ties_B) and self.floor_Q[tile].isneginf().all():
-            self.floor_Q[tile] = kth(scores_RB, self.k)
+            self.floor_Q[tile] = highest(scores_RB, self.k)[:, 0]
         if self._take(tile, scores_RB, ties_B):
             return
         self._cut(tile)
@@ -118,8 +121,11 @@ def reaching(scores_RB: Tensor, floor_R: Tensor, most: float = math.inf) -> Tens
     return torch.from_numpy(np.concatenate(hits))
 
 
-def kth(scores_RB: Tensor, k: int) -> Tensor:
-    """The k-th best score of each row; numpy partitions several times faster than torch selects."""
+def highest(scores_RB: Tensor, k: int) -> Tensor:
+    """The k best scores of each row, (R, k), the k-th first.
+
+    On a CPU numpy partitions several times faster than torch selects.
+    """
     if scores_RB.device.type == "cpu":
-        return torch.tensor([np.partition(row, -k)[-k] for row in scores_RB.numpy()])
-    return scores_RB.topk(k, dim=1).values[:, -1]
+        return torch.from_numpy(np.stack([np.partition(row, -k)[-k:] for row in scores_RB.numpy()]))
+    return scores_RB.topk(k, dim=1).values.flip(1)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maw.candidates import Candidates, kth, reaching
+from maw.candidates import Candidates, highest, reaching
 from maw.rounding import Rounded, RoundedBlock, largest_error, marks, rounded
 from maw.vectors import LARGEST
 
@@ -83,18 +83,18 @@ class FirstLook:
         self.wait -= 1
         return self.wait >= 0
 
-    def kth(self, worker: int, tile: slice, k: int) -> Tensor:
-        """A little less than the k-th best score of each of the tile's queries, float32; nearly always.
+    def highest(self, worker: int, tile: slice, k: int) -> Tensor:
+        """A little less than the k best scores of each of the tile's queries, float32, the k-th first; nearly always.
 
         Half a step of bfloat16 less, which may have been added, and an eighth of the largest error, since errors of
         many products mostly cancel out.
         """
         scores_RB = self._scores(worker, tile)[: tile.stop - tile.start]
         error_R = largest_error(self.queries[tile.start], self._taken)[: len(scores_RB)].float()
-        bits_R = kth(scores_RB.view(torch.int16), k).int()
-        positive = bool((bits_R > 0).all())  # whose bits sort like integers, and above all others
-        kth_R = (bits_R << 16).view(torch.float32) if positive else kth(scores_RB.float(), k)
-        return kth_R - kth_R.abs() * 2.0**-8 - error_R / 8
+        bits_RK = highest(scores_RB.view(torch.int16), k).int()
+        positive = bool((bits_RK[:, 0] > 0).all())  # whose bits sort like integers, and above all others
+        best_RK = (bits_RK << 16).view(torch.float32) if positive else highest(scores_RB.float(), k)
+        return best_RK - best_RK.abs() * 2.0**-8 - error_R[:, None] / 8
 
     def add(
         self, worker: int, tile: slice, part_RC: Tensor, passages_BC: Tensor, ties_B: Tensor, found: Candidates

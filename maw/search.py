@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maw.candidates import Candidates, kth
+from maw.candidates import Candidates, highest
 from maw.keys import NOTHING, best, scores_of, ties_of
 from maw.look import FirstLook, exact_shapes
 from maw.precision import WORTH_IT, bfloat16_speed
@@ -80,7 +80,18 @@ def top_k(
     """
     check_arguments(as_tensor(queries), passages, k, block)
     row_of_tie = rows_by_tie(tie_order, len(passages))
-    keys_QK = top_keys(queries, passages, k, tie_order, block_size(len(passages), block), scan=scan)
+    if scan not in get_args(Scan):
+        raise ValueError(f"scan must be one of {', '.join(get_args(Scan))}, not {scan!r}")
+    queries_QC, size, wanted = as_tensor(queries).float(), block_size(len(passages), block), min(k, len(passages))
+    look = looks_first(queries, passages, size, scan)
+    sample = sample_size(len(passages), size, look)
+    rank = rank_in_sample(wanted, len(passages), sample)
+    floor_Q = best_of_sample(queries_QC, passages, sample, rank, size, look)[:, 0] if rank else None
+    keys_QK = best_keys(queries_QC, passages, wanted, tie_order, size, floor_Q, look)
+    short_Q = too_few(keys_QK)
+    if short_Q.any():
+        keys_QK[short_Q] = best_keys(queries_QC[short_Q.to(queries_QC.device)], passages, wanted, tie_order, size)
+    keys_QK = best(keys_QK, wanted, ordered=True)
     return scores_of(keys_QK), row_of_tie[ties_of(keys_QK)]
 
 
@@ -89,84 +100,87 @@ def block_size(passages: int, block: int) -> int:
     return _even_size(passages, block, _PASSAGE_MULTIPLE)
 
 
-def top_keys(
-    queries: Tensor | np.ndarray,
-    passages: Tensor | np.ndarray,
-    k: int,
-    tie_order: Tensor | np.ndarray,
-    size: int,
-    *,
-    scan: Scan = "auto",
-) -> Tensor:
-    """The k best of some passages as keys (`maw.keys`), best first, (Q, min(k, N)) on the CPU.
-
-    Args: as `top_k`, but
-        tie_order: any different numbers from 0 to 2**32 - 1, such as a part's of a larger corpus.
-        size: of a block, from `block_size`. With the size of the whole corpus a part's scores have the same bits.
-    """
-    queries_QC = as_tensor(queries).float()
-    check_arguments(queries_QC, passages, k, size)
-    if scan not in get_args(Scan):
-        raise ValueError(f"scan must be one of {', '.join(get_args(Scan))}, not {scan!r}")
-    wanted = min(k, len(passages))
-    look = (
-        scan != "float32"
-        and _can_look(queries, passages)
-        and (scan == "bfloat16" or _looking_pays(queries, passages, size))
-    )
-    sample = _sample_size(len(passages), size, look)
-    rank = _rank_in_sample(wanted, len(passages), sample)
-    keys_QK = _best_keys(queries_QC, passages, wanted, tie_order, size, rank, sample, look)
-    short_Q = (keys_QK == NOTHING).any(1)
-    if short_Q.any():  # the sample promised them more than there is
-        keys_QK[short_Q] = _best_keys(queries_QC[short_Q.to(queries_QC.device)], passages, wanted, tie_order, size, 0)
-    return keys_QK
-
-
-def _best_keys(
+def best_keys(
     queries_QC: Tensor,
     passages: Tensor | np.ndarray,
     k: int,
     tie_order: Tensor | np.ndarray,
     size: int,
-    rank_in_sample: int,
-    sample: int = 0,
+    floor_Q: Tensor | None = None,
     look_first: bool = False,
 ) -> Tensor:
-    """The k best keys of every query, best first, on the CPU.
+    """The k best of some passages as keys (`maw.keys`), in any order, (Q, k) on the CPU.
 
     Args:
+        queries_QC: float32.
         k: no more than there are passages.
-        size: of blocks.
-        rank_in_sample: start from the score at this place in a sample of the passages: what does not reach it is
-            passed over, and `NOTHING` stands in the place of what is missing then; 0 to start from nothing.
-        sample: its size; 0 is that of a block.
+        tie_order: any different numbers from 0 to 2**32 - 1, such as a part's of a larger corpus.
+        size: of a block, from `block_size`. With the size of the whole corpus a part's scores have the same bits.
+        floor_Q: scores to start from, float32: what does not reach them is passed over, and `NOTHING` stands in the
+            place of what is missing then.
         look_first: in bfloat16.
     """
     device = queries_QC.device
     largest_query = largest(queries_QC, "query", 0)
+    with _tiles(queries_QC, size, look_first) as (over_tiles, look):
+        found = Candidates(queries_QC, k, len(passages), floor_Q)
+        for start, passages_BC, ties_B in _blocks(passages, tie_order, size, device):
+            looked = look is not None and look.take(passages_BC)  # then all is finite, and scores will be
+            largest_passage = 0.0 if looked else largest(passages_BC[: len(ties_B)], "passage", start)
+            bound = queries_QC.shape[1] * largest_query * largest_passage
+            over_tiles(_rank, look if looked else None, passages_BC, found, ties_B, start, bound)
+        return best(found.keys_QW, k).cpu()
+
+
+def best_of_sample(
+    queries_QC: Tensor, passages: Tensor | np.ndarray, sample: int, rank: int, size: int, look_first: bool = False
+) -> Tensor:
+    """About the `rank` best scores of every query in an even sample, float32, (Q, rank) on the CPU, the least first.
+
+    Args:
+        sample: how many passages; at least `rank`.
+        size: of the blocks that are searched after it.
+        look_first: in bfloat16; then scores are a little less than they are.
+    """
+    device = queries_QC.device
+    with _tiles(queries_QC, size, look_first) as (over_tiles, look):
+        best_QR = torch.empty(len(queries_QC), rank, device=device)
+        sample_BC = _sample(passages, sample, device)
+        looked = look is not None and look.take(sample_BC)
+        over_tiles(_look_at_sample, look if looked else None, sample_BC, best_QR)
+        return best_QR.cpu()
+
+
+def too_few(keys_QK: Tensor) -> Tensor:
+    """Which queries found less than their k best, (Q,): those whose sample promised more than there is."""
+    return (keys_QK == NOTHING).any(1)
+
+
+@contextlib.contextmanager
+def _tiles(queries_QC: Tensor, size: int, look_first: bool) -> Iterator[tuple[Callable[..., None], FirstLook | None]]:
+    """(what does something for every tile of queries, several at once, the look in bfloat16 if there is one).
+
+    Each tile's function is called with the memory of all workers for scores, the arguments that are given, its
+    worker's number, which queries it has, and their embeddings.
+    """
+    device = queries_QC.device
     # Threads do not share the caller's modes, and tensors of inference mode may not be changed outside of it.
     with torch.inference_mode(False), torch.no_grad(), full_precision(device), _workers(device) as (workers, each):
         groups = _groups_of_tiles(queries_QC, workers)
         look = _first_look(groups, size, each) if look_first else None
-        found = Candidates(queries_QC, k, len(passages))
         scores: list[Tensor | None] = [None] * workers  # all tiles have one shape, and each worker one memory for it
 
         def over_tiles(function: Callable[..., None], *arguments: object) -> None:
             for group in groups:
                 list(each(partial(function, scores, *arguments), range(workers), *zip(*group, strict=True)))
 
-        if rank_in_sample:
-            sample_BC = _sample(passages, sample or size, device)
-            looked = look is not None and look.take(sample_BC)
-            over_tiles(_start_from, look if looked else None, sample_BC, found, rank_in_sample)
-            del sample_BC
-        for start, passages_BC, ties_B in _blocks(passages, tie_order, size, device):
-            looked = look is not None and look.take(passages_BC)  # then all is finite, and scores will be
-            largest_passage = 0.0 if looked else largest(passages_BC[: len(ties_B)], "passage", start)
-            bound = queries_QC.shape[1] * largest_query * largest_passage
-            over_tiles(_rank, look if looked else None, passages_BC, found, ties_B, start, bound)
-    return best(found.keys_QW, k, ordered=True).cpu()
+        yield over_tiles, look
+
+
+def looks_first(queries: Tensor | np.ndarray, passages: Tensor | np.ndarray, size: int, scan: Scan = "auto") -> bool:
+    """Whether to look in bfloat16 first, at blocks of that size."""
+    wanted = scan == "bfloat16" or (scan == "auto" and _looking_pays(queries, passages, size))
+    return wanted and _can_look(queries, passages)
 
 
 def _can_look(queries: Tensor | np.ndarray, passages: Tensor | np.ndarray) -> bool:
@@ -192,12 +206,12 @@ def _first_look(
     return FirstLook(tiles, shapes, each) if shapes else None
 
 
-def _sample_size(passages: int, size: int, look: bool) -> int:
+def sample_size(passages: int, size: int, look: bool) -> int:
     """Of a block; where scores in bfloat16 cost little, two, but no more than a quarter of all."""
     return max(size, min(2 * size, passages // (4 * _PASSAGE_MULTIPLE) * _PASSAGE_MULTIPLE)) if look else size
 
 
-def _rank_in_sample(k: int, passages: int, size: int) -> int:
+def rank_in_sample(k: int, passages: int, size: int) -> int:
     """The place in an even sample of that size that few queries' k-th best falls short of; 0 if it would not pay.
 
     By chance a sample holds this many of the k best, four standard deviations above the mean, about once in fifty
@@ -215,21 +229,21 @@ def _sample(passages: Tensor | np.ndarray, size: int, device: torch.device) -> T
     return as_tensor(picked).to(device).float()
 
 
-def _start_from(
+def _look_at_sample(
     scores: list[Tensor | None],
     look: FirstLook | None,
     sample_BC: Tensor,
-    found: Candidates,
-    rank: int,
+    best_QR: Tensor,
     worker: int,
     tile: slice,
     part_RC: Tensor,
 ) -> None:
-    """Lets the queries of a tile start from their score at that place in the sample."""
+    """Fills in the best scores of a tile's queries."""
+    rank = best_QR.shape[1]
     if look is not None:
-        found.floor_Q[tile] = look.kth(worker, tile, rank)
+        best_QR[tile] = look.highest(worker, tile, rank)
     else:
-        found.floor_Q[tile] = kth((part_RC @ sample_BC.T)[: tile.stop - tile.start], rank)
+        best_QR[tile] = highest((part_RC @ sample_BC.T)[: tile.stop - tile.start], rank)
 
 
 def _rank(

@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from maw.metrics import PRIMARY
 from maw.report.compare import compare_runs
 from maw.significance import holm, paired_test
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "depth_dim": 4,
     "num_epochs": 1,
@@ -101,8 +104,18 @@ def test_reports_come_out_byte_for_byte(run, capsys):
     for name in made:
         if name != "summary/all_results.json":
             (run / name).unlink()
-    assert tier_1.main(["report", str(run)]) == 0
+    command = [sys.executable, str(ROOT / "tier_1.py"), "report", str(run)]  # which draws in processes of their own
+    assert subprocess.run(command, check=False, timeout=240).returncode == 0
     assert files_of(run) == before
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(run):
+    for figures in run.glob("*/figures"):
+        shutil.rmtree(figures)
+        figures.write_text("")
+    command = [sys.executable, str(ROOT / "tier_1.py"), "report", str(run)]
+    done = subprocess.run(command, check=False, timeout=240, capture_output=True, text=True)
+    assert done.returncode == 1 and "figures" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_without_a_summary_the_newest_folders_of_one_configuration_count(run):

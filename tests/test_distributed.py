@@ -18,7 +18,15 @@ from maw.shards import owners
 
 QUICK_ARMS = ["lora", "full", "maw"]
 NO_GRADIENT = "key.bias"  # a softmax does not see it, and Adam makes steps of the rounding of its gradient
-SEARCHES = {"ties": (20, 700, 40, 128), "cut": (5, 130, 130, 64), "few": (3, 3, 10, 64), "many": (40, 2000, 1, 256)}
+SEARCHES = {
+    "ties": (20, 700, 40, 128),
+    "cut": (5, 130, 130, 64),
+    "few": (3, 3, 10, 64),
+    "many": (40, 2000, 1, 256),
+    "floor": (20, 3000, 500, 128),
+    "misleading": (20, 3000, 500, 128),
+}
+"""Queries, passages, k and block of each search; see `processes.search`."""
 
 
 def settings(folder, arms):

@@ -73,7 +73,8 @@ def test_several_tiles_of_queries(monkeypatch):
 @pytest.mark.parametrize("most", [1, 20])
 def test_a_start_from_a_sample_changes_nothing(most, monkeypatch):
     started = []
-    monkeypatch.setattr(search, "_start_from", lambda *words, start=search._start_from: started.append(start(*words)))
+    look_at = search._look_at_sample
+    monkeypatch.setattr(search, "_look_at_sample", lambda *words: started.append(look_at(*words)))
     assert is_exact(*_with_k(whole_numbers(12, 30, 3000, 5, most), 500), block=128)
     assert started
 
@@ -82,8 +83,9 @@ def test_a_sample_that_promises_too_much_is_found_out():
     queries, passages, ties = whole_numbers(13, 20, 3000, 5, 3)
     size = search._even_size(3000, 128, 64)
     passages[np.linspace(0, 2999, size).astype(int)] = 5 * queries[0]  # the sample holds nothing but the best
-    assert 0 < search._rank_in_sample(500, 3000, 128) < size < 500
-    assert (search._best_keys(torch.from_numpy(queries), passages, 500, ties, 128, 60) == NOTHING).any(1)[0]
+    assert 0 < search.rank_in_sample(500, 3000, 128) < size < 500
+    floor_Q = search.best_of_sample(torch.from_numpy(queries), passages, size, 60, size)[:, 0]
+    assert search.too_few(search.best_keys(torch.from_numpy(queries), passages, 500, ties, size, floor_Q))[0]
     assert is_exact(queries, passages, 500, ties, block=128)
 
 

@@ -10,6 +10,8 @@ Neither loads a model or a collection.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 
@@ -18,7 +20,8 @@ def report(words: argparse.Namespace) -> int:
     from maw.console import answer
     from maw.report.rebuild import find_folders, write_reports
 
-    folder = write_reports(words.run, find_folders(words.run))
+    alone = "torch" not in sys.modules  # whose threads a copy of this process, as others start with, would lack
+    folder = write_reports(words.run, find_folders(words.run), processes=(os.cpu_count() or 1) if alone else 1)
     answer(f"Written to {folder}")
     return 0
 

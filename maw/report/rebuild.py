@@ -11,8 +11,11 @@ newest folder of each dataset with the configuration of the newest of all.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,16 @@ from maw.report import figures, layout, plots
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
 
-def write_reports(log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = ()) -> Path:
+def write_reports(
+    log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = (), processes: int = 1
+) -> Path:
     """Writes the pictures into the dataset folders, and summary/ beside them.
 
     Args:
         log_dir: folder of the run.
         folders: of its datasets, in the order of the run, as far as they are done.
         drawn: those of them whose pictures are as they would be written.
+        processes: that draw, a dataset each at a time; more than one only where the program does nothing else.
 
     Returns:
         The summary's folder.
@@ -41,13 +47,44 @@ def write_reports(log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequen
     """
     results = [read_result(folder) for folder in folders]
     found, attention = (_beside(name, folders, results) for name in (EXAMPLES, ATTENTION))
-    for folder, result in zip(folders, results, strict=True):
-        if folder not in drawn:
-            plots.write_routing_plots(folder, result)
-            figures.write_figures(folder, result, attention.get(result["dataset"], {}))
+    to_draw = [
+        (folder, result, attention.get(result["dataset"], {}))
+        for folder, result in zip(folders, results, strict=True)
+        if folder not in drawn
+    ]
+    with _elsewhere(_draw, to_draw, min(processes, len(to_draw))):
+        return _write_summary(log_dir, results, found, attention)
+
+
+def _write_summary(
+    log_dir: Path | str, results: Sequence[Mapping[str, Any]], found: Mapping[str, Any], attention: Mapping[str, Any]
+) -> Path:
     done = len(results) == len(results[-1]["configuration"].get("datasets", results))
     family, explored = (each.over_run(results) if done else {} for each in (confirmatory, exploratory))
     return layout.write_summary(log_dir, results, family, explored, found, attention)
+
+
+def _draw(folder: Path, result: Mapping[str, Any], attention: Mapping[str, Any]) -> None:
+    plots.write_routing_plots(folder, result)
+    figures.write_figures(folder, result, attention)
+
+
+@contextlib.contextmanager
+def _elsewhere(
+    function: Callable[..., object], arguments: Sequence[tuple[Any, ...]], processes: int
+) -> Iterator[None]:
+    """Calls a function with each of the arguments while the block runs, in so many processes; before it, in none."""
+    if processes < 2:
+        for each in arguments:
+            function(*each)
+        yield
+        return
+    # Control-C reaches all of them: this one answers it.
+    with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        calls = [pool.submit(function, *each) for each in arguments]
+        yield
+        for call in calls:
+            call.result()
 
 
 def _beside(name: str, folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
