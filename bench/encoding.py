@@ -34,7 +34,7 @@ from maw.data.collection import RetrievalData
 from maw.data.sampling import draw
 from maw.encoding import encode
 from maw.metrics import compute_metrics
-from maw.precision import FORMATS, name_of
+from maw.precision import name_of
 from maw.retriever import BaselineRetriever
 
 TEXTS = 2000
@@ -85,14 +85,14 @@ def make_sides() -> tuple[dict[str, Side], dict[str, tuple[str, str]], BaselineR
     """The sides by label, which of them each comparison sets against each other, and the default retriever."""
     default, retriever = our_side("auto")
     sides = {f"ours {default.precision}": default}
-    for precision in FORMATS:
+    for precision in ("float32", "bfloat16"):
         if precision != default.precision:
             sides[f"ours {precision}"] = our_side(precision)[0]
         sides[f"theirs {precision}"] = their_side(retriever, precision)
     theirs = their_side(retriever, None)
     sides.setdefault(f"theirs {theirs.precision}", theirs)
     pairs = {"default": (f"ours {default.precision}", f"theirs {theirs.precision}")}
-    pairs |= {precision: (f"ours {precision}", f"theirs {precision}") for precision in FORMATS}
+    pairs |= {precision: (f"ours {precision}", f"theirs {precision}") for precision in ("float32", "bfloat16")}
     return sides, pairs, retriever
 
 

@@ -41,7 +41,7 @@ from maw.vectors import LARGEST, as_tensor, check_arguments, check_scores, large
 
 _QUERIES_PER_TILE = 1024
 _FEWEST_QUERIES = 16  # smaller products may take another path in the library, which rounds otherwise
-_QUERY_MULTIPLE, _PASSAGE_MULTIPLE = 8, 64
+_QUERY_MULTIPLE, _PASSAGE_MULTIPLE, _BLOCK_MULTIPLE = 8, 64, 8
 _QUERIES_TO_LOOK, _TERMS_TO_LOOK, _BLOCKS_TO_LOOK = 128, 128, 4  # for fewer, rounding and trying out cost too much
 
 Scan = Literal["auto", "float32", "bfloat16"]
@@ -96,8 +96,15 @@ def top_k(
 
 
 def block_size(passages: int, block: int) -> int:
-    """The size of the near-equal blocks in which so many passages are scored, of at most about `block`."""
-    return _even_size(passages, block, _PASSAGE_MULTIPLE)
+    """The size of the near-equal blocks in which so many passages are scored, of at most about `block`.
+
+    There are 1, 2, 4 or a multiple of 8 of them, as far as so few passages allow it, so that several processes have
+    equally many.
+    """
+    blocks = max(1, -(-passages // block))
+    together = min(_BLOCK_MULTIPLE, 1 << (blocks - 1).bit_length())
+    blocks = -(-blocks // together) * together
+    return _even_size(passages, max(1, -(-passages // blocks)), _PASSAGE_MULTIPLE)
 
 
 def best_keys(

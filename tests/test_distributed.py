@@ -155,6 +155,13 @@ def test_texts_are_divided_evenly_in_every_part():
     assert tokens.max() < 1.2 * tokens.mean()
 
 
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_two_four_or_eight_processes_have_equally_many_blocks(count):
+    for passages in (200_000, 1_000_000, 8_841_823):
+        size, parts = divide(passages, 16_384, count)
+        assert len({-(-(part.stop - part.start) // size) for part in parts}) == 1 and 16_384 * 0.75 < size <= 16_384
+
+
 @pytest.mark.parametrize(("passages", "block", "count"), [(1000, 128, 3), (65, 16384, 2), (3, 64, 4), (10_000, 64, 7)])
 def test_the_parts_of_a_corpus_are_whole_blocks(passages, block, count):
     size, parts = divide(passages, block, count)

@@ -14,7 +14,7 @@ from maw.look import FirstLook, exact_shapes, reaching_marks, score_pairs
 from maw.rounding import RoundedBlock, largest_error, marks, rounded
 from maw.search import top_k
 
-QUERIES, PASSAGES, SIZE, BLOCK, TOP = 40, 6000, 64, 1024, 20
+QUERIES, PASSAGES, SIZE, BLOCK, TOP = 40, 8000, 64, 1024, 20
 needs_exact_shapes = pytest.mark.skipif(
     not exact_shapes(QUERIES, BLOCK, SIZE), reason="products of few queries have other bits here"
 )

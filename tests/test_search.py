@@ -81,7 +81,7 @@ def test_a_start_from_a_sample_changes_nothing(most, monkeypatch):
 
 def test_a_sample_that_promises_too_much_is_found_out():
     queries, passages, ties = whole_numbers(13, 20, 3000, 5, 3)
-    size = search._even_size(3000, 128, 64)
+    size = search.block_size(3000, 128)
     passages[np.linspace(0, 2999, size).astype(int)] = 5 * queries[0]  # the sample holds nothing but the best
     assert 0 < search.rank_in_sample(500, 3000, 128) < size < 500
     floor_Q = search.best_of_sample(torch.from_numpy(queries), passages, size, 60, size)[:, 0]
