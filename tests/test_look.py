@@ -101,8 +101,8 @@ def test_shapes_and_kinds_drawn_at_random(seed):
 @needs_exact_shapes
 @pytest.mark.parametrize("kind", ["normal", "clustered", "lengths", "halfway"])
 def test_the_look_is_used(kind, looks):
-    assert both(numbers("normal", 0, QUERIES), numbers(kind, 1, PASSAGES))
-    assert sum(looks) >= 4
+    assert both(numbers("normal", 0, QUERIES), numbers(kind, 1, 16 * BLOCK))
+    assert sum(looks) >= 8
 
 
 @needs_exact_shapes
