@@ -35,7 +35,7 @@ LENGTHS = (64, 128, 256)
 
 
 def make_layer(kind: str, precision: str) -> torch.nn.Module:
-    """The last layer: "plain", "diagonal" or "low_rank"."""
+    """The last layer: "plain", "diagonal" or "low_rank"; in float32, as every arm has the layers that it trains."""
     config = settings(precision=precision)
     if kind == "plain":
         retriever = BaselineRetriever(config)
@@ -43,7 +43,7 @@ def make_layer(kind: str, precision: str) -> torch.nn.Module:
         config.depth_kernel = "low_rank" if kind == "low_rank" else "diagonal"
         retriever = MAWRetriever(config)
     encoder = retriever.encoder
-    return encoder.architecture.layers(encoder.backbone)[-1].requires_grad_(True)
+    return encoder.architecture.layers(encoder.backbone)[-1].float().requires_grad_(True)
 
 
 def runner(kind: str, length: int, backward: bool, precision: str, reference: bool = False) -> Callable[[], None]:
