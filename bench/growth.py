@@ -9,7 +9,9 @@ against a straight line, a fixed part and a part per passage, fitted so that rel
 time per passage of the largest size against that of the smallest.
 
 A miss of the line can be a gain: where middle sizes lie below the line and both ends above it, a passage costs the
-less the larger the corpus, since of N passages about k * ln(N / k) ever enter a query's best k.
+less the larger the corpus, since of N passages about k * ln(N / k) ever enter a query's best k. Memory moves with
+the size of the near-equal blocks in which a corpus is scored, between half of the largest and all, not with their
+number.
 
 Encoding: all-MiniLM-L6-v2 on passages of 12 words, cut from the docstrings and functions of Python's own library and
 repeated, from 500 to 8,000 of them. A million passages would take hours on few cores and are not encoded.

@@ -3,7 +3,12 @@
     python -m bench.layer
 
 The layer is all-MiniLM-L6-v2's last, whole: attention, router, feed-forward part, norms. Sides alternate in one run.
-Memory is the peak of a process that does nothing else, above one that loads the model and stops.
+Memory is the peak of a process that does nothing else, above one that loads the model and stops. All layers hold
+their weights in float32, as every arm has the layers that it trains, and compute in bfloat16 under autocast.
+
+What the depths cost in bfloat16, by torch's profiler over forward passes at 64 tokens, of about 20 ms on a processor
+with AMX: weighting the queries 0.4 ms, their mean over a text 0.3 ms; small operations of the router and the pick are
+the rest. Each of the first two is one pass over the queries, and vanishes beside the products of float32.
 """
 
 from __future__ import annotations

@@ -183,11 +183,12 @@ def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     machine = found["encoding_peak"]["machine"]
     taken = ", ".join(f"{name} {each['measured_at'][:10]}" for name, each in found.items())
     measured = dict(inputs["measured"])
-    measured["source"] = f"{machine['processor']}, {machine['threads']} threads ({taken})"
+    place = f"{machine['processor']}, {machine['threads']} threads ({taken})"
+    measured["source"] = f"{place}; tokens: {measured['tokens_source']}"
     measured["encoding"] = measured["encoding"] | {
         "flops_per_second": peak["GFLOP/s"] * GIGA, "share_of_peak": peak["share of peak"]
     }  # fmt: skip
-    measured["search"] = measured["search"] | {"seconds": exact["median s"]}
+    measured["search"] = measured["search"] | {"seconds": round(exact["median s"], 3)}
     return {**inputs, "measured": measured}
 
 
