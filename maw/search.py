@@ -86,7 +86,7 @@ def top_k(
     look = looks_first(queries, passages, size, scan)
     sample = sample_size(len(passages), size, look)
     rank = rank_in_sample(wanted, len(passages), sample)
-    floor_Q = best_of_sample(queries_QC, passages, sample, rank, size, look)[:, 0] if rank else None
+    floor_Q = best_of_sample(queries_QC, passages, sample, rank, size, look)[:, 0].clone() if rank else None
     keys_QK = best_keys(queries_QC, passages, wanted, tie_order, size, floor_Q, look)
     short_Q = too_few(keys_QK)
     if short_Q.any():
@@ -186,8 +186,9 @@ def _tiles(queries_QC: Tensor, size: int, look_first: bool) -> Iterator[tuple[Ca
 
 def looks_first(queries: Tensor | np.ndarray, passages: Tensor | np.ndarray, size: int, scan: Scan = "auto") -> bool:
     """Whether to look in bfloat16 first, at blocks of that size."""
-    wanted = scan == "bfloat16" or (scan == "auto" and _looking_pays(queries, passages, size))
-    return wanted and _can_look(queries, passages)
+    if scan == "float32" or not _can_look(queries, passages):
+        return False
+    return scan == "bfloat16" or _looking_pays(queries, passages, size)
 
 
 def _can_look(queries: Tensor | np.ndarray, passages: Tensor | np.ndarray) -> bool:

@@ -89,7 +89,7 @@ class Shard:
             return None
         look = looks_first(queries_QC, self.passages, self.size)
         find = partial(best_of_sample, queries_QC, self.passages, share, rank, self.size, look)
-        return highest(torch.cat(distributed.gathered(all_or_none(find)), dim=1), rank)[:, 0]
+        return highest(torch.cat(distributed.gathered(all_or_none(find)), dim=1), rank)[:, 0].clone()
 
     def search(self, queries_QC: Tensor, floor_Q: Tensor | None) -> Tensor:
         """The k best keys of all processes' parts, (Q, k), best first, the same in every process."""

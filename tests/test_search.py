@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -271,3 +273,16 @@ def test_gpu_agrees():
     expected_scores, expected_rows = reference(queries, passages, 100, ties)
     np.testing.assert_array_equal(rows.numpy(), expected_rows)
     np.testing.assert_array_equal(scores.numpy(), expected_scores)
+
+
+def test_the_best_scores_of_a_tile_take_the_memory_of_one_row_beside_them():
+    scores = torch.randn(512, 4096, generator=torch.Generator().manual_seed(0))
+    tracemalloc.start()
+    try:
+        found = candidates.highest(scores, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(found.sort().values, scores.topk(10).values.flip(1))
+    assert torch.equal(found[:, 0], scores.topk(10).values[:, -1]) and peak < 4 * scores[0].nbytes + found.nbytes
+    assert candidates.highest(scores[:0], 10).shape == (0, 10), "no queries"

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -79,12 +82,28 @@ def _elsewhere(
             function(*each)
         yield
         return
-    # Control-C reaches all of them: this one answers it.
-    with ProcessPoolExecutor(processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-        calls = [pool.submit(function, *each) for each in arguments]
-        yield
-        for call in calls:
-            call.result()
+    with ProcessPoolExecutor(processes, initializer=_serve, initargs=(os.getpid(),)) as pool:
+        try:
+            calls = [pool.submit(function, *each) for each in arguments]
+            yield
+            for call in calls:
+                call.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _serve(parent: int) -> None:
+    """Leaves signals to the process that draws for others, and ends with it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Control-C reaches them all: the parent answers it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _beside(name: str, folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
