@@ -17,7 +17,7 @@ import traceback
 from typing import IO, Any
 
 from maw import console, signals
-from maw.errors import MAWError, is_out_of_memory
+from maw.errors import ConfigError, MAWError, is_out_of_memory
 
 
 class Voice:
@@ -104,23 +104,24 @@ def main() -> int:
         contextlib.redirect_stdout(Shown(voice)) as shown,
         contextlib.redirect_stderr(Lines(voice)),
     ):
+        voice.say(ready=True)  # for signals
         code = _run(order, voice)
         shown.flush()
     return code
 
 
 def _run(order: dict[str, Any], voice: Voice) -> int:
-    from maw.benchmark import run_dataset_of
-    from maw.config import Tier1Config
-
     try:
+        from maw.benchmark import run_dataset_of
+        from maw.config import Tier1Config
+
         config = Tier1Config.from_dict(order["config"])
         with console.speaking(quiet=config.quiet, json_progress=config.json_progress):
             run_dataset_of(config, order["number"], resumed=order["resumed"])
     except KeyboardInterrupt:
         return 128 + 15
     except MAWError as error:
-        voice.say(failed=str(error))
+        voice.say(failed=str(error), problems=error.problems if isinstance(error, ConfigError) else [])
         return 1
     except Exception as error:  # noqa: BLE001 - the others go on, and the run says why this one did not
         if not is_out_of_memory(error):

@@ -130,10 +130,10 @@ class DatasetRun:
             content = profile.content()
             layout.write_profile(self.folder, content)
             console.show(f"\n{profile_text(content)}")
-        if self.state:
-            self.state.close()
         for name, (metrics, steps) in self.scores.items():  # told to a tracker, too, when all of it is
             tracking.results(name, metrics, steps)
+        if self.state:
+            self.state.close()
         return result
 
     def _begin(self) -> datetime:

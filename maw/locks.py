@@ -69,7 +69,7 @@ def is_held(folder: Path | str) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path, thread_local=False).acquire(timeout=0):
+        with FileLock(path, thread_local=False).acquire(timeout=0.2):  # longer than another look at it takes
             return False
     except Timeout:
         return True

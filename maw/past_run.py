@@ -26,6 +26,7 @@ from maw.methods import METHODS, find_method
 from maw.parallel import pick_device
 from maw.retriever import BaselineRetriever
 from maw.rules import show, suggestion
+from maw.run_state import FREE
 from maw.validation import results_name
 
 _VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among the runs of one method
@@ -99,7 +100,7 @@ class PastRun:
         """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
         config, parts = self.config, [self.name, method]
         parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
-        parts += [f"fold{fold or 1}"] if config.folds else []
+        parts += [f"fold{1 if fold is None else fold}"] if config.folds else []
         return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
@@ -113,16 +114,25 @@ class PastRun:
             ConfigError: the run had no such seed or fold.
             MAWError: none was kept of them.
         """
-        config, path = self.config, self.checkpoint_folder(method, seed, fold)
-        asked = {"seed": (seed, config.seed), "fold": (fold, 1 if config.folds else None)}
-        single = {"seed": config.seeds == 1, "fold": not config.folds}
-        for what, (value, only) in asked.items():
-            if value is not None and single[what] and value != only:
-                there = f"the only {what} is {only}" if only is not None else f"the run had no {what}s"
-                raise ConfigError([f"{self.folder}: no {what} {value}; {there}"])
+        self.check_training(seed, fold)
+        path = self.checkpoint_folder(method, seed, fold)
         if not path.is_dir():
             raise MAWError(f"{path}: there is no such checkpoint; a run keeps one of each method, seed and fold")
         return path
+
+    def check_training(self, seed: int | None, fold: int | None) -> None:
+        """That the run had such a training.
+
+        Raises:
+            ConfigError: it had no such seed or fold.
+        """
+        config = self.config
+        seeds, folds = range(config.seed, config.seed + config.seeds), range(1, (config.folds or 0) + 1)
+        for what, value, had in (("seed", seed, seeds), ("fold", fold, folds)):
+            if value is not None and value not in had:
+                several = f"it had {what}s {had[0]} to {had[-1]}" if len(had) > 1 else f"the run had no {what}s"
+                there = f"the only {what} is {had[0]}" if len(had) == 1 else several
+                raise ConfigError([f"{self.folder}: no {what} {value}; {there}"])
 
     def model(
         self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
@@ -162,7 +172,7 @@ class PastRun:
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
         """That a checkpoint is of this run, as far as settings tell."""
         mine, its = Arm(find_method(method), self.config, None).config.to_dict(), config.to_dict()
-        other = [name for name in mine if name not in (*_VARIES, *_ELSEWHERE) and mine[name] != its.get(name)]
+        other = [name for name in mine if name not in (*_VARIES, *_ELSEWHERE, *FREE) and mine[name] != its.get(name)]
         if other:
             names = ", ".join(other[:5])
             raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")

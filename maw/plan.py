@@ -24,6 +24,7 @@ from maw.pretrained import ModelSpec
 from maw.rate import Rate, measure, weights_are_here
 from maw.room import (
     Disk,
+    at_once,
     disks_of,
     embedding_width,
     model_bytes,
@@ -113,12 +114,15 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     longest = max((work.tokens["document"] for work in works), default=0)
     most = max((max(work.searched, work.validated) for work in works), default=0)
     texts = max(config.eval_batch_size, 2 * config.batch_size * (2 + config.num_negatives) if trains(config) else 0)
-    return {
+    one = {
         "libraries": PROGRAM_BYTES,
         "model": 2 * model_bytes(spec),  # with what training adds, or the next method's while it is loaded
         "embeddings": min(most * spec.hidden_dim * embedding_width(config), most_in_memory(config)),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
+    count = at_once(config, works)
+    conductor = PROGRAM_BYTES if config.parallel_datasets else 0  # the run's own process, which only looks on
+    return {name: count * size for name, size in one.items()} | {"libraries": count * PROGRAM_BYTES + conductor}
 
 
 def _rate(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> Rate | str:

@@ -87,9 +87,10 @@ def _run_file_bytes(config: Tier1Config, works: Sequence[Work]) -> int:
 
 
 def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
-    """What a run keeps until it has finished: one training in progress, and the rankings of what is done."""
+    """What a run keeps until it has finished: trainings in progress, and the rankings of what is done."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
     training = 8 * _layer_parameters(spec) * len(layers) * FLOAT_BYTES if trained_methods(config) else 0
+    training *= at_once(config, works)
     trained = len(trained_methods(config))
     runs = len(config.methods) - trained + trained * config.seeds  # folds part the test queries
     lines = sum(work.queries["test"] * min(config.top_k, work.searched) for work in works)
@@ -97,12 +98,18 @@ def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> 
 
 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
-    """Those kept for later runs, and the largest of those that are too many for memory while they are searched."""
+    """Those kept for later runs, and those searched at a time that are too many for memory."""
     limit = int(config.embedding_cache_gb * GIGABYTE)
     sizes = [work.searched * spec.hidden_dim * embedding_width(config) for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
-    large = (size for size in sizes if size > most_in_memory(config) and (size > limit or trains(config)))
-    return min(kept, limit) + max(large, default=0)
+    large = [size for size in sizes if size > most_in_memory(config) and (size > limit or trains(config))]
+    searched = sum(large) if config.parallel_datasets else max(large, default=0)
+    return min(kept, limit) + searched
+
+
+def at_once(config: Tier1Config, works: Sequence[Work]) -> int:
+    """How many datasets run at a time, at most."""
+    return len(works) if config.parallel_datasets else 1
 
 
 def embedding_width(config: Tier1Config) -> int:

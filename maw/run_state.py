@@ -148,7 +148,7 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         "version": VERSION,
         "id": secrets.token_hex(8),
         "started": datetime.now().isoformat(sep=" ", timespec="seconds"),
-        "config": config.to_dict(),
+        "config": config.to_dict() | {"restart": False},  # it is done, and going on does not ask for it again
         "code": code_hashes(),
         "libraries": _libraries(),
         "processes": distributed.place().count,

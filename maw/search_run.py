@@ -82,6 +82,7 @@ def main(words: argparse.Namespace) -> int:
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     for method in methods:
         run.record(method)  # says now, not after minutes of encoding, that there is no such method
+    run.check_training(words.seed, words.fold)
     corpus = run.corpus()
     sys.stderr.write(f"{run.name}: {len(corpus):,} passages; a method's first search encodes them all\n")
     found = []

@@ -11,6 +11,7 @@ Results go through the run's folder, as in a run that was interrupted. A dataset
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ import torch
 
 from maw import console, signals
 from maw.config import Tier1Config
-from maw.errors import MAWError
+from maw.errors import ConfigError, MAWError
 from maw.finished import DatasetState
 from maw.report.rebuild import write_reports
 from maw.run_state import RunState
@@ -107,6 +108,7 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
 
     Raises:
         MAWError: some failed, when the others are done.
+        ConfigError: none could run with this configuration.
         Stopped: a signal asked for it; the datasets have saved what can be saved.
     """
     states = {number: DatasetState(state, number, config) for number in range(1, len(config.datasets) + 1)}
@@ -123,11 +125,15 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
     for result in done.values():
         console.show(f"\n{result['dataset']}: done before the run was interrupted")
     waiting = [number for number in states if number not in done]
-    failures = _Conductor(config, waiting, parts, state.resumed, write).run()
+    conductor = _Conductor(config, waiting, parts, state.resumed, write)
+    failures = conductor.run()
+    if failures and len(conductor.refused) == len(failures) and not done:
+        raise ConfigError(list(dict.fromkeys(problem for each in conductor.refused for problem in each)))
     if failures:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failures.items())
-        again = f"--resume {shlex.quote(config.log_dir)} goes on with the rest"
-        raise MAWError(f"{len(failures)} of {len(states)} datasets failed. {causes}. The others are done; {again}")
+        again = f"--resume {shlex.quote(config.log_dir)} goes on with {'the rest' if done else 'them'}"
+        others = "The others are done; " if done else ""
+        raise MAWError(f"{len(failures)} of {len(states)} datasets failed. {causes}. {others}{again}")
     return {done[number]["dataset"]: done[number] for number in sorted(done)}
 
 
@@ -143,6 +149,8 @@ class _Process:
         self.name = results_name(config.datasets[number - 1])
         self.shown: list[str] = []
         self.failure: str | None = None
+        self.problems: list[str] = []  # of a configuration that cannot run
+        self.ready = False  # for signals, which would end it before
         package = str(Path(__file__).parents[1])
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
@@ -164,7 +172,8 @@ class _Process:
 
     def _listen(self, messages: queue.Queue) -> None:
         for line in self.process.stdout:
-            messages.put((self, json.loads(line)))
+            with contextlib.suppress(ValueError):  # the last line of one that was killed may be torn
+                messages.put((self, json.loads(line)))
         self.process.wait()
         messages.put((self, None))
 
@@ -174,13 +183,17 @@ class _Process:
             self.shown.append(message["show"])
         elif "line" in message:
             console.write_line(message["line"])
+        elif "ready" in message:
+            self.ready = True
         elif "failed" in message:
-            self.failure = message["failed"]
+            self.failure, self.problems = message["failed"], message["problems"]
         else:
             record = logging.makeLogRecord(message["log"])
             record.msg = f"[{self.name}] {record.msg}"
             with console.at(**message["where"]):
-                logging.getLogger(record.name).handle(record)
+                logger_of_it = logging.getLogger(record.name)
+                if logger_of_it.isEnabledFor(record.levelno):
+                    logger_of_it.handle(record)
 
     def end(self) -> None:
         """Shows what was held back, and notes how the process ended."""
@@ -216,6 +229,7 @@ class _Conductor:
         self.running: list[_Process] = []
         self.messages: queue.Queue[tuple[_Process, dict[str, Any] | None]] = queue.Queue()
         self.failures: dict[str, str] = {}
+        self.refused: list[list[str]] = []  # why those of the failures could not run whose configuration is at fault
         self.stopping = False
 
     def run(self) -> dict[str, str]:
@@ -234,8 +248,12 @@ class _Conductor:
         except KeyboardInterrupt:
             self.stopping = True
             self._send(signal.SIGTERM)
-            while self.running:
-                self._hear()
+            try:
+                while self.running:
+                    self._hear()
+            except BaseException:  # in a notebook, where nothing else ends what is still at work
+                self._send(signal.SIGKILL)
+                raise
             raise
         except BaseException:
             self._send(signal.SIGKILL)
@@ -265,8 +283,10 @@ class _Conductor:
             logger.info("[%s] stopped", process.name)
         else:
             self.failures[process.name] = process.failure
+            self.refused += [process.problems] if process.problems else []
             logger.error("[%s] failed: %s", process.name, process.failure)
 
     def _send(self, number: int) -> None:
         for each in self.running:
-            each.process.send_signal(number)
+            if each.ready or number != signal.SIGUSR1:
+                each.process.send_signal(number)

@@ -131,6 +131,13 @@ def test_without_a_summary_the_newest_folders_of_one_configuration_count(run):
     assert {name: after[name] for name in before} == before
 
 
+def test_a_run_that_went_on_with_another_console_is_one_run(run):
+    shutil.rmtree(run / "summary")
+    edit(folder_of(run, "one") / "dataset.json", lambda content: content["configuration"].update(quiet=True))
+    assert tier_1.main(["report", str(run)]) == 0
+    assert len(json.loads((run / "summary" / "all_results.json").read_text())) == 2
+
+
 def test_a_change_in_a_result_reaches_the_reports(run):
     def change(content):
         content["venue"] = "Renamed"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import tier_1
 from maw.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
-from maw.errors import MAWError, ModelError
+from maw.errors import ConfigError, MAWError, ModelError
 from maw.export import export_retriever
 from maw.methods import find_method
 from maw.model_card import model_card
@@ -324,11 +324,24 @@ def test_what_the_run_does_not_have_is_said_in_one_line(tiny_run, tmp_path, caps
     assert "export: the following arguments are required: OUT; see" in capsys.readouterr().err
 
 
+def test_seeds_and_folds_that_a_run_of_several_does_not_have(tiny_run):
+    run = PastRun.open(tiny_run)
+    run = replace(run, config=replace(run.config, seeds=3, folds=5))
+    run.check_training(44, 5)
+    with pytest.raises(ConfigError, match=r"no seed 45; it had seeds 42 to 44"):
+        run.checkpoint("maw", seed=45)
+    with pytest.raises(ConfigError, match=r"no fold 0; it had folds 1 to 5"):
+        run.checkpoint("maw", fold=0)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tiny_run, tmp_path):
     other = tmp_path / "logs"
     shutil.copytree(tiny_run, other)
     path = other / "checkpoints" / "beir_small_maw_best" / "checkpoint.json"
     record = read_signed(path)
+    record["config"]["quiet"] = not record["config"]["quiet"]  # as in a run that went on with another console
+    write_signed(path, record)
+    PastRun.open(other).model("maw")
     record["config"]["num_epochs"] = 7
     write_signed(path, record)
     with pytest.raises(MAWError, match=r"of another run than .*differ in num_epochs"):

@@ -462,3 +462,17 @@ def test_a_run_stops_before_it_loads_anything(tmp_path, tiny_settings, monkeypat
     monkeypatch.setattr(maw.benchmark, "load_collection", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(MAWError, match="is too small"):
         maw.benchmark.run_complete_benchmark(tiny_settings())
+
+
+def test_datasets_side_by_side_need_room_at_the_same_time(tmp_path, models, spec):
+    needs = [Needs(name, passages={name: 10**6}, mean_characters=400) for name in "abc"]
+    plans = [
+        make_plan(config_of(tmp_path, models, parallel_datasets=side, store_embeddings_on_disk=True), spec, needs)
+        for side in (False, True)
+    ]
+    rooms = [{room.what: room.size for disk in plan.disks for room in disk.rooms} for plan in plans]
+    for what in ("activations", "embeddings"):
+        assert rooms[1][what] > rooms[0][what], what
+    assert rooms[1]["results and checkpoints"] > rooms[0]["results and checkpoints"]
+    assert plans[1].memory["model"] == 3 * plans[0].memory["model"]
+    assert plans[1].memory["libraries"] == 4 * plans[0].memory["libraries"], "and the process that only looks on"

@@ -18,7 +18,7 @@ from faults.runs import beir_folder
 import tier_1
 from maw import side_by_side, signals
 from maw.config import Tier1Config
-from maw.errors import MAWError
+from maw.errors import ConfigError, MAWError
 from maw.logs import read_events
 from maw.run_state import is_unfinished
 from maw.side_by_side import divided, run_side_by_side, shares
@@ -157,7 +157,15 @@ def stop(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGUSR1, lambda *_: say("kept"))
+how = os.environ["HOW"]
+if how == "refused":
+    print(json.dumps({"failed": "no", "problems": ["--seed: no", f"--model: not {order['number']}"]}), flush=True)
+    sys.exit(1)
+if how != "deaf":
+    print(json.dumps({"ready": True}), flush=True)
 say(f"at work as {os.getpid()}")
+if how == "torn":
+    os.write(1, b'{"log": {"na')
 if order["number"] == int(os.environ["KILLED"]):
     os.kill(os.getpid(), signal.SIGKILL)
 sys.stdin.read()
@@ -179,7 +187,8 @@ def play(tmp_path, monkeypatch, caplog):
     """Two datasets whose processes wait for a signal; the one of that number is killed at its start."""
     caplog.set_level(logging.INFO, "maw")
 
-    def run(killed=0):
+    def run(killed=0, how=""):
+        monkeypatch.setenv("HOW", how)
         monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", PLAYER))
         monkeypatch.setenv("KILLED", str(killed))
         config = Tier1Config(datasets=["msmarco", "nq"], log_dir=str(tmp_path))
@@ -226,3 +235,26 @@ def test_a_process_that_is_killed_is_told(play, caplog):
     threading.Thread(target=end_the_other, daemon=True).start()
     with pytest.raises(MAWError, match=r"2 of 2 .* beir_nq: its process was ended by SIGKILL; msmarco: .* code 143"):
         play(killed=2)
+
+
+def test_a_line_that_a_killed_process_did_not_end_is_passed_over(play, caplog):
+    test_a_process_that_is_killed_is_told(lambda killed: play(killed, "torn"), caplog)
+
+
+def test_what_no_dataset_can_run_with_is_refused_once(play):
+    with pytest.raises(ConfigError) as caught:
+        play(how="refused")
+    assert sorted(caught.value.problems) == ["--model: not 1", "--model: not 2", "--seed: no"]
+
+
+def test_a_process_that_is_not_ready_is_not_asked_to_save(play, caplog):
+    def ask():
+        wait_for(lambda: len(messages(caplog, "at work as")) == 2)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(3 * side_by_side.LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with signals.handlers(), pytest.raises(Stopped):
+        play(how="deaf")
+    assert len(messages(caplog, "saved")) == 2 and not messages(caplog, "kept")

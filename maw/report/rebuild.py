@@ -27,6 +27,7 @@ from maw.errors import ConfigError, DataError
 from maw.examples import ATTENTION
 from maw.examples import NAME as EXAMPLES
 from maw.report import figures, layout, plots
+from maw.run_state import FREE
 
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
@@ -134,11 +135,16 @@ def find_folders(run_dir: Path | str) -> list[Path]:
     if summary.is_file():
         return [_named(found, name, each, summary) for name, each in read_json(summary).items()]
     newest = max(found.values(), key=lambda result: result["evaluated_at"])
-    alike = [folder for folder, result in found.items() if result["configuration"] == newest["configuration"]]
+    alike = [folder for folder, result in found.items() if _what_counts(result) == _what_counts(newest)]
     by_dataset = {
         found[folder]["dataset"]: folder for folder in sorted(alike, key=lambda each: found[each]["evaluated_at"])
     }
     return sorted(by_dataset.values(), key=lambda folder: found[folder]["evaluated_at"])
+
+
+def _what_counts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a result that can change one: a run that goes on may have others of the rest."""
+    return {name: value for name, value in result["configuration"].items() if name not in FREE}
 
 
 def _named(found: Mapping[Path, Mapping[str, Any]], name: str, result: Mapping[str, Any], summary: Path) -> Path:

@@ -337,7 +337,10 @@ def test_a_new_run_does_not_replace_an_unfinished_one(server, interrupted, flags
     shutil.copytree(interrupted, folder)
     done = server.run(flags(folder))
     assert done.code == 2 and f"--resume {folder}" in done.output and "--restart" in done.output
-    assert server.run([*flags(folder), "--restart"]).code == 0
+    done = server.run([*flags(folder), "--restart"], signals=[[0, TERM]], await_file=[str(folder), "state/01/*"])
+    assert done.code == 143, done.output
+    done = server.run(["--resume", folder])
+    assert done.code == 0, done.output
 
 
 def test_a_first_trial_is_work_too(server, flags, tmp_path):
