@@ -14,13 +14,15 @@ Importing this module loads neither torch nor a model: each public name is fetch
 Exit codes, of runs and commands: 0 done; 2 the command line is wrong, and nothing was begun (a flag or a value that is
 none, or a folder, model, dataset, method or seed that it names and that is not there); 1 anything else that the user
 can mend (damaged files, a full disk, runs that do not compare, a problem that `doctor` found); 130 stopped by Ctrl-C
-(SIGINT) and 143 by SIGTERM, both after saving. SIGUSR1 saves and goes on.
+(SIGINT) and 143 by SIGTERM, both after saving; 141 whoever read standard output has closed it. SIGUSR1 saves and goes
+on.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -97,6 +99,9 @@ def _main(argv: Sequence[str]) -> int:
             if isinstance(interrupt, Stopped):
                 code, how = interrupt.exit_code, f"stopped by {interrupt.name}"
             lines = [f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}"]
+        except BrokenPipeError:  # whoever read standard output has seen enough, as `head` has
+            code = 141
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         console.end(code, *lines)
     return code
 

@@ -43,7 +43,7 @@ from maw.architectures import Architecture
 from maw.commands import parser_of
 from maw.encoder import MAWWithGRPOEncoder
 from maw.errors import ConfigError, MAWError, ModelError
-from maw.files import write_json, write_text
+from maw.files import give_usual_mode, write_json, write_text
 from maw.hub import check_hub, push_to_hub
 from maw.model_card import base_model, model_card
 from maw.modeling_maw import MODELS
@@ -247,6 +247,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         temporary.chmod(0o755)
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                give_usual_mode(path)  # some libraries keep what they write from everybody else
         temporary.replace(folder)
     except (OSError, SafetensorError) as error:
         raise MAWError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error

@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        give_usual_mode(temporary)
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
@@ -172,6 +172,11 @@ def _render(value: Any, indent: str) -> str:
 
 def _scalar(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def give_usual_mode(path: Path) -> None:
+    """Lets those read and write a file who may do so with the files that a program makes without a word."""
+    path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -59,6 +59,10 @@ def detectable(std: float | None, queries: int, *, level: float, power: float = 
     return _smallest_effect(queries, level, power) * std
 
 
+_ROUNDING = 1e-6
+"""A difference of so small a part of its standard deviation: to show it would take trillions of queries."""
+
+
 def queries_needed(effect_size: float | None, *, level: float, power: float = POWER) -> int | None:
     """How many queries a two-sided test needs to find a true effect of that size with probability `power`.
 
@@ -68,9 +72,9 @@ def queries_needed(effect_size: float | None, *, level: float, power: float = PO
         power: the probability.
 
     Returns:
-        The number; None where there is no effect to find, or no size is known.
+        The number; None where there is no effect to find but rounding, or no size is known.
     """
-    if not effect_size or not math.isfinite(effect_size):
+    if effect_size is None or not _ROUNDING < abs(effect_size) < math.inf:
         return None
     from scipy.stats import norm
 

@@ -491,6 +491,8 @@ def test_other_test_judgements(load, tmp_path):
     assert sorted(data.test.query_ids) == ["q0", "q7"] and data.test.qrels["q7"] == {"d7": 3, "d6": 1}
     assert "q0" not in data.train.query_ids, "a question stays in test before train"
     assert data.test.relevance_level == data.facts["relevance_level"] == 2
+    grades = [grade for judged in data.test.qrels.values() for grade in judged.values()]
+    assert data.facts["splits"]["test"]["relevant"] == sum(grade >= 2 for grade in grades) < len(grades)
     assert data.facts["test_judgements"] == "dl19.tsv"
 
 

@@ -349,3 +349,12 @@ def test_all_reasons_are_given_at_once_and_other_datasets_are_no_common_ones(run
         edit(folder_of(run, name) / "dataset.json", lambda content: content.update(dataset=f"x_{content['dataset']}"))
     assert tier_1.main(["compare", str(run), str(runs[1])]) == 1
     assert "no dataset in common" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(run):
+    command = [sys.executable, str(ROOT / "tier_1.py"), "report", str(run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(240) == 141 and said == ""

@@ -324,6 +324,14 @@ def test_what_the_run_does_not_have_is_said_in_one_line(tiny_run, tmp_path, caps
     assert "export: the following arguments are required: OUT; see" in capsys.readouterr().err
 
 
+def test_an_export_may_be_read_by_whoever_may_read_the_others(tiny_run, tmp_path):
+    for method in ("lora", "maw"):
+        assert tier_1.main(["export", str(tiny_run), "--method", method, str(tmp_path / method)]) == 0
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "new").touch()
+    assert modes == {(tmp_path / "new").stat().st_mode & 0o777}
+
+
 def test_seeds_and_folds_that_a_run_of_several_does_not_have(tiny_run):
     run = PastRun.open(tiny_run)
     run = replace(run, config=replace(run.config, seeds=3, folds=5))

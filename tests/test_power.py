@@ -86,3 +86,7 @@ def test_the_spread_decides():
     found = minimum_detectable_effect(values, 400, level=0.05)
     assert found == pytest.approx(detectable(float(values.std(ddof=1)), 400, level=0.05))
     assert minimum_detectable_effect(2 * values, 400, level=0.05) == pytest.approx(2 * found)
+
+
+def test_rounding_is_no_effect_to_be_found():
+    assert queries_needed(3e-17, level=0.05) is None and queries_needed(1e-5, level=0.05) > 10**10

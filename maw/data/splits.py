@@ -110,9 +110,9 @@ def draw_splits(
 
 
 def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:
-    """Sizes and hash of one split, for the report."""
+    """Sizes and hash of one split, for the report; what is relevant is so in the binary metrics."""
     grades = [grade for judged in split.qrels.values() for grade in judged.values()]
-    relevant = sum(grade >= 1 for grade in grades)
+    relevant = sum(grade >= split.relevance_level for grade in grades)
     return {
         "available": available,
         "queries": len(split),

@@ -39,7 +39,7 @@ def _verdict(
 ) -> Markup:
     """The claim in one sentence."""
     if not confirmed:
-        text = "No comparison of this run was fixed beforehand: MAW or its controls did not run. All tests explore."
+        text = "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests explore."
         return paragraph(element("strong", text))
     better = worse = 0
     for result, key in confirmed:
@@ -47,14 +47,15 @@ def _verdict(
         if corrected_p(result, key, METRIC, over_run) < LEVEL:
             better, worse = better + (test["mean_difference"] > 0), worse + (test["mean_difference"] < 0)
     size = len(confirmed)
+    whom = "its control" if size == 1 else "its controls"
     of = "the one comparison" if size == 1 else f"{better or worse or size} of the {size} comparisons"
     if not better and not worse:
         of = "the one comparison" if size == 1 else f"any of the {size} comparisons"
-        text = f"No difference is shown: MAW is neither better nor worse than its controls in {of} fixed beforehand."
+        text = f"No difference is shown between MAW and {whom}, in {of} fixed beforehand."
     elif better and worse:
         text = f"Mixed: of {size} comparisons fixed beforehand MAW is better in {better} and worse in {worse}."
     else:
-        text = f"MAW is {'better' if better else 'worse'} than its controls in {of} fixed beforehand."
+        text = f"MAW is {'better' if better else 'worse'} than {whom} in {of} fixed beforehand."
     return paragraph(element("strong", text))
 
 
@@ -86,7 +87,8 @@ def _highest(result: Mapping[str, Any], *, with_test: bool, over_run: RunValues)
     best = methods[0]
     text = f"Highest mean {_LABEL} on {result['venue']}: {best.label}, {_value(result, best):.4f}"
     if len(methods) > 1:
-        text += f", before {methods[1].label}, {_value(result, methods[1]):.4f}"
+        first, next_ = (f"{_value(result, method):.4f}" for method in methods[:2])
+        text += f", {'level with' if first == next_ else 'before'} {methods[1].label}, {next_}"
     pair = next((pair for pair in comparisons(m.name for m in methods[:2]) if len(methods) > 1), None)
     test = result.get("significance", {}).get(key_of(*pair), {}).get(METRIC) if pair and with_test else None
     if test:
