@@ -63,6 +63,8 @@ class PastRun:
         paths = [folder / "dataset.json"] if (folder / "dataset.json").is_file() else folder.glob("*/dataset.json")
         found = sorted(((_read(path), path.parent) for path in paths), key=lambda pair: pair[0]["evaluated_at"])
         newest = {result["dataset"]: (result, place) for result, place in found}
+        if not folder.is_dir():
+            raise ConfigError([f"{folder}: there is no such folder"])
         if not newest:
             text = f"{folder}: has no results (NAME_DATE/dataset.json); give the --log-dir of a finished run"
             raise ConfigError([text])

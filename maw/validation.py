@@ -138,6 +138,8 @@ def _dataset_problem(name: str) -> str | None:
         return None
     if not name.startswith(BEIR):
         known = ", ".join(BUILT_DATASETS)
+        if is_folder(name):
+            return f"unknown dataset {show(name)}; for the folder in BEIR layout write {BEIR}{name}"
         return f"unknown dataset {show(name)}{suggestion(name, BUILT_DATASETS)}; there are {known} and beir:DIR"
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from conftest import beir_outline
@@ -525,3 +526,12 @@ def test_all_problems_of_a_file_are_reported(tmp_path):
 def test_a_number_of_more_digits_than_python_writes_is_refused_like_any_other():
     with pytest.raises(ConfigError, match="batch_size: must be at least 1 and at most 65536, got a int too long"):
         Tier1Config(batch_size=10**5000)
+
+
+def test_the_table_of_presets_is_what_they_are():
+    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    for name in PRESETS:
+        config = Tier1Config.from_preset(name)
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        sizes = f"{config.train_samples:,} / {config.val_samples:,} / {config.test_samples:,}"
+        assert row.endswith(f"| {sizes} | {config.num_epochs} | {config.num_negatives} |")

@@ -28,6 +28,7 @@ from maw.power import detectable, queries_needed
 from maw.report.format import as_table, clean, fact, heading, p_value, wrapped
 from maw.report.rebuild import find_folders, read_json, read_result
 from maw.report.trec import FOLDER, read_qrels, token
+from maw.run_state import FREE
 from maw.significance import paired_tests
 
 _PERMUTATIONS = 10_000
@@ -98,7 +99,7 @@ def compare_runs(
         for pair in pairs[name]
         for row in _tests(first[name], second[name], pair, queries[name], signs, size)
     ]
-    about = {"level": LEVEL, "correction": "Holm: nDCG@10 one family, all other metrics another"}
+    about = {"level": LEVEL, "correction": "Holm's, with nDCG@10 as one family and all other metrics as another"}
     return {
         "runs": [str(run_a), str(run_b)],
         "settings_that_differ": _settings(first[shared[0]].result, second[shared[0]].result),
@@ -134,8 +135,8 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     ]
     parts.append("\n".join(["Datasets", *counts]))
     about = (
-        f"First minus second. Holm p: {found['correction']}; {found['permutations']:,} random signs. Nothing of this "
-        "was fixed before the runs: it is exploratory."
+        f"First minus second. The correction is {found['correction']}; {found['permutations']:,} random signs. "
+        "Nothing of this was fixed before the runs: it is exploratory."
     )
     for title, rows in (
         (METRIC_LABELS[METRIC], [row for row in found["comparisons"] if row["metric"] == METRIC]),
@@ -287,9 +288,9 @@ def _family(rows: Sequence[Mapping[str, Any]], *, headline: bool) -> list[dict[s
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Settings and facts on the model that differ between two results."""
+    """Settings that can change a result, and facts on the model, that differ between two results."""
     one, other = ({**each["configuration"], **_model(each)} for each in (a, b))
-    names = [name for name in dict.fromkeys([*one, *other]) if name not in _PLACES]
+    names = [name for name in dict.fromkeys([*one, *other]) if name not in (*_PLACES, *FREE)]
     return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
 
 

@@ -137,6 +137,7 @@ def _made(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
     environment = dict(results[-1].get("environment", {}))
     command = environment.pop("command", None)
     settings = results[-1].get("configuration", {})
+    settings = {name: "not set" if value is None else value for name, value in settings.items()}
     parts = []
     if command:
         words = (element("span", word, class_="word") for word in str(command).split(" "))
