@@ -213,7 +213,7 @@ def another(name: str) -> str | None:
     special = {
         "datasets": "pystdlib", "methods": "lora", "distractors": str(ROOT), "model": "packaged:all-MiniLM-L6-v2",
         "maw_layers": "2", "finetune_layers": "2", "device": "cuda", "hidden_dim": "16", "num_heads": "2",
-        "num_layers": "3", "folds": "3", "corpus_size": "50", "val_corpus_size": "50", "router_start": "clusters",
+        "num_layers": "3", "folds": "3", "corpus_size": "50", "val_corpus_size": "50", "router_start": "uniform",
         "encoder_update": "mcl", "query_prefix": "query: ", "document_prefix": "passage: ", "tune": "2",
     }  # fmt: skip
     if name in special:

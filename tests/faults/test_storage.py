@@ -108,6 +108,8 @@ def version(number: int) -> str:
 
 
 def write_some_checkpoint(folder: Path, number: int, model) -> None:
+    with torch.no_grad():
+        next(each for each in model.parameters() if each.requires_grad).add_(1)  # the same weights would need no room
     save_checkpoint(
         folder / "checkpoint", model, dataset="tiny", method="lora", epoch=number, best_val_metric=0.5,
         training_history=[{"epoch": 1}],
