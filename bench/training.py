@@ -43,7 +43,7 @@ from maw.prefix import ActivationStore
 from maw.retriever import BaselineRetriever
 from maw.training import Trainer
 
-EXAMPLES = 256
+EXAMPLES = 64
 EPOCHS = 6  # one to warm up and five that count
 TARGETS = {6: ">= 3.5", 12: ">= 6"}
 DEPTHS = {6: 1, 12: 2}
