@@ -14,7 +14,9 @@ also with padding.
 What keeps encoding from the peak, by torch's profiler over 800 documents on one thread in bfloat16: on a processor
 with AMX, whose products are so fast that encoding reaches 26% of the peak, linear maps take 38% of the time and fused
 attention 31%, most of that for what is no product (exponentials, and packing of heads only 32 wide); GELU takes 11%,
-norms 6%, sums 5%. So 65% of the peak is out of reach of PyTorch's own operations there.
+norms 6%, sums 5%. So 65% of the peak is out of reach of PyTorch's own operations there. In float32, over 400 documents
+and five rounds in turns on the same processor, this project reached 64% of the best product's rate and
+sentence-transformers 50%: to be 1.4 times as fast takes 70%.
 """
 
 from __future__ import annotations
