@@ -170,10 +170,14 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that is measured, marked where code differs from it; None outside a git repository."""
+    """The commit that is measured, marked where code differs from it; None outside a git repository.
+
+    Results that a measurement has written before this one are no change of the code.
+    """
     try:
         short = git("rev-parse", "--short", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+        written = (":!docs", ":!bench/research", ":!bench/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{short} with changes" if changed else short

@@ -112,6 +112,7 @@ class Bench:
             "method": run.method,
             "settings": dict(run.settings),
             "commit": commit(),
+            "machine": machine(),
             "queries": len(data.validation),
             NDCG: best[f"val_{NDCG}"],
             "by_epoch": [record[f"val_{NDCG}"] for record in history],
@@ -141,7 +142,7 @@ def run_experiment(experiment: Experiment, bench: Bench, again: bool = False) ->
                 found["against_first"] = asdict(paired_test(values, reference, seed=BASE["seed"]))
         results.append(found | {"label": run.label})
         show(found)
-        write_json(path, {"experiment": experiment.name, "base": dict(BASE), "machine": machine(), "runs": results})
+        write_json(path, {"experiment": experiment.name, "base": dict(BASE), "runs": results})
 
 
 def configuration(run: Run) -> Tier1Config:
@@ -215,7 +216,8 @@ def research_page(results: Mapping[str, Mapping[str, Any]], experiments: Sequenc
         parts.append(f"    python -m bench.research {experiment.name}\n")
         rows = [_row(run, index) for index, run in enumerate(result["runs"])]
         parts.append("\n".join(table(HEADER, rows)) + "\n")
-        where = f"{result['machine']['processor']}, commit {', '.join(commits)}."
+        processors = sorted({run["machine"]["processor"] for run in result["runs"]})
+        where = f"{', '.join(processors)}, commit {', '.join(commits)}."
         parts.append(f"{experiment.lesson}\n\n{where}\n" if experiment.lesson else f"{where}\n")
     return "\n".join([*parts, TUNED_OPENING, tuned_sections(), ENDING])
 

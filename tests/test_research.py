@@ -32,6 +32,7 @@ class FakeBench:
             "method": run.method,
             "settings": dict(run.settings),
             "commit": "abc1234",
+            "machine": {"processor": "a processor"},
             "queries": 40,
             "ndcg_cut_10": float(values.mean()),
             "seconds": 1.0,
