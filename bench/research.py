@@ -98,22 +98,36 @@ class Bench:
         return self._collections[key]
 
     def train(self, run: Run) -> tuple[np.ndarray, Result]:
-        """One training: nDCG@10 of every validation query with the weights of the best epoch, and what is kept."""
+        """A run: nDCG@10 of every validation query with the weights of the best epoch, and what is kept.
+
+        With several seeds both are means over them.
+        """
+        trained = [self._train(run, seed) for seed in run.seeds]
+        values = np.mean([per_query for per_query, _ in trained], axis=0)
+        found = mean_of([each for _, each in trained])
+        found["seconds"] = round(sum(each["seconds"] for _, each in trained), 1)
+        return values, {
+            "label": run.label,
+            "method": run.method,
+            "settings": dict(run.settings),
+            "seeds": list(run.seeds),
+            "commit": commit(),
+            "machine": machine(),
+            "queries": len(values),
+            "by_seed": [each[NDCG] for _, each in trained],
+        } | found
+
+    def _train(self, run: Run, seed: int) -> tuple[np.ndarray, Result]:
+        """One training."""
         started = time.perf_counter()
         config = configuration(run)
         data = self.collection(config)
         arm = Arm(find_method(run.method), config, self.device, self.activations)
-        model = arm.build(arm.configure(config.seed))
+        model = arm.build(arm.configure(seed))
         history = arm.train(model, data.train, data.validation, data.name)
         best = history.best
         routing = best.get("val_routing", {})
         return history.validation.per_query[NDCG], {
-            "label": run.label,
-            "method": run.method,
-            "settings": dict(run.settings),
-            "commit": commit(),
-            "machine": machine(),
-            "queries": len(data.validation),
             NDCG: best[f"val_{NDCG}"],
             "by_epoch": [record[f"val_{NDCG}"] for record in history],
             "best_epoch": best["epoch"],
@@ -121,8 +135,20 @@ class Bench:
             "rates": rates(model, model.config),
             "training": {key: best[key] for key in TRAINING if key in best},
             "routing": {side: {key: facts[key] for key in ROUTING if key in facts} for side, facts in routing.items()},
-            "seconds": round(time.perf_counter() - started, 1),
+            "seconds": time.perf_counter() - started,
         }
+
+
+def mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers, through dictionaries and lists that are alike; what is the same for all stays as it is."""
+    first = values[0]
+    if all(each == first for each in values):
+        return first
+    if isinstance(first, Mapping):
+        return {key: mean_of([each[key] for each in values]) for key in first}
+    if isinstance(first, list):
+        return [mean_of(list(each)) for each in zip(*values, strict=True)]
+    return None if None in values else _mean(values)
 
 
 def run_experiment(experiment: Experiment, bench: Bench, again: bool = False) -> None:
@@ -151,7 +177,8 @@ def configuration(run: Run) -> Tier1Config:
 
 
 def _is_of(result: Result, run: Run) -> bool:
-    return result["method"] == run.method and result["settings"] == json.loads(json.dumps(dict(run.settings)))
+    settings = json.loads(json.dumps(dict(run.settings)))
+    return (result["method"], result["settings"], result["seeds"]) == (run.method, settings, list(run.seeds))
 
 
 def show(found: Result) -> None:
@@ -178,7 +205,8 @@ Each number comes back to four digits, on the same machine, with
 N being the run's place in its table, from 1. Every run has the settings of the offline preset ({base}), one seed and
 one thread; `settings` are those that differ. nDCG@10 is that of the best epoch on {queries} validation queries of
 `pystdlib`; p is of a paired randomisation test over these queries against the table's first run, not corrected for
-the number of tests, and blind to the spread over seeds. *depths q / d*: effective depths of greedy picks, of queries
+the number of tests, and blind to the spread over seeds. Where a run has several seeds everything is their mean, by
+query too, and each seed's nDCG@10 stands behind it. *depths q / d*: effective depths of greedy picks, of queries
 and of documents relevant to them, by MAW layer where there are several. *headroom*: the learnable headroom with its
 standard error, as [routing.md](routing.md) defines it; negative or near zero means that no router can gain from these
 depths.
@@ -226,11 +254,12 @@ def _row(run: Mapping[str, Any], index: int) -> list[str]:
     against = run.get("against_first")
     sides = [run["routing"].get(side, {}) for side in ("query", "document")]
     depths = " / ".join(", ".join(f"{each:.1f}" for each in side["effective_depths"]) for side in sides if side)
+    seeds = f" ({', '.join(f'{each:.4f}' for each in run['by_seed'])})" if len(run["seeds"]) > 1 else ""
     return [
         f"{index + 1}. {run['label']}",
         run["method"],
         ", ".join(f"`{name}` {value}" for name, value in run["settings"].items()),
-        f"{run[NDCG]:.4f}",
+        f"{run[NDCG]:.4f}{seeds}",
         f"{against['mean_difference']:+.4f}" if against else "",
         f"{against['p_value']:.3f}" if against else "",
         depths,

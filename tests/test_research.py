@@ -31,6 +31,8 @@ class FakeBench:
             "label": run.label,
             "method": run.method,
             "settings": dict(run.settings),
+            "seeds": list(run.seeds),
+            "by_seed": [float(values.mean())] * len(run.seeds),
             "commit": "abc1234",
             "machine": {"processor": "a processor"},
             "queries": 40,
@@ -70,7 +72,7 @@ def test_experiments_can_be_told_apart():
     assert len({each.name for each in EXPERIMENTS}) == len(EXPERIMENTS)
     for experiment in EXPERIMENTS:
         assert len({run.label for run in experiment.runs}) == len(experiment.runs)
-        kinds = {(run.method, json.dumps(dict(run.settings), sort_keys=True)) for run in experiment.runs}
+        kinds = {(run.method, json.dumps(dict(run.settings), sort_keys=True), run.seeds) for run in experiment.runs}
         assert len(kinds) == len(experiment.runs), "the same run twice"
 
 
@@ -96,6 +98,33 @@ def test_what_is_there_is_not_run_again_and_what_changed_is(folder):
     bench = FakeBench()
     research.run_experiment(changed, bench, again=True)
     assert bench.trained == ["a", "bb", "ccc"]
+
+
+def test_a_run_with_several_seeds_is_their_mean_by_query(folder, monkeypatch):
+    def train(seed):
+        side = {
+            "effective_depths": [seed / 10.0],
+            "learnable_headroom": None if seed == 2 else 0.5,
+            "top_share": [1.0],
+        }
+        found = {"ndcg_cut_10": seed / 4.0, "best_epoch": 3, "routing": {"query": side}, "seconds": float(seed)}
+        return np.array([seed / 4.0, 0.0, seed / 2.0]), found
+
+    bench = object.__new__(research.Bench)
+    monkeypatch.setattr(bench, "_train", lambda run, seed: train(seed), raising=False)
+    values, found = bench.train(Run("two", "maw", {"depth_dim": 4}, seeds=(1, 2)))
+    np.testing.assert_allclose(values, [0.375, 0.0, 0.75])
+    assert (found["ndcg_cut_10"], found["by_seed"], found["seeds"]) == (0.375, [0.25, 0.5], [1, 2])
+    assert found["best_epoch"] == 3 and found["seconds"] == 3.0 and found["queries"] == 3
+    side = found["routing"]["query"]
+    assert side["effective_depths"] == pytest.approx([0.15]) and side["top_share"] == [1.0]
+    assert side["learnable_headroom"] is None, "one of the seeds has none"
+    row = research._row(found, 0)
+    assert row[3] == "0.3750 (0.2500, 0.5000)"
+    assert research._row(found | {"seeds": [1], "by_seed": [0.375]}, 0)[3] == "0.3750"
+    stored_run = json.loads(json.dumps(found))
+    assert research._is_of(stored_run, Run("another name", "maw", {"depth_dim": 4}, seeds=(1, 2)))
+    assert not research._is_of(stored_run, Run("two", "maw", {"depth_dim": 4}, seeds=(1, 3)))
 
 
 def test_the_page_shows_each_run_with_its_place_and_headroom(folder):
