@@ -241,6 +241,17 @@ EXPERIMENTS = (
 )  # fmt: skip
 
 
+SEEDS_ALONE = Run("static changes that differ by their seed alone", "full_lowrank", EIGHT, tuple(range(1, 9)))
+"""What the depths of `ORACLES` are held against: models without routing, as large, and trained alike."""
+ORACLES = (
+    Run("32 diagonal depths", "maw", CLUSTERS),
+    Run("8 diagonal depths", "maw", CLUSTERS | FAST | {"depth_dim": 8}),
+    Run("8 low-rank depths", "maw", EXACT),
+    Run("32 low-rank depths", "maw", LOW_RANK_CLUSTERS),
+)
+ORACLE_LESSON = ""
+
+
 @dataclass(frozen=True)
 class Tuned:
     """Every arm tuned alike and trained with three seeds on one dataset, by the command line.

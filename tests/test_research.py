@@ -7,15 +7,17 @@ import json
 import numpy as np
 import pytest
 
-from bench import research
-from bench.experiments import BASE, EXPERIMENTS, Experiment, Run
+from bench import oracle, research, trainings
+from bench.experiments import BASE, EXPERIMENTS, ORACLES, SEEDS_ALONE, Experiment, Run
 from maw.methods import find_method
 
 SECTIONS_OF_DATA = (
     "datasets", "train_samples", "val_samples", "corpus_size", "val_corpus_size", "distractors", "num_negatives",
     "negative_source", "hard_negative_ratio", "negative_margin", "folds",
 )  # fmt: skip
-ALL_RUNS = [(experiment.name, run) for experiment in EXPERIMENTS for run in experiment.runs]
+ALL_RUNS = [(experiment.name, run) for experiment in EXPERIMENTS for run in experiment.runs] + [
+    ("oracle", run) for run in (SEEDS_ALONE, *ORACLES)
+]
 
 
 class FakeBench:
@@ -57,7 +59,7 @@ def stored(folder, name="three"):
 
 @pytest.mark.parametrize(("name", "run"), ALL_RUNS, ids=[f"{name}: {run.label}" for name, run in ALL_RUNS])
 def test_every_run_is_one_that_the_benchmark_takes(name, run):
-    config = find_method(run.method).configure(research.configuration(run))
+    config = find_method(run.method).configure(trainings.configuration(run))
     assert config.max_document_length == 64 and config.precision == "bfloat16"
     if run.method != "full_lowrank":  # which makes its one depth as large as those that are set
         assert all(getattr(config, key) == value for key, value in run.settings.items()), "it is the method's own"
@@ -65,7 +67,7 @@ def test_every_run_is_one_that_the_benchmark_takes(name, run):
 
 def test_data_differ_only_by_settings_that_the_bench_looks_at():
     about_data = {name for name in SECTIONS_OF_DATA if any(name in run.settings for _, run in ALL_RUNS)}
-    assert about_data <= set(research.DATA_SETTINGS)
+    assert about_data <= set(trainings.DATA_SETTINGS)
 
 
 def test_experiments_can_be_told_apart():
@@ -110,7 +112,7 @@ def test_a_run_with_several_seeds_is_their_mean_by_query(folder, monkeypatch):
         found = {"ndcg_cut_10": seed / 4.0, "best_epoch": 3, "routing": {"query": side}, "seconds": float(seed)}
         return np.array([seed / 4.0, 0.0, seed / 2.0]), found
 
-    bench = object.__new__(research.Bench)
+    bench = object.__new__(trainings.Bench)
     monkeypatch.setattr(bench, "_train", lambda run, seed: train(seed), raising=False)
     values, found = bench.train(Run("two", "maw", {"depth_dim": 4}, seeds=(1, 2)))
     np.testing.assert_allclose(values, [0.375, 0.0, 0.75])
@@ -145,6 +147,22 @@ def test_the_page_in_the_docs_is_that_of_the_results():
     assert research.PAGE.read_text(encoding="utf-8") == research.research_page(results), (
         "run python -m bench.research --page"
     )
+
+
+def test_the_oracle_over_depths_is_shown_against_that_of_the_seeds(tmp_path):
+    assert "Not run yet." in oracle.oracle_section(tmp_path / "none.json")
+    row = {"label": "8 depths", "oracle_null": 0.75, "models_mean": 0.5, "oracle_depths": 0.875, "depths_mean": 0.5}
+    content = {"commit": "abc", "machine": {"processor": "a processor"}, "rows": [row | {"excess": 0.125}]}
+    (tmp_path / "some.json").write_text(json.dumps(content), encoding="utf-8")
+    text = oracle.oracle_section(tmp_path / "some.json")
+    assert f"| {SEEDS_ALONE.label} | 0.7500 | 0.5000 | +0.2500 |  |" in text
+    assert "| 8 depths | 0.8750 | 0.5000 | +0.3750 | +0.1250 |" in text and "commit abc" in text
+
+
+def test_depths_are_held_against_models_as_large_that_only_their_seed_tells_apart():
+    assert SEEDS_ALONE.method == "full_lowrank" and len(set(SEEDS_ALONE.seeds)) == 8
+    assert all(trainings.configuration(run).depth_dim >= len(SEEDS_ALONE.seeds) for run in ORACLES)
+    assert all(len(run.seeds) == 1 for run in ORACLES)
 
 
 @pytest.mark.parametrize(

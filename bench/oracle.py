@@ -1,0 +1,73 @@
+"""Is the best of several depths more than the best of as many models that differ by nothing but their seed?
+
+    python -m bench.oracle            # half an hour on one core; to bench/research/oracle/pystdlib.json
+    python -m bench.research --page   # the page
+
+The runs are in bench/experiments.py and trained as `bench.research` trains its own; test queries are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.common import ROOT, commit, machine
+from bench.experiments import ORACLE_LESSON, ORACLES, SEEDS_ALONE
+from bench.trainings import Bench, configuration
+from bench.tuned import table
+from maw.diagnostics import compare_with_seeds
+from maw.files import write_json
+
+PATH = ROOT / "bench" / "research" / "oracle" / "pystdlib.json"
+HEADER = ("eight of", "oracle", "mean", "oracle above the mean", "more than that of the seeds")
+OPENING = """## oracle
+
+A text's best depth beats the mean depth wherever depths differ, by chance too. Is it better by more than the best of
+eight models beats their mean, models without routing that were trained alike and differ by their seed? Of 32 depths
+eight are drawn, a thousand times. nDCG@10 on validation queries.
+
+    python -m bench.oracle
+"""
+
+
+def measure() -> dict[str, Any]:
+    """Trains all of them and compares."""
+    with Bench() as bench:
+        seeds = [bench.fit(SEEDS_ALONE, seed)[0] for seed in SEEDS_ALONE.seeds]
+        rows = []
+        for run in ORACLES:
+            config = configuration(run)
+            (seed,) = run.seeds
+            model, _ = bench.fit(run, seed)
+            found = compare_with_seeds(model, seeds, bench.collection(config).validation, config, bench.device)
+            rows.append({"label": run.label, "method": run.method, "settings": dict(run.settings), **found})
+    return {"commit": commit(), "machine": machine(), "seeds": list(SEEDS_ALONE.seeds), "rows": rows}
+
+
+def oracle_section(path: Path = PATH) -> str:
+    """This part of the page, as Markdown."""
+    if not path.exists():
+        return f"{OPENING}\nNot run yet.\n"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = [_seeds(content["rows"][0]), *(_depths(row) for row in content["rows"])]
+    where = f"{content['machine']['processor']}, commit {content['commit']}."
+    return "\n".join([OPENING, *table(HEADER, rows), "", *([ORACLE_LESSON, ""] if ORACLE_LESSON else []), where, ""])
+
+
+def _seeds(row: Mapping[str, Any]) -> tuple[str, ...]:
+    oracle, mean = row["oracle_null"], row["models_mean"]
+    return SEEDS_ALONE.label, f"{oracle:.4f}", f"{mean:.4f}", f"{oracle - mean:+.4f}", ""
+
+
+def _depths(row: Mapping[str, Any]) -> tuple[str, ...]:
+    oracle, mean = row["oracle_depths"], row["depths_mean"]
+    return row["label"], f"{oracle:.4f}", f"{mean:.4f}", f"{oracle - mean:+.4f}", f"{row['excess']:+.4f}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # a sum's order, and so its last digit, must not depend on the machine's cores
+    write_json(PATH, measure())
