@@ -60,12 +60,12 @@ def oracle_section(path: Path = PATH) -> str:
 
 def _seeds(row: Mapping[str, Any]) -> tuple[str, ...]:
     oracle, mean = row["oracle_null"], row["models_mean"]
-    return SEEDS_ALONE.label, f"{oracle:.4f}", f"{mean:.4f}", f"{oracle - mean:+.4f}", ""
+    return SEEDS_ALONE.label, f"{oracle:.4f}", f"{mean:.4f}", f"{oracle - mean:+z.4f}", ""
 
 
 def _depths(row: Mapping[str, Any]) -> tuple[str, ...]:
     oracle, mean = row["oracle_depths"], row["depths_mean"]
-    return row["label"], f"{oracle:.4f}", f"{mean:.4f}", f"{oracle - mean:+.4f}", f"{row['excess']:+.4f}"
+    return row["label"], f"{oracle:.4f}", f"{mean:.4f}", f"{oracle - mean:+z.4f}", f"{row['excess']:+z.4f}"
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def _row(run: Mapping[str, Any], index: int) -> list[str]:
         run["method"],
         ", ".join(f"`{name}` {value}" for name, value in run["settings"].items()),
         f"{run[NDCG]:.4f}{seeds}",
-        f"{against['mean_difference']:+.4f}" if against else "",
+        f"{against['mean_difference']:+z.4f}" if against else "",
         f"{against['p_value']:.3f}" if against else "",
         depths,
         *(_headroom(side) for side in sides),
@@ -149,7 +149,7 @@ def _row(run: Mapping[str, Any], index: int) -> list[str]:
 def _headroom(side: Mapping[str, Any]) -> str:
     if side.get("learnable_headroom") is None:
         return ""
-    return f"{side['learnable_headroom']:+.4f} ± {side['learnable_headroom_error']:.4f}"
+    return f"{side['learnable_headroom']:+z.4f} ± {side['learnable_headroom_error']:.4f}"
 
 
 def _mean(values: Sequence[float]) -> float:

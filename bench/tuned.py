@@ -137,9 +137,9 @@ def _arm_row(name: str, arm: Content) -> tuple[str, ...]:
 def _test_row(name: str, test: Content) -> tuple[str, ...]:
     return (
         name,
-        f"{test['mean_difference']:+.4f}",
-        f"{test['relative']:+.1%}",
-        f"{test['ci_low']:+.4f} to {test['ci_high']:+.4f}",
+        f"{test['mean_difference']:+z.4f}",
+        f"{test['relative']:+z.1%}",
+        f"{test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}",
         f"{test['p_value']:.4f}",
         f"{test['p_holm']:.4f}" if "p_holm" in test else "exploratory",
         f"{test['minimum_detectable_effect']:.4f}" if test.get("minimum_detectable_effect") else "",
@@ -157,7 +157,7 @@ def _routed(content: Content, index: int, side: str) -> tuple[str, ...]:
         "" if distance is None else f"{distance:.1g}",
         f"{test['routed']:.4f}",
         f"{test['fixed']:.4f}",
-        f"{against['mean_difference']:+.4f}",
+        f"{against['mean_difference']:+z.4f}",
         f"{against['p_value']:.3f}",
         "" if test["shuffled"] is None else f"{test['shuffled']:.4f}",
         "" if p_shuffled is None else f"{p_shuffled:.3f}",

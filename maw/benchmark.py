@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from maw import console, distributed, signals, tracking
+from maw import confirmatory, console, distributed, signals, tracking
 from maw.config import Tier1Config
 from maw.data import check_sources, load_collection, load_folds
 from maw.dataset_run import DatasetRun
@@ -102,7 +102,9 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         state.finish()
     if config.quiet and distributed.is_main():
         console.answer(text.answers(list(results.values())))
-    console.answer(f"\nSummary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}")
+    where = f"Summary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}"
+    claim = text.claim(list(results.values()), confirmatory.over_run(list(results.values())))
+    console.answer("\n" + "\n".join(line for line in (claim, where) if line))
     return results
 
 

@@ -12,8 +12,12 @@ from matplotlib.patches import PathPatch
 from test_attention_page import an_attention
 from test_page import HOSTILE, whole_result
 
+from maw.config import DEFAULT_METHODS
 from maw.errors import MAWError
+from maw.methods import METHODS, find_method
 from maw.report import figures
+from maw.report.marks import look_of
+from maw.report.page import charts
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "figures").write_text("")
     with pytest.raises(MAWError, match="figures"):
         figures.write_figures(tmp_path, result, {})
+
+
+def test_methods_can_be_told_apart_without_colour_and_those_of_the_user_by_marker_alone():
+    for dashes, markers in ((figures._DASHES, figures._MARKERS), (charts._DASHES, charts._MARKERS)):
+        looks = [(dashes[look % len(dashes)], markers[look % len(markers)]) for look in map(look_of, METHODS)]
+        assert len(set(looks)) == len(METHODS)
+        assert len({markers[look_of(find_method(name)) % len(markers)] for name in DEFAULT_METHODS}) == 3

@@ -20,6 +20,8 @@ from maw.metrics import METRICS, PRIMARY, compute_metrics
 from maw.report import differences, marks, protocol, tables, text
 from maw.report.files import write_csv
 from maw.report.layout import write_dataset, write_summary
+from maw.report.marks import run_p_values
+from maw.report.verdict import verdict
 
 STAMP = "20250106_143022"
 HOSTILE = [
@@ -202,6 +204,9 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
     first = summary.index("Confirmatory: MAW against its controls, corrected by Holm over all 2 comparisons")
     assert first < summary.index("Confirmatory: corrected by Holm over the 1") < summary.index("Exploratory: ")
     assert "msmarco: vs LoRA Fine-tuned" in summary
+    claim = verdict(results, run_p_values([family]))
+    assert "2 comparisons" in claim and claim in " ".join(summary.split())
+    assert text.claim(results[:1]) in " ".join(text.benchmark_summary(results[:1]).split())
     assert "over all 2 of the run in summary/confirmatory.json" in " ".join(summary.split())
     assert "Exploratory: corrected by Holm over all 29 other tests of this dataset" in summary
     assert "over all 58 of the run in summary/exploratory.json" in " ".join(summary.split())
@@ -608,3 +613,8 @@ def test_a_folder_that_may_not_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(MAWError, match=r"cannot write .*Permission denied"):
         write_text(tmp_path / "a", "x")
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus():
+    test = {"mean_difference": -1e-6, "relative": -1e-5, "ci_low": -0.01, "ci_high": 0.01, "p_value": 0.9}
+    assert differences._cells(test)[:3] == ["+0.0000", "+0.0%", "[-0.0100, +0.0100]"]

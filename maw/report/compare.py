@@ -164,12 +164,12 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
             _row_name(row, with_metric=row["metric"] != METRIC),
             f"{row['first']:.4f}",
             f"{row['second']:.4f}",
-            f"{row['mean_difference']:+.4f}",
-            f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]",
+            f"{row['mean_difference']:+z.4f}",
+            f"[{row['ci_low']:+z.4f}, {row['ci_high']:+z.4f}]",
             p_value(row["p_value"]),
             p_value(row["p_holm"]),
             p_value(row["t_p_value"]),
-            "-" if row["effect_size"] is None else f"{row['effect_size']:+.3f}",
+            "-" if row["effect_size"] is None else f"{row['effect_size']:+z.3f}",
             "-" if row["queries_needed"] is None else f"{row['queries_needed']:,}",
         ]
         for row in rows

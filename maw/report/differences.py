@@ -115,9 +115,9 @@ def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _cells(test: Mapping[str, Any]) -> list[str]:
     return [
-        f"{test['mean_difference']:+.4f}",
-        "-" if test["relative"] is None else f"{test['relative']:+.1%}",
-        f"[{test['ci_low']:+.4f}, {test['ci_high']:+.4f}]",
+        f"{test['mean_difference']:+z.4f}",
+        "-" if test["relative"] is None else f"{test['relative']:+z.1%}",
+        f"[{test['ci_low']:+z.4f}, {test['ci_high']:+z.4f}]",
         p_value(test["p_value"]),
         p_value(test.get("p_holm")),
     ]
@@ -128,7 +128,7 @@ def _found(test: Mapping[str, Any]) -> list[str]:
 
 
 def _more(test: Mapping[str, Any]) -> list[str]:
-    found = (("effect_size", "+.3f"), ("queries_needed", ",d"))
+    found = (("effect_size", "+z.3f"), ("queries_needed", ",d"))
     return [p_value(test.get("t_p_value")), *(_number(test.get(key), form) for key, form in found)]
 
 

@@ -55,7 +55,7 @@ _SETTINGS = {
     "svg.hashsalt": "maw",  # the names inside are the same each time
 }
 _DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
-_MARKERS = "osD^"
+_MARKERS = "osD"  # with five dashes fifteen looks, and the three methods of the user have one of their own
 _LABEL = METRIC_LABELS[METRIC]
 _LABELS = 16  # of an axis, at most
 _TITLE = 46  # letters that fit into a line

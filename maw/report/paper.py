@@ -123,11 +123,11 @@ def _claims(families: Sequence[Mapping[str, Any] | None]) -> list[Table]:
         new, old = map(label_of, row["comparison"].split("_vs_"))
         smallest = row.get("minimum_detectable_effect")
         cells = (
-            Cell(f"{row['mean_difference']:+.4f}", row["significant"]),
-            Cell(f"[{row['ci_low']:+.4f}, {row['ci_high']:+.4f}]"),
+            Cell(f"{row['mean_difference']:+z.4f}", row["significant"]),
+            Cell(f"[{row['ci_low']:+z.4f}, {row['ci_high']:+z.4f}]"),
             Cell(p_value(row["p_value"])),
             Cell(p_value(row["p_holm"]), row["significant"]),
-            Cell("-" if row["effect_size"] is None else f"{row['effect_size']:+.3f}"),
+            Cell("-" if row["effect_size"] is None else f"{row['effect_size']:+z.3f}"),
             Cell("-" if smallest is None else f"{smallest:.4f}"),
         )
         rows.append((f"{clean(row['dataset'])}: {new} - {old}", cells))

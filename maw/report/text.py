@@ -15,8 +15,9 @@ from maw.metrics import METRIC_LABELS, PRIMARY
 from maw.report.costs import cost_table
 from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
-from maw.report.marks import LETTERS, beaten, methods_of
+from maw.report.marks import LETTERS, beaten, methods_of, run_p_values
 from maw.report.protocol import compute_table, rate_range, seeds_table, spread_line, tuning_table
+from maw.report.verdict import verdict
 
 _HEADLINE = PRIMARY[0]
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
@@ -110,10 +111,18 @@ def benchmark_summary(results: Sequence[Mapping[str, Any]], family: Mapping[str,
         results: the content of each dataset.json.
         family: the confirmatory family over all datasets, once all are done.
     """
-    parts = [heading("Benchmark summary", "="), _overview(results)]
+    overview = "\n\n".join(part for part in (_overview(results), claim(results, family)) if part)
+    parts = [heading("Benchmark summary", "="), overview]
     parts += [run_differences(family)] if family and len(results) > 1 else []
     parts += [dataset_summary(result) for result in results]
     return "\n\n\n".join([*parts, reading_notes()]) + "\n"
+
+
+def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
+    """`maw.report.verdict` in lines of the console, with the confirmatory family of a whole run; "" without tests."""
+    if not any(result.get("significance") for result in results):
+        return ""
+    return "\n".join(wrapped("", verdict(results, run_p_values([family]))))
 
 
 def reading_notes() -> str:

@@ -15,6 +15,7 @@ from maw.metrics import METRIC_LABELS
 from maw.report.format import p_value
 from maw.report.marks import RunValues, corrected_p, label_of, methods_of
 from maw.report.page.markup import Markup, element, joined, paragraph
+from maw.report.verdict import comparisons_claimed, verdict
 
 _LABEL = METRIC_LABELS[METRIC]
 
@@ -26,37 +27,12 @@ def answer(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Markup:
         results: the content of each dataset.json.
         over_run: the corrected p of every test over the run; empty as long as datasets are missing.
     """
-    confirmed = [(result, key) for result in results for key in result.get("confirmatory", {}).get("comparisons", {})]
-    parts = [_verdict(results, confirmed, over_run)]
+    confirmed = comparisons_claimed(results)
+    parts = [paragraph(element("strong", verdict(results, over_run)))]
     parts += [_confirmed(result, key, over_run, alone=len(results) == 1) for result, key in confirmed]
     if len(results) == 1 or not confirmed:  # else the table below the box has the means
         parts += [_highest(result, with_test=not confirmed, over_run=over_run) for result in results]
     return element("div", joined(parts), class_="answer")
-
-
-def _verdict(
-    results: Sequence[Mapping[str, Any]], confirmed: Sequence[tuple[Mapping[str, Any], str]], over_run: RunValues
-) -> Markup:
-    """The claim in one sentence."""
-    if not confirmed:
-        text = "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests explore."
-        return paragraph(element("strong", text))
-    better = worse = 0
-    for result, key in confirmed:
-        test = result["confirmatory"]["comparisons"][key]
-        if corrected_p(result, key, METRIC, over_run) < LEVEL:
-            better, worse = better + (test["mean_difference"] > 0), worse + (test["mean_difference"] < 0)
-    size = len(confirmed)
-    whom = "its control" if size == 1 else "its controls"
-    of = "the one comparison" if size == 1 else f"{better or worse or size} of the {size} comparisons"
-    if not better and not worse:
-        of = "the one comparison" if size == 1 else f"any of the {size} comparisons"
-        text = f"No difference is shown between MAW and {whom}, in {of} fixed beforehand."
-    elif better and worse:
-        text = f"Mixed: of {size} comparisons fixed beforehand MAW is better in {better} and worse in {worse}."
-    else:
-        text = f"MAW is {'better' if better else 'worse'} than {whom} in {of} fixed beforehand."
-    return paragraph(element("strong", text))
 
 
 def _confirmed(result: Mapping[str, Any], key: str, over_run: RunValues, *, alone: bool) -> Markup:
@@ -76,7 +52,7 @@ def _confirmed(result: Mapping[str, Any], key: str, over_run: RunValues, *, alon
         if smallest is not None and p >= LEVEL
         else ""
     )
-    interval = f"95% interval {test['ci_low']:+.4f} to {test['ci_high']:+.4f}"
+    interval = f"95% interval {test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}"
     sure = f"; {interval}, p {p_value(p)} after Holm's correction in the {family}."
     return paragraph(element("span", says, class_=kind), f"{sure}{could}")
 
@@ -98,8 +74,8 @@ def _highest(result: Mapping[str, Any], *, with_test: bool, over_run: RunValues)
 
 
 def _amount(test: Mapping[str, Any]) -> str:
-    share = "" if test["relative"] is None else f", {test['relative']:+.1%}"
-    return f"{test['mean_difference']:+.4f} {_LABEL}{share}"
+    share = "" if test["relative"] is None else f", {test['relative']:+z.1%}"
+    return f"{test['mean_difference']:+z.4f} {_LABEL}{share}"
 
 
 def _value(result: Mapping[str, Any], method: Method) -> float:

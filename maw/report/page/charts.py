@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
 _LABEL_ROOM = 24  # between the middles of two labels of the x axis
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
-_MARKERS = ("circle", "square", "diamond", "triangle")
+_MARKERS = ("circle", "square", "diamond")  # with five dashes fifteen looks
 _SERIES = 10  # colours of the page's style
 
 
@@ -210,7 +210,6 @@ def _marker(look: int, x: float, y: float) -> str:
     corners = {
         "square": ((-3, -3), (3, -3), (3, 3), (-3, 3)),
         "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0)),
-        "triangle": ((0, -4.5), (4, 3.5), (-4, 3.5)),
     }[name]
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon class="{kind}" points="{points}"/>'

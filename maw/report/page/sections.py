@@ -96,13 +96,13 @@ def _cells(result: Result, key: str, metric: str, test: Mapping[str, Any], over_
     p = corrected_p(result, key, metric, over_run)
     shown = element("strong", p_value(p)) if p is not None and p < LEVEL else p_value(p)
     return [
-        f"{test['mean_difference']:+.4f}",
-        _number(test["relative"], "+.1%"),
-        f"{test['ci_low']:+.4f} to {test['ci_high']:+.4f}",
+        f"{test['mean_difference']:+z.4f}",
+        _number(test["relative"], "+z.1%"),
+        f"{test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}",
         p_value(test["p_value"]),
         shown,
         p_value(test.get("t_p_value")),
-        _number(test.get("effect_size"), "+.3f"),
+        _number(test.get("effect_size"), "+z.3f"),
         _number(test.get("minimum_detectable_effect"), ".4f"),
         _number(test.get("queries_needed"), ",d"),
         f"{test['wins']} / {test['losses']} / {test['ties']}",
