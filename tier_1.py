@@ -188,7 +188,11 @@ def _logging_to(config: Tier1Config) -> Iterator[None]:
     from maw.logs import EventFile, LogFile, RunLogs
 
     if not distributed.is_main():
-        with _only_errors():
+        with _heard(logging.ERROR):
+            yield
+        return
+    if config.dry_run:  # which leaves nothing behind
+        with _heard(logging.INFO):
             yield
         return
     files = RunLogs(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
@@ -211,11 +215,15 @@ def _logging_to(config: Tier1Config) -> Iterator[None]:
 
 
 @contextmanager
-def _only_errors() -> Iterator[None]:
-    """Sends what is wrong to the console, and nothing else: the other processes of a run say and write nothing."""
+def _heard(level: int) -> Iterator[None]:
+    """Sends messages of that level or above to the console, and nothing to a file.
+
+    Of the processes of a run all but one say what is wrong alone.
+    """
     from maw.console import ConsoleHandler
 
-    console = ConsoleHandler(logging.ERROR)
+    console = ConsoleHandler(level)
+    logger.setLevel(level)
     logger.addHandler(console)
     logging.captureWarnings(True)
     try:

@@ -39,7 +39,7 @@ from maw.parallel import used_gpus
 from maw.past_run import PastRun
 from maw.precision import name_of, pick_precision
 from maw.prefix import ActivationStore
-from maw.pretrained import ModelSpec, source_of
+from maw.pretrained import ModelSpec, source_of, weights_sha256
 from maw.profile import current, stage, watch
 from maw.report import layout, protocol, tables, text
 from maw.report.differences import effects_text
@@ -304,7 +304,7 @@ class DatasetRun:
         )
         return {
             "name": spec.name,
-            "weights_sha256": spec.weights_sha256,
+            "weights_sha256": weights_sha256(spec),
             "layers": spec.num_layers,
             "pooling": spec.pooling,
             "similarity": spec.similarity,

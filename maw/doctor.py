@@ -75,7 +75,8 @@ def examine(argv: Sequence[str]) -> Iterator[Check]:
     config, mistakes = read_command_line(argv)
     for mistake in mistakes:
         yield Check(False, mistake)  # it says itself what to do
-    for check in (torch_and_device, faiss, folders, model, datasets):
+    said = any(mistake.startswith(f"model {config.model}:") for mistake in mistakes)
+    for check in (torch_and_device, faiss, folders, *(() if said else (model,)), datasets):
         yield from _guarded(check, config)
 
 

@@ -60,7 +60,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
     config, problems = gather(sources.values | flags)
     unsure = words.broken if sources.complete else words.broken | (set(kinds()) - set(flags))
     problems = [problem for problem in problems if not unsure.intersection((problem.name, *problem.also))]
-    found, _ = find_problems(config, problems, unsure)
+    found, _ = find_problems(config, problems, unsure, mistaken=bool(words.mistakes or sources.mistakes))
     places = {name: place for name, place in sources.places.items() if name not in flags}
     return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
 

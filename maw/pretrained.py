@@ -196,6 +196,20 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     )
 
 
+def weights_sha256(spec: ModelSpec) -> str | None:
+    """SHA-256 of the file that a model's weights are read from; None where there are several, or none is here."""
+    if spec.weights_sha256 is not None:
+        return spec.weights_sha256  # which loading has checked
+    if spec.folder is not None:
+        paths = sorted(spec.folder.glob("*.safetensors"))
+    else:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = (try_to_load_from_cache(spec.name, name) for name in (WEIGHTS, "pytorch_model.bin"))
+        paths = [Path(path) for path in cached if isinstance(path, str)][:1]
+    return sha256(paths[0]) if len(paths) == 1 else None
+
+
 def verify_weights(spec: ModelSpec) -> None:
     """Compares the weights' SHA-256 with the one expected, where one is known. Reads the whole file.
 

@@ -63,12 +63,18 @@ def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
 
 
 def find_problems(
-    config: Tier1Config, known: list[Problem], unsure: Collection[str] = (), spec: ModelSpec | None = None
+    config: Tier1Config,
+    known: list[Problem],
+    unsure: Collection[str] = (),
+    spec: ModelSpec | None = None,
+    *,
+    mistaken: bool = False,
 ) -> tuple[list[Problem], ModelSpec | None]:
     """All problems of a run, those known already first, and the model's specification if it could be read.
 
     A setting that is known to be wrong is not judged again, nor what follows from it; `unsure` names more of them.
-    Once there is a problem the network is left alone: a model that would have to be downloaded is then not judged.
+    Once there is a problem, or a mistake elsewhere (`mistaken`), the network is left alone: a model that would have to
+    be downloaded is then not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
     found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
@@ -77,7 +83,7 @@ def find_problems(
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
-            spec = read_spec(config, local_only=bool(known or found or unsure))
+            spec = read_spec(config, local_only=bool(known or found or unsure or mistaken))
         except NotCachedError:
             spec = None
         except ModelError as error:

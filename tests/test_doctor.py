@@ -62,7 +62,8 @@ def test_the_default_run_without_a_network(tmp_path):
         timeout=120,
     )
     assert done.returncode == 1 and done.stderr == ""
-    assert "problem  model facebook/contriever: its weights are not here" in done.stdout
+    assert "problem  model facebook/contriever: config.json is not in the local cache" in done.stdout
+    assert done.stdout.count("model facebook/contriever") == 1, "one thing is missing, and is said once"
     for name in ("msmarco", "nq", "hotpotqa", "triviaqa"):
         assert f"problem  dataset {name}: " in done.stdout
     assert done.stdout.count("--preset offline") >= 4

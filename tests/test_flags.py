@@ -190,3 +190,12 @@ def test_help_and_version_end_well(capsys):
             parse_command_line(words)
         assert caught.value.code in (0, None)
         assert capsys.readouterr().out
+
+
+def test_a_word_that_is_no_flag_sends_nobody_to_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("maw.model_files.reachable", lambda *_: pytest.fail("the network was asked"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(["reprt", "logs"])
+    first, second = caught.value.problems
+    assert "did you mean report?" in first and second.startswith("'logs'"), "and nothing of a model nobody asked for"

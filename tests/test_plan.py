@@ -447,12 +447,12 @@ def test_a_dry_run_shows_the_plan_and_nothing_else(tmp_path, tiny_settings, caps
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_dry_run_from_the_shell_leaves_a_log_alone(tmp_path, models, capsys):
+def test_a_dry_run_from_the_shell_leaves_nothing_behind(tmp_path, models, capsys):
     logs, cache = tmp_path / "logs", tmp_path / "cache"
     words = ["--preset", "offline", "--model", models("bert"), "--log-dir", logs, "--cache-dir", cache, "--dry-run"]
     assert tier_1.main([str(word) for word in words]) == 0
     assert "pystdlib" in capsys.readouterr().out
-    assert [path.name.startswith("run_") for path in logs.iterdir()] == [True] and not cache.exists()
+    assert not logs.exists() and not cache.exists()
 
 
 def test_a_run_stops_before_it_loads_anything(tmp_path, tiny_settings, monkeypatch):

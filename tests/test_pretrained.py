@@ -15,7 +15,15 @@ from maw import model_files
 from maw.config import Tier1Config
 from maw.errors import ConfigError, ModelError
 from maw.model_files import NotCachedError, find_model
-from maw.pretrained import KNOWN, SUPPORTED_MODEL_TYPES, model_spec, read_spec, source_of, verify_weights
+from maw.pretrained import (
+    KNOWN,
+    SUPPORTED_MODEL_TYPES,
+    model_spec,
+    read_spec,
+    source_of,
+    verify_weights,
+    weights_sha256,
+)
 
 BERT = {
     "model_type": "bert", "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32,
@@ -345,6 +353,22 @@ def test_weights_are_compared_with_their_hash(write, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors: cannot be read"):
         verify_weights(replace(spec, weights_sha256=right))
+
+
+def test_a_result_names_the_weights_it_is_of(write, tmp_path, monkeypatch):
+    write({"config.json": BERT, "model.safetensors": "weights"})
+    spec, right = model_spec(Tier1Config(model=str(tmp_path))), hashlib.sha256(b"weights").hexdigest()
+    assert weights_sha256(spec) == right
+    of_the_hub = replace(spec, name="some/model", folder=None)
+    cached = {"pytorch_model.bin": str(tmp_path / "model.safetensors"), "model.safetensors": None}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: cached[file])
+    assert weights_sha256(of_the_hub) == right
+    cached.clear()
+    cached |= {"pytorch_model.bin": object(), "model.safetensors": None}
+    assert weights_sha256(of_the_hub) is None, "known not to be there"
+    (tmp_path / "model-00002-of-00002.safetensors").write_text("more")
+    assert weights_sha256(spec) is None, "no one file"
+    assert weights_sha256(replace(spec, weights_sha256="checked")) == "checked"
 
 
 def test_the_packaged_weights_are_the_published_ones():
