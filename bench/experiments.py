@@ -173,9 +173,9 @@ EXPERIMENTS = (
         "Two of them keep depths in use: a KL weight of 1 (8 effective depths for queries, 1.8 for documents), by "
         "leaving the policy nearly uniform, and balance over the batch (15 and 8). A slow reference keeps 2 for "
         "queries; a floor, a slower router, larger groups and exact rewards end with one or little more. None of it "
-        "moves nDCG@10 by a difference that can be told from zero, and picks handed to other texts do as well (queries: "
-        "within 0.001): diagonal depths that start from noise come to do the same (distance 0.0002 to 0.0017), so "
-        "there is nothing to choose between. The bank does harm, here as with 16 batches (signal): the "
+        "moves nDCG@10 by a difference that can be told from zero, and picks handed to other texts do as well "
+        "(queries: within 0.001): diagonal depths that start from noise come to do the same (distance 0.0002 to "
+        "0.0017), so there is nothing to choose between. The bank does harm, here as with 16 batches (signal): the "
         "loss in its best epoch is 1.41 in the place of 0.10 and nDCG@10 falls by 0.045. Its passages are as old as "
         "eight steps, and at this rate of learning that is another encoder's work.",
     ),
@@ -197,10 +197,11 @@ EXPERIMENTS = (
             Run("8 depths on query and value, not MAW", "maw_qv", UNIFORM | EIGHT),
         ),
         "Diagonal depths leave none (0.0006, error 0.0005). Low-rank ones leave a little however they are trained, "
-        "0.004 to 0.010 for queries, two to four and a half standard errors. No router finds it: GRPO by text ends on one depth in all of these, and a ridge "
-        "regression from the router's own state gains nothing for queries (-0.006 to 0.000), but in the soft mixture "
-        "(0.007, error 0.003), whose own mixture is no better than its best single depth. Values that depths change "
-        "too, which is no longer MAW, leave no more. No run differs from the first in nDCG@10 (p 0.43 or more).",
+        "0.004 to 0.010 for queries, two to four and a half standard errors. No router finds it: GRPO by text ends "
+        "on one depth in all of these, and a ridge regression from the router's own state gains nothing for queries "
+        "(-0.006 to 0.000), but in the soft mixture (0.007, error 0.003), whose own mixture is no better than its "
+        "best single depth. Values that depths change too, which is no longer MAW, leave no more. No run differs "
+        "from the first in nDCG@10 (p 0.43 or more).",
     ),
     Experiment(
         "clusters",
