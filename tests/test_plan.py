@@ -347,6 +347,7 @@ def test_a_large_folder_is_estimated_from_parts_of_it(tmp_path):
     (count,) = needs.passages.values()
     assert abs(count - 12_000) < 2400
     assert abs(needs.mean_characters - sum(map(len, texts)) / 12_000) < 50
+    assert needs.estimated and not local_needs(f"beir:{beir(tmp_path / 'small', texts[:10])}", Tier1Config()).estimated
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n\n", b"{not json\n[]\n\xff\n"])

@@ -27,6 +27,7 @@ PYSTDLIB = Needs(
     passages={"pystdlib": 5600},
     disk_bytes=4_000_000,
     mean_characters=440,
+    estimated=True,
     queries={"train": 3100, "validation": 720, "test": 1300},
 )
 """About what Python 3.11 gives; other versions differ by some hundreds."""
@@ -37,7 +38,8 @@ def local_needs(name: str, config: Tier1Config) -> Needs:
     stores = cache_folder(config) / "corpora"
     if name == "pystdlib":
         count = max((_count(each) for each in stores.glob(f"pystdlib-{platform.python_version()}-*")), default=0)
-        return PYSTDLIB if not count else replace(PYSTDLIB, passages={"pystdlib": count}, disk_bytes=0)
+        counted = {"passages": {"pystdlib": count}, "estimated": False, "disk_bytes": 0}
+        return replace(PYSTDLIB, **counted) if count else PYSTDLIB
     if not name.startswith(BEIR):
         return Needs(name)
     folder, judgements = beir_parts(name.removeprefix(BEIR))
@@ -65,6 +67,7 @@ def _beir_needs(name: str, folder: Path, judgements: str, stores: Path) -> Needs
         passages={str(path): stored or (len(parts[0]) if size <= SMALL else round(size * lines_a_byte))},
         disk_bytes=0 if stored else round(STORED_SHARE * size),
         mean_characters=round(characters_a_byte / lines_a_byte),
+        estimated=not stored and size > SMALL,
         queries={split: number for split, number in queries.items() if number},
     )
 

@@ -43,6 +43,7 @@ class Needs:
         disk_bytes: room for unpacked sources, stores and indexes that are not there yet, beside the downloads.
         mean_characters: of a passage, to estimate tokens.
         queries: split -> number of queries as published; None where it is not known beforehand.
+        estimated: whether the number of passages is no more than an estimate.
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class Needs:
     disk_bytes: int = 0
     mean_characters: int = 0
     queries: dict[str, int | None] = field(default_factory=dict)
+    estimated: bool = False
 
     @property
     def download_bytes(self) -> int:

@@ -54,7 +54,7 @@ def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
     return [
         clean(name),
         _download_size(list(files.values())),
-        f"{passages:,}" if one and passages else "unknown" if one else "",
+        f"{'about ' if one.needs.estimated else ''}{passages:,}" if one and passages else "unknown" if one else "",
         f"{one.searched:,}" if one and one.searched else "",
         " / ".join(f"{sum(work.queries[split] for work in works):,}" for split in works[0].queries),
         f"{sum(sum(work.encoded.values()) for work in works):,}"
