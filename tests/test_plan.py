@@ -188,6 +188,9 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec, monkeypatch):
         "9.0 GB +",
     ]
     assert shown.count("psgs_w100.tsv.gz") == 1, "what two datasets share is fetched once"
+    assert "Resumed" not in shown
+    resumed = replace(plan, config=replace(plan.config, resume="logs"))
+    assert "Resumed   the plan is of the whole run" in plan_text(resumed)
     downloads = next(room for disk in plan.disks for room in disk.rooms if room.what == "downloads")
     assert (downloads.size, downloads.folder) == (9 * GB, tmp_path / "ir")
     stores = next(room for disk in plan.disks for room in disk.rooms if room.what == "passage stores")

@@ -13,6 +13,7 @@ from maw.room import size_text
 from maw.work import Work
 
 MOST_FILES = 10
+_RESUMED = "the plan is of the whole run; what is done already is not done again"
 
 
 def plan_text(plan: Plan) -> str:
@@ -26,6 +27,7 @@ def plan_text(plan: Plan) -> str:
         *_part("Memory", [_memory(plan)]),
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
+        *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
     ]
     return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
 
