@@ -234,7 +234,11 @@ class MAWAttentionLayer(nn.Module):
 
         Returns:
             The attention output, (B*G, T, C), and None where weights would stand.
+
+        Raises:
+            ModelError: tokens of an earlier call are to be attended to, which no pick of this one is made from.
         """
+        _refuse_cache(inputs.get("past_key_values"), hidden_states.shape[1], getattr(self.base, "layer_idx", 0))
         if routing is None:
             routing = Routing(_tokens_seen(hidden_states, attention_mask))
         inputs["attention_mask"] = attention_mask
@@ -312,6 +316,16 @@ class MAWAttentionLayer(nn.Module):
             tokens = hidden_states.shape[1]
             attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden_states.device).tril()
         return attention_5d(every, key, attention_mask, query.shape[-1] ** -0.5), value
+
+
+def _refuse_cache(cache: Any, tokens: int, place: int) -> None:
+    """Depths are picked from a whole text, so that one must not come piece by piece.
+
+    The layers below `place` have put this call's tokens into the cache already, the others have not.
+    """
+    held = [] if cache is None else [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
+    if max(held[:place], default=0) > tokens or max(held[place:], default=0) > 0:
+        raise ModelError("depth attention reads a text as a whole; call the model with use_cache=False and all tokens")
 
 
 def _is_shared(mask: Tensor | None) -> bool:

@@ -76,10 +76,14 @@ def add_maw(
 
     Raises:
         ConfigError: arguments that are wrong or contradict each other, all of them; layers that the model lacks.
-        ModelError: a family that cannot carry depth attention, with the reason; a model that has it already.
+        ModelError: a family that cannot carry depth attention, with the reason; a model that has it already; a
+            language model that predicts a next token.
     """
     settings = {name: each for name, each in locals().items() if name != "model"}
     backbone, architecture = backbone_of(model)
+    if architecture.causal and getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        text = "a depth is picked from all tokens of a text, so a model that predicts the next one would see it"
+        raise ModelError(f"{type(model).__name__}: {text}; pass the model below its head, as AutoModel gives it")
     if maw_layers(model):
         raise ModelError("the model has depth attention already; load it anew to install another one")
     config = _checked(settings)

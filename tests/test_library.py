@@ -375,3 +375,25 @@ def test_what_cannot_carry_it_is_refused_with_the_reason(models):
     nameless = maw.add_maw(AutoModel.from_config(tiny_config("bert")))
     with pytest.raises(ModelError, match="pass tokenizer="):
         maw.attention_maps(nameless, TEXTS)
+
+
+def test_a_text_is_not_read_piece_by_piece(models):
+    """The picks of a piece would be made without the rest, and the layer keeps no keys of an earlier call."""
+    import transformers as tf
+
+    tokens = torch.randint(5, 30, (1, 6))
+    for layers in ([1], [2]):
+        model = maw.add_maw(tf.AutoModel.from_pretrained(models("qwen3")), layers=layers).eval()
+        with torch.no_grad():
+            first = model(tokens[:, :5], use_cache=True)
+            with pytest.raises(ModelError, match="reads a text as a whole"):
+                model(tokens[:, 5:], past_key_values=first.past_key_values)
+
+
+def test_a_language_model_with_its_head_is_refused(models):
+    import transformers as tf
+
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM: a depth is picked from all tokens"):
+        maw.add_maw(tf.Qwen3ForCausalLM(tiny_config("qwen3")))
+    headed = maw.add_maw(tf.BertForMaskedLM(tiny_config("bert")))
+    assert maw.trained_parameters(headed).kernels, "which sees all tokens anyway"
