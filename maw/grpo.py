@@ -51,7 +51,8 @@ from maw.training_state import State
 from maw.transfer import to_device
 
 ADVANTAGE_EPSILON = 1e-4
-
+MOST_LOG_RATIO = 20.0
+"""Of new to old probability: far above where clipping acts. Infinite, times a share of zero, it would be no number."""
 SIDES = ("query", "document")
 
 
@@ -121,7 +122,7 @@ def grpo_loss(
     weight = torch.ones_like(old_log_prob) if weight is None else weight.expand_as(old_log_prob)
     log_policy = log_policy.expand(*action.shape, -1)
     log_prob = log_policy.gather(-1, action[..., None]).squeeze(-1)
-    ratio = (log_prob - old_log_prob).exp()
+    ratio = (log_prob - old_log_prob).clamp(max=MOST_LOG_RATIO).exp()
     advantage = advantage_BG[:, :, None, None]
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     kl = (log_policy.exp() * (log_policy - log_reference)).sum(-1)

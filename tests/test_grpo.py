@@ -229,3 +229,21 @@ def test_a_policy_too_sharp_for_float32_has_finite_gradients(balance):
     log_policy = logits.log_softmax(-1)[:, None, None, None]
     collapse_penalty(log_policy, torch.ones(2, 1, 1, 1), balance=balance, entropy_floor=0.0).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_a_probability_that_was_next_to_nothing_is_no_nan():
+    """A share of zero times a ratio without bound, where every depth is in the group."""
+    logits = torch.tensor([0.0, 110.0], requires_grad=True)
+    log_policy = logits.log_softmax(-1).view(1, 1, 1, 1, 2)
+    result = grpo_loss(
+        log_policy,
+        torch.tensor([-1e-9, -150.0]).view(1, 2, 1, 1),
+        torch.tensor([0, 1]).view(1, 2, 1, 1),
+        torch.tensor([[1.0, -1.0]]),
+        torch.full((2,), 0.5).log(),
+        clip=0.2,
+        beta=0.01,
+        share_BG=torch.tensor([[1.0, 0.0]]),
+    )
+    result.loss.backward()
+    assert torch.isfinite(result.loss) and torch.isfinite(logits.grad).all()
