@@ -37,7 +37,7 @@ from maw.memory import advising
 from maw.metrics import EvaluationResult
 from maw.objective import Statistics, build_objective
 from maw.parallel import device_of, replicate, unwrap
-from maw.parameters import parameter_groups
+from maw.parameters import parameter_groups, rates
 from maw.prefix import ActivationStore, PrefixSource
 from maw.profile import stage
 from maw.progress import VALIDATION_METRIC, History, Keeper, Progress
@@ -203,6 +203,8 @@ class Trainer:
         self.objective = build_objective(model.encoder, self.engine, config, model.spec.temperature, sum(counts))
         total = sum(math.ceil(count / config.gradient_accumulation_steps) for count in counts)
         warmup = math.ceil(config.warmup_ratio * total)
+        rate = next(iter(rates(model, config).values()))  # of the layers, where any are trained
+        self._shown_group = [group["lr"] for group in groups].index(rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: _warmup_decay(step, warmup, total)
         )
@@ -294,7 +296,7 @@ class Trainer:
         overflows = {"overflow_steps": self._overflows} if self.scaler.is_enabled() else {}
         return {
             "epoch": epoch,
-            "learning_rate": self.schedule.get_last_lr()[0],
+            "learning_rate": self._rate(),
             "seconds": self._seconds(),
             "steps": len(batches),
             "optimizer_steps": math.ceil(len(batches) / self.config.gradient_accumulation_steps) - self._overflows,
@@ -324,8 +326,12 @@ class Trainer:
                 updated = self._update(loss, statistics)
         self.step, self.done = self.step + 1, number
         if updated is not None and math.ceil(number / accumulate) % tracking.every(count / accumulate) == 0:
-            tracking.log(self.step, {"train/loss": updated, "train/learning_rate": self.schedule.get_last_lr()[0]})
+            tracking.log(self.step, {"train/loss": updated, "train/learning_rate": self._rate()})
         return updated
+
+    def _rate(self) -> float:
+        """The learning rate now, of the layers where any are trained, else of the kernels."""
+        return self.schedule.get_last_lr()[self._shown_group]
 
     @contextlib.contextmanager
     def _step_in_words(self) -> Iterator[None]:

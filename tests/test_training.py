@@ -345,3 +345,13 @@ def test_a_signal_saves_the_very_step(tiny_settings, tiny_data, monkeypatch, whe
         assert len(steps) == 5 and (step, epoch) == (5, 2) and position == {"epoch": 2, "done": 2}
     else:
         assert len(steps) == 3 and (step, epoch) == (3, 1) and position == {"epoch": 1, "done": 3}
+
+
+@pytest.mark.parametrize(("layers", "shown"), [([2], 1e-4), ("none", 0.2)])
+def test_the_rate_of_an_epoch_is_that_of_the_layers(tiny_settings, tiny_data, layers, shown):
+    """MAW below the layers that are trained whole: the optimizer's first group is then the kernels'."""
+    settings = {"maw_layers": [1], "finetune_layers": layers, "learning_rate": 1e-4, "kernel_learning_rate": 0.2}
+    model, config = build(tiny_settings, "maw", **settings, batch_size=12, num_epochs=1, warmup_ratio=0.0)
+    assert parameter_groups(model, config)[0]["lr"] == 0.2
+    trainer = Trainer(model, as_retrieval_data(tiny_data, "train"), config, torch.device("cpu"), "a run", None)
+    assert trainer._rate() == pytest.approx(shown)
