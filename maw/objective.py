@@ -3,10 +3,11 @@
 Without routing it is the contrastive loss. With MAW each text is encoded at a routing: a fresh random one, the
 expected kernel, or one that a learner has just sampled and rewarded. `encoder_update` says which of a learner's
 samples the encoder is trained on: `sampled`, one that the policy drew; `all_group`, all of them alike; `mcl`, all of
-them, weighted by a softmax of their reward, so that the depths that suit a text are trained on it (multiple choice
-learning, Guzman-Rivera et al. 2012, softened); `mcl_sampled`, one drawn by those weights, at the cost of one. The
-temperature of the softmax may fall over the training, from all alike to the best alone. Negatives run at their greedy
-depth.
+them, weighted by reward, so that the depths that suit a text are trained on it (multiple choice learning,
+Guzman-Rivera et al. 2012, softened); `mcl_sampled`, one drawn by reward, at the cost of one. With all of them sample s
+of a query meets sample s of its positive, and the weight is a softmax over s of the sum of both rewards; where a group
+is every depth once, the two are then at the same depth. One is drawn for each side by its own rewards. The temperature
+of the softmax may fall over the training, from all alike to the best alone. Negatives run at their greedy depth.
 
 Letters: B queries, P passages of a batch, K passages in the bank, S routings of each text, C embedding size.
 """
@@ -63,17 +64,18 @@ class ContrastiveObjective:
     ) -> tuple[Tensor, Statistics]:
         """Loss to minimise, 0-dimensional, and statistics."""
         query_BC, passage_PC = self.engine(queries)["embedding"], self.engine(passages)["embedding"]
-        return self._losses(query_BC, passage_PC, batch, self.bank.embeddings(batch)).mean(), {}
+        return self._losses(query_BC, passage_PC, batch, self.bank.embeddings(batch), passage_PC).mean(), {}
 
-    def _losses(self, query: Tensor, passage: Tensor, batch: Batch, bank_KC: Tensor) -> Tensor:
+    def _losses(self, query: Tensor, passage: Tensor, batch: Batch, bank_KC: Tensor, kept_PC: Tensor) -> Tensor:
         """The contrastive loss of each query, (..., B), among the batch's passages and the bank's.
 
         Args:
             query: (..., B, C).
-            passage: (..., P, C); the first of the leading samples is what the bank keeps.
+            passage: (..., P, C).
+            kept_PC: what the bank keeps of the passages.
         """
         comparable = batch.comparable
-        self.bank.add(passage if passage.ndim == 2 else passage[0])
+        self.bank.add(kept_PC)
         if len(bank_KC):
             passage = torch.cat((passage, bank_KC.expand(*passage.shape[:-2], -1, -1)), dim=-2)
             comparable = torch.cat((comparable, batch.bank_comparable), dim=1)
@@ -95,7 +97,7 @@ class RandomRoutingObjective(ContrastiveObjective):
             index = to_device(torch.from_numpy(rows), batch.comparable.device)
             keys = noise_keys(self.seed, step, index, 1, stream)
             embeddings.append(self.engine(inputs, mode="group", keys=keys)["embedding"][:, 0])
-        return self._losses(*embeddings, batch, self.bank.embeddings(batch)).mean(), {}
+        return self._losses(*embeddings, batch, self.bank.embeddings(batch), embeddings[1]).mean(), {}
 
 
 class LearnedRoutingObjective(ContrastiveObjective):
@@ -140,7 +142,11 @@ class LearnedRoutingObjective(ContrastiveObjective):
             negatives = {name: each[size:] for name, each in passages.items()}
             negative_NC = self.engine(negatives)["embedding"]
             passage_SPC = torch.cat((passage_SPC, negative_NC.expand(len(passage_SPC), -1, -1)), dim=1)
-        loss_SB = self._losses(query_SBC, passage_SPC, batch, bank_KC)
+        kept = passage_SPC[0]
+        if picked is None and positive_rollout.drawn_B is not None:  # of every depth the one that the policy drew
+            drawn = positive_rollout.drawn_B
+            kept = torch.cat((passage_SPC[drawn, torch.arange(size, device=drawn.device)], kept[size:]))
+        loss_SB = self._losses(query_SBC, passage_SPC, batch, bank_KC, kept)
         weight_SB = self._weights(query_rollout, positive_rollout, len(loss_SB), temperature)
         return (loss_SB * weight_SB).sum(0).mean(), statistics
 

@@ -97,3 +97,25 @@ def test_every_router_trains_with_a_bank(tiny_settings, router):
         rewards.append(float(statistics.get("reward_mean", torch.tensor(-float(bank)))))
     assert losses[0] > losses[1] + 1e-3, "more candidates, a higher loss"
     assert rewards[0] < rewards[1] - 1e-3, "and a lower log-probability of the positive"
+
+
+@pytest.mark.parametrize("update", ["all_group", "mcl", "sampled"])
+def test_of_every_depth_the_bank_keeps_the_one_that_the_policy_drew(tiny_settings, update):
+    changes = {"maw_layers": [3], "grpo_group": "all", "encoder_update": update, "num_negatives": 1}
+    model, config, queries, passages, batch = setting(tiny_settings, **changes)
+    with torch.no_grad():
+        (attention,) = model.encoder.maw_attention
+        for parameter in attention.router.parameters():
+            parameter.zero_()
+        attention.router.bias[..., 2] = 50.0  # sure of depth 2
+    model.encoder.eval()
+    size = len(batch.queries)
+    with torch.no_grad():
+        wanted = model.encoder(passages)["embedding"]
+        positives = {name: each[:size] for name, each in passages.items()}
+        first = model.encoder(positives, mode="group", depths=[torch.zeros(size, 1, 1, 1, dtype=torch.long)])
+    assert not torch.allclose(first["embedding"][:, 0], wanted[:size], atol=1e-3), "else any depth would do"
+    objective = build_objective(model.encoder, model.encoder, config, 0.3, 2)
+    objective(queries, passages, batch, 0)
+    (kept,) = objective.bank.state_dict()["parts"]
+    torch.testing.assert_close(kept, wanted, atol=1e-5, rtol=0)
