@@ -84,6 +84,10 @@ EXPERIMENTS = (
             Run("last whole, MAW in all", "maw", UNIFORM | {"maw_layers": "all"} | SLOW_KERNELS),
             Run("last whole, MAW from clusters in all", "maw", {"maw_layers": "all"} | SLOW_KERNELS | CLUSTERS),
             Run("matched LoRA, all layers", "lora_matched", {"maw_layers": "all"}),
+            Run("last whole, 8 low-rank depths in all", "maw",
+                LOW_RANK_CLUSTERS | EIGHT | SLOW_KERNELS | {"maw_layers": "all"}),
+            Run("last whole + static change of their size in all", "full_lowrank",
+                EIGHT | SLOW_KERNELS | {"maw_layers": "all"}),
         ),
         "So far: which layers are adapted matters more than anything else in this log. LoRA on all layers gains 0.034 "
         "(6.5%) over LoRA on the last, and no way to train the last layer comes near that. MAW in all layers has not "
