@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maw.errors import ConfigError, MAWError, is_out_of_memory
+from maw.errors import ConfigError, MAWError, OutputClosedError, is_out_of_memory
 
 if TYPE_CHECKING:
     from maw.config import Tier1Config
@@ -126,6 +126,9 @@ def _run(argv: Sequence[str]) -> int:
             run_complete_benchmark(config)
         except MAWError as error:
             logger.debug("stopped: %s", error)  # the console gets it from `main`
+            raise
+        except OutputClosedError:
+            logger.debug("stopped: standard output was closed by whatever read it")
             raise
         except (OSError, MemoryError, RuntimeError) as error:
             translated = _translated(error)

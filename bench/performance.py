@@ -28,7 +28,8 @@ OPENING = """# Performance
 
 Times and sizes, taken by the scripts in `bench/` and written here by `make bench`. Two sides always take turns in one
 run; a time is the median of its rounds, and a ratio is the median of the ratios of each round. What a target is
-compared with stands beside it. No result is left out: where one is missing, its script was not run.
+compared with stands beside it. No result of these scripts is left out: where one is missing, its script was not run.
+What bench/significance.py and bench/scaling.py found is in [evidence.md](evidence.md) and [scaling.md](scaling.md).
 """
 LIMITS = """## Limits
 

@@ -12,7 +12,7 @@ Standard output has the plan and the results. Standard error has messages, and h
 
     in a terminal or a notebook    a bar of tqdm, with rate and time left
     elsewhere                      a line every half a minute, without control characters
-    --json-progress                one JSON object a line, messages included; docs/use.md has the fields
+    --json-progress                one JSON object a line, messages included; docs/console.md has the fields
     --quiet                        nothing but warnings and errors; on standard output the answer alone
 
 Of several processes the main one alone speaks. This module loads nothing heavy, and tqdm when a bar is drawn.
@@ -31,6 +31,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from maw import distributed
+from maw.errors import OutputClosedError
 from maw.files import json_line
 
 Item = TypeVar("Item")
@@ -290,9 +291,17 @@ def show(text: str) -> None:
 
 
 def answer(text: str) -> None:
-    """Puts on standard output what a quiet run, too, is made for; of several processes the main one does."""
-    if distributed.is_main():
+    """Puts on standard output what a quiet run, too, is made for; of several processes the main one does.
+
+    Raises:
+        OutputClosedError: nobody reads it any more.
+    """
+    if not distributed.is_main():
+        return
+    try:
         print(text, flush=True)  # noqa: T201 - the console is this module's business
+    except BrokenPipeError as error:
+        raise OutputClosedError(*error.args) from error
 
 
 def event_line(event: Mapping[str, Any], created: float | None = None) -> str:

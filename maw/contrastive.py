@@ -108,7 +108,7 @@ class TrainingPairs:
         return len(self.positives)
 
     def batches(self, epoch: int, size: int) -> Iterator[Batch]:
-        """The batches of one epoch. A last batch of one query is left out: it has nothing to compare with."""
+        """The batches of one epoch. A last batch of one query without negatives is left out: it compares nothing."""
         random = self._random(epoch)
         groups = self._groups(random.permutation(len(self)), size)
         draw = random.random(len(self))

@@ -42,6 +42,10 @@ class ModelError(MAWError):
     """A model that cannot be found, loaded or given depth attention."""
 
 
+class OutputClosedError(BrokenPipeError):
+    """Whatever read standard output has closed it, which is no mistake; other broken pipes of a run are."""
+
+
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 

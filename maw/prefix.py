@@ -3,7 +3,7 @@
 Layers below the first trained one never change and always run with dropout off, so their output for a text is one
 fixed array. It is computed when first asked for, appended to a file, and read back through a memory map by every
 later epoch and every method of the run. The file is bounded: once the allowance is used up, further texts are simply
-computed each time, with the same result.
+computed each time, with the same result but for rounding: last bits depend on which texts are computed together.
 
 The files have no name: they go with the process, however it ends, so nothing stale is read or left on the disk. What
 a text's activations add up to is kept in memory and compared whenever they are read, so that a disk that gives back
@@ -126,7 +126,7 @@ class ActivationStore:
             self.full = True
             logger.warning(
                 "stored activations have reached their limit (--prefix-cache-gb); "
-                "further texts pass through the frozen layers each time, with the same result"
+                "further texts pass through the frozen layers each time, with the same result but for rounding"
             )
             return False
         self.free_bytes -= size

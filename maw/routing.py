@@ -6,8 +6,9 @@ own (`"token"`). The action is a depth. States are detached, so that a router ne
 a text is routed by itself alone: nothing of the other side of a query-passage pair can reach it.
 
 Everything random comes from `noise_keys` and a counter-based hash, not from a generator with a state: the noise of a
-text depends on (seed, step, index of the text in the whole batch, sample) and on nothing else, so a batch may be cut
-into replicas or chunks without changing a single pick.
+text depends on (seed, step, the text's row in the training data, sample) and on nothing else, so a batch may be cut
+into replicas or chunks without changing a single pick. The positive of a query has the query's row, in a stream of its
+own, where routings are learned.
 
 Letters: B texts, G samples of each text, H heads, T tokens, D depths, F features; h is 1 or H and t is 1 or T,
 by `route_by`; M MAW layers.
@@ -46,7 +47,7 @@ def noise_keys(seed: int, step: int, index_B: Tensor, samples: int, stream: int 
     """One int64 key for each sample of each text, (B, G).
 
     Args:
-        index_B: position of each text in the whole batch, whichever replica holds it.
+        index_B: row of each text in the training data, whatever batch and replica hold it.
         stream: tells apart texts that share an index, such as queries (0) and passages (1).
     """
     start = mix64(torch.full_like(index_B, seed))  # else seed 42, stream 1 would be seed 43, stream 0

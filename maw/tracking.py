@@ -32,7 +32,7 @@ PACKAGES = {"tensorboard": "tensorboard==2.21.0", "wandb": "wandb==0.31.0", "mlf
 NONE = "none"
 PROJECT = "maw-transformers"
 STEPS_OF_EPOCH = 100
-"""Of an epoch at most about so many steps are reported: a tracker on a network takes time for each."""
+"""Of a longer epoch so many steps at least, and fewer than twice as many, are reported: each takes a tracker time."""
 
 
 class _State:

@@ -351,8 +351,11 @@ def test_all_reasons_are_given_at_once_and_other_datasets_are_no_common_ones(run
     assert "no dataset in common" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_mistake(run):
-    command = [sys.executable, str(ROOT / "tier_1.py"), "report", str(run)]
+@pytest.mark.parametrize("what", ["report", "a run"])
+def test_a_reader_that_has_seen_enough_is_no_mistake(run, models, tmp_path, what):
+    folder = make_beir(tmp_path / "small", 5) if what == "a run" else None
+    words = ["--datasets", f"beir:{folder}", "--model", models("bert"), "--device", "cpu", "--dry-run", "--quiet"]
+    command = [sys.executable, str(ROOT / "tier_1.py"), *(words if folder else ["report", str(run)])]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
         process.stdout.close()
