@@ -315,6 +315,11 @@ TUNED = (
         "direction) or than the same picks handed to other texts (p 0.11 and above, if better in five of six).",
     ),
     Tuned(
+        "pystdlib_default",
+        "pystdlib, with MAW as a run without flags has it: 32 diagonal depths",
+        f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods zero_shot,lora,maw {PROTOCOL}{NEXT}{DATA}",
+    ),
+    Tuned(
         "msmarco",
         "MS MARCO",
         f"{START}{NEXT}{SMALLER}{NEXT}--datasets beir:path/to/msmarco",
