@@ -90,7 +90,7 @@ and of documents relevant to them, by MAW layer where there are several. *headro
 standard error, as [routing.md](routing.md) defines it; negative or near zero means that no router can gain from these
 depths.
 """
-TUNED_OPENING = """## Eight arms, tuned alike
+TUNED_OPENING = """## Arms, tuned alike
 
 The one place of this page where test queries are read: once by each training, when all choices were made. `--tune 3`
 gives each arm three trials of its learning rates, judged on validation; three seeds are averaged by query. The Holm p
