@@ -274,10 +274,10 @@ ORACLES = (
     Run("32 low-rank depths", "maw", LOW_RANK_CLUSTERS),
 )
 ORACLE_LESSON = (
-    "It is not. The best of eight seeds is 0.114 above their mean, the best of eight low-rank depths 0.053 to 0.065, that "
-    "of diagonal depths 0.015 to 0.018. So the oracle over depths, which looks like much to win, is less than what chance "
-    "gives to models that nobody would route between. The two sides differ in one thing: a model of another seed encodes "
-    "the passages anew, and a depth moves the query alone."
+    "It is not. The best of eight seeds is 0.114 above their mean, the best of eight low-rank depths 0.053 to 0.065, "
+    "that of diagonal depths 0.015 to 0.018. So the oracle over depths, which looks like much to win, is less than "
+    "what chance gives to models that nobody would route between. The two sides differ in one thing: a model of "
+    "another seed encodes the passages anew, and a depth moves the query alone."
 )
 
 
