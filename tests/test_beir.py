@@ -339,6 +339,10 @@ MALFORMED = [
         )
         for grade in ("1.0", "", "high", "1e3", "nan", "1_0", "0x1", " 1", "\u0661", "9" * 30, "--1")
     ],
+    *[
+        (TEST, HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n", 3, f"the score '{grade}' is out of range")
+        for grade in (1001, -1001, 999999999)
+    ],
     (TEST, HEADER + "q5\td5\t1\nq5\td5\t2\n", 3, "'d5' has two grades for the query 'q5', 1 and 2; keep one"),
     (TEST, HEADER + "q5\td5\t1\nq99\td5\t1\n", 3, "the query-id 'q99' is not in queries.jsonl; add it there"),
     (TEST, HEADER + "q5\td5\t1\nq6\td99\t0\n", 3, "the corpus-id 'd99' is not in corpus.jsonl; add it there"),

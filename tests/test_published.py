@@ -208,6 +208,7 @@ def test_bad_passages_of_msmarco(home, refusal, collection, words):
 @pytest.mark.parametrize(
     ("qrels", "words"),
     [
+        ("100\t0\t1\t1001\n", "train/qrels:1: the grade 1001 is out of range; grades go from -1000 to 1000"),
         ("100\t0\t1\n", "train/qrels:1: '100\\t0\\t1' is not query, iteration, passage and grade"),
         ("100\t0\t1\tx\n", "train/qrels:1: '100\\t0\\t1\\tx' is not query"),
         ("100\t0\t1\t1\n100\t0\t1\t0\n", "train/qrels:2: '1' has two grades for the query '100', 1 and 0"),
