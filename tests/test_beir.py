@@ -142,11 +142,32 @@ def test_without_a_validation_file_training_queries_are_held_out(load):
     rows = "".join(f"q{i}\td{i}\t1\n" for i in (0, 1, 2, 3, 4, 7))
     changes = {"qrels/dev.tsv": None, "qrels/train.tsv": HEADER + rows}
     data = load(changes, train_samples=5, val_samples=5)
+    assert data.facts["skipped"]["queries_shared_with_another_split"] == {"train": 0, "validation": 0}
     assert len(data.validation) == 1  # a fifth of six, though five were asked for
     assert set(data.train.query_ids) | set(data.validation.query_ids) == {"q0", "q1", "q2", "q3", "q4", "q7"}
     assert not set(data.train.query_ids) & set(data.validation.query_ids)
     assert "validation: 1 of 6 training queries, held out by hash" in data.facts["split_rule"]
     assert load(changes, train_samples=5, val_samples=5).validation.query_ids == data.validation.query_ids
+
+
+def test_copies_of_a_query_held_out_are_counted(load):
+    """Of three copies of one text either none is held out, or one is, and the two others are left out."""
+    copies = "".join(f'{{"_id": "c{i}", "text": "The same words."}}\n' for i in range(3))
+    rows = "".join(f"c{i}\td{i}\t1\n" for i in range(3)) + "q0\td0\t1\nq1\td1\t1\n"
+    changes = {
+        "qrels/dev.tsv": None,
+        "qrels/train.tsv": HEADER + rows,
+        "queries.jsonl": GOOD["queries.jsonl"] + copies,
+    }
+    counts = set()
+    for seed in range(8):
+        data = load(changes, train_samples=5, val_samples=5, seed=seed)
+        left_out = 5 - len(data.train) - len(data.validation)
+        assert data.facts["skipped"]["queries_shared_with_another_split"] == {"train": left_out, "validation": 0}
+        warning = f"tiny: {left_out} train questions occur in another split too and are left out of train"
+        assert (warning in data.facts["warnings"]) is (left_out > 0)
+        counts.add(left_out)
+    assert counts == {0, 2}
 
 
 @pytest.mark.parametrize("dev", [None, GOOD["qrels/dev.tsv"]])
