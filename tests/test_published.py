@@ -227,6 +227,15 @@ def test_bad_judgements(home, refusal, qrels, words):
     assert words in refusal("msmarco", val_samples=1)
 
 
+def test_a_held_out_query_is_of_the_training_judgements(home, refusal):
+    """Trained on alone, with validation queries held out of them: it is not the test judgements that are wrong."""
+    write_msmarco(home)
+    rows = tsv([(100 + i, 0, 777 if i == 3 else i, 1) for i in range(20)])
+    write(home / "msmarco-passage" / "train" / "qrels", rows)
+    message = refusal("msmarco", train_samples=1, val_samples=4, seed=2)
+    assert "train/qrels: the passage '777', judged for the query '103' of msmarco-passage/train/judged" in message
+
+
 def test_a_query_id_used_twice(home, refusal):
     write_msmarco(home)
     queries = tsv([(100, "a question"), (100, "another")])

@@ -242,7 +242,8 @@ def finish(
         relevance_level: as for `draw_splits`.
     """
     for split in pools:
-        _check_known(pools[split].only(drawn(pools, config, split)), corpora[split], splits.get(split, splits["test"]))
+        published_as = splits[split if split in splits else "train"]  # of which a validation split is held out
+        _check_known(pools[split].only(drawn(pools, config, split)), corpora[split], published_as)
     everywhere = {split: corpora.get(split, corpora["test"]) for split in SAMPLE_FIELDS}
     drawn_splits, split_facts, warnings = draw_splits(config, everywhere, pools, name, relevance_level)
     found = dict(facts) | {
