@@ -79,7 +79,7 @@ def test_a_good_folder(load):
         "queries": 2,
         "judgements": 3,
         "relevant": 2,
-        "judged_not_relevant": 1,
+        "judged_not_relevant": 0,  # the grade of the third is -1
         "qrels_sha256": data.test.qrels_hash(),
     }
 
@@ -519,6 +519,15 @@ def test_other_test_judgements(load, tmp_path):
     grades = [grade for judged in data.test.qrels.values() for grade in judged.values()]
     assert data.facts["splits"]["test"]["relevant"] == sum(grade >= 2 for grade in grades) < len(grades)
     assert data.facts["test_judgements"] == "dl19.tsv"
+
+
+def test_a_grade_below_zero_is_not_judged(load):
+    facts = load({"qrels/test.tsv": HEADER + "q5\td5\t1\nq5\td0\t-1\nq6\td6\t1\nq6\td1\t0\n"}).facts
+    assert {key: facts["splits"]["test"][key] for key in ("judgements", "relevant", "judged_not_relevant")} == {
+        "judgements": 4,
+        "relevant": 2,
+        "judged_not_relevant": 1,
+    }
 
 
 @pytest.mark.parametrize("name", ["", "..", "a b", "x" * 61, "-x", "caf\u00e9"])

@@ -15,8 +15,9 @@ the facts of the collection and in a warning:
 - a judgement that is repeated with the same grade counts once;
 - passages without any text are kept, since they are part of the corpus.
 
-Grades of 0 and below are judged not relevant, and kept for the metrics that tell them from unjudged ones. From which
-grade a passage is relevant in the binary metrics is the configuration's `relevance_level`: 2 for TREC DL.
+Grades of 0 are judged not relevant, and kept for the metrics that tell them from unjudged ones; passages with grades
+below 0 are unjudged in every metric, as trec_eval has it. From which grade a passage is relevant in the binary metrics
+is the configuration's `relevance_level`: 2 for TREC DL.
 Without a validation file, `val_samples` training queries (a fifth at most) are held out by hash. A byte order
 mark, CRLF line ends and blank lines are accepted.
 
