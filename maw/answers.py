@@ -42,11 +42,6 @@ def contains_answer(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     return np.array([_holds(_phrase(text), wanted) for text in texts], dtype=bool)
 
 
-def tokenise(text: str) -> list[str]:
-    """The tokens of a text in lower case."""
-    return _phrase(text).split()
-
-
 def answer_match(data: RetrievalData, rows: np.ndarray) -> dict[str, Any]:
     """Share of the queries that have an answer in one of their first k passages.
 

@@ -108,7 +108,7 @@ def faiss_top_k(
     if redo_Q.any():
         scores_QK[redo_Q], result_QK[redo_Q] = top_k(queries_QC[redo_Q].to(device), passages, k, tie_order)
     facts |= {"fetched": fetched, "searched_exactly": int(redo_Q.sum())}
-    return scores_QK, result_QK, facts | {"index_bytes": _bytes(index, passages.shape, facts)}
+    return scores_QK, result_QK, facts | {"index_bytes": _bytes(index, passages.shape, facts, half)}
 
 
 def recall(found: np.ndarray, exact: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
@@ -208,12 +208,14 @@ def _fill(index: Any, passages: np.ndarray) -> float:
     return longest
 
 
-def _bytes(index: Any, shape: tuple[int, int], facts: dict[str, Any]) -> int:
-    """What the index holds: the passages in float32; of ivf their numbers and the lists' centres, of hnsw links."""
-    count, vector = shape[0], shape[1] * np.dtype(np.float32).itemsize
-    size = count * vector
+def _bytes(index: Any, shape: tuple[int, int], facts: dict[str, Any], half: bool) -> int:
+    """What the index holds: the passages in float32, or float16 with `half`; of ivf their numbers and the lists'
+    centres, always float32; of hnsw links."""
+    count, width = shape
+    size = count * width * np.dtype(np.float16 if half else np.float32).itemsize
     if "nlist" in facts:
-        size += count * np.dtype(np.int64).itemsize + facts["nlist"] * vector
+        centres = facts["nlist"] * width * np.dtype(np.float32).itemsize
+        size += count * np.dtype(np.int64).itemsize + centres
     if "links" in facts:
         size += index.hnsw.neighbors.size() * np.dtype(np.int32).itemsize
     return size

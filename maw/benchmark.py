@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from maw import confirmatory, console, distributed, signals, tracking
+from maw import confirmatory, console, distributed, exploratory, signals, tracking
 from maw.config import Tier1Config
 from maw.data import check_sources, load_collection, load_folds
 from maw.dataset_run import DatasetRun
@@ -100,10 +100,12 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         with settled(device, state.record["precision"]), tracked:
             results = _run_datasets(config, spec, device, state)
         state.finish()
+    found = list(results.values())
+    family = confirmatory.over_run(found)
     if config.quiet and distributed.is_main():
-        console.answer(text.answers(list(results.values())))
+        console.answer(text.answers(found, [family, exploratory.over_run(found)]))
     where = f"Summary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}"
-    claim = text.claim(list(results.values()), confirmatory.over_run(list(results.values())))
+    claim = text.claim(found, family)
     console.answer("\n" + "\n".join(line for line in (claim, where) if line))
     return results
 

@@ -74,6 +74,8 @@ SECTIONS = {
 }
 """The field that opens each section of the help, and the section's title."""
 
+LARGEST_GRADE = 1000
+"""Of a judgement, and below zero likewise: pytrec_eval's time and memory grow with it; past 2**31 it crashes."""
 KERNEL_NOISE = 0.02
 """What sets diagonal depths apart where nothing else does."""
 
@@ -136,7 +138,7 @@ class Tier1Config:
     """The same for the validation queries, which every epoch encodes."""
     distractors: list[str] | None = None
     """Folders in BEIR layout whose passages join the corpus of every dataset."""
-    relevance_level: Annotated[int, Range(1, 1000)] = 1
+    relevance_level: Annotated[int, Range(1, LARGEST_GRADE)] = 1
     """Grade from which a passage counts as relevant in the binary metrics; TREC DL has its own, 2."""
     verify_sources: bool = True
     """Compare source files placed by hand, and their counts, with those published."""
@@ -170,7 +172,7 @@ class Tier1Config:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 42
     """Seed of sampling, data order, dropout and routing."""
 
-    seeds: Annotated[int, Range(1, 1000)] = 1
+    seeds: Annotated[int, Range(1, LARGEST_GRADE)] = 1
     """Training seeds: seed, seed + 1, ...; values are averaged by query, and the data depend on seed alone."""
     tune: Annotated[int, Range(0, 1000)] = 0
     """Trials of learning rates on validation, the same number for every trained method; 0: the rates as set."""

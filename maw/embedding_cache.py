@@ -279,7 +279,7 @@ def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings |
         manifest = read_manifest(folder)
         if manifest.get("source") != key:
             raise DataError(f"{folder}: the embeddings are of another model or of other texts; delete the folder")
-        check_files(folder, manifest, read_up_to=np.inf)
+        check_files(folder, manifest)
         embeddings = np.load(folder / _ARRAY, mmap_mode="r", allow_pickle=False)
         if embeddings.dtype != _form(key) or list(embeddings.shape) != manifest["shape"]:
             raise DataError(f"{folder}: the array is not of the shape and type that was written; delete the folder")

@@ -144,12 +144,12 @@ class Examples:
 
 
 def shown_pairs(names: Mapping[str, Any]) -> list[tuple[Method, Method]]:
-    """The comparisons of which examples are kept: MAW against its first control, then against all others, then the
-    rest."""
+    """The comparisons of which examples are kept, the first `COMPARISONS`: MAW against its controls in their order,
+    LoRA first, then against all others, then the rest."""
     pairs = list(comparisons(names))
 
-    def first(pair: tuple[Method, Method]) -> tuple[bool, bool]:
+    def first(pair: tuple[Method, Method]) -> tuple[bool, int]:
         new, old = pair
-        return new.name != SUBJECT, old.name not in CONTROLS
+        return new.name != SUBJECT, CONTROLS.index(old.name) if old.name in CONTROLS else len(CONTROLS)
 
     return sorted(pairs, key=first)[:COMPARISONS]

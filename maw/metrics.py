@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import pytrec_eval
 
+from maw.config import LARGEST_GRADE
 from maw.errors import DataError, NotFiniteError
 
 _CUTOFFS = (1, 3, 5, 10, 15, 20, 100, 1000)
@@ -83,7 +84,6 @@ _NAMES = {
 }
 
 _OURS = ("recip_rank_10", "F1_10")
-_LARGEST_GRADE = 1000  # pytrec_eval's time and memory grow with the grade; past 2**31 it crashes
 
 
 def _label(key: str) -> str:
@@ -148,8 +148,8 @@ def compute_metrics(
         NotFiniteError: a score that is not a finite number.
         ValueError: arguments that differ in length, a relevance level that is no grade.
     """
-    if not 1 <= relevance_level <= _LARGEST_GRADE:
-        raise ValueError(f"relevance_level must be between 1 and {_LARGEST_GRADE}, not {relevance_level}")
+    if not 1 <= relevance_level <= LARGEST_GRADE:
+        raise ValueError(f"relevance_level must be between 1 and {LARGEST_GRADE}, not {relevance_level}")
     _check_qrels(qrels)
     ranks = _judged_ranks(query_ids, doc_ids, scores, qrels)
     ordered = [*query_ids, *(query for query in qrels if query not in ranks)]
@@ -306,10 +306,10 @@ def _check_qrels(qrels: Mapping[str, Mapping[str, int]]) -> None:
         _check_ids(query, grades)
         for doc, grade in grades.items():
             whole = isinstance(grade, int | np.integer) and not isinstance(grade, bool)
-            if not whole or abs(grade) > _LARGEST_GRADE:
+            if not whole or abs(grade) > LARGEST_GRADE:
                 raise DataError(
                     f"query {query!r}, passage {doc!r}: grade {grade!r} must be a whole number between "
-                    f"-{_LARGEST_GRADE} and {_LARGEST_GRADE}"
+                    f"-{LARGEST_GRADE} and {LARGEST_GRADE}"
                 )
 
 

@@ -168,6 +168,7 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
             "tokenizer": tokenizer_sha256(retriever.tokenizer),
             "spec": json_sha(spec),
             "corpus_size": config.corpus_size,
+            "embedding_precision": config.embedding_precision,
         }
     return key
 

@@ -80,6 +80,8 @@ def main(words: argparse.Namespace) -> int:
         raise ConfigError(["search: the query is empty; write some words"])
     run = PastRun.open(words.run_dir, words.dataset)
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
+    if not methods:
+        raise ConfigError([f"search: --method names no method; it compared {', '.join(run.methods)}"])
     for method in methods:
         run.record(method)  # says now, not after minutes of encoding, that there is no such method
     run.check_training(words.seed, words.fold)

@@ -260,10 +260,11 @@ def test_evaluation_by_faiss(kind, tiny_settings, tiny_data, caplog):
     assert (kind == "flat") == ("finds of what exact search finds" not in caplog.text)
 
 
+@pytest.mark.parametrize("form", [np.float32, np.float16])
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_an_index_has_the_size_of_its_file(kind):
-    queries, passages = unit(13, 3, 24), unit(14, 4000, 24)
-    index, _ = approximate._index(kind, 24, len(passages), 100, 8, torch.device("cpu"))
+def test_an_index_has_the_size_of_its_file(kind, form):
+    queries, passages = unit(13, 3, 24), unit(14, 4000, 24).astype(form)
+    index, _ = approximate._index(kind, 24, len(passages), 100, 8, torch.device("cpu"), form is np.float16)
     approximate._fill(index, passages)
     size = faiss_top_k(kind, queries, passages, 20, np.arange(4000), nprobe=8)[2]["index_bytes"]
     of_its_file = len(faiss.serialize_index(index))

@@ -79,7 +79,7 @@ def test_a_good_folder(load):
         "queries": 2,
         "judgements": 3,
         "relevant": 2,
-        "judged_not_relevant": 1,
+        "judged_not_relevant": 0,  # the grade of the third is -1
         "qrels_sha256": data.test.qrels_hash(),
     }
 
@@ -142,11 +142,32 @@ def test_without_a_validation_file_training_queries_are_held_out(load):
     rows = "".join(f"q{i}\td{i}\t1\n" for i in (0, 1, 2, 3, 4, 7))
     changes = {"qrels/dev.tsv": None, "qrels/train.tsv": HEADER + rows}
     data = load(changes, train_samples=5, val_samples=5)
+    assert data.facts["skipped"]["queries_shared_with_another_split"] == {"train": 0, "validation": 0}
     assert len(data.validation) == 1  # a fifth of six, though five were asked for
     assert set(data.train.query_ids) | set(data.validation.query_ids) == {"q0", "q1", "q2", "q3", "q4", "q7"}
     assert not set(data.train.query_ids) & set(data.validation.query_ids)
     assert "validation: 1 of 6 training queries, held out by hash" in data.facts["split_rule"]
     assert load(changes, train_samples=5, val_samples=5).validation.query_ids == data.validation.query_ids
+
+
+def test_copies_of_a_query_held_out_are_counted(load):
+    """Of three copies of one text either none is held out, or one is, and the two others are left out."""
+    copies = "".join(f'{{"_id": "c{i}", "text": "The same words."}}\n' for i in range(3))
+    rows = "".join(f"c{i}\td{i}\t1\n" for i in range(3)) + "q0\td0\t1\nq1\td1\t1\n"
+    changes = {
+        "qrels/dev.tsv": None,
+        "qrels/train.tsv": HEADER + rows,
+        "queries.jsonl": GOOD["queries.jsonl"] + copies,
+    }
+    counts = set()
+    for seed in range(8):
+        data = load(changes, train_samples=5, val_samples=5, seed=seed)
+        left_out = 5 - len(data.train) - len(data.validation)
+        assert data.facts["skipped"]["queries_shared_with_another_split"] == {"train": left_out, "validation": 0}
+        warning = f"tiny: {left_out} train questions occur in another split too and are left out of train"
+        assert (warning in data.facts["warnings"]) is (left_out > 0)
+        counts.add(left_out)
+    assert counts == {0, 2}
 
 
 @pytest.mark.parametrize("dev", [None, GOOD["qrels/dev.tsv"]])
@@ -339,6 +360,10 @@ MALFORMED = [
         )
         for grade in ("1.0", "", "high", "1e3", "nan", "1_0", "0x1", " 1", "\u0661", "9" * 30, "--1")
     ],
+    *[
+        (TEST, HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n", 3, f"the score '{grade}' is out of range")
+        for grade in (1001, -1001, 999999999)
+    ],
     (TEST, HEADER + "q5\td5\t1\nq5\td5\t2\n", 3, "'d5' has two grades for the query 'q5', 1 and 2; keep one"),
     (TEST, HEADER + "q5\td5\t1\nq99\td5\t1\n", 3, "the query-id 'q99' is not in queries.jsonl; add it there"),
     (TEST, HEADER + "q5\td5\t1\nq6\td99\t0\n", 3, "the corpus-id 'd99' is not in corpus.jsonl; add it there"),
@@ -494,6 +519,15 @@ def test_other_test_judgements(load, tmp_path):
     grades = [grade for judged in data.test.qrels.values() for grade in judged.values()]
     assert data.facts["splits"]["test"]["relevant"] == sum(grade >= 2 for grade in grades) < len(grades)
     assert data.facts["test_judgements"] == "dl19.tsv"
+
+
+def test_a_grade_below_zero_is_not_judged(load):
+    facts = load({"qrels/test.tsv": HEADER + "q5\td5\t1\nq5\td0\t-1\nq6\td6\t1\nq6\td1\t0\n"}).facts
+    assert {key: facts["splits"]["test"][key] for key in ("judgements", "relevant", "judged_not_relevant")} == {
+        "judgements": 4,
+        "relevant": 2,
+        "judged_not_relevant": 1,
+    }
 
 
 @pytest.mark.parametrize("name", ["", "..", "a b", "x" * 61, "-x", "caf\u00e9"])

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from maw.config import METHODS
 from maw.data.collection import as_retrieval_data
 from maw.examples import LONGEST, PASSAGES, QUERIES, Examples, shown_pairs
 from maw.metrics import METRICS, EvaluationResult
@@ -71,7 +72,9 @@ def test_nothing_where_nothing_differs(tmp_path):
 
 def test_maw_against_its_controls_comes_first():
     pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(("zero_shot", "lora", "full", "maw")))]
-    assert pairs == [("maw", "full"), ("maw", "lora"), ("maw", "zero_shot")]
+    assert pairs == [("maw", "lora"), ("maw", "full"), ("maw", "zero_shot")]
+    pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(METHODS))]
+    assert pairs == [("maw", "lora"), ("maw", "lora_matched"), ("maw", "full")]
     pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(("zero_shot", "lora", "maw")))]
     assert pairs == [("maw", "lora"), ("maw", "zero_shot"), ("lora", "zero_shot")]
     assert shown_pairs({"maw": None}) == []

@@ -39,13 +39,24 @@ def pool(**queries):
         ("STRASSE", "straße"),
         ("caf\u00e9", "cafe\u0301"),  # composed and combining accents
         ("\ufb01le", "file"),  # a ligature
+        ("\u0915\u093f, \u0915\u0941 \u2013 \u20ac", "\u0915\u093f \u0915\u0941"),
     ],
 )
 def test_texts_that_differ_in_form_only_are_equal(one, other):
     assert normalise(one) == normalise(other)
 
 
-@pytest.mark.parametrize("one, other", [("a b", "ab"), ("???", "!!!"), ("caf\u00e9", "cafe"), ("1.5", "15")])
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("a b", "ab"),
+        ("???", "!!!"),
+        ("caf\u00e9", "cafe"),
+        ("1.5", "15"),
+        ("\u0915\u093f", "\u0915\u0941"),  # Devanagari: ki and ku, a letter with two marks
+        ("\u0915\u093e\u092e", "\u0915 \u092e"),  # a mark is no blank
+    ],
+)
 def test_texts_that_differ_in_words_are_not(one, other):
     assert normalise(one) != normalise(other)
 

@@ -271,6 +271,16 @@ def test_another_retriever_is_another_key(config, what):
     assert (mining._key(make_train(), settings, retriever) == first) is (what == "nothing")
 
 
+def test_the_format_of_the_embeddings_is_part_of_the_key(config):
+    """Rounded to float16 they may rank otherwise; BM25 does not see them."""
+    from maw.retriever import BaselineRetriever
+
+    for source, same in (("dense", False), ("bm25", True)):
+        settings = [config(negative_source=source, embedding_precision=form) for form in ("float32", "float16")]
+        one, other = (mining._key(make_train(), each, BaselineRetriever(each)) for each in settings)
+        assert (one == other) is same
+
+
 # --------------------------------------------------------------------------------------------------------- the cache
 
 

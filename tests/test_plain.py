@@ -87,6 +87,7 @@ def test_empty_documents_are_counted():
         ({"qrels": {0: {0: "1"}}}, "qrels[0][0]: the grade '1' is not an integer"),
         ({"qrels": {0: {0: float("nan")}}}, "qrels[0][0]: the grade nan is not an integer"),
         ({"qrels": {0: {0: 10**12}}}, "qrels[0][0]: the grade 1000000000000 is out of range"),
+        ({"qrels": {0: {0: 1001}}}, "qrels[0][0]: the grade 1001 is out of range; write -1000 to 1000"),
         ({"qrels": {0: {0: 1}}}, "qrels['1']: the query has no relevant document"),
         ({"qrels": {0: {0: 1}, 1: {2: 0}}}, "qrels['1']: the query has no relevant document"),
         ({"qrels": {0: [0], 1: {2: 1}}}, "qrels[0]: a dictionary is needed, not [0] (list)"),

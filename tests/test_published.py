@@ -208,6 +208,7 @@ def test_bad_passages_of_msmarco(home, refusal, collection, words):
 @pytest.mark.parametrize(
     ("qrels", "words"),
     [
+        ("100\t0\t1\t1001\n", "train/qrels:1: the grade 1001 is out of range; grades go from -1000 to 1000"),
         ("100\t0\t1\n", "train/qrels:1: '100\\t0\\t1' is not query, iteration, passage and grade"),
         ("100\t0\t1\tx\n", "train/qrels:1: '100\\t0\\t1\\tx' is not query"),
         ("100\t0\t1\t1\n100\t0\t1\t0\n", "train/qrels:2: '1' has two grades for the query '100', 1 and 0"),
@@ -224,6 +225,15 @@ def test_bad_judgements(home, refusal, qrels, words):
     write_msmarco(home)
     write(home / "msmarco-passage" / "train" / "qrels", qrels)
     assert words in refusal("msmarco", val_samples=1)
+
+
+def test_a_held_out_query_is_of_the_training_judgements(home, refusal):
+    """Trained on alone, with validation queries held out of them: it is not the test judgements that are wrong."""
+    write_msmarco(home)
+    rows = tsv([(100 + i, 0, 777 if i == 3 else i, 1) for i in range(20)])
+    write(home / "msmarco-passage" / "train" / "qrels", rows)
+    message = refusal("msmarco", train_samples=1, val_samples=4, seed=2)
+    assert "train/qrels: the passage '777', judged for the query '103' of msmarco-passage/train/judged" in message
 
 
 def test_a_query_id_used_twice(home, refusal):

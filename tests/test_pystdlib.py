@@ -108,6 +108,7 @@ def test_folds_keep_modules_and_relevant_passages_together(cache, loaded):
     parts = []
     for each in folds.rounds:
         modules = {home[query] for query in each.test.query_ids}
+        modules |= {module_of(passage) for judged in each.test.qrels.values() for passage in judged}
         parts.append((modules, {passage for judged in each.test.qrels.values() for passage in judged}))
         assert 0.17 < len(each.test) / len(folds.whole.test) < 0.23
     for one, other in combinations(parts, 2):

@@ -202,19 +202,50 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
                 assert cells[key] == ("" if row[key] is None else str(row[key]))
     summary = (folder / "benchmark_summary.txt").read_text()
     first = summary.index("Confirmatory: MAW against its controls, corrected by Holm over all 2 comparisons")
-    assert first < summary.index("Confirmatory: corrected by Holm over the 1") < summary.index("Exploratory: ")
+    assert first < summary.index("Confirmatory: corrected by Holm over all 2") < summary.index("Exploratory: ")
     assert "msmarco: vs LoRA Fine-tuned" in summary
     claim = verdict(results, run_p_values([family]))
     assert "2 comparisons" in claim and claim in " ".join(summary.split())
     assert text.claim(results[:1]) in " ".join(text.benchmark_summary(results[:1]).split())
-    assert "over all 2 of the run in summary/confirmatory.json" in " ".join(summary.split())
-    assert "Exploratory: corrected by Holm over all 29 other tests of this dataset" in summary
-    assert "over all 58 of the run in summary/exploratory.json" in " ".join(summary.split())
+    assert "Exploratory: corrected by Holm over all 58 other tests of the run" in summary
+    assert "of this dataset" not in summary and "within the dataset" not in summary
+    alone = " ".join(text.dataset_summary(results[0]).split())
+    assert "Confirmatory: corrected by Holm over the 1 comparison of this dataset" in alone
+    assert "over all 2 of the run in summary/confirmatory.json" in alone
+    assert "Exploratory: corrected by Holm over all 29 other tests of this dataset" in alone
+    assert "over all 58 of the run in summary/exploratory.json" in alone
     assert max(map(len, summary.splitlines())) <= 100
     write_summary(tmp_path, results[:1])
     assert not (folder / "confirmatory.json").exists(), "an earlier run's is of other results"
     assert not (folder / "exploratory.json").exists()
     assert "all 2 comparisons" not in (folder / "benchmark_summary.txt").read_text()
+
+
+def test_one_run_has_one_p_for_each_test(tmp_path, evaluations):
+    """Twice p = 0.03: significant in each dataset and not over the run, which every part of the summary goes by."""
+    few = {name: evaluations[name] for name in ("lora", "maw")}
+    config = Tier1Config(datasets=["pystdlib", "msmarco"], methods=list(few))
+    result = make_result(few)
+    test = result["significance"]["maw_vs_lora"]["ndcg_cut_10"] | {"p_value": 0.0306, "mean_difference": 0.02}
+    tests = {"maw_vs_lora": {"ndcg_cut_10": test, "map": test}}
+    section = confirmatory.confirm(tests, {}, config, 200)
+    labelled = exploratory.label(tests, section, config)
+    more = {"significance": labelled, "exploratory": exploratory.about(labelled, config, 200), "confirmatory": section}
+    results = [{**result, **more, "dataset": name} for name in config.datasets]
+    families = confirmatory.over_run(results), exploratory.over_run(results)
+    folder = write_summary(tmp_path, results, *families)
+
+    def values(summary):
+        return [line for line in summary.splitlines() if line.startswith(("nDCG@10  ", "MAP "))]
+
+    for whole in ((folder / "benchmark_summary.txt").read_text(), text.answers(results, families)):
+        assert whole.count("0.0612") >= 2
+        assert not [line for line in values(whole) if line.endswith(" a")]
+        assert "  0.0306  0.0306" not in whole
+    alone = text.dataset_summary(results[0])
+    assert [line for line in values(alone) if line.endswith(" a")]
+    assert "Letters go by p corrected within the dataset; over the run in summary/" in alone
+    assert "0.0612" not in alone and "of this dataset" in alone
 
 
 def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
@@ -617,4 +648,4 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 
 def test_a_difference_that_rounds_to_zero_has_no_minus():
     test = {"mean_difference": -1e-6, "relative": -1e-5, "ci_low": -0.01, "ci_high": 0.01, "p_value": 0.9}
-    assert differences._cells(test)[:3] == ["+0.0000", "+0.0%", "[-0.0100, +0.0100]"]
+    assert differences._cells(test, None)[:3] == ["+0.0000", "+0.0%", "[-0.0100, +0.0100]"]

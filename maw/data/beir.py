@@ -15,8 +15,9 @@ the facts of the collection and in a warning:
 - a judgement that is repeated with the same grade counts once;
 - passages without any text are kept, since they are part of the corpus.
 
-Grades of 0 and below are judged not relevant, and kept for the metrics that tell them from unjudged ones. From which
-grade a passage is relevant in the binary metrics is the configuration's `relevance_level`: 2 for TREC DL.
+Grades of 0 are judged not relevant, and kept for the metrics that tell them from unjudged ones; passages with grades
+below 0 are unjudged in every metric, as trec_eval has it. From which grade a passage is relevant in the binary metrics
+is the configuration's `relevance_level`: 2 for TREC DL.
 Without a validation file, `val_samples` training queries (a fifth at most) are held out by hash. A byte order
 mark, CRLF line ends and blank lines are accepted.
 
@@ -69,7 +70,7 @@ def load(folder: str | Path, config: Tier1Config) -> Collection:
     pools = {split: _pool(each, queries) for split, each in judged.items()}
     without = {split: len(each.qrels) - len(pools[split]) for split, each in judged.items()}
     pools, shared = drop_overlap(pools)
-    split_rule = _complete(pools, config, folder)
+    split_rule = _complete(pools, shared, config, folder)
     splits, split_facts, warnings = draw_splits(config, corpus, pools, name)
     skipped = {
         "queries_without_relevant_passage": without,
@@ -194,12 +195,17 @@ def _pool(judged: Judgements, queries: dict[str, str]) -> Pool:
     return Pool({i: queries[i] for i in ids}, {i: judged.qrels[i] for i in ids})
 
 
-def _complete(pools: dict[str, Pool], config: Tier1Config, folder: Path) -> str:
-    """Adds the validation split where the folder has none; gives the rule by which the splits came about."""
+def _complete(pools: dict[str, Pool], shared: dict[str, int], config: Tier1Config, folder: Path) -> str:
+    """Adds the validation split where the folder has none; gives the rule by which the splits came about.
+
+    Training queries with the text of one that is held out are left out, and counted in `shared`.
+    """
     rule = "the folder's own qrels files; a question in two splits stays in test before validation before train"
     train = pools.get("train", Pool())
     if "validation" not in pools and len(train) > 1:
         pools["train"], pools["validation"] = hold_out(train, config)
+        copies = len(train) - len(pools["train"]) - len(pools["validation"])
+        shared |= {"train": shared["train"] + copies, "validation": 0}
         rule += f"; validation: {len(pools['validation'])} of {len(train)} training queries, held out by hash"
     for split in ("train", "validation"):
         if trains(config) and not pools.get(split):

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from maw.config import LARGEST_GRADE
 from maw.data.store import UNFIT_ID, Record, Where
 from maw.errors import DataError
 from maw.files import reason
@@ -86,7 +87,8 @@ def read_qrels(path: Path) -> Judgements:
     """Reads one qrels file.
 
     Raises:
-        DataError: no header, a line without three columns, a grade that is no integer, or two for a pair.
+        DataError: no header, a line without three columns, a grade that is no integer or out of range, or two for
+            a pair.
     """
     qrels: dict[str, dict[str, int]] = {}
     repeated, number = 0, 0
@@ -94,6 +96,11 @@ def read_qrels(path: Path) -> Judgements:
         if not GRADE.fullmatch(grade):
             raise DataError(
                 f"{path}:{number}: the score {show(grade)} is not an integer; write a grade such as 0 or 1"
+            )
+        if abs(int(grade)) > LARGEST_GRADE:
+            raise DataError(
+                f"{path}:{number}: the score {show(grade)} is out of range; grades go from -{LARGEST_GRADE} to "
+                f"{LARGEST_GRADE}"
             )
         judged = qrels.setdefault(query_id, {})
         if passage_id not in judged:

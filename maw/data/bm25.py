@@ -231,7 +231,7 @@ def _usable(folder: Path, source: dict[str, Any], warn: bool = False) -> tantivy
         manifest = store.read_manifest(folder)
         if manifest["source"] != source:
             return None
-        store.check_files(folder, manifest, math.inf, once=True)
+        store.check_files(folder, manifest, once=True)
         return tantivy.Index.open(str(folder))
     except (DataError, ValueError) as error:
         if warn:

@@ -28,7 +28,8 @@ class RetrievalData:
         query_ids: (Q,) unique ids.
         queries: (Q,) texts.
         qrels: query id -> passage id -> grade, with exactly the ids of `query_ids`. A grade of 1 or more is
-            relevant; 0 and below is judged not relevant. Each query has a relevant passage in the corpus.
+            relevant; 0 is judged not relevant; below 0 the metrics take a passage for unjudged, as trec_eval does.
+            Each query has a relevant passage in the corpus.
         negatives: query id -> ids of hard negatives, the best to train against first.
         answers: query id -> strings of which a passage that answers it holds one; for some collections only.
         relevance_level: grade from which a passage counts as relevant in the binary metrics.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -162,15 +161,6 @@ class Corpus:
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: cannot be read ({show(reason(error))[1:-1]}); delete the folder") from error
 
-    def verify(self) -> None:
-        """Compares every byte of the store with its manifest; a corpus in memory has none and passes.
-
-        Raises:
-            DataError: the store was changed after it was written.
-        """
-        if self.folder is not None:
-            store.check_files(self.folder, self.manifest, math.inf)
-
     def _gather(self, rows: Rows) -> pa.Table:
         places = np.asarray(rows, dtype=np.int64)
         _check_rows(places, len(self))
@@ -227,19 +217,15 @@ class Corpus:
         return cls._open(folder, manifest)
 
     @classmethod
-    def open(cls, folder: Path, *, whole: bool = False) -> Corpus:
-        """Opens a store by memory map, in milliseconds at any size.
-
-        Args:
-            whole: compare every byte with the manifest, large files once in a process; else only files of up to
-                64 MiB, and `verify` does so for all.
+    def open(cls, folder: Path) -> Corpus:
+        """Opens a store by memory map, compared with its manifest byte by byte: large files once in a process.
 
         Raises:
             DataError: there is no whole store of this version in `folder`.
         """
         folder = Path(folder)
         manifest = store.read_manifest(folder)
-        store.check_files(folder, manifest, math.inf if whole else store.VERIFY_BYTES, once=True)
+        store.check_files(folder, manifest, once=True)
         return cls._open(folder, manifest)
 
     @classmethod
@@ -295,7 +281,7 @@ class Corpus:
                 if not quiet:
                     logger.info("the source of %s has changed; building it again", folder)
                 return None
-            return cls.open(folder, whole=True)
+            return cls.open(folder)
         except DataError as error:
             if not quiet:
                 logger.warning("%s; building it again", error)

@@ -7,7 +7,7 @@ The queries drawn for train, validation and test are pooled and divided into F f
 the next fold the validation, and all others train. So a small collection counts whole.
 
 - Queries that belong together stay together: those of the same normalised text, and those to which the collection
-  gives one group (the queries of a module in pystdlib), directly or by way of others.
+  gives one group (those with relevant passages in one module in pystdlib), directly or by way of others.
 - Groups take their places in the order of a hash of seed and name, each in the fold that has the fewest queries so
   far. The division depends on the seed and on which queries are drawn, on no order and no method.
 - All rounds search one corpus for their test queries, sampled by `corpus_size` for all pooled queries at once. The

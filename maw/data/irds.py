@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maw.config import Tier1Config
+from maw.config import LARGEST_GRADE, Tier1Config
 from maw.data.beir_files import LONGEST_LINE, read_qrels, unfit
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
@@ -103,7 +103,13 @@ def trec_rows(path: Path) -> Iterator[tuple[int, bytes, bytes, int]]:
             columns = line.split() if len(line) <= LONGEST_LINE else [b"a line of more than 16 MiB"]
             digits = columns[3].removeprefix(b"-") if len(columns) == 4 else b""
             if digits.isdigit() and len(digits) <= _LONGEST_GRADE:
-                yield number, columns[0], columns[2], int(columns[3])
+                grade = int(columns[3])
+                if abs(grade) > LARGEST_GRADE:
+                    raise DataError(
+                        f"{path}:{number}: the grade {grade} is out of range; grades go from -{LARGEST_GRADE} to "
+                        f"{LARGEST_GRADE}"
+                    )
+                yield number, columns[0], columns[2], grade
             elif columns:
                 raise DataError(
                     f"{path}:{number}: {show(line.decode('utf-8', 'replace').strip())} is not query, iteration, "
@@ -236,7 +242,8 @@ def finish(
         relevance_level: as for `draw_splits`.
     """
     for split in pools:
-        _check_known(pools[split].only(drawn(pools, config, split)), corpora[split], splits.get(split, splits["test"]))
+        published_as = splits[split if split in splits else "train"]  # of which a validation split is held out
+        _check_known(pools[split].only(drawn(pools, config, split)), corpora[split], published_as)
     everywhere = {split: corpora.get(split, corpora["test"]) for split in SAMPLE_FIELDS}
     drawn_splits, split_facts, warnings = draw_splits(config, everywhere, pools, name, relevance_level)
     found = dict(facts) | {

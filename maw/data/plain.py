@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+from maw.config import LARGEST_GRADE
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.errors import DataError
 from maw.rules import show, suggestion
 
-GRADE_LIMIT = 10**9
 REQUIRED = ("queries", "docs", "qrels")
 KEYS = (*REQUIRED, "negatives", "answers")
 
@@ -35,7 +35,8 @@ def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
 
     Raises:
         DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no
-            integer, an empty query or answer, a query without a relevant document, or a negative that is relevant.
+            integer or out of range, an empty query or answer, a query without a relevant document, or a negative that
+            is relevant.
     """
     return _Reader(name).read(data)
 
@@ -135,8 +136,9 @@ class _Reader:
             place = f"{where}[{show(doc)}]"
             if not isinstance(grade, Integral) or isinstance(grade, bool):
                 raise self._error(place, f"the grade {show(grade)} is not an integer; write 0, 1 or more")
-            if abs(grade) >= GRADE_LIMIT:
-                raise self._error(place, f"the grade {show(grade)} is out of range; write 0, 1 or more")
+            if abs(grade) > LARGEST_GRADE:
+                limits = f"write -{LARGEST_GRADE} to {LARGEST_GRADE}"
+                raise self._error(place, f"the grade {show(grade)} is out of range; {limits}")
             doc_id = self._known(place, "docs", doc, docs, by_position)
             if doc_id in grades:
                 raise self._error(place, "the document is judged twice, as a number and as a text; keep one")

@@ -246,10 +246,13 @@ def make_splits(functions: Sequence[Function]) -> tuple[dict[str, Any], dict[str
 
 
 def make_groups(functions: Iterable[Function], splits: Mapping[str, Any]) -> dict[str, str]:
-    """Query id -> its group: queries of one module, and queries that share a relevant passage, have the same."""
+    """Query id -> its group: queries with relevant passages in one module have the same, directly or by way of others.
+
+    A query's own function is relevant to it, so this holds for queries of one module, too.
+    """
     module_of = {function.id: function.module for function in functions}
     labels = {
-        query_id: [f"module {module_of[query_id.removeprefix('q-')]}", *(f"passage {each}" for each in relevant)]
+        query_id: [f"module {module_of[each]}" for each in relevant]
         for split in splits.values()
         for query_id, relevant in split["qrels"].items()
     }

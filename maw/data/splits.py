@@ -110,7 +110,10 @@ def draw_splits(
 
 
 def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:
-    """Sizes and hash of one split, for the report; what is relevant is so in the binary metrics."""
+    """Sizes and hash of one split, for the report; what is relevant is so in the binary metrics.
+
+    A grade below 0 counts as a judgement that says nothing: trec_eval takes its passage for unjudged.
+    """
     grades = [grade for judged in split.qrels.values() for grade in judged.values()]
     relevant = sum(grade >= split.relevance_level for grade in grades)
     return {
@@ -118,6 +121,6 @@ def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:
         "queries": len(split),
         "judgements": len(grades),
         "relevant": relevant,
-        "judged_not_relevant": len(grades) - relevant,
+        "judged_not_relevant": sum(0 <= grade < split.relevance_level for grade in grades),
         "qrels_sha256": split.qrels_hash(),
     }

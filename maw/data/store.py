@@ -41,7 +41,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.str
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 8 << 20
 VERIFY_BYTES = 64 << 20
-"""Files up to this size are compared with their SHA-256 whenever a store is opened."""
+"""Files up to this size are compared with their SHA-256 whenever a store is opened, larger ones once in a process."""
 _COMPARED: set[tuple[Any, ...]] = set()
 INDEX_PART = 1 << 20  # passages
 HASH_BASE = 0x9E3779B97F4A7C15
@@ -321,8 +321,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float, *, once: bool = False) -> None:
-    """Compares the size of each file with the manifest, and the contents up to `read_up_to` bytes.
+def check_files(folder: Path, manifest: Mapping[str, Any], *, once: bool = False) -> None:
+    """Compares the size and the contents of each file with the manifest.
 
     Args:
         once: a large file that this process has compared before, and that has not been written to since, is not read
@@ -334,7 +334,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], read_up_to: float, *,
             stat = path.stat()
             seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, sha)
             good = stat.st_size == size
-            if good and size <= read_up_to and not (once and seen in _COMPARED):
+            if good and not (once and seen in _COMPARED):
                 good = sha256(path) == sha
                 if good and size > VERIFY_BYTES:
                     _COMPARED.add(seen)

@@ -9,6 +9,7 @@ from maw.confirmatory import METRIC, SUBJECT, key_of
 from maw.methods import METHODS, Method, comparisons
 from maw.metrics import METRIC_LABELS, PRIMARY
 from maw.report.format import as_table, clean, p_value, wrapped
+from maw.report.marks import RunValues
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
@@ -42,17 +43,23 @@ def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*wrapped("", about), table])
 
 
-def dataset_differences(result: Mapping[str, Any]) -> str:
-    """A dataset's differences in the headline metric: the confirmatory ones first, then some of the others."""
-    return "\n\n".join(part for part in (_confirmatory(result), _exploratory(result)) if part)
+def dataset_differences(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
+    """A dataset's differences in the headline metric: the confirmatory ones first, then some of the others.
+
+    Args:
+        result: the content of dataset.json.
+        over_run: of `run_p_values`; without it p is corrected within the dataset.
+    """
+    over_run = over_run or {}
+    return "\n\n".join(part for part in (_confirmatory(result, over_run), _exploratory(result, over_run)) if part)
 
 
 def run_differences(family: Mapping[str, Any]) -> str:
     """The confirmatory family over all datasets of a run, as `maw.confirmatory.over_run` has it."""
-    rows = [
-        [f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}", *_cells(row), *_found(row)]
-        for row in family.get("comparisons", ())
-    ]
+    rows = []
+    for row in family.get("comparisons", ()):
+        name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}"
+        rows.append([name, *_cells(row, row.get("p_holm")), *_found(row)])
     about = (
         f"Confirmatory: MAW against its controls, corrected by Holm over all {len(rows)} comparisons of the "
         f"run{_signs(family)}"
@@ -60,20 +67,22 @@ def run_differences(family: Mapping[str, Any]) -> str:
     return "\n".join([*wrapped("", about), _confirmatory_table(rows)]) if rows else ""
 
 
-def _confirmatory(result: Mapping[str, Any]) -> str:
+def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
     section = result.get("confirmatory", {})
     tests = section.get("comparisons", {})
     if not tests:
         return ""
-    rows = [[_name(key), *_cells(test), *_found(test)] for key, test in tests.items()]
-    count = f"{len(rows)} comparison{'s' * (len(rows) != 1)}"
+    rows = [[_name(key), *_cells(test, _p(result, key, test, over_run)), *_found(test)] for key, test in tests.items()]
+    count, of_run = f"{len(rows)} comparison{'s' * (len(rows) != 1)}", section["run_family_size"]
     about = f"Confirmatory: corrected by Holm over the {count} of this dataset{_signs(section)}"
-    if section["run_family_size"] > len(rows):
-        about += f"; over all {section['run_family_size']} of the run in summary/confirmatory.json"
+    if of_run > len(rows) and over_run:
+        about = f"Confirmatory: corrected by Holm over all {of_run} comparisons of the run{_signs(section)}"
+    elif of_run > len(rows):
+        about += f"; over all {of_run} of the run in summary/confirmatory.json"
     return "\n".join([*wrapped("", about), _confirmatory_table(rows)])
 
 
-def _exploratory(result: Mapping[str, Any]) -> str:
+def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
     """MAW against each method and each against zero-shot; all other pairs are in the JSON files."""
     confirmed = result.get("confirmatory", {}).get("comparisons", {})
     names = [method.name for method in METHODS if method.key in result["results"]]
@@ -84,23 +93,25 @@ def _exploratory(result: Mapping[str, Any]) -> str:
         test = result.get("significance", {}).get(key, {}).get(METRIC)
         if test and key not in confirmed:
             counts = f"{test['wins']} / {test['losses']} / {test['ties']}"
-            rows.append([f"{new.label} vs {old.label}", *_cells(test), counts, *_more(test)])
+            cells = _cells(test, _p(result, key, test, over_run))
+            rows.append([f"{new.label} vs {old.label}", *cells, counts, *_more(test)])
     if not rows:
         return ""
     table = as_table([_LABEL, *_COLUMNS, "better/worse/same", *_MORE], rows)
     section = result.get("exploratory", {})
     signs = "" if confirmed else _signs(section)  # said above
-    return "\n".join([*wrapped("", _exploratory_heading(section, signs)), table])
+    return "\n".join([*wrapped("", _exploratory_heading(section, signs, bool(over_run))), table])
 
 
-def _exploratory_heading(section: Mapping[str, Any], signs: str) -> str:
+def _exploratory_heading(section: Mapping[str, Any], signs: str, of_run: bool) -> str:
     if not section:
         return "Exploratory: not corrected for the number of tests"
-    about = (
-        f"Exploratory: corrected by Holm over all {section['family_size']} other tests of this dataset, "
-        f"{len(PRIMARY)} metrics of every pair{signs}"
-    )
-    if section["run_family_size"] > section["family_size"]:
+    several = section["run_family_size"] > section["family_size"]
+    tests = f"{section['family_size']} other tests of this dataset"
+    if several and of_run:
+        tests = f"{section['run_family_size']} other tests of the run"
+    about = f"Exploratory: corrected by Holm over all {tests}, {len(PRIMARY)} metrics of every pair{signs}"
+    if several and not of_run:
         about += f"; over all {section['run_family_size']} of the run in summary/exploratory.json"
     return about
 
@@ -113,13 +124,18 @@ def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
     return as_table([_LABEL, *_COLUMNS, "detectable", *_MORE], rows)
 
 
-def _cells(test: Mapping[str, Any]) -> list[str]:
+def _p(result: Mapping[str, Any], key: str, test: Mapping[str, Any], over_run: RunValues) -> float | None:
+    """A test's corrected p in the headline metric: over the run, where that is known."""
+    return over_run.get((result["dataset"], key, METRIC), test.get("p_holm"))
+
+
+def _cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
     return [
         f"{test['mean_difference']:+z.4f}",
         "-" if test["relative"] is None else f"{test['relative']:+z.1%}",
         f"[{test['ci_low']:+z.4f}, {test['ci_high']:+z.4f}]",
         p_value(test["p_value"]),
-        p_value(test.get("p_holm")),
+        p_value(corrected),
     ]
 
 

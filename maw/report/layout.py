@@ -145,7 +145,7 @@ def write_summary(
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
     write_csv(folder / "metrics_comparison.csv", CSV_HEADER, rows)
     write_csv(folder / "costs.csv", COST_HEADER, cost_rows(dataset_results))
-    write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family))
+    write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family, explored))
     write_text(folder / "tables.tex", paper.latex(dataset_results, [family, explored]))
     write_text(folder / "tables.md", paper.markdown(dataset_results, [family, explored]))
     write_text(folder / "report.html", report_page(dataset_results, [family, explored], examples, attention))

@@ -6,7 +6,7 @@ holds; a fact that the data or the model adds there appears here under its own n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from maw.confirmatory import LEVEL
@@ -15,7 +15,7 @@ from maw.metrics import METRIC_LABELS, PRIMARY
 from maw.report.costs import cost_table
 from maw.report.differences import dataset_differences, run_differences
 from maw.report.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
-from maw.report.marks import LETTERS, beaten, methods_of, run_p_values
+from maw.report.marks import LETTERS, RunValues, beaten, methods_of, run_p_values
 from maw.report.protocol import compute_table, rate_range, seeds_table, spread_line, tuning_table
 from maw.report.verdict import verdict
 
@@ -23,6 +23,7 @@ _HEADLINE = PRIMARY[0]
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
+_WITHIN = "Letters go by p corrected within the dataset; over the run in summary/."
 NOTES = (
     "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
     f"A letter behind a value names a method it beats at p < {LEVEL:g}: a two-sided paired "
@@ -79,14 +80,19 @@ def _cached(record: Mapping[str, Any]) -> str:
     return "  (embeddings from cache)" if record.get("evaluation", {}).get("embeddings") == "from cache" else ""
 
 
-def dataset_summary(result: Mapping[str, Any]) -> str:
-    """One dataset: where its numbers come from, primary metrics, differences, costs and warnings."""
+def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
+    """One dataset: where its numbers come from, primary metrics, differences, costs and warnings.
+
+    Args:
+        result: the content of dataset.json.
+        over_run: of `run_p_values`; without it, as long as datasets are missing, p is corrected within the dataset.
+    """
     parts = [
         _title(result),
         _setting(result),
-        _metrics_table(result),
+        _metrics_table(result, over_run),
         _answer_match(result),
-        dataset_differences(result),
+        dataset_differences(result, over_run),
         seeds_table(result),
         _training(result),
         tuning_table(result),
@@ -98,23 +104,44 @@ def dataset_summary(result: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def answers(results: Sequence[Mapping[str, Any]]) -> str:
-    """What a quiet run says in the end: of each dataset its metrics, differences and warnings."""
-    parts = (_metrics_table, dataset_differences, _warnings)
-    return "\n\n".join(text for each in results for text in [_title(each), *(part(each) for part in parts)] if text)
+def answers(results: Sequence[Mapping[str, Any]], families: Iterable[Mapping[str, Any] | None] = ()) -> str:
+    """What a quiet run says in the end: of each dataset its metrics, differences and warnings.
+
+    Args:
+        results: the content of each dataset.json.
+        families: the confirmatory and the exploratory one over all datasets.
+    """
+    over_run = run_p_values(families)
+    texts = [
+        text
+        for each in results
+        for text in (
+            _title(each),
+            _metrics_table(each, over_run),
+            dataset_differences(each, over_run),
+            _warnings(each),
+        )
+    ]
+    return "\n\n".join(text for text in texts if text)
 
 
-def benchmark_summary(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
+def benchmark_summary(
+    results: Sequence[Mapping[str, Any]],
+    family: Mapping[str, Any] | None = None,
+    explored: Mapping[str, Any] | None = None,
+) -> str:
     """The whole run: an overview, every dataset, and how to read the numbers.
 
     Args:
         results: the content of each dataset.json.
         family: the confirmatory family over all datasets, once all are done.
+        explored: the exploratory one, likewise.
     """
+    over_run = run_p_values([family, explored])
     overview = "\n\n".join(part for part in (_overview(results), claim(results, family)) if part)
     parts = [heading("Benchmark summary", "="), overview]
     parts += [run_differences(family)] if family and len(results) > 1 else []
-    parts += [dataset_summary(result) for result in results]
+    parts += [dataset_summary(result, over_run) for result in results]
     return "\n\n\n".join([*parts, reading_notes()]) + "\n"
 
 
@@ -177,14 +204,15 @@ def _is_setting(key: str, value: Any) -> bool:
     return key != "warnings" and not (key == "answers" and str(value).startswith(_NO_ANSWERS))
 
 
-def _metrics_table(result: Mapping[str, Any]) -> str:
-    """Primary metrics by methods, with letters for the methods significantly surpassed.
+def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
+    """Primary metrics by methods, with letters for the methods significantly surpassed, and what the letters go by
+    where that is not the whole of a run of several datasets.
 
     Where so many methods do not fit beside each other they stand below each other, so that one metric's values can
     still be read at a glance.
     """
     methods = methods_of(result)
-    marks = beaten(result, methods)
+    marks = beaten(result, methods, over_run)
     widest = max([len(letters) for letters in marks.values()], default=0)
 
     def cell(method: Method, key: str) -> str:
@@ -196,9 +224,17 @@ def _metrics_table(result: Mapping[str, Any]) -> str:
     by_metric = [[cell(method, key) for method in methods] for key in PRIMARY]
     beside = [max(map(len, column)) + 2 for column in zip(names, *by_metric, strict=True)]
     if max(map(len, labels)) + sum(beside) <= WIDTH:
-        return as_table(["Metric", *names], [[label, *row] for label, row in zip(labels, by_metric, strict=True)])
-    by_method = zip(*by_metric, strict=True)
-    return as_table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
+        table = as_table(["Metric", *names], [[label, *row] for label, row in zip(labels, by_metric, strict=True)])
+    else:
+        by_method = zip(*by_metric, strict=True)
+        table = as_table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
+    return f"{table}\n{_WITHIN}" if marks and not over_run and _of_several(result) else table
+
+
+def _of_several(result: Mapping[str, Any]) -> bool:
+    """Whether the run has tests on other datasets, too, with which these are corrected in the end."""
+    sections = (result.get(name, {}) for name in ("confirmatory", "exploratory"))
+    return any(section["run_family_size"] > section["family_size"] for section in sections if section)
 
 
 def _answer_match(result: Mapping[str, Any]) -> str:
