@@ -172,7 +172,7 @@ class Tier1Config:
     seed: Annotated[int, Range(0, 2**32 - 1)] = 42
     """Seed of sampling, data order, dropout and routing."""
 
-    seeds: Annotated[int, Range(1, LARGEST_GRADE)] = 1
+    seeds: Annotated[int, Range(1, 1000)] = 1
     """Training seeds: seed, seed + 1, ...; values are averaged by query, and the data depend on seed alone."""
     tune: Annotated[int, Range(0, 1000)] = 0
     """Trials of learning rates on validation, the same number for every trained method; 0: the rates as set."""
