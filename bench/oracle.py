@@ -18,7 +18,7 @@ import torch
 from bench.common import ROOT, commit, machine
 from bench.experiments import ORACLE_LESSON, ORACLES, SEEDS_ALONE
 from bench.trainings import Bench, configuration
-from bench.tuned import table
+from bench.tuned import paragraph, table
 from maw.diagnostics import compare_with_seeds
 from maw.files import write_json
 
@@ -55,7 +55,7 @@ def oracle_section(path: Path = PATH) -> str:
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [_seeds(content["rows"][0]), *(_depths(row) for row in content["rows"])]
     where = f"{content['machine']['processor']}, commit {content['commit']}."
-    return "\n".join([OPENING, *table(HEADER, rows), "", *([ORACLE_LESSON, ""] if ORACLE_LESSON else []), where, ""])
+    return "\n".join([OPENING, *table(HEADER, rows), "", paragraph(ORACLE_LESSON), "", where, ""])
 
 
 def _seeds(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from bench.common import ROOT
 from bench.experiments import BASE, EXPERIMENTS, Experiment, Run, find_experiment
 from bench.oracle import oracle_section
 from bench.trainings import NDCG, Bench, Result
-from bench.tuned import table, tuned_sections
+from bench.tuned import paragraph, table, tuned_sections
 from maw.files import write_json, write_text
 from maw.significance import paired_test
 
@@ -77,7 +77,7 @@ OPENING = """# Research log
 Where could a gain of MAW come from? Experiments on validation queries: test queries are read in the last part alone,
 and nothing here was chosen on one. Written by `python -m bench.research` from what the runs left in `bench/research/`.
 
-Each number comes back to four digits, on the same machine, with
+Each number comes back to four digits, on the same machine and at the commit below its table, with
 
     python -m bench.research NAME --run N
 
@@ -112,9 +112,10 @@ def research_page(results: Mapping[str, Mapping[str, Any]], experiments: Sequenc
     """The page as Markdown, from the content of bench/research/*.json by experiment."""
     queries = {run["queries"] for result in results.values() for run in result["runs"]}
     base = ", ".join(f"`{name}` {value}" for name, value in BASE.items() if name not in ("datasets", "test_samples"))
-    parts = [OPENING.format(base=base, queries=" or ".join(map(str, sorted(queries))))]
+    opening = OPENING.format(base=base, queries=" or ".join(map(str, sorted(queries))))
+    parts = ["\n\n".join(each if each[:1] in "# " else paragraph(each) for each in opening.split("\n\n")) + "\n"]
     for experiment in experiments:
-        parts.append(f"## {experiment.name}\n\n{experiment.question}\n")
+        parts.append(f"## {experiment.name}\n\n{paragraph(experiment.question)}\n")
         if experiment.name not in results:
             parts.append("Not run yet.\n")
             continue
@@ -125,7 +126,7 @@ def research_page(results: Mapping[str, Mapping[str, Any]], experiments: Sequenc
         parts.append("\n".join(table(HEADER, rows)) + "\n")
         processors = sorted({run["machine"]["processor"] for run in result["runs"]})
         where = f"{', '.join(processors)}, commit {', '.join(commits)}."
-        parts.append(f"{experiment.lesson}\n\n{where}\n" if experiment.lesson else f"{where}\n")
+        parts.append(f"{paragraph(experiment.lesson)}\n\n{where}\n" if experiment.lesson else f"{where}\n")
     return "\n".join([*parts, oracle_section(), TUNED_OPENING, tuned_sections(), ENDING])
 
 
@@ -140,10 +141,14 @@ def _row(run: Mapping[str, Any], index: int) -> list[str]:
         ", ".join(f"`{name}` {value}" for name, value in run["settings"].items()),
         f"{run[NDCG]:.4f}{seeds}",
         f"{against['mean_difference']:+z.4f}" if against else "",
-        f"{against['p_value']:.3f}" if against else "",
+        _p(against["p_value"]) if against else "",
         depths,
         *(_headroom(side) for side in sides),
     ]
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else "<0.001"
 
 
 def _headroom(side: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def section(tuned: Tuned, content: Content | None) -> str:
         "",
         *table(ROUTER_HEADER, [_routed(content, seed, side) for side in ("query", "document") for seed in seeds]),
         "",
-        *([tuned.lesson, ""] if tuned.lesson else []),
+        *([paragraph(tuned.lesson), ""] if tuned.lesson else []),
     ]
     return "\n".join(lines)
 
@@ -162,6 +163,11 @@ def _routed(content: Content, index: int, side: str) -> tuple[str, ...]:
         "" if test["shuffled"] is None else f"{test['shuffled']:.4f}",
         "" if p_shuffled is None else f"{p_shuffled:.3f}",
     )
+
+
+def paragraph(text: str) -> str:
+    """A text in lines of a page."""
+    return textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
