@@ -4,7 +4,7 @@
     python tier_1.py --datasets beir:path/to/scifact --maw-layers 11,12 --num-epochs 5
     python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
     python tier_1.py --resume last               # goes on with a run that was interrupted, to the same results
-    python tier_1.py report | compare | search | export | doctor     # what else there is, see `maw.commands`
+    python tier_1.py report | compare | search | export | doctor     # what else there is, see `maw.cli.commands`
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
@@ -33,21 +33,21 @@ from typing import TYPE_CHECKING, Any
 from maw.errors import ConfigError, MAWError, OutputClosedError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from maw.config import Tier1Config
+    from maw.config.tier1_config import Tier1Config
 
 _HOMES = {
-    "Tier1Config": "maw.config",
-    "run_complete_benchmark": "maw.benchmark",
-    "train_retriever": "maw.training",
-    "evaluate_retriever": "maw.evaluation",
-    "BaselineRetriever": "maw.retriever",
-    "MAWRetriever": "maw.retriever",
-    "NonMAWEncoder": "maw.encoder",
-    "MAWWithGRPOEncoder": "maw.encoder",
-    "MAWAttentionLayer": "maw.attention",
-    "GRPORouter": "maw.routing",
-    "load_checkpoint": "maw.checkpoint",
-    "cleanup_checkpoints": "maw.checkpoint",
+    "Tier1Config": "maw.config.tier1_config",
+    "run_complete_benchmark": "maw.experiment.benchmark",
+    "train_retriever": "maw.training.train",
+    "evaluate_retriever": "maw.evaluation.evaluate",
+    "BaselineRetriever": "maw.models.retriever",
+    "MAWRetriever": "maw.models.retriever",
+    "NonMAWEncoder": "maw.models.encoder",
+    "MAWWithGRPOEncoder": "maw.models.encoder",
+    "MAWAttentionLayer": "maw.attention.layer",
+    "GRPORouter": "maw.attention.routers",
+    "load_checkpoint": "maw.training.checkpoint",
+    "cleanup_checkpoints": "maw.training.checkpoint",
 }
 __all__ = list(_HOMES)
 
@@ -76,15 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from maw import distributed, signals
+    from maw.runtime import distributed, signals
 
     with signals.handlers():
         return distributed.end_process(_main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: Sequence[str]) -> int:
-    from maw import console
-    from maw.signals import Stopped
+    from maw.runtime import console
+    from maw.runtime.signals import Stopped
 
     code, lines = 0, []
     with console.speaking():
@@ -107,21 +107,21 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    from maw import console, distributed
-    from maw.commands import COMMANDS, run_command
+    from maw.cli.commands import COMMANDS, run_command
+    from maw.runtime import console, distributed
 
     place = distributed.launched()
     console.hush_libraries()
     if argv and argv[0] in COMMANDS:
         return run_command(argv) if place.rank == 0 else 0
-    from maw.flags import parse_command_line
+    from maw.cli.flags import parse_command_line
 
     config = parse_command_line(argv)
     console.speak(quiet=config.quiet, json_progress=config.json_progress)
     console.hush_libraries()
     with distributed.session(config.device), _alone_in(config), _logging_to(config):
         try:
-            from maw.benchmark import run_complete_benchmark
+            from maw.experiment.benchmark import run_complete_benchmark
 
             run_complete_benchmark(config)
         except MAWError as error:
@@ -144,7 +144,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _translated(error: Exception) -> MAWError | None:
     """What the system refuses, as one line; None for what is no more than a mistake in the program."""
-    from maw.files import reason
+    from maw.errors import reason
 
     if is_out_of_memory(error):
         return MAWError(f"out of memory ({reason(error)[:200]}); free some, or see --dry-run for what takes it")
@@ -161,13 +161,13 @@ def _alone_in(config: Tier1Config) -> Iterator[None]:
     Raises:
         MAWError: another run is at work in the folder.
     """
-    from maw import distributed
+    from maw.runtime import distributed
 
     if config.dry_run or not distributed.is_main():
         yield
         return
-    from maw.locks import run_lock
-    from maw.run_state import is_unfinished
+    from maw.storage.locks import run_lock
+    from maw.storage.run_record import is_unfinished
 
     with run_lock(config.log_dir):
         try:
@@ -181,14 +181,15 @@ def _alone_in(config: Tier1Config) -> Iterator[None]:
 
 @contextmanager
 def _logging_to(config: Tier1Config) -> Iterator[None]:
-    """Sends the package's messages to the console and, with time and place, to files in `log_dir` (`maw.logs`).
+    """Sends the package's messages to the console and, with time and place, to files in `log_dir`
+    (`maw.runtime.run_log`).
 
     Raises:
         MAWError: the log file cannot be made.
     """
-    from maw import distributed
-    from maw.console import ConsoleHandler
-    from maw.logs import EventFile, LogFile, RunLogs
+    from maw.runtime import distributed
+    from maw.runtime.console import ConsoleHandler
+    from maw.runtime.run_log import EventFile, LogFile, RunLogs
 
     if not distributed.is_main():
         with _heard(logging.ERROR):
@@ -223,7 +224,7 @@ def _heard(level: int) -> Iterator[None]:
 
     Of the processes of a run all but one say what is wrong alone.
     """
-    from maw.console import ConsoleHandler
+    from maw.runtime.console import ConsoleHandler
 
     console = ConsoleHandler(level)
     logger.setLevel(level)

@@ -25,19 +25,19 @@ import torch
 
 from bench.common import claim, quick_parser, report, results_folder
 from bench.peer import settings
-from maw.arm import Arm
-from maw.checkpoint import BEST, save_checkpoint
-from maw.config import Tier1Config
-from maw.data import load_collection
+from maw.config.methods import find_method
+from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
-from maw.finished import DatasetState
-from maw.keeper import Keeper
-from maw.methods import find_method
-from maw.negatives import prepare_training
-from maw.prefix import ActivationStore
-from maw.progress import Saved
-from maw.retriever import BaselineRetriever
-from maw.run_state import RunState
+from maw.data.registry import load_collection
+from maw.encoding.activation_cache import ActivationStore
+from maw.experiment.arm import Arm
+from maw.experiment.dataset_state import DatasetState
+from maw.experiment.run_state import RunState
+from maw.models.retriever import BaselineRetriever
+from maw.training.checkpoint import BEST, save_checkpoint
+from maw.training.hard_negatives import prepare_training
+from maw.training.keeper import Keeper
+from maw.training.progress import Saved
 
 METHODS = ("lora", "full", "maw")
 MOST_SHARE, MOST_SECONDS, LEAST_SAVED = "<= 0.02", "<= 1", ">= 0.9"

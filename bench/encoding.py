@@ -33,11 +33,11 @@ from bench.common import alternate, claim, median, quick_parser, ratio, report, 
 from bench.flops import encoder_flops, matmul_flops
 from bench.peer import precision_of, sentence_transformer, settings, texts_of_python
 from maw.data.collection import RetrievalData
-from maw.data.sampling import draw
-from maw.encoding import encode
-from maw.metrics import compute_metrics
-from maw.precision import name_of
-from maw.retriever import BaselineRetriever
+from maw.data.hash_sampling import draw
+from maw.evaluation.metrics import compute_metrics
+from maw.models.encode import encode
+from maw.models.retriever import BaselineRetriever
+from maw.runtime.precision import name_of
 
 TEXTS = 2000
 ROUNDS = 5

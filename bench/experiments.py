@@ -1,7 +1,7 @@
 """What was asked about MAW, as data: each experiment's question, its runs, and what was learnt from them.
 
-`bench.research` runs them and writes docs/research.md. A run is a method of `maw.methods` with settings of its own;
-the first run of an experiment is what the others are compared with.
+`bench.research` runs them and writes docs/research.md. A run is a method of `maw.config.methods` with settings of its
+own; the first run of an experiment is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from maw.config import PRESETS
+from maw.config.presets import PRESETS
 
 BASE: Mapping[str, Any] = MappingProxyType(
     PRESETS["offline"]
@@ -29,7 +29,7 @@ class Run:
 
     Attributes:
         label: in the table.
-        method: of `maw.methods`.
+        method: of `maw.config.methods`.
         settings: beside `BASE`.
         seeds: of the trainings; the data are the same for all. What they find is averaged.
     """

@@ -30,9 +30,9 @@ import numpy as np
 from bench.common import alternate, claim, median, peak_above_now, peak_bytes, quick_parser, report, results_folder
 from bench.peer import settings, texts_of_python
 from bench.search import MEGABYTE, QUERIES, TOP, unit_vectors
-from maw.encoding import encode
-from maw.retriever import BaselineRetriever
-from maw.search import top_k
+from maw.models.encode import encode
+from maw.models.retriever import BaselineRetriever
+from maw.search.exact import top_k
 
 PASSAGES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TEXTS = (500, 1_000, 2_000, 4_000, 8_000)

@@ -32,8 +32,8 @@ from bench.common import (
     results_folder,
 )
 from bench.peer import settings
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.routing import Routing
+from maw.attention.routers import Routing
+from maw.models.retriever import BaselineRetriever, MAWRetriever
 
 TOKENS = 4096
 LENGTHS = (64, 128, 256)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.common import ROUNDS, alternate, median, quick_parser, ratio, report, results_folder
-from maw.metrics import METRICS, compute_metrics
+from maw.evaluation.metrics import METRICS, compute_metrics
 
 RANX_NAMES = {
     "ndcg_cut": "ndcg",
@@ -71,7 +71,7 @@ def make_run(queries: int, depth: int) -> tuple[list[str], list[list[str]], np.n
 
 
 def ours(query_ids: list[str], rankings: list[list[str]], scores: np.ndarray, qrels: Any) -> Values:
-    """maw.metrics."""
+    """maw.evaluation.metrics."""
     return compute_metrics(query_ids, rankings, scores, qrels).per_query
 
 

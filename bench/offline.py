@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import ROOT, claim, commit, git, quick_parser, ratio, report, results_folder
-from maw.methods import Method, find_method
+from maw.config.methods import Method, find_method
 
 BASELINE = "1df5073"
 SPEEDUP = ">= 3"

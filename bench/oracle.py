@@ -19,8 +19,8 @@ from bench.common import ROOT, commit, machine
 from bench.experiments import ORACLE_LESSON, ORACLES, SEEDS_ALONE
 from bench.trainings import Bench, configuration
 from bench.tuned import paragraph, table
-from maw.diagnostics import compare_with_seeds
-from maw.files import write_json
+from maw.evaluation.routing.diagnostics import compare_with_seeds
+from maw.storage.files import write_json
 
 PATH = ROOT / "bench" / "research" / "oracle" / "pystdlib.json"
 HEADER = ("eight of", "oracle", "mean", "oracle above the mean", "more than that of the seeds")

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from maw.config import Tier1Config
-from maw.data import load_collection
+from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
-from maw.precision import FORMATS
+from maw.data.registry import load_collection
+from maw.runtime.precision import FORMATS
 
 
 def settings(**changes: Any) -> Tier1Config:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import CLAIM_HEADER, RESULTS, ROOT, shown
-from maw.files import write_text
+from maw.storage.files import write_text
 
 SCRIPTS = ("layer", "encoding", "training", "offline", "search", "metrics", "growth", "checkpoint", "report")
 PAGE = ROOT / "docs" / "performance.md"

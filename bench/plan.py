@@ -25,7 +25,7 @@ import numpy as np
 
 from bench.common import RESULTS, ROOT
 from bench.flops import encoder_flops, matmul_flops
-from maw.files import write_json, write_text
+from maw.storage.files import write_json, write_text
 
 INPUT, PAGE = ROOT / "bench" / "plan.json", ROOT / "docs" / "scaling.md"
 START, END = "<!-- bench.plan -->", "<!-- /bench.plan -->"

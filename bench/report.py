@@ -25,14 +25,16 @@ import numpy as np
 from bench.browser import BROWSER, Browser
 from bench.common import ROOT, claim, median, quick_parser, report, results_folder
 from bench.significance import DATASETS, draw
-from maw import confirmatory, exploratory
-from maw.config import Tier1Config
-from maw.data.collection import RetrievalData, as_retrieval_data
-from maw.examples import ATTENTION, Examples
-from maw.files import write_json
-from maw.methods import find_method, in_order
-from maw.metrics import METRICS, PRIMARY, EvaluationResult
-from maw.report import layout, tables
+from maw.config.methods import find_method, in_order
+from maw.config.tier1_config import Tier1Config
+from maw.data.collection import RetrievalData
+from maw.data.from_dicts import as_retrieval_data
+from maw.evaluation import confirmatory, exploratory
+from maw.evaluation.metrics import METRICS, PRIMARY, EvaluationResult
+from maw.evaluation.query_examples import ATTENTION, Examples
+from maw.report import layout
+from maw.report.tables import comparisons
+from maw.storage.files import write_json
 
 NAMES = ("zero_shot", "lora", "maw")
 QUERIES, PASSAGES, EPOCHS, ROUNDS = 1000, 2000, 10, 5
@@ -117,7 +119,7 @@ def _evaluation(data: RetrievalData, random: np.random.Generator) -> EvaluationR
 def _result(
     dataset: str, evaluations: Mapping[str, EvaluationResult], config: Tier1Config, signs: int
 ) -> dict[str, Any]:
-    tests = tables.significance(evaluations, permutations=signs)
+    tests = comparisons.significance(evaluations, permutations=signs)
     effects = confirmatory.smallest_effects(
         {name: None if name == "zero_shot" else each for name, each in evaluations.items()}, QUERIES, config
     )
@@ -131,9 +133,9 @@ def _result(
         "data": {"splits": {"test": {"queries": QUERIES, "judgements": QUERIES}}},
         "model": {"name": "a model", "layers": 12, "pooling": "mean"},
         "results": {method.key: _record(method.name, evaluations[method.name]) for method in in_order(NAMES)},
-        "runtime_summary": tables.runtime_summary(dict.fromkeys(NAMES, 60.0)),
-        "improvements": tables.improvements(evaluations),
-        "intervals": tables.intervals(evaluations),
+        "runtime_summary": comparisons.runtime_summary(dict.fromkeys(NAMES, 60.0)),
+        "improvements": comparisons.improvements(evaluations),
+        "intervals": comparisons.intervals(evaluations),
         "confirmatory": confirmed,
         "exploratory": exploratory.about(labelled, config, signs),
         "significance": labelled,
@@ -166,7 +168,7 @@ def _record(name: str, evaluation: EvaluationResult) -> dict[str, Any]:
 
 
 def _attention(random: np.random.Generator) -> dict[str, Any]:
-    """What `maw.attention_example` keeps of one method."""
+    """What `maw.evaluation.routing.attention_example` keeps of one method."""
 
     def rows(*shape: int) -> Any:
         return random.dirichlet(np.ones(shape[-1]), shape[:-1]).round(6).tolist()

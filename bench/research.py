@@ -28,8 +28,8 @@ from bench.experiments import BASE, EXPERIMENTS, Experiment, Run, find_experimen
 from bench.oracle import oracle_section
 from bench.trainings import NDCG, Bench, Result
 from bench.tuned import paragraph, table, tuned_sections
-from maw.files import write_json, write_text
-from maw.significance import paired_test
+from maw.evaluation.significance import paired_test
+from maw.storage.files import write_json, write_text
 
 FOLDER = ROOT / "bench" / "research"
 PAGE = ROOT / "docs" / "research.md"

@@ -73,10 +73,10 @@ def tasks(quick: bool) -> dict[str, Callable[[], object]]:
     import torch
 
     from bench.peer import settings, texts_of_python
-    from maw import distributed
-    from maw.retriever import BaselineRetriever
-    from maw.search_shards import top_k_together
-    from maw.shards import encode_together
+    from maw.encoding.encode_sharded import encode_together
+    from maw.models.retriever import BaselineRetriever
+    from maw.runtime import distributed
+    from maw.search.sharded import top_k_together
 
     torch.set_num_threads(1)
     retriever = BaselineRetriever(settings(precision="float32"))
@@ -97,7 +97,7 @@ def tasks(quick: bool) -> dict[str, Callable[[], object]]:
 
 def work(rank: int, quick: bool) -> None:
     """A worker: does what it reads, and writes the processor time that it took."""
-    from maw import distributed
+    from maw.runtime import distributed
 
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})

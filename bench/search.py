@@ -33,8 +33,8 @@ from bench.common import (
     report,
     results_folder,
 )
-from maw.approximate import faiss_top_k, recall
-from maw.search import top_k
+from maw.search.exact import top_k
+from maw.search.faiss_index import faiss_top_k, recall
 
 SIZE, TOP = 384, 1000
 QUERIES, PASSAGES, SMALLER = 1000, 1_000_000, 50_000

@@ -5,7 +5,7 @@
 
 A simulated benchmark has four datasets and five methods; a query's value under a method is nDCG@10 of one relevant
 passage at a random rank, the same for all methods in two of three cases. The tests, families and corrections are those
-of a run (`maw.significance`, `maw.confirmatory`, `maw.exploratory`).
+of a run (`maw.evaluation.significance`, `maw.evaluation.confirmatory`, `maw.evaluation.exploratory`).
 
 - Without any difference the share of benchmarks with a corrected p below 0.05 is the family-wise error. The lower end
   of its exact 95% binomial interval must not lie above 0.05.
@@ -28,14 +28,14 @@ from unittest import mock
 import numpy as np
 from scipy.stats import binomtest
 
-import maw.significance
+import maw.evaluation.significance
 from bench.common import claim, quick_parser, report, results_folder
-from maw import confirmatory, exploratory
-from maw.config import Tier1Config
-from maw.confirmatory import LEVEL, METRIC
-from maw.metrics import PRIMARY, EvaluationResult
-from maw.power import POWER, detectable, queries_needed
-from maw.report.tables import significance
+from maw.config.tier1_config import Tier1Config
+from maw.evaluation import confirmatory, exploratory
+from maw.evaluation.confirmatory import LEVEL, METRIC
+from maw.evaluation.metrics import PRIMARY, EvaluationResult
+from maw.evaluation.power import POWER, detectable, queries_needed
+from maw.report.tables.comparisons import significance
 
 METHODS = ("lora", "lora_matched", "full", "full_lowrank", "maw")
 DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
@@ -51,7 +51,7 @@ def simulating() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        with mock.patch.object(maw.significance, "_BOOTSTRAP_DRAWS", 2):
+        with mock.patch.object(maw.evaluation.significance, "_BOOTSTRAP_DRAWS", 2):
             yield
     finally:
         gc.unfreeze()

@@ -25,8 +25,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.common import status_bytes
-from maw.data.beir import open_corpus
 from maw.data.corpus import Corpus
+from maw.data.datasets.beir import open_corpus
 
 SIZES = "500000,1000000,2000000,5000000"
 SPEED_PASSAGES = 200_000

@@ -35,13 +35,13 @@ from transformers import TrainerCallback
 from bench.common import claim, median, quick_parser, ratio, report, results_folder
 from bench.peer import sentence_transformer, settings, texts_of_python
 from bench.stacking import stack_layers
-from maw.config import Tier1Config
+from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
-from maw.data.sampling import draw
-from maw.parameters import learning_rate
-from maw.prefix import ActivationStore
-from maw.retriever import BaselineRetriever
-from maw.training import Trainer
+from maw.data.hash_sampling import draw
+from maw.encoding.activation_cache import ActivationStore
+from maw.models.retriever import BaselineRetriever
+from maw.training.optimizer import learning_rate
+from maw.training.trainer import Trainer
 
 EXAMPLES = 64
 EPOCHS = 6  # one to warm up and five that count

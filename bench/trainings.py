@@ -16,17 +16,17 @@ import numpy as np
 
 from bench.common import commit, machine
 from bench.experiments import BASE, Run
-from maw.arm import Arm
-from maw.config import Tier1Config, cache_folder
-from maw.data import load_collection
+from maw.config.methods import find_method
+from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection
-from maw.methods import find_method
-from maw.negatives import prepare_training
-from maw.parallel import pick_device
-from maw.parameters import rates
-from maw.prefix import ActivationStore
-from maw.retriever import BaselineRetriever
-from maw.training import History
+from maw.data.registry import load_collection
+from maw.encoding.activation_cache import ActivationStore
+from maw.experiment.arm import Arm
+from maw.models.retriever import BaselineRetriever
+from maw.runtime.devices import pick_device
+from maw.training.hard_negatives import prepare_training
+from maw.training.optimizer import rates
+from maw.training.progress import History
 
 NDCG = "ndcg_cut_10"
 ROUTING = (

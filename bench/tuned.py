@@ -17,8 +17,8 @@ from typing import Any
 
 from bench.common import ROOT, commit, machine
 from bench.experiments import TUNED, Tuned
-from maw.files import write_json
-from maw.methods import METHODS
+from maw.config.methods import METHODS
+from maw.storage.files import write_json
 
 FOLDER = ROOT / "bench" / "research" / "tuned"
 NDCG = "ndcg_cut_10"

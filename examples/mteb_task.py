@@ -20,13 +20,13 @@ from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from maw.data import load_collection
-from maw.mteb_encoder import MTEBEncoder
-from maw.past_run import PastRun
+from maw.data.registry import load_collection
+from maw.evaluation.mteb import MTEBEncoder
+from maw.experiment.past_run import PastRun
 
 
 class RunTask(AbsTaskRetrieval):
-    """The test split of a run as a retrieval task of mteb; `data` is a `maw.data.RetrievalData`."""
+    """The test split of a run as a retrieval task of mteb; `data` is a `maw.data.registry.RetrievalData`."""
 
     data: Any = None
     metadata = TaskMetadata(

@@ -25,11 +25,11 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from maw.data import load_collection
 from maw.data.corpus import Corpus
-from maw.encoding import encode
-from maw.past_run import PastRun
-from maw.search import top_k
+from maw.data.registry import load_collection
+from maw.experiment.past_run import PastRun
+from maw.models.encode import encode
+from maw.search.exact import top_k
 
 MEASURES = ["ndcg_cut_10", "map", "recall_100"]
 

@@ -1,7 +1,7 @@
 """Multi-attention-weight retrieval: depth attention with a learned router, against zero-shot and LoRA.
 
     import maw
-    model = maw.add_maw(AutoModel.from_pretrained(...), layers=[12], depths=32)      # see `maw.library`
+    model = maw.add_maw(AutoModel.from_pretrained(...), layers=[12], depths=32)      # see `maw.models.add_maw`
 
 Importing the package loads nothing heavy: each of these names is fetched when it is first used.
 """
@@ -14,14 +14,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "add_maw": "maw.library",
-    "attention_maps": "maw.maps",
-    "load_maw": "maw.saved",
-    "picked_depths": "maw.maps",
-    "save_maw": "maw.saved",
-    "trained_parameters": "maw.library",
-    "export_retriever": "maw.export",
-    "push_to_hub": "maw.hub",
+    "add_maw": "maw.models.add_maw",
+    "attention_maps": "maw.evaluation.routing.attention_maps",
+    "load_maw": "maw.models.save_maw",
+    "picked_depths": "maw.evaluation.routing.attention_maps",
+    "save_maw": "maw.models.save_maw",
+    "trained_parameters": "maw.models.add_maw",
+    "export_retriever": "maw.models.export.sentence_transformers",
+    "push_to_hub": "maw.models.export.hub",
 }
 __all__ = list(_HOMES)
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import difflib
+import errno
+import os
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
 class MAWError(Exception):
@@ -63,3 +68,38 @@ def placed(where: str) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise NotFiniteError(f"{where}: {error}") from error
+
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL_TEXT = os.strerror(errno.ENOSPC)
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, on one line; of a full disk it says so, in whatever words a library has put it."""
+    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    if getattr(error, "errno", None) in _FULL:
+        return f"the disk is full ({text})"
+    return f"the disk is full ({_FULL_TEXT})" if _FULL_TEXT in text else text
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200  # a path in full, and not a whole file that was pasted
+
+
+def show(value: Any) -> str:
+    """A short `repr` on one line, whatever the value is."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} too long to show"
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """What looks most like the word among what is known, or "" if nothing does."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`closest` as " (did you mean ...?)", or nothing."""
+    close = closest(word, known)
+    return f" (did you mean {close}?)" if close else ""

@@ -177,7 +177,7 @@ def tiny_data():
 @pytest.fixture
 def tiny_settings(models, tmp_path):
     """`tiny_settings(router="soft")` gives a configuration over the tiny BERT that trains in a second."""
-    from maw.config import Tier1Config
+    from maw.config.tier1_config import Tier1Config
 
     def make(model_type: str = "bert", **changes):
         settings = {
@@ -231,8 +231,8 @@ def tiny_beir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_beir, models, tmp_path_factory) -> Path:
     """The `log_dir` of a finished run of zero-shot, LoRA and MAW over the tiny BERT."""
-    from maw.benchmark import run_complete_benchmark
-    from maw.config import Tier1Config
+    from maw.config.tier1_config import Tier1Config
+    from maw.experiment.benchmark import run_complete_benchmark
 
     folder = tmp_path_factory.mktemp("run")
     settings = {"depth_dim": 4, "num_epochs": 1, "batch_size": 8, "permutations": 200, "precision": "float32"}

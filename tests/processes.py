@@ -78,12 +78,12 @@ def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 def train_arm(settings: dict[str, Any], folder: Path, arm: str) -> dict[str, Any]:
     import torch
 
-    from maw.config import Tier1Config
-    from maw.evaluation import evaluate_retriever
-    from maw.objective import ContrastiveObjective
-    from maw.prefix import ActivationStore
-    from maw.retriever import BaselineRetriever, MAWRetriever
-    from maw.training import train_retriever
+    from maw.config.tier1_config import Tier1Config
+    from maw.encoding.activation_cache import ActivationStore
+    from maw.evaluation.evaluate import evaluate_retriever
+    from maw.models.retriever import BaselineRetriever, MAWRetriever
+    from maw.training.objective import ContrastiveObjective
+    from maw.training.train import train_retriever
 
     kind, changes = ARMS[arm]
     config = Tier1Config(**(settings["config"] | changes))
@@ -125,8 +125,9 @@ def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from maw import distributed, search
-    from maw.search_shards import Shard, divide, top_k_together
+    from maw.runtime import distributed
+    from maw.search import exact
+    from maw.search.sharded import Shard, divide, top_k_together
 
     found, searched, real = {}, [], Shard.search
     Shard.search = lambda *words: searched.append(words) or real(*words)
@@ -138,7 +139,7 @@ def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         if name == "misleading":  # the samples of one process and of two hold nothing but the first query's best
             for count, look in ((1, False), (2, True)):
                 size, parts = divide(passages, block, count)
-                share = search.sample_size(passages, size, look) // count
+                share = exact.sample_size(passages, size, look) // count
                 for part in parts:
                     rows = np.linspace(0, part.stop - part.start - 1, share).astype(int)
                     documents[part][rows] = 5 * asked[0].numpy()
@@ -154,10 +155,10 @@ def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def encoding(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Embeddings, from the cache the second time."""
-    from maw.config import Tier1Config
-    from maw.embedding_cache import Embedder
-    from maw.inputs import ListTexts
-    from maw.retriever import BaselineRetriever, MAWRetriever
+    from maw.config.tier1_config import Tier1Config
+    from maw.encoding.embedding_cache import Embedder
+    from maw.models.retriever import BaselineRetriever, MAWRetriever
+    from maw.models.tokenized import ListTexts
 
     found: dict[str, Any] = {}
     config = Tier1Config(**settings["config"])
@@ -178,8 +179,8 @@ def random(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Random numbers from a state that is saved for all processes, and again from what was saved."""
     import torch
 
-    from maw import distributed
-    from maw.training_state import load_random_state, random_state
+    from maw.runtime import distributed
+    from maw.training.state import load_random_state, random_state
 
     torch.manual_seed(distributed.place().rank)
     state = random_state(torch.device("cpu"))
@@ -192,7 +193,7 @@ def killed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One process ends without a word, while the others wait for it, or are at work and look up no more."""
     import signal
 
-    from maw import distributed
+    from maw.runtime import distributed
 
     if distributed.place().rank == settings["victim"]:
         time.sleep(1)
@@ -231,8 +232,8 @@ def _load_everything() -> None:
     import torch
     import transformers.models.bert.modeling_bert  # noqa: F401
 
-    import maw.benchmark
-    import maw.training  # noqa: F401
+    import maw.experiment.benchmark
+    import maw.training.trainer  # noqa: F401
 
     torch.set_num_threads(1)
 
@@ -264,7 +265,7 @@ def _work(rank: int, jobs: list[str], folder: Path, settings: dict[str, Any]) ->
         import tier_1
 
         return tier_1.main(settings["flags"])
-    from maw import distributed
+    from maw.runtime import distributed
 
     with distributed.session("cpu"):
         for job in jobs:

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from maw.config import Tier1Config
+from maw.config.tier1_config import Tier1Config
 
 QUOTED = 'He said "hello" to all'
 QUERIES, PASSAGES = 30, 60

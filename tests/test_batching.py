@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import FAMILIES, random_texts
 
-from maw.encoding import encode
 from maw.errors import MAWError
-from maw.retriever import BaselineRetriever, MAWRetriever
+from maw.models.encode import encode
+from maw.models.retriever import BaselineRetriever, MAWRetriever
 
 
 @pytest.fixture(params=["baseline", "sequence", "head", "token", "random", "soft", "values"])

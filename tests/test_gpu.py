@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts
-from test_steps import ARMS
+from training.test_steps import ARMS
 
-from maw.data.collection import as_retrieval_data
-from maw.evaluation import evaluate_retriever
-from maw.metrics import METRICS
-from maw.precision import numerics, pick_precision
-from maw.prefix import ActivationStore
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.search import top_k
-from maw.training import Trainer, train_retriever
+from maw.data.from_dicts import as_retrieval_data
+from maw.encoding.activation_cache import ActivationStore
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.evaluation.metrics import METRICS
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.runtime.precision import numerics, pick_precision
+from maw.search.exact import top_k
+from maw.training.train import train_retriever
+from maw.training.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,13 +38,13 @@ HALVES = ["float16", *(["bfloat16"] if torch.cuda.is_available() and torch.cuda.
 
 
 def test_importing_takes_no_gpu():
-    code = "import tier_1, maw.benchmark, torch\nassert not torch.cuda.is_initialized()"
+    code = "import tier_1, maw.experiment.benchmark, torch\nassert not torch.cuda.is_initialized()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=300).returncode == 0
 
 
 def test_the_gpu_is_what_a_run_takes(tiny_settings):
-    from maw.parallel import pick_device
+    from maw.runtime.devices import pick_device
 
     assert pick_device(tiny_settings(device=None)) == CUDA
     assert pick_precision("auto", CUDA) is (torch.bfloat16 if "bfloat16" in HALVES else torch.float32)

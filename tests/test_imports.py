@@ -19,7 +19,10 @@ from maw.errors import MAWError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "datasets", "peft", "pytrec_eval", "sentence_transformers", "numpy", "yaml")
-LIGHT = ("errors", "config", "pretrained", "flags", "run_state", "console", "tracking", "commands", "completion")
+LIGHT = (
+    "errors", "config.tier1_config", "models.pretrained", "cli.flags", "experiment.run_state", "runtime.console",
+    "runtime.trackers", "cli.commands", "cli.completion",
+)  # fmt: skip
 NAMES = [
     "Tier1Config", "run_complete_benchmark", "train_retriever", "evaluate_retriever", "BaselineRetriever",
     "MAWRetriever", "NonMAWEncoder", "MAWWithGRPOEncoder", "MAWAttentionLayer", "GRPORouter", "load_checkpoint",
@@ -108,7 +111,7 @@ def run(monkeypatch, tmp_path):
     logs = tmp_path / "logs"
 
     def main(benchmark, *words: str) -> tuple[int, Path]:
-        monkeypatch.setattr(importlib.import_module("maw.benchmark"), "run_complete_benchmark", benchmark)
+        monkeypatch.setattr(importlib.import_module("maw.experiment.benchmark"), "run_complete_benchmark", benchmark)
         return tier_1.main(["--preset", "offline", "--log-dir", str(logs), *words]), logs
 
     return main
@@ -123,14 +126,14 @@ def log_text(folder: Path) -> str:
 def test_a_run_gets_its_configuration_and_leaves_a_compressed_log(run, capsys):
     def benchmark(config):
         assert config.seed == 5
-        logging.getLogger("maw.training").info("epoch 1")
-        logging.getLogger("maw.training").warning("slow disk")
-        logging.getLogger("maw.training").debug("a detail")
+        logging.getLogger("maw.training.trainer").info("epoch 1")
+        logging.getLogger("maw.training.trainer").warning("slow disk")
+        logging.getLogger("maw.training.trainer").debug("a detail")
 
     status, logs = run(benchmark, "--seed", "5")
     assert status == 0
     assert capsys.readouterr().err.splitlines() == ["epoch 1", "warning: slow disk"]
-    assert all(words in log_text(logs) for words in ("INFO maw.training: epoch 1", "slow disk", "a detail"))
+    assert all(words in log_text(logs) for words in ("INFO maw.training.trainer: epoch 1", "slow disk", "a detail"))
     assert logging.getLogger("maw").handlers == []
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from maw.evaluation import evaluate_retriever
-from maw.metrics import METRICS
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import train_retriever
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.evaluation.metrics import METRICS
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.training.train import train_retriever
 
 
 def test_zero_shot_ranks_every_query(tiny_settings, tiny_data):

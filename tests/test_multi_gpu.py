@@ -20,13 +20,13 @@ from faults.runs import beir_folder
 from safetensors.torch import load_file
 from torch import nn
 
-import maw.parallel as parallel
-from maw import distributed
-from maw.checkpoint import load_checkpoint, save_checkpoint
-from maw.evaluation import evaluate_retriever
-from maw.parallel import count_replicas, device_of, replicate, unwrap
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import train_retriever
+import maw.runtime.devices as parallel
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.runtime import distributed
+from maw.runtime.devices import count_replicas, device_of, replicate, unwrap
+from maw.training.checkpoint import load_checkpoint, save_checkpoint
+from maw.training.train import train_retriever
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.device("cuda")

@@ -3,8 +3,8 @@
     index = Bm25Index.cached(corpus, cache_folder(config) / "bm25")
     rows, scores = index.search(queries, 30)
 
-The corpus sampling (`maw.data.sampled`) and the hard negatives (`maw.negatives`) ask it. Tantivy does the work: its
-postings stay on disk, where bm25s would hold those of 21 million passages in memory.
+The corpus sampling (`maw.data.corpus_sampling`) and the hard negatives (`maw.training.hard_negatives`) ask it.
+Tantivy does the work: its postings stay on disk, where bm25s would hold those of 21 million passages in memory.
 
 Analysis, of passages and queries alike: maximal runs of letters and digits; tokens of 40 bytes or more dropped; lower
 case; the 33 stop words of Lucene's English analyzer dropped; English Snowball stemmer. A query is a bag of the tokens
@@ -36,10 +36,11 @@ import numpy as np
 import pyarrow.compute as pc
 import tantivy
 
-from maw.console import track
 from maw.data import store
 from maw.data.corpus import Corpus
 from maw.errors import DataError
+from maw.runtime.progress_bars import track
+from maw.storage import cache_entry
 
 logger = logging.getLogger(__name__)
 
@@ -158,13 +159,13 @@ class Bm25Index:
             DataError: the folder cannot be written.
         """
         source = SETTINGS | {"corpus": corpus.fingerprint}
-        folder = Path(folder) / store.json_sha(source)[:24]
+        folder = Path(folder) / cache_entry.json_sha(source)[:24]
         index = _usable(folder, source)
         if index is None:
-            with store.only_builder(folder, WHAT):
+            with cache_entry.only_builder(folder, WHAT):
                 index = _usable(folder, source, warn=True)
                 if index is None:
-                    with store.new_folder(folder, WHAT) as temporary:
+                    with cache_entry.new_folder(folder, WHAT) as temporary:
                         _build(corpus, temporary, source)
                     index = tantivy.Index.open(str(folder))
         return cls(corpus, index)
@@ -215,7 +216,7 @@ def _build(corpus: Corpus, folder: Path, source: dict[str, Any]) -> None:
         writer.wait_merging_threads()
     except ValueError as error:  # what Tantivy makes of a full disk
         raise OSError(str(error)) from error
-    store.write_manifest(folder, count=len(corpus), source=source)
+    cache_entry.write_manifest(folder, count=len(corpus), source=source)
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
@@ -228,10 +229,10 @@ def _usable(folder: Path, source: dict[str, Any], warn: bool = False) -> tantivy
     if not folder.exists():
         return None
     try:
-        manifest = store.read_manifest(folder)
+        manifest = cache_entry.read_manifest(folder)
         if manifest["source"] != source:
             return None
-        store.check_files(folder, manifest, once=True)
+        cache_entry.check_files(folder, manifest, once=True)
         return tantivy.Index.open(str(folder))
     except (DataError, ValueError) as error:
         if warn:

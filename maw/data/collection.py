@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maw.data.corpus import Corpus
-from maw.errors import DataError
-from maw.rules import show
+from maw.errors import DataError, show
 
 
 @dataclass(frozen=True)
@@ -109,20 +108,3 @@ class Collection:
     test: RetrievalData
     facts: dict[str, Any]
     groups: dict[str, str] = field(default_factory=dict)
-
-
-def as_retrieval_data(
-    data: RetrievalData | Mapping[str, Any], name: str = "test", relevance_level: int = 1
-) -> RetrievalData:
-    """`data` itself, or the user's dictionaries as `RetrievalData`: see `maw.data.plain`.
-
-    Args:
-        data: either; what is `RetrievalData` keeps its own relevance level.
-        name: the split, for messages.
-        relevance_level: of dictionaries, which have none of their own.
-    """
-    if isinstance(data, RetrievalData):
-        return data
-    from maw.data.plain import from_dictionaries
-
-    return replace(from_dictionaries(data, name), relevance_level=relevance_level)

@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 
 from maw.data import store
 from maw.data.store import Ids, Record, Where
-from maw.errors import DataError
-from maw.files import reason
-from maw.rules import show
+from maw.errors import DataError, reason, show
+from maw.storage import cache_entry
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ class Corpus:
             DataError: a malformed or repeated id, a NUL, or a folder that cannot be written.
         """
         folder, where = Path(folder), where or (lambda row: f"passage {row}")
-        with store.new_folder(folder) as temporary:
+        with cache_entry.new_folder(folder) as temporary:
             manifest = store.write_store(temporary, records, where, dict(source or {}), attachments or {})
             cls._open(temporary, manifest)._refuse_duplicates(where)
         return cls._open(folder, manifest)
@@ -224,8 +223,8 @@ class Corpus:
             DataError: there is no whole store of this version in `folder`.
         """
         folder = Path(folder)
-        manifest = store.read_manifest(folder)
-        store.check_files(folder, manifest, once=True)
+        manifest = cache_entry.read_manifest(folder)
+        cache_entry.check_files(folder, manifest, once=True)
         return cls._open(folder, manifest)
 
     @classmethod
@@ -265,7 +264,7 @@ class Corpus:
         corpus = cls._usable(folder, source, quiet=True)
         if corpus is not None:
             return corpus
-        with store.only_builder(folder):
+        with cache_entry.only_builder(folder):
             corpus = cls._usable(folder, source)
             if corpus is None:
                 records, where, attachments = make()
@@ -277,7 +276,7 @@ class Corpus:
         if not folder.exists():
             return None
         try:
-            if store.read_manifest(folder)["source"] != json.loads(json.dumps(source)):
+            if cache_entry.read_manifest(folder)["source"] != json.loads(json.dumps(source)):
                 if not quiet:
                     logger.info("the source of %s has changed; building it again", folder)
                 return None

@@ -24,17 +24,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from maw.config import Tier1Config
+from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
-from maw.data.groups import connected
-from maw.data.leakage import check_disjoint, normalise
-from maw.data.near_duplicates import leakage_facts
-from maw.data.sampled import sample_corpora, sample_corpus
-from maw.data.sampling import place
+from maw.data.corpus_sampling import sample_corpora, sample_corpus
+from maw.data.hash_sampling import place
+from maw.data.leakage import check_disjoint, connected, leakage_facts
+from maw.data.normalise import normalise
 from maw.data.splits import trains
-from maw.data.store import json_sha
 from maw.errors import DataError
+from maw.storage.cache_entry import json_sha
 
 RULE = (
     "all drawn queries pooled; groups (same text, or together by the collection) in order of a seeded hash, each into "

@@ -7,44 +7,21 @@
 from __future__ import annotations
 
 import itertools
-import re
-import unicodedata
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from maw.data.collection import RetrievalData
-from maw.errors import DataError
-from maw.rules import show
+from maw.data.normalise import normalise
+from maw.errors import DataError, show
 
 if TYPE_CHECKING:
     from maw.data.splits import Pool
-
-NOT_WORD = re.compile(r"[\W_]+")
 KEEPS_FIRST = ("test", "validation", "train")
-
-
-class _Kept(dict[int, int | str]):
-    """Code point -> itself, or a blank for what is no letter, number or mark; looked up once for each."""
-
-    def __missing__(self, point: int) -> int | str:
-        self[point] = point if unicodedata.category(chr(point))[0] in "LNM" else " "
-        return self[point]
-
-
-_KEPT = _Kept()
-
-
-def normalise(text: str) -> str:
-    """`text` as it is compared: NFKC, casefolded, punctuation, symbols and whitespace collapsed to one blank.
-
-    Marks stay: many scripts write vowels with them, and words that differ in a vowel would be one. A text of nothing
-    but punctuation keeps it, or all such texts would be one.
-    """
-    if text.isascii():  # most are, and have neither marks nor other forms
-        folded = text.lower()
-        return NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.translate(_KEPT).split()) or " ".join(folded.split())
 
 
 def drop_overlap(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, int]]:
@@ -103,3 +80,99 @@ def check_disjoint(*splits: RetrievalData, collection: str = "") -> None:
 
 def _first(values: set[str]) -> str:
     return ", ".join(show(value) for value in sorted(values)[:3])
+
+
+def connected(labels: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """The group of every item: items with a label in common are in one group, and so on through chains of them.
+
+    Args:
+        labels: item -> its labels, at least one.
+
+    Returns:
+        Item -> the name of its group, the smallest label in it, whatever order items and labels come in.
+    """
+    if not labels:
+        return {}
+    pairs = [(number, label) for number, each in enumerate(labels.values()) for label in each]
+    names = sorted({label for _, label in pairs})
+    place = {label: number + len(labels) for number, label in enumerate(names)}
+    ends = np.array([(number, place[label]) for number, label in pairs], np.int64).reshape(-1, 2)
+    size = len(labels) + len(names)
+    graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    _, part = connected_components(graph, directed=False)
+    name_of: dict[int, str] = {}
+    for name, number in zip(names, part[len(labels) :].tolist(), strict=True):
+        name_of.setdefault(number, name)
+    return {item: name_of[number] for item, number in zip(labels, part[: len(labels)].tolist(), strict=True)}
+
+
+SHINGLE_WORDS = 3
+ALIKE, OUT_OF = 4, 5  # the least similarity as a fraction, so that it is compared in whole numbers
+EXAMPLES = 3
+EXACT = "no query in two splits, by id or normalised text"
+RULE = f"Jaccard of word {SHINGLE_WORDS}-shingles at least {ALIKE / OUT_OF}; counted are queries of the first split"
+
+
+class NearDuplicate(NamedTuple):
+    """Two queries, by their positions in their splits, and their similarity."""
+
+    one: int
+    other: int
+    similarity: float
+
+
+def leakage_facts(*splits: RetrievalData) -> dict[str, Any]:
+    """What the report says of queries that splits share, once `check_disjoint` has found no exact copies.
+
+    Args:
+        splits: train, validation and test, in this order.
+    """
+    counts, examples = {}, []
+    for one, other in itertools.combinations(splits, 2):
+        found = near_duplicates(other.queries, one.queries)
+        counts[f"{other.name}_near_{one.name}"] = len({pair.one for pair in found})
+        examples += [
+            (
+                -pair.similarity,
+                f"{other.name} {show(other.queries[pair.one])} and {one.name} {show(one.queries[pair.other])}",
+            )
+            for pair in found
+        ]
+    best = [f"{text} ({-negative:.2f})" for negative, text in sorted(examples)[:EXAMPLES]]
+    return {"exact": EXACT, "rule": RULE, "near_duplicates": counts} | ({"examples": best} if best else {})
+
+
+def near_duplicates(one: Sequence[str], other: Sequence[str]) -> list[NearDuplicate]:
+    """All pairs of near-duplicates between two lists of texts, in order of their positions."""
+    sets = [[shingles(text) for text in texts] for texts in (one, other)]
+    frequency = Counter(shingle for each in itertools.chain(*sets) for shingle in each)
+    index: dict[str, list[int]] = defaultdict(list)
+    for position, each in enumerate(sets[1]):
+        for shingle in _rarest(each, frequency):
+            index[shingle].append(position)
+    found = []
+    for position, each in enumerate(sets[0]):
+        candidates = {match for shingle in _rarest(each, frequency) for match in index.get(shingle, ())}
+        for match in sorted(candidates):
+            common = len(each & sets[1][match])
+            union = len(each) + len(sets[1][match]) - common
+            if OUT_OF * common >= ALIKE * union:
+                found.append(NearDuplicate(position, match, common / union))
+    return found
+
+
+def shingles(text: str) -> frozenset[str]:
+    """All runs of three words of a text, or the whole of a shorter one."""
+    words = normalise(text).split()
+    count = max(1, len(words) - SHINGLE_WORDS + 1)
+    return frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count))
+
+
+def _rarest(each: frozenset[str], frequency: Counter[str]) -> list[str]:
+    """The shingles of which a set that is similar enough must share one.
+
+    At least ceil(0.8 n) of n shingles are shared, so that any n - ceil(0.8 n) + 1 of them hold a shared one; taken by
+    one order in both sets, the first that both share is among the first of each.
+    """
+    shared = -(-ALIKE * len(each) // OUT_OF)
+    return sorted(each, key=lambda shingle: (frequency[shingle], shingle))[: len(each) - shared + 1]

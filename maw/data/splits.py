@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maw.config import TRAINED_METHODS, Tier1Config
+from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
-from maw.data.leakage import normalise
-from maw.data.sampling import draw
+from maw.data.hash_sampling import draw
+from maw.data.normalise import normalise
 
 logger = logging.getLogger(__name__)
 

@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from maw.confirmatory import LEVEL, METRIC, corrected, signs_for
+from maw.config.methods import METHODS, Method, find_method
+from maw.config.tier1_config import FREE
 from maw.errors import ConfigError, DataError
-from maw.methods import METHODS, Method, find_method
-from maw.metrics import METRIC_LABELS, PRIMARY
-from maw.power import detectable, queries_needed
-from maw.report.format import as_table, clean, fact, heading, p_value, wrapped
+from maw.evaluation.confirmatory import LEVEL, METRIC, corrected, signs_for
+from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
+from maw.evaluation.power import detectable, queries_needed
+from maw.evaluation.significance import paired_tests
 from maw.report.rebuild import find_folders, read_json, read_result
-from maw.report.trec import FOLDER, read_qrels, token
-from maw.run_state import FREE
-from maw.significance import paired_tests
+from maw.report.tables.trec import FOLDER, read_qrels, token
+from maw.report.text.format import as_table, clean, fact, heading, p_value, wrapped
 
 _PERMUTATIONS = 10_000
 _PLACES = ("log_dir", "cache_dir", "dry_run", "profile", "compress_logs", "run_files")
@@ -70,7 +70,8 @@ def compare_runs(
     Returns:
         "runs"; "settings_that_differ", name -> the two values; "datasets", name -> the number of common queries and of
         those that one run has alone; "level", "correction", "permutations"; and "comparisons", a list with dataset,
-        methods, metric and the fields of `maw.significance.PairedTest`, "p_holm" and the effects as in a run.
+        methods, metric and the fields of `maw.evaluation.significance.PairedTest`, "p_holm" and the effects as in a
+        run.
 
     Raises:
         ConfigError: no such runs, or methods that they do not have; `against` without `method`.

@@ -5,20 +5,20 @@
             zeroshot_metrics.json, lora_metrics.json, maw_metrics.json
                 means, per-query values and that method's facts
             improvements.json   relative differences and paired tests
-            runs/               rankings, judgements and per-query tables for other tools (`maw.report.trec`)
-            attention.json      what depths do with one text, where there are any (`maw.attention_example`)
-            examples.json       queries on which methods differ most, with their passages (`maw.examples`)
-            dataset.json        all results of the dataset; written last
-            routing_maw.png     what routing did (`maw.report.plots`)
-            figures/            the page's figures for a paper, PDF and SVG (`maw.report.figures`)
-            profile.json        where the time went, if asked for (`maw.profile`)
+            runs/               rankings, judgements and per-query tables for other tools (`maw.report.tables.trec`)
+            attention.json      what depths do with one text, where there are any
+            (`maw.evaluation.routing.attention_example`) examples.json       queries on which methods differ most,
+            with their passages (`maw.evaluation.query_examples`) dataset.json        all results of the dataset;
+            written last routing_maw.png     what routing did (`maw.report.figures.routing_plots`)
+            figures/            the page's figures for a paper, PDF and SVG (`maw.report.figures.paper_figures`)
+            profile.json        where the time went, if asked for (`maw.runtime.profiler`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
-            costs.csv           what each method took, beside what it reached (`maw.report.costs`)
-            confirmatory.json   the family of tests on which claims are made, if a run has one (`maw.confirmatory`)
-            exploratory.json    all other tests, corrected over the run (`maw.exploratory`)
-            tables.tex, tables.md   for a paper (`maw.report.paper`)
-            report.html         one page with everything, the answer first (`maw.report.page`)
+            costs.csv           what each method took, beside what it reached (`maw.report.text.costs`)
+            confirmatory.json   the family of tests on which claims are made, if a run has one
+            (`maw.evaluation.confirmatory`) exploratory.json    all other tests, corrected over the run
+            (`maw.evaluation.exploratory`) tables.tex, tables.md   for a paper (`maw.report.tables.paper`)
+            report.html         one page with everything, the answer first (`maw.report.html`)
 
 What stands in summary/ and the pictures are made from the dataset folders alone (`maw.report.rebuild`).
 
@@ -34,16 +34,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maw.errors import MAWError
-from maw.files import reason, write_json, write_text
-from maw.methods import Method, in_order
-from maw.metrics import EvaluationResult
-from maw.report import paper
-from maw.report.costs import COST_HEADER, cost_rows
-from maw.report.files import write_csv
-from maw.report.page.page import report_page
-from maw.report.tables import CSV_HEADER, comparison_rows
-from maw.report.text import benchmark_summary
+from maw.config.methods import Method, in_order
+from maw.errors import MAWError, reason
+from maw.evaluation.metrics import EvaluationResult
+from maw.report.html.page import report_page
+from maw.report.tables import paper
+from maw.report.tables.comparisons import CSV_HEADER, comparison_rows
+from maw.report.tables.csv_file import write_csv
+from maw.report.text.costs import COST_HEADER, cost_rows
+from maw.report.text.summary import benchmark_summary
+from maw.storage.files import write_json, write_text
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REPEATS = 1000

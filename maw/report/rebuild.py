@@ -22,12 +22,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from maw import confirmatory, exploratory
+from maw.config.tier1_config import FREE
 from maw.errors import ConfigError, DataError
-from maw.examples import ATTENTION
-from maw.examples import NAME as EXAMPLES
-from maw.report import figures, layout, plots
-from maw.run_state import FREE
+from maw.evaluation import confirmatory, exploratory
+from maw.evaluation.query_examples import ATTENTION
+from maw.evaluation.query_examples import NAME as EXAMPLES
+from maw.report import layout
+from maw.report.figures import paper_figures, routing_plots
 
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
@@ -69,8 +70,8 @@ def _write_summary(
 
 
 def _draw(folder: Path, result: Mapping[str, Any], attention: Mapping[str, Any]) -> None:
-    plots.write_routing_plots(folder, result)
-    figures.write_figures(folder, result, attention)
+    routing_plots.write_routing_plots(folder, result)
+    paper_figures.write_figures(folder, result, attention)
 
 
 @contextlib.contextmanager

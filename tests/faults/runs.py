@@ -128,16 +128,20 @@ def serve() -> None:
     import torch
     import transformers.models.bert.modeling_bert  # noqa: F401
 
-    import maw.benchmark
-    import maw.plan
-    import maw.report.plots
+    import maw.experiment.benchmark
+    import maw.experiment.plan.plan
+    import maw.report.figures.routing_plots
     import tier_1  # noqa: F401
-    from maw.rate import Rate
+    from maw.experiment.plan.encoding_speed import Rate
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for jobs in the background
-    maw.plan.measure = lambda *_: Rate(200, 20_000, 2.0, "cpu")  # how fast the machine is says the plan alone
-    maw.report.plots.write_routing_plots = lambda *_: []  # half of a run's time, and written as every other file is
+    maw.experiment.plan.plan.measure = lambda *_: Rate(
+        200, 20_000, 2.0, "cpu"
+    )  # how fast the machine is says the plan alone
+    maw.report.figures.routing_plots.write_routing_plots = (
+        lambda *_: []
+    )  # half of a run's time, and written as every other file is
     answers = os.fdopen(os.dup(1), "w")
     for number, line in enumerate(sys.stdin):
         answers.write(json.dumps(_serve(json.loads(line), Path(f"output-{os.getpid()}-{number}"))) + "\n")
@@ -213,7 +217,7 @@ def watched(counters: mmap.mmap, boundary: int = 0, save_boundary: int = 0) -> I
 
     Every operation has two: before it, and, of a write when half of it is done, of the others when they are over.
     """
-    from maw import checkpoint
+    from maw.training import checkpoint
 
     real = {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "rmdir", "link")}
     write, bundle = Path.write_bytes, checkpoint.write_bundle

@@ -16,7 +16,8 @@ import pytest
 from source_fixtures import forget_library, settings, tar, write_beir_nq, write_msmarco, write_triviaqa
 
 from faults.tools import tree
-from maw.data import archives, load_collection
+from maw.data.download import archives
+from maw.data.registry import load_collection
 from maw.errors import DataError
 
 NAMES = [

@@ -19,18 +19,18 @@ import torch
 from conftest import random_texts
 
 import maw.data.bm25 as bm25
-import maw.data.store as store
-import maw.embedding_cache as embedding_cache
-import maw.negatives as negatives
+import maw.encoding.embedding_cache as embedding_cache
+import maw.storage.cache_entry as cache_entry
+import maw.training.hard_negatives as negatives
 from faults.tools import DAMAGE, Child, beir_folder
-from maw.data import load_collection
 from maw.data.corpus import Corpus
-from maw.embedding_cache import Embedder
-from maw.evaluation import evaluate_retriever
-from maw.inputs import ListTexts
-from maw.negatives import mine_negatives
-from maw.prefix import ActivationStore
-from maw.retriever import BaselineRetriever
+from maw.data.registry import load_collection
+from maw.encoding.activation_cache import ActivationStore
+from maw.encoding.embedding_cache import Embedder
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.models.retriever import BaselineRetriever
+from maw.models.tokenized import ListTexts
+from maw.training.hard_negatives import mine_negatives
 
 CPU = torch.device("cpu")
 AGAIN = ("; building it again", "; computing the embeddings again", "index again", "choosing the negatives again")
@@ -85,7 +85,7 @@ def _says_the_same(before: bytes, path: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, models):
-    from maw.config import Tier1Config
+    from maw.config.tier1_config import Tier1Config
 
     def settings(**changes):
         common = {"model": str(models()), "batch_size": 8, "eval_batch_size": 16, "top_k": 20, "device": "cpu"}
@@ -130,8 +130,8 @@ class Same(str):
 
 @pytest.mark.parametrize("kind", ["corpora", "embeddings", "negatives"])
 def test_control_a_cache_that_is_not_compared_is_noticed_here(measured, monkeypatch, caplog, kind):
-    real = store.json_sha
-    for place, name in ((store, "check_files"), (embedding_cache, "check_files")):
+    real = cache_entry.json_sha
+    for place, name in ((cache_entry, "check_files"), (embedding_cache, "check_files")):
         monkeypatch.setattr(place, name, lambda *_, **__: None)
     monkeypatch.setattr(negatives, "json_sha", lambda value: Same(real(value)))
     failures = 0
@@ -197,7 +197,9 @@ def test_damaged_activations_are_computed_again(tiny_settings, tiny_data, tmp_pa
 
 
 def test_control_activations_that_are_not_compared_change_scores(tiny_settings, tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr("maw.prefix._token_sums", lambda states, places: np.zeros(states.shape[:-1], np.uint64))
+    monkeypatch.setattr(
+        "maw.encoding.activation_cache._token_sums", lambda states, places: np.zeros(states.shape[:-1], np.uint64)
+    )
     stored = Stored(tiny_settings(use_lora=True), tiny_data, tmp_path / "activations")
     with stored.store, pytest.raises(AssertionError, match="went unnoticed"):
         activations_survive(stored, "one bit flipped", 0)
@@ -272,7 +274,7 @@ def test_control_without_locks_a_cache_is_built_more_than_once(tiny_settings, tm
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield
 
-    for place in (store, embedding_cache):
+    for place in (cache_entry, embedding_cache):
         monkeypatch.setattr(place, "only_builder", free)
     with pytest.raises(AssertionError):
         built_once(tiny_settings(methods=["zero_shot"]), tmp_path / "built", 4)

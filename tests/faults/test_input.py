@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from data.test_beir import GOOD, check_valid, mutated
 from source_fixtures import forget_library, settings, write_beir_nq, write_hotpotqa, write_msmarco, write_triviaqa
-from test_beir import GOOD, check_valid, mutated
 
-from maw.config import Tier1Config
-from maw.data import beir_files, load_collection
+from maw.config.tier1_config import Tier1Config
+from maw.data import beir_format
+from maw.data.registry import load_collection
 from maw.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -119,13 +120,13 @@ def test_malformed_data_is_parsed_or_refused_with_its_line(tmp_path, repeats, tr
 
 
 def test_control_a_careless_parser_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(beir_files, "GRADE", re.compile(".*"))
+    monkeypatch.setattr(beir_format, "GRADE", re.compile(".*"))
     content = GOOD["qrels/test.tsv"].replace("\t1\n", "\t1.5\n", 1).encode()
     with pytest.raises(ValueError, match="invalid literal"):
         parsed_or_refused(tmp_path / "a", "qrels/test.tsv", content)
-    monkeypatch.setattr(beir_files, "unfit", lambda *_: None)
+    monkeypatch.setattr(beir_format, "unfit", lambda *_: None)
     content = GOOD["queries.jsonl"].replace("question 5", " ", 1).encode()
-    monkeypatch.setattr(beir_files, "show", lambda value: "\n")
+    monkeypatch.setattr(beir_format, "show", lambda value: "\n")
     with pytest.raises(AssertionError):
         parsed_or_refused(tmp_path / "b", "queries.jsonl", content)
 

@@ -8,14 +8,14 @@ import string
 from pathlib import Path
 
 import pytest
-from test_report import make_evaluations, make_result
+from report.test_report import make_evaluations, make_result
 
 from faults.tools import tree
-from maw.config import SAFE_NAME, Tier1Config
-from maw.data import dataset_names, load_collection
+from maw.config.tier1_config import SAFE_NAME, Tier1Config
+from maw.data.registry import dataset_names, load_collection
 from maw.errors import ConfigError, DataError, MAWError
+from maw.experiment.validation import validate
 from maw.report import layout
-from maw.validation import validate
 
 PIECES = [
     "../", "..\\", "/", "\\", "\0", "\n", "\r", "\t", " ", "~", "$(id)", "`id`", ";", "|", "*", "?", "<b>", "'", '"',

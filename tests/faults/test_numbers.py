@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import maw.grpo as grpo
-import maw.rollout as rollout
-import maw.router_learner as router_learner
-import maw.supervised as supervised
-import maw.training as training
+import maw.training.router.grpo as grpo
+import maw.training.router.learner as router_learner
+import maw.training.router.rollout as rollout
+import maw.training.router.supervised as supervised
+import maw.training.trainer as training
 from faults.tools import Watched
-from maw.checkpoint import save_checkpoint
 from maw.errors import NotFiniteError
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import train_retriever
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.training.checkpoint import save_checkpoint
+from maw.training.train import train_retriever
 
 METHODS = {
     "lora": (BaselineRetriever, {"use_lora": True}),

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-import maw.evaluation as evaluation
-import maw.memory as memory
+import maw.evaluation.evaluate as evaluation
+import maw.runtime.out_of_memory as memory
 from faults.tools import Watched
-from maw.embedding_cache import Embedder
+from maw.encoding.activation_cache import ActivationStore
+from maw.encoding.embedding_cache import Embedder
 from maw.errors import MemoryLimitError, is_out_of_memory
-from maw.evaluation import evaluate_retriever
-from maw.inputs import ListTexts
-from maw.prefix import ActivationStore
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import train_retriever
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.models.tokenized import ListTexts
+from maw.training.train import train_retriever
 
 CLOSE = 1e-5
 ON_CPU = (
@@ -168,9 +168,9 @@ def training_stops(make, data, seed: int) -> None:
                 raise ERRORS[error]()
 
     layer.register_forward_pre_hook(check)
-    from maw import training
+    from maw.training import trainer
 
-    build = training.build_objective
+    build = trainer.build_objective
 
     def counting(*words):
         objective = build(*words)
@@ -182,7 +182,7 @@ def training_stops(make, data, seed: int) -> None:
         return Watched(objective, call)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "build_objective", counting)
+        patch.setattr(trainer, "build_objective", counting)
         with pytest.raises(MemoryLimitError) as caught:
             train_retriever(model, data, data, config, "cpu", "tiny", method)
     text = str(caught.value)
@@ -200,7 +200,7 @@ def test_training_stops_with_advice(tiny_settings, tiny_data, repeats, trial):
 def test_control_a_training_that_goes_on_is_noticed(tiny_settings, tiny_data, monkeypatch):
     import contextlib
 
-    monkeypatch.setattr("maw.training.advising", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("maw.training.trainer.advising", lambda *_: contextlib.nullcontext())
     with pytest.raises((MemoryError, RuntimeError)):
         training_stops(tiny_settings, tiny_data, 0)
 

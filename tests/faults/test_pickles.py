@@ -17,15 +17,15 @@ import torch
 from conftest import random_texts, write_model
 
 from faults.tools import beir_folder
-from maw.checkpoint import load_checkpoint, save_checkpoint
-from maw.data import load_collection
 from maw.data.corpus import Corpus
-from maw.data.store import json_sha
-from maw.embedding_cache import Embedder
+from maw.data.registry import load_collection
+from maw.encoding.embedding_cache import Embedder
 from maw.errors import MAWError
-from maw.inputs import ListTexts
-from maw.negatives import mine_negatives
-from maw.retriever import BaselineRetriever
+from maw.models.retriever import BaselineRetriever
+from maw.models.tokenized import ListTexts
+from maw.storage.cache_entry import json_sha
+from maw.training.checkpoint import load_checkpoint, save_checkpoint
+from maw.training.hard_negatives import mine_negatives
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import make_evaluations, make_result
+from report.test_report import make_evaluations, make_result
 
-from maw.config import Tier1Config
+from maw.config.tier1_config import Tier1Config
 from maw.errors import MAWError
-from maw.files import json_line, write_json
 from maw.report import layout
-from maw.report.files import write_csv
+from maw.report.tables.csv_file import write_csv
+from maw.storage.files import json_line, write_json
 
 STARTS = ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"]
 REST = ["1+1", "SUM(A1)", "cmd|' /C calc'!A0", 'HYPERLINK("http://x","y")', "", "x", '"', ",", "\n=1", "2-3"]
@@ -63,10 +63,10 @@ def test_reports_are_harmless(tmp_path, repeats, trial):
 
 
 def test_control_a_cell_that_stays_a_formula_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("maw.report.files._cell", lambda cell: cell)
+    monkeypatch.setattr("maw.report.tables.csv_file._cell", lambda cell: cell)
     with pytest.raises(AssertionError):
         cells_are_harmless(0, tmp_path)
-    monkeypatch.setattr("maw.files._plain", lambda value, keys: value)
+    monkeypatch.setattr("maw.storage.files._plain", lambda value, keys: value)
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - pytest's own, of what did not raise
         json_is_strict(0, tmp_path)
     assert not isinstance(caught.value, KeyboardInterrupt)

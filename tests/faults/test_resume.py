@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from faults.runs import RunServer, beir_folder, outcome, stray_files
-from maw.arm import Arm
-from maw.data.collection import as_retrieval_data
-from maw.methods import find_method
-from maw.prefix import ActivationStore
-from maw.progress import Saved
-from maw.retriever import BaselineRetriever, MAWRetriever
-from maw.training import Trainer, train_retriever
+from maw.config.methods import find_method
+from maw.data.from_dicts import as_retrieval_data
+from maw.encoding.activation_cache import ActivationStore
+from maw.experiment.arm import Arm
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.training.progress import Saved
+from maw.training.train import train_retriever
+from maw.training.trainer import Trainer
 
 # ------------------------------------------------------------------------------------------------ whole runs, killed
 
@@ -208,8 +209,8 @@ _uninterrupted: dict = {}
 
 def through_files(saved, folder):
     """A state written to disk and read back."""
-    from maw.bundle import read_bundle, read_tensors, write_bundle
-    from maw.training_state import joined, separated
+    from maw.storage.checksummed_tensors import read_bundle, read_tensors, write_bundle
+    from maw.training.state import joined, separated
 
     facts, tensors = separated(saved.state)
     write_bundle(folder, {"facts": facts}, {"weights": saved.weights, "training": tensors})

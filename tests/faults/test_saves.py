@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from faults.runs import flip, truncate, watched
-from maw.bundle import write_bundle
-from maw.checkpoint import load_checkpoint, load_training, read_record, save_checkpoint
 from maw.errors import MAWError, NotFiniteError
-from maw.retriever import BaselineRetriever
-from maw.run_state import RunState
-from maw.signed import clear_temporaries, read_signed, write_signed
+from maw.experiment.run_state import RunState
+from maw.models.retriever import BaselineRetriever
+from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
+from maw.storage.checksummed_tensors import write_bundle
+from maw.training.checkpoint import load_checkpoint, load_training, read_record, save_checkpoint
 
 PART = {"id": "1", "part": "tiny_lora"}
 
@@ -104,7 +104,7 @@ def test_a_writer_in_place_would_be_noticed(save, tmp_path, monkeypatch):
         write(path)
         return path
 
-    for place in ("maw.bundle", "maw.signed"):
+    for place in ("maw.storage.checksummed_tensors", "maw.storage.checksummed"):
         monkeypatch.setattr(f"{place}.write_atomically", in_place)
     broken = 0
     for boundary in range(1, 13):
@@ -177,8 +177,10 @@ def test_a_reader_that_does_not_look_at_the_hash_would_be_noticed(save, tmp_path
     (path,) = folder.glob("training-*")
     whole = path.read_bytes()
     digest = read_record(folder)["files"]["training"]["sha256"]
-    monkeypatch.setattr("maw.bundle.sha256", lambda file: digest if file == path else read_record)
-    monkeypatch.setattr("maw.checkpoint.read_bundle", lambda folder, **_: read_signed(folder / "checkpoint.json"))
+    monkeypatch.setattr("maw.storage.checksummed_tensors.sha256", lambda file: digest if file == path else read_record)
+    monkeypatch.setattr(
+        "maw.training.checkpoint.read_bundle", lambda folder, **_: read_signed(folder / "checkpoint.json")
+    )
     unnoticed = 0
     for seed in range(20):
         flip(path, random.Random(seed))

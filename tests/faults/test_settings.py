@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_config import BAD_VALUES
+from config.test_tier1_config import BAD_VALUES
 
-from maw.config import Tier1Config
+from maw.config.tier1_config import Tier1Config
 from maw.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +92,6 @@ def test_control_what_loads_too_much_or_says_too_little_is_noticed(tmp_path, mod
     words, expected = bad_configuration(0, tmp_path, models())
     with pytest.raises(AssertionError, match="numpy"):
         refused(words, expected, "import numpy")
-    hide = "import maw.flags as f\nreal = f.find_problems\nf.find_problems = lambda *w: (real(*w)[0][:1], None)"
+    hide = "import maw.cli.flags as f\nreal = f.find_problems\nf.find_problems = lambda *w: (real(*w)[0][:1], None)"
     with pytest.raises(AssertionError):
         refused([*words, "--seed", "-1"], expected | {"seed"}, hide)

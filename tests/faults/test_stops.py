@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 
 from faults.runs import ROOT, RunServer, beir_folder, outcome
-from maw import run_state
-from maw.config import Tier1Config, kinds
+from maw.config.tier1_config import FREE, Tier1Config, kinds
 from maw.errors import ConfigError
-from maw.run_state import FREE
-from maw.signed import read_signed, write_signed
+from maw.experiment import run_state
+from maw.storage.checksummed import read_signed, write_signed
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 CODES = {TERM: 143, INT: 130}
@@ -137,7 +136,7 @@ def test_nothing_is_installed_by_importing():
     code = (
         "import signal\nnumbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)\n"
         "before = [signal.getsignal(each) for each in numbers]\n"
-        "import maw.signals, tier_1\nfrom tier_1 import run_complete_benchmark\n"
+        "import maw.runtime.signals, tier_1\nfrom tier_1 import run_complete_benchmark\n"
         "print([signal.getsignal(each) for each in numbers] == before)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -156,7 +155,7 @@ def command(*flags):
 def holder(tmp_path):
     """`holder()` is a process that holds tmp_path/run."""
     code = (
-        "import sys, time\nfrom maw.locks import run_lock\n"
+        "import sys, time\nfrom maw.storage.locks import run_lock\n"
         "with run_lock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(120)"
     )
     started = []
@@ -194,7 +193,7 @@ def test_without_a_lock_the_second_run_would_begin(tmp_path, monkeypatch):
     """Planted: the test above fails if runs do not look."""
     from contextlib import nullcontext
 
-    from maw import locks
+    from maw.storage import locks
 
     with locks.run_lock(tmp_path):
         assert locks.is_held(tmp_path)
@@ -283,7 +282,7 @@ def test_other_code_libraries_weights_and_data_are_refused(server, interrupted, 
     path = {"model": "model.json", "data": "01/data.json", "negatives": "01/data.json"}.get(change, "run.json")
     record = read_signed(folder / "state" / path)
     if change == "code":
-        record["code"]["maw/arm.py"], named = "0" * 16, "code maw/arm.py: was 0000"
+        record["code"]["maw/experiment/arm.py"], named = "0" * 16, "code maw/experiment/arm.py: was 0000"
     elif change == "libraries":
         record["libraries"]["torch"], named = "1.0", "libraries torch: was 1.0"
     elif change == "model":

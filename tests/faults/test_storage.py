@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts
-from test_plots import CHEAP, POLICY, record
-from test_report import make_evaluations, make_result
+from report.test_report import make_evaluations, make_result
+from report.test_routing_plots import CHEAP, POLICY, record
 
 import tier_1
 from faults.tools import (
@@ -36,19 +36,20 @@ from faults.tools import (
     tree,
     unmount,
 )
-from maw.checkpoint import load_checkpoint, save_checkpoint
 from maw.data.bm25 import Bm25Index
-from maw.data.collection import as_retrieval_data
 from maw.data.corpus import Corpus
-from maw.embedding_cache import Embedder
-from maw.errors import MAWError
-from maw.files import reason, write_json, write_text
-from maw.inputs import ListTexts
-from maw.negatives import mine_negatives
-from maw.prefix import ActivationStore
-from maw.report import layout, plots
-from maw.report.files import write_csv
-from maw.retriever import BaselineRetriever
+from maw.data.from_dicts import as_retrieval_data
+from maw.encoding.activation_cache import ActivationStore
+from maw.encoding.embedding_cache import Embedder
+from maw.errors import MAWError, reason
+from maw.models.retriever import BaselineRetriever
+from maw.models.tokenized import ListTexts
+from maw.report import layout
+from maw.report.figures import routing_plots
+from maw.report.tables.csv_file import write_csv
+from maw.storage.files import write_json, write_text
+from maw.training.checkpoint import load_checkpoint, save_checkpoint
+from maw.training.hard_negatives import mine_negatives
 
 CPU = torch.device("cpu")
 PAGE = 4096
@@ -154,7 +155,7 @@ WRITERS: dict[str, Callable[[Path, int, object], object]] = {
     "JSON": lambda folder, number, model: write_json(folder / "a.json", {"a": version(number)}),
     "CSV": lambda folder, number, model: write_csv(folder / "a.csv", ["a"], [[version(number)]]),
     "text": lambda folder, number, model: write_text(folder / "a.txt", version(number)),
-    "picture": lambda folder, number, model: plots.write_routing_plot(folder / "a.png", f"{number}", HISTORY),
+    "picture": lambda folder, number, model: routing_plots.write_routing_plot(folder / "a.png", f"{number}", HISTORY),
     "checkpoint": write_some_checkpoint,
     "results": write_results,
     "summary": write_some_summary,
@@ -252,9 +253,9 @@ def test_a_run_whose_log_fills_the_disk_goes_on(full, disk, repeats, trial, monk
 
     def benchmark(config):
         for number in range(200):
-            logging.getLogger("maw.training").debug("message %d %s", number, "x" * 100)
+            logging.getLogger("maw.training.trainer").debug("message %d %s", number, "x" * 100)
 
-    monkeypatch.setattr(importlib.import_module("maw.benchmark"), "run_complete_benchmark", benchmark)
+    monkeypatch.setattr(importlib.import_module("maw.experiment.benchmark"), "run_complete_benchmark", benchmark)
     if not disk:
         pytest.skip("needs a file system of its own")
     for seed in range(repeats(1, 5)):
@@ -371,6 +372,6 @@ def test_control_errors_that_are_swallowed_are_noticed(place, monkeypatch):
     def swallowed(*_, **__):
         return {}
 
-    monkeypatch.setattr("maw.benchmark.run_complete_benchmark", swallowed)
+    monkeypatch.setattr("maw.experiment.benchmark.run_complete_benchmark", swallowed)
     with pytest.raises(AssertionError, match="silent success"):
         never_silent(folder, mounted, "passages", "EIO")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import maw.logs as logs
+import maw.runtime.run_log as logs
 from maw.errors import DataError
-from maw.logs import EventFile, log_event, read_events
+from maw.runtime.run_log import EventFile, log_event, read_events
 
 
 def write_log(path: Path, source: random.Random) -> list[dict]:

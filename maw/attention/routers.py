@@ -1,0 +1,259 @@
+"""Routers: which depth of attention a text, a head or a token uses.
+
+Routing is a one-step bandit. The state is what the attention layer sees of the text, its query states: their mean
+over the text's tokens (`route_by="sequence"`, all heads together, and `"head"`, each head its own) or the token's
+own (`"token"`). The action is a depth. States are detached, so that a router never bends the encoder's weights, and
+a text is routed by itself alone: nothing of the other side of a query-passage pair can reach it.
+
+Everything random comes from `noise_keys` and a counter-based hash, not from a generator with a state: the noise of a
+text depends on (seed, step, the text's row in the training data, sample) and on nothing else, so a batch may be cut
+into replicas or chunks without changing a single pick. The positive of a query has the query's row, in a stream of its
+own, where routings are learned.
+
+Letters: B texts, G samples of each text, H heads, T tokens, D depths, F features; h is 1 or H and t is 1 or T,
+by `route_by`; M MAW layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from maw.attention.noise import gumbel_argmax, uniform_noise
+
+ROUTE_BY = ("sequence", "head", "token")
+
+
+@dataclass
+class Routing:
+    """What one pass through the encoder is told about depths, and what the MAW layers leave behind.
+
+    Args:
+        padding_BT: 1 for a token, 0 for padding; B counts texts, not samples.
+        keys_BG: noise keys: given, depths are sampled; None, each router takes its greedy depth.
+        depths: the picks to use instead, one (B, G, h, t) tensor for each MAW layer.
+        text_keys_B1: hash of each text, all that a random router looks at outside training.
+        samples: G.
+    """
+
+    padding_BT: Tensor
+    keys_BG: Tensor | None = None
+    depths: list[Tensor] | None = None
+    text_keys_B1: Tensor | None = None
+    samples: int = 1
+    layer: int = 0  # index of the next MAW layer to be asked
+    taken: list[Tensor] = field(default_factory=list)  # per layer (B, G, h, t) depths, or (B, G, h, t, D) weights
+    states: list[Tensor] = field(default_factory=list)  # per layer (B, 1 or G, h, t, F), detached
+
+    def flat_padding(self, batch: int) -> Tensor:
+        """The padding mask for `batch` texts or, past the first MAW layer, samples of texts."""
+        return self.padding_BT.repeat_interleave(batch // len(self.padding_BT), dim=0)
+
+
+def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
+    """Mean over a text's real tokens, float32 (B, H, E).
+
+    It is summed in float32, and the sum rounded as the states are: one pass over them, in their own layout. A sum in
+    float16 could exceed its largest number.
+    """
+    states_BHTE = states_BHTE.float() if states_BHTE.dtype == torch.float16 else states_BHTE
+    weights = padding_BT.to(states_BHTE.dtype)[:, None]  # (B, 1, T)
+    with torch.autocast(states_BHTE.device.type, enabled=False):
+        total_BC = torch.bmm(weights, states_BHTE.transpose(1, 2).flatten(2))[:, 0].float()
+    count_B1 = padding_BT.sum(1, keepdim=True).clamp(min=1)
+    return (total_BC / count_B1).unflatten(1, (states_BHTE.shape[1], -1))
+
+
+class Router(nn.Module):
+    """What every router answers to. One router stands in each MAW layer.
+
+    Args:
+        heads: H.
+        head_size: E.
+        depths: D.
+        route_by: "sequence", "head" or "token".
+
+    Raises:
+        ValueError: unknown `route_by`.
+    """
+
+    name = ""
+    trained_by = "nothing"  # "reward", "labels", "loss" or "nothing"
+
+    def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence"):
+        super().__init__()
+        if route_by not in ROUTE_BY:
+            raise ValueError(f"route_by must be one of {', '.join(ROUTE_BY)}, got {route_by!r}")
+        self.heads, self.head_size, self.depths, self.route_by = heads, head_size, depths, route_by
+
+    def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
+        """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached.
+
+        Args:
+            query_BHTE: of this layer.
+            padding_BT: 1 for a token, 0 for padding.
+        """
+        query_BHTE = query_BHTE.detach()
+        if self.route_by == "token":
+            return query_BHTE.to(torch.float32, copy=True)  # kernels may weigh the query in place
+        mean_BHE = masked_mean(query_BHTE, padding_BT)
+        return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
+
+    @property
+    def first_mixture_D(self) -> Tensor | None:
+        """Shares in which a new router mixes the depths, (D,), the same for every text; None if it picks one."""
+        return None
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) if soft.
+
+        Args:
+            state: (B, 1 or G, h, t, F), from `state`.
+            routing: the plan of the pass, with its noise keys.
+        """
+        raise TypeError(f"{type(self).__name__} is an interface; choose one of {', '.join(ROUTERS)}")
+
+    def forward(self, query_BHTE: Tensor, routing: Routing) -> Tensor:
+        """Routes one layer's texts, and notes in the plan what was seen and taken.
+
+        Args:
+            query_BHTE: query states of B texts, or of B * G samples past the first MAW layer.
+            routing: the plan of the pass.
+
+        Returns:
+            As `pick`: int64 (B, G, h, t), or weights (B, G, h, t, D).
+        """
+        batch = query_BHTE.shape[0]
+        state = self.state(query_BHTE, routing.flat_padding(batch))
+        state = state.unflatten(0, (len(routing.padding_BT), -1))
+        given = routing.depths
+        with torch.autocast(state.device.type, enabled=False):  # a policy's probabilities need all their digits
+            taken = self.pick(state, routing) if given is None else given[routing.layer]
+        routing.states.append(state)
+        routing.taken.append(taken)
+        routing.layer += 1
+        return taken
+
+
+class PolicyRouter(Router):
+    """A linear softmax policy over depths on normalised states; a linear map for each head by head or token.
+
+    The map starts at zero with a small preference for depth 0, so that a new router samples almost uniformly and its
+    greedy depth is the pretrained model's own attention.
+    """
+
+    FIRST_PREFERENCE = 0.1
+
+    def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence"):
+        super().__init__(heads, head_size, depths, route_by)
+        groups, features = (1, heads * head_size) if route_by == "sequence" else (heads, head_size)
+        self.norm = nn.RMSNorm(features, elementwise_affine=False)
+        self.weight = nn.Parameter(torch.zeros(groups, features, depths))
+        self.bias = nn.Parameter(torch.zeros(groups, 1, depths))
+        with torch.no_grad():
+            self.bias[..., 0] = self.FIRST_PREFERENCE
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of all depths, (..., h, t, D).
+
+        Args:
+            state: (..., h, t, F).
+        """
+        state = self.norm(state)
+        weight, bias = self.weight.to(state.dtype), self.bias.to(state.dtype)  # a whole model may be in bfloat16
+        if len(weight) == 1:  # one plain product, where the other would copy the map for every text
+            return state @ weight[0] + bias
+        return torch.einsum("...htf,hfd->...htd", state, weight) + bias
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        logits = self.logits(state)
+        if routing.keys_BG is None:
+            return logits.argmax(-1).expand(-1, routing.samples, -1, -1)
+        return gumbel_argmax(logits, uniform_noise(routing.keys_BG, routing.layer, *logits.shape[2:]))
+
+
+class GRPORouter(PolicyRouter):
+    """Trained by group-relative policy optimisation on the reward of its own picks (`maw.training.router.grpo`)."""
+
+    name = "grpo"
+    trained_by = "reward"
+
+
+class SupervisedRouter(PolicyRouter):
+    """Trained as a classifier of the depth with the best reward (see `maw.training.router.supervised`)."""
+
+    name = "supervised"
+    trained_by = "labels"
+
+
+class SoftRouter(PolicyRouter):
+    """No pick at all: the expected kernel under the policy, trained with the encoder's own loss."""
+
+    name = "soft"
+    trained_by = "loss"
+
+    @property
+    def first_mixture_D(self) -> Tensor:
+        return self.bias.detach()[0, 0].softmax(-1)
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        return self.logits(state).softmax(-1).expand(-1, routing.samples, -1, -1, -1)
+
+
+class RandomRouter(Router):
+    """Uniform picks: fresh at every training step, and at evaluation a hash of the seed and the text."""
+
+    name = "random"
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        keys = routing.text_keys_B1 if routing.keys_BG is None else routing.keys_BG
+        if keys is None:
+            raise ValueError("a random router needs the texts' keys: pass keys or text_keys in the inputs")
+        noise = uniform_noise(keys, routing.layer, *state.shape[2:4])[..., 0]
+        return (noise * self.depths).long().expand(-1, routing.samples, -1, -1)
+
+
+class FixedRouter(Router):
+    """Always one depth: what MAW is without routing."""
+
+    name = "fixed"
+
+    def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence", fixed_depth: int = 0):
+        super().__init__(heads, head_size, depths, route_by)
+        if not 0 <= fixed_depth < depths:
+            raise ValueError(f"fixed_depth must be in 0..{depths - 1}, got {fixed_depth}")
+        self.fixed_depth = fixed_depth
+
+    def pick(self, state: Tensor, routing: Routing) -> Tensor:
+        batch, _, heads, tokens, _ = state.shape
+        return torch.full((batch, routing.samples, heads, tokens), self.fixed_depth, device=state.device)
+
+
+def same_depth(routers: Iterable[Router], depths_G: Tensor, batch: int, tokens: int) -> list[Tensor]:
+    """Picks that put sample g of every text at one depth, everywhere: for each router int64 (batch, G, h, t)."""
+    picks = []
+    for router in routers:
+        heads = 1 if router.route_by == "sequence" else router.heads
+        positions = tokens if router.route_by == "token" else 1
+        picks.append(depths_G[None, :, None, None].expand(batch, -1, heads, positions))
+    return picks
+
+
+ROUTERS = {router.name: router for router in (GRPORouter, SupervisedRouter, SoftRouter, RandomRouter, FixedRouter)}
+
+
+def build_router(
+    name: str, heads: int, head_size: int, depths: int, route_by: str = "sequence", fixed_depth: int = 0
+) -> Router:
+    """The router of that name.
+
+    Raises:
+        ValueError: no router of that name.
+    """
+    if name not in ROUTERS:
+        raise ValueError(f"router must be one of {', '.join(ROUTERS)}, got {name!r}")
+    options = {"fixed_depth": fixed_depth} if name == FixedRouter.name else {}
+    return ROUTERS[name](heads, head_size, depths, route_by, **options)

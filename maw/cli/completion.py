@@ -1,0 +1,89 @@
+"""The command `completion`: what makes a shell complete commands, flags and their values, made by shtab.
+
+    python tier_1.py completion bash > ~/.maw-completion.bash && source ~/.maw-completion.bash
+    python tier_1.py completion zsh > ~/.zfunc/_tier_1.py           # a folder of $fpath
+
+It completes `tier_1.py`, `python tier_1.py` and the installed `maw-tier1`. In bash the words after `python` belong to
+python's own completion, which gets all that is not `tier_1.py`'s; zsh comes to the script's by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+import shtab
+
+from maw.cli.commands import COMMANDS, parser_of
+from maw.cli.flags import build_parser
+from maw.config.presets import PRESETS
+from maw.config.tier1_config import ALL, METHODS, kinds
+from maw.data.names import BUILT_DATASETS
+
+PROGRAM, INSTALLED = "tier_1.py", "maw-tier1"
+_FOLDERS = ("cache_dir", "distractors", "log_dir", "model", "out", "resume", "run", "run_dir", "runs")
+_FILES = ("config",)
+_CHOICES = {"datasets": BUILT_DATASETS, "methods": (*METHODS, ALL), "method": METHODS, "preset": tuple(PRESETS)}
+_FUNCTION = "_shtab_tier_1_py"
+
+_BASH = """
+# `python tier_1.py`: this script's completion behind its name, and whatever completed python before everywhere else.
+_completion_loader python 2>/dev/null || _comp_load python 2>/dev/null
+[[ $(complete -p python 2>/dev/null) =~ -F\\ ([^ ]+) && ${BASH_REMATCH[1]} != _maw_python ]] &&
+  _maw_python_before=${BASH_REMATCH[1]}
+_maw_python() {
+  if [[ ${COMP_WORDS[1]##*/} == tier_1.py && $COMP_CWORD -gt 1 ]]; then
+    COMP_WORDS=("${COMP_WORDS[@]:1}")
+    COMP_CWORD=$((COMP_CWORD - 1))
+    FUNCTION
+  elif [[ -n ${_maw_python_before-} ]]; then
+    "$_maw_python_before" "$@"
+  fi
+}
+complete -o bashdefault -o default -F _maw_python python python3
+complete -o filenames -F FUNCTION maw-tier1
+"""
+
+
+def main(words: argparse.Namespace) -> int:
+    """The command `completion`, see `maw.cli.commands`."""
+    sys.stdout.write(script(words.shell))
+    return 0
+
+
+def script(shell: str) -> str:
+    """What a shell is to read.
+
+    Args:
+        shell: "bash" or "zsh".
+    """
+    made = shtab.complete(whole_parser(), shell=shell)
+    if shell == "bash":
+        return made + _BASH.replace("FUNCTION", _FUNCTION)
+    return re.sub(rf"^#compdef {re.escape(PROGRAM)}$", f"#compdef {PROGRAM} {INSTALLED}", made, count=1, flags=re.M)
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The flags of a run with all commands as subparsers; argparse would not parse a command line by it."""
+    parser = build_parser()
+    commands = parser.add_subparsers(dest="command")
+    for name, command in COMMANDS.items():
+        parents = [build_parser() if command.add_arguments is None else parser_of(name)]
+        commands.add_parser(name, help=command.about, parents=parents, add_help=False)
+    for each in (parser, *commands.choices.values()):
+        for action in each._actions:
+            _describe(action)
+    return parser
+
+
+def _describe(action: argparse.Action) -> None:
+    """Says what the values of an argument may be, where argparse does not know it."""
+    if action.dest in _CHOICES:
+        action.choices = _CHOICES[action.dest]
+    elif action.dest in kinds() and kinds()[action.dest].choices:
+        action.choices = kinds()[action.dest].choices
+    elif action.dest in _FOLDERS:
+        vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
+    elif action.dest in _FILES:
+        vars(action)["complete"] = shtab.FILE

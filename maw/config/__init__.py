@@ -1,0 +1,1 @@
+"""`Tier1Config`: every setting, its rules, presets, and the table of methods."""

@@ -1,0 +1,224 @@
+"""What one field of the configuration may hold: its kind, its range, and the words for what is wrong with a value.
+
+`maw.config.tier1_config` states the rules as annotations on the fields (`Annotated[int, Range(1, 4096)]`); this module
+reads and applies them. A value comes typed from Python, or as text from a flag or a file; both end in the
+same check.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from maw.errors import show, suggestion
+
+Layers = None | str | int | list[int]
+"""Layers counted from 1, or from the end with -1; `last`, `all`, `none`, or None for the last."""
+
+LAYER_WORDS = ("last", "all", "none")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_LAYER_HELP = "must be last, all, none, or layer numbers like 5,6 or -1"
+
+
+class Range(NamedTuple):
+    """The numbers a field may hold; an `open` end is not itself allowed."""
+
+    low: float
+    high: float
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, number: float) -> bool:
+        """Whether the number lies within."""
+        above = self.low < number if self.open_low else self.low <= number
+        return above and (number < self.high if self.open_high else number <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.open_low else f"at least {self.low}"
+        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+
+
+class Pattern(NamedTuple):
+    """A text that must match a regular expression from end to end; `meaning` says it in words."""
+
+    regex: str
+    meaning: str
+
+
+class Problem(NamedTuple):
+    """One mistake: the field it is about, what is wrong, and other fields it follows from."""
+
+    name: str
+    text: str
+    also: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}" if self.name else self.text
+
+
+class Kind(NamedTuple):
+    """How the values of one field are read and checked."""
+
+    base: type | str
+    optional: bool
+    choices: tuple[str, ...] = ()
+    rule: Range | Pattern | None = None
+    word: str = ""
+    """A word that is taken in place of a number, such as full."""
+
+
+def kinds_of(config_class: type[Any]) -> dict[str, Kind]:
+    """The kind of every field, read from its annotation."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return {name: _kind(hints[name]) for name in config_class.__dataclass_fields__}
+
+
+def _kind(hint: Any) -> Kind:
+    if hint == Layers:
+        return Kind("layers", optional=True)
+    optional = False
+    word = ""
+    if get_origin(hint) in (Union, UnionType):
+        others = [arg for arg in get_args(hint) if arg is not NoneType]
+        optional = len(others) < len(get_args(hint))
+        words = [arg for arg in others if get_origin(arg) is Literal and len(others) > 1]
+        (hint,) = (arg for arg in others if arg not in words)
+        word = get_args(words[0])[0] if words else ""
+    if get_origin(hint) is Literal:
+        return Kind(str, optional, choices=get_args(hint))
+    rule = None
+    if get_origin(hint) is Annotated:
+        hint, rule = get_args(hint)
+    return Kind(get_origin(hint) or hint, optional, rule=rule, word=word)
+
+
+def from_text(kind: Kind, text: str) -> Any:
+    """What a text says, in the field's own type; the text itself when it says nothing of that type.
+
+    The check that follows names the mistake. `none` stands for None, except among layers, where it means no
+    layer.
+    """
+    if kind.base == "layers":
+        return _layers_from_text(text)
+    if kind.optional and text.strip().lower() == "none":
+        return None
+    if kind.base is int and _INTEGER.fullmatch(text.strip()):
+        return int(text)
+    if kind.base is float and "_" not in text:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    if kind.base is bool:
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
+    if kind.base is list:
+        return split_names(text)
+    return text
+
+
+def split_names(text: str) -> list[str]:
+    """Names separated by commas or blanks; a `beir:` path keeps its blanks."""
+    parts = [part.strip() for part in text.split(",")]
+    return [name for part in parts for name in ([part] if part.startswith("beir:") else part.split())]
+
+
+def _layers_from_text(text: str) -> Any:
+    words = [word.strip() for word in text.split(",")] if "," in text else text.split()
+    if words and all(_INTEGER.fullmatch(word) for word in words):
+        return [int(word) for word in words]
+    return text
+
+
+def check(kind: Kind, value: Any) -> tuple[Any, str | None]:
+    """The value in its final form, and what is wrong with it, or None.
+
+    An int is taken where a float is asked, a tuple where a list is; a bool is never a number.
+    """
+    if kind.base == "layers":
+        return _check_layers(value)
+    if value is None and kind.optional:
+        return None, None
+    if kind.base is bool:
+        return value, None if isinstance(value, bool) else f"must be true or false, got {show(value)}"
+    if kind.base in (int, float):
+        return _check_number(kind, value)
+    if kind.base is list:
+        return _check_names(value)
+    return value, _check_text(kind, value)
+
+
+def _check_number(kind: Kind, value: Any) -> tuple[Any, str | None]:
+    types, what = (int, "a whole number") if kind.base is int else ((int, float), "a number")
+    if kind.word and isinstance(value, str) and value.strip().lower() == kind.word:
+        return kind.word, None
+    if not isinstance(value, types) or isinstance(value, bool):
+        return value, f"must be {what}{f' or {kind.word}' if kind.word else ''}, got {show(value)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return value, f"must be a finite number, got {value}"
+    if isinstance(kind.rule, Range) and not kind.rule.holds(value):
+        return value, f"must be {kind.rule}, got {show(value)}"
+    return int(value) if kind.base is int else float(value), None
+
+
+def _check_text(kind: Kind, value: Any) -> str | None:
+    if kind.choices and (not isinstance(value, str) or value not in kind.choices):
+        close = suggestion(value, kind.choices) if isinstance(value, str) else ""
+        return f"must be one of {', '.join(kind.choices)}, got {show(value)}{close}"
+    if not isinstance(value, str):
+        return f"must be text, got {show(value)}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"must be valid Unicode, got {show(value)}"
+    if "\0" in value or len(value) > 4096:
+        return f"must have at most 4096 characters and no NUL, got {show(value)}"
+    if isinstance(kind.rule, Pattern) and not re.fullmatch(kind.rule.regex, value):
+        return f"must be {kind.rule.meaning}, got {show(value)}"
+    return None
+
+
+def _check_names(value: Any) -> tuple[Any, str | None]:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return value, f"must be a list of names, got {show(value)}"
+    if not value:
+        return value, "must have at least one name, got none"
+    twice = sorted({name for name in value if value.count(name) > 1})
+    if twice:
+        return value, f"names {', '.join(map(show, twice))} more than once"
+    return list(value), None
+
+
+def _check_layers(value: Any) -> tuple[Any, str | None]:
+    if isinstance(value, str):
+        value = _layers_from_text(value)
+        word = value.strip().lower() if isinstance(value, str) else ""
+        if isinstance(value, str):
+            return word, None if word in LAYER_WORDS else f"{_LAYER_HELP}, got {show(value)}"
+    if value is None:
+        return None, None
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        return value, f"{_LAYER_HELP}, got {show(value)}"
+    if 0 in numbers:
+        return value, "layers are counted from 1; there is no layer 0"
+    return numbers, None
+
+
+def check_all(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Checks each value by its field's kind: (the good values in final form, the problems)."""
+    good: dict[str, Any] = {}
+    problems = []
+    for name, value in values.items():
+        if not isinstance(name, str) or name not in kinds:
+            close = suggestion(name, kinds) if isinstance(name, str) else ""
+            problems.append(Problem(show(name).strip("'"), f"no such setting{close}"))
+            continue
+        final, wrong = check(kinds[name], value)
+        if wrong:
+            problems.append(Problem(name, wrong))
+        else:
+            good[name] = final
+    return good, problems

@@ -1,0 +1,248 @@
+"""The methods a benchmark compares, in the order in which they run and are reported.
+
+Zero-shot, LoRA and MAW are the three that a run compares by default. The others are controls, which say whose a gain
+of MAW is: that of its parameters (`lora_matched`), of training layers whole (`full`), of more weights for the query
+(`full_lowrank`), of depths without routing (`maw_fixed`), with meaningless routing (`maw_random`) or with mixing in
+place of picking (`maw_soft`). They stand before MAW, so that MAW is what is compared with them; `maw_qv`, an ablation
+that is not MAW, stands behind it.
+
+Everything that names, files, configures or orders methods reads this table, so a new arm is one more entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from maw.config.fields import Range
+from maw.config.tier1_config import Tier1Config, kinds
+
+Settings = Mapping[str, Any]
+
+WHERE = "adapt_maw_layers"
+"""A setting that says in which layers a method works and not what it does there, so it tells no two methods apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """One way to get a retriever. There is one object for each, so methods are compared as objects."""
+
+    name: str
+    """What `--methods` takes."""
+    short: str
+    """Stands in file names and in keys such as lora_vs_zeroshot_ndcg_cut_10."""
+    key: str
+    """Its entry under "results"."""
+    approach: str
+    """One line for reports; a run may say more in brackets behind it."""
+    description: str
+    """A sentence for reports."""
+    trained: bool
+    """Whether it is trained before it is evaluated."""
+    label: str
+    """Heads its column in tables."""
+    retriever: str
+    """What it trains: "baseline" or "maw", see `maw.models.retriever`."""
+    settings: Settings | Callable[[Tier1Config], Settings] = field(default_factory=lambda: MappingProxyType({}))
+    """The settings that make it what it is, whatever the run's configuration says of them; they may follow from it."""
+    learning_rate: float | None = None
+    """Default peak learning rate of its layers or adapters, None where it trains nothing."""
+
+    def configure(self, config: Tier1Config) -> Tier1Config:
+        """The run's configuration as this method uses it."""
+        return replace(config, **self._settings(config))
+
+    @property
+    def reaches_maw_layers(self) -> bool:
+        """Whether a method without MAW adapts the MAW layers beside those to fine-tune."""
+        return not callable(self.settings) and bool(self.settings.get(WHERE))
+
+    def describes(self, retriever: str, config: Tier1Config) -> int:
+        """How many of its settings a retriever of that kind and configuration has; 0 unless it has them all."""
+        settings = {name: value for name, value in self._settings(config).items() if name != WHERE}
+        same = retriever == self.retriever and all(getattr(config, name) == each for name, each in settings.items())
+        return len(settings) if same else 0
+
+    def _settings(self, config: Tier1Config) -> Settings:
+        return self.settings(config) if callable(self.settings) else self.settings
+
+
+def static_low_rank(config: Tier1Config) -> Settings:
+    """Settings of one low-rank depth that no router picks, of all depth kernels' size together.
+
+    With low-rank kernels it has the sum of their ranks. Diagonal kernels have D * C numbers in a layer and a low-rank
+    change 2 * C for each rank, so it has half as many ranks as there are depths, rounded up. No more than the hidden
+    size: `maw.models.retriever` sees to that. With rotary positions diagonal kernels are tied in pairs, and the
+    change is twice their size.
+    """
+    low_rank = config.depth_kernel == "low_rank"
+    total = config.depth_dim * config.kernel_rank if low_rank else (config.depth_dim + 1) // 2
+    allowed = kinds()["kernel_rank"].rule
+    assert isinstance(allowed, Range)
+    return {
+        "depth_dim": 1,
+        "depth_kernel": "low_rank",
+        "kernel_rank": min(total, int(allowed.high)),
+        "depth_values": False,
+        "router": "fixed",
+        "fixed_depth": 0,
+        "route_by": "sequence",
+    }
+
+
+# The learning rates were chosen on the validation queries of pystdlib with all-MiniLM-L6-v2: those of lora and maw by
+# trials by hand, those of the controls as the best of three trials each (docs/research.md).
+METHODS: tuple[Method, ...] = (
+    Method(
+        name="zero_shot",
+        short="zeroshot",
+        key="1_normal_retriever",
+        approach="Zero-shot (No Training)",
+        description="The pretrained retriever as it is",
+        trained=False,
+        label="Zero-shot",
+        retriever="baseline",
+        settings={"use_lora": False, "train_layers": False},
+    ),
+    Method(
+        name="lora",
+        short="lora",
+        key="2_lora_fine_tuned_retriever",
+        approach="LoRA Fine-tuned",
+        description="Parameter-efficient fine-tuning using LoRA adapters",
+        trained=True,
+        label="LoRA Fine-tuned",
+        retriever="baseline",
+        settings={"use_lora": True, "train_layers": False, "lora_targets": "query_value", "adapt_maw_layers": False},
+        learning_rate=3e-3,
+    ),
+    Method(
+        name="lora_matched",
+        short="lora_matched",
+        key="lora_matched_retriever",
+        approach="LoRA on All Maps, as Large as MAW",
+        description="LoRA on every linear map of the same layers, with about as many trained parameters as MAW",
+        trained=True,
+        label="LoRA matched",
+        retriever="baseline",
+        settings={"use_lora": True, "train_layers": False, "lora_targets": "all", "adapt_maw_layers": True},
+        learning_rate=3.5e-4,
+    ),
+    Method(
+        name="full",
+        short="full",
+        key="full_layers_retriever",
+        approach="Whole Layers",
+        description="The same layers trained whole, without depths",
+        trained=True,
+        label="Whole layers",
+        retriever="baseline",
+        settings={"use_lora": False, "train_layers": True, "adapt_maw_layers": True},
+        learning_rate=2e-4,
+    ),
+    Method(
+        name="full_lowrank",
+        short="full_lowrank",
+        key="full_lowrank_retriever",
+        approach="Whole Layers + Static Low-rank Query Change",
+        description="The same layers trained whole, with one low-rank query change as large as all depth kernels",
+        trained=True,
+        label="Whole + low-rank",
+        retriever="maw",
+        settings=static_low_rank,
+        learning_rate=2e-4,
+    ),
+    Method(
+        name="maw_fixed",
+        short="maw_fixed",
+        key="maw_fixed_retriever",
+        approach="MAW at One Fixed Depth",
+        description="MAW without routing: every text uses the same depth",
+        trained=True,
+        label="MAW fixed",
+        retriever="maw",
+        settings={"router": "fixed", "depth_values": False},
+        learning_rate=2e-4,
+    ),
+    Method(
+        name="maw_random",
+        short="maw_random",
+        key="maw_random_retriever",
+        approach="MAW at Random Depths",
+        description="MAW whose depths are drawn: anew at every training step, from the text's hash at evaluation",
+        trained=True,
+        label="MAW random",
+        retriever="maw",
+        settings={"router": "random", "depth_values": False},
+        learning_rate=2e-4,
+    ),
+    Method(
+        name="maw_soft",
+        short="maw_soft",
+        key="maw_soft_retriever",
+        approach="MAW with Softly Mixed Depths",
+        description="MAW whose router mixes the depth kernels and learns from the encoder's own loss",
+        trained=True,
+        label="MAW soft",
+        retriever="maw",
+        settings={"router": "soft", "depth_values": False},
+        learning_rate=2e-4,
+    ),
+    Method(
+        name="maw",
+        short="maw",
+        key="3_maw_fine_tuned_retriever",
+        approach="MAW Fine-tuned",
+        description="Fine-tuning with multi-attention-weight layers and a router that picks their depth",
+        trained=True,
+        label="MAW Fine-tuned",
+        retriever="maw",
+        settings={"depth_values": False},
+        learning_rate=2e-4,
+    ),
+    Method(
+        name="maw_qv",
+        short="maw_qv",
+        key="maw_qv_retriever",
+        approach="Query-and-Value Depths, an Ablation",
+        description="Not MAW: depths change the values as well as the attention weights, a mixture of adapters",
+        trained=True,
+        label="Query+value depths",
+        retriever="maw",
+        settings={"depth_values": True},
+        learning_rate=2e-4,
+    ),
+)
+
+_BY_NAME = {method.name: method for method in METHODS}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; KeyError if there is none, for `maw.config.tier1_config` has checked it."""
+    return _BY_NAME[name]
+
+
+def method_of(retriever: str, config: Tier1Config) -> Method:
+    """The method whose model that is, however it was made: of those that describe it, the one that says most.
+
+    Args:
+        retriever: "baseline" or "maw", as `Method.retriever`.
+        config: the model's own.
+    """
+    return max(METHODS, key=lambda method: method.describes(retriever, config))
+
+
+def in_order(names: Iterable[str]) -> list[Method]:
+    """Those methods, in the table's order."""
+    wanted = set(names)
+    return [method for method in METHODS if method.name in wanted]
+
+
+def comparisons(names: Iterable[str]) -> Iterator[tuple[Method, Method]]:
+    """Each pair (method, earlier method) of those named: lora-zero_shot, maw-lora, maw-zero_shot, ..."""
+    methods = in_order(names)
+    for index, method in enumerate(methods):
+        for earlier in reversed(methods[:index]):
+            yield method, earlier

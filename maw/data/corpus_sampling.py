@@ -1,0 +1,263 @@
+"""The corpus that is searched: all passages or a sample that stays hard, and distractors from elsewhere.
+
+    python tier_1.py --corpus-size 100000 --val-corpus-size 20000     # the defaults
+    python tier_1.py --corpus-size full                               # every passage
+    python tier_1.py --distractors path/to/nq,path/to/scifact         # passages of BEIR folders join the corpus
+
+A sample for the drawn queries of a split holds
+
+1. every judged passage of those queries, whatever the grade;
+2. hard distractors: BM25's best passages for the queries, rank 1 of all of them, then rank 2, and so on to rank 30,
+   until half of the places left are taken;
+3. in the other places, the passages of lowest seeded hash of their id.
+
+It depends on ids, texts, judgements and the seed alone, never on the order in which passages or queries stand, and a
+larger sample holds the smaller one. Judged passages are kept even where they alone exceed the size. A sample is easier
+to search than the whole: its facts say "sampled: N of M passages" wherever results are reported.
+
+Test and validation have samples of their own. The training split keeps its whole corpus here, since hard negatives
+come from all of it; `maw.training.hard_negatives` cuts it once they are chosen.
+
+Hashes of all ids are in every store already. Mixing a seed into them takes 8 bytes a passage for one block at a time,
+and no more than the sample is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maw.config.tier1_config import Tier1Config, cache_folder
+from maw.data.bm25 import SETTINGS, Bm25Index
+from maw.data.collection import Collection, RetrievalData
+from maw.data.corpus import Corpus
+from maw.data.datasets import beir
+from maw.data.hash_sampling import place, places
+from maw.data.normalise import normalise
+from maw.data.store import Record
+from maw.runtime.progress_bars import track
+from maw.storage.cache_entry import json_sha
+
+logger = logging.getLogger(__name__)
+
+RULES_VERSION = 1
+DEEPEST_RANK = 30
+HASHES_AT_ONCE = 1 << 20
+RULE = (
+    "judged passages of the drawn queries; BM25's best passages for them, rank by rank to rank "
+    f"{DEEPEST_RANK}, in at most half of the places left; the rest by hash of the passage id"
+)
+SIZE_FIELDS = {"test": "corpus_size", "validation": "val_corpus_size"}
+
+
+def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
+    """Gives test and validation the corpora that `config` asks for, and says so in the facts.
+
+    Raises:
+        DataError: a distractor folder without a readable corpus.jsonl, or a cache folder that cannot be written.
+    """
+    splits: dict[str, RetrievalData] = {}
+    corpora: dict[str, dict[str, Any]] = {}
+    warnings = list(collection.facts.get("warnings", ()))
+    for name, field in SIZE_FIELDS.items():
+        data = getattr(collection, name)
+        if len(data):
+            joined, facts = join_distractors(data.corpus, config)
+            data = replace(data, corpus=joined)
+            corpus, sample_facts = sample_corpus(data, getattr(config, field), config)
+            splits[name] = replace(data, corpus=corpus)
+            corpora[name] = sample_facts | facts | {"sha256": corpus.fingerprint}
+            if sample_facts.get("judged") == len(corpus):
+                warnings.append(_only_judged(collection.name, field, len(corpus)))
+                logger.warning(warnings[-1])
+    if len(collection.train):
+        corpora["train"] = {"passages": f"all {len(collection.train.corpus):,} passages"}
+    facts = collection.facts | _headline(collection.test, splits.get("test"), corpora)
+    if any("judged" in each for each in corpora.values()):
+        facts["sampling_rule"] = RULE
+    return replace(collection, **splits, facts=facts | {"corpora": corpora, "warnings": warnings})
+
+
+def _only_judged(name: str, field: str, count: int) -> str:
+    return f"{name}: {field} has room for none but the {count} judged passages, which are all kept; raise it"
+
+
+def _headline(before: RetrievalData, after: RetrievalData | None, corpora: dict[str, Any]) -> dict[str, Any]:
+    """What the facts say of the corpus as a whole, where it is no longer the loader's."""
+    if after is None or after.corpus is before.corpus:
+        return {}
+    return {
+        "passages": len(after.corpus),
+        "passages_of_the_source": len(before.corpus),
+        "empty_passages": after.corpus.empty,
+        "corpus_sha256": after.corpus.fingerprint,
+        "corpus_rule": corpora["test"]["passages"],
+    }
+
+
+def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> tuple[Corpus, dict[str, Any]]:
+    """The corpus of one split cut to `size` passages by the rule above; a store of its own, built once.
+
+    Args:
+        data: the split, whose corpus is cut.
+        size: passages to keep, or "full".
+        config: its seed and cache folder are used.
+
+    Returns:
+        The corpus, which is the split's own where that is no larger than `size`; and its facts.
+    """
+    total = len(data.corpus)
+    if size == "full" or size >= total:
+        return data.corpus, {"passages": f"all {total:,} passages"}
+    queries = sorted(zip(data.query_ids, data.queries, strict=True))
+    source = {
+        "format": "sampled",
+        "rules": [RULES_VERSION, DEEPEST_RANK, SETTINGS],
+        "corpus": data.corpus.fingerprint,
+        "split": data.name,
+        "size": size,
+        "seed": config.seed,
+        "queries": json_sha(queries),
+        "qrels": data.qrels_hash(),
+    }
+
+    def make() -> tuple[Iterator[Record], Any, dict[str, Any]]:
+        parts = choose(data, size, config)
+        rows = np.sort(np.concatenate(list(parts.values())))
+        counts = {name: len(part) for name, part in parts.items()}
+        return data.corpus.records(rows), lambda row: f"passage {rows[row]}", {"counts": counts}
+
+    corpus = Corpus.cached(cache_folder(config) / "corpora" / f"sampled-{json_sha(source)[:24]}", source, make)
+    counts = corpus.attachment("counts")
+    facts = {"passages": f"sampled: {len(corpus):,} of {total:,} passages", "asked_for": size}
+    return corpus, facts | counts
+
+
+def choose(data: RetrievalData, size: int, config: Tier1Config) -> dict[str, np.ndarray]:
+    """The rows that a sample keeps: "judged", "hard" and "by_hash", without overlap."""
+    judged = judged_rows(data)
+    left = max(0, size - len(judged))
+    hard = _bm25_rows(data, judged, left // 2, config) if left > 1 else np.empty(0, np.int64)
+    taken = np.concatenate([judged, hard])
+    rest = lowest_rows(data.corpus, left - len(hard), taken, config.seed, f"{data.name} corpus")
+    return {"judged": judged, "hard": hard, "by_hash": rest}
+
+
+def judged_rows(data: RetrievalData) -> np.ndarray:
+    """Rows of every judged passage that the corpus has, of any grade; ascending."""
+    rows = data.corpus.rows_of(sorted({passage for judged in data.qrels.values() for passage in judged}))
+    return rows[rows >= 0]
+
+
+def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1Config) -> np.ndarray:
+    """Up to `count` rows besides `taken`: BM25's first choice for each query, then its second for each, ..."""
+    text_of = dict(zip(data.query_ids, data.queries, strict=True))
+    order = sorted(text_of, key=lambda query: (place(config.seed, f"{data.name} distractors", query), query))
+    index = Bm25Index.cached(data.corpus, cache_folder(config) / "bm25")
+    rows, _ = index.search([text_of[query] for query in order], DEEPEST_RANK, f"{data.name} distractors")
+    by_rank = rows.T.ravel()
+    first = np.sort(np.unique(by_rank, return_index=True)[1])
+    by_rank = by_rank[first]
+    return by_rank[(by_rank >= 0) & ~np.isin(by_rank, taken)][:count]
+
+
+def lowest_rows(corpus: Corpus, count: int, taken: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """The `count` rows besides `taken` whose ids have the lowest seeded hashes; all, where there are fewer."""
+    hashes, row_of = corpus.id_hashes()
+    free = np.ones(len(corpus), bool)
+    free[taken] = False
+    best, rows = np.empty(0, np.uint64), np.empty(0, np.int64)
+    if count < 1:
+        return rows
+    for start in range(0, len(corpus), HASHES_AT_ONCE):
+        block = np.asarray(row_of[start : start + HASHES_AT_ONCE]).astype(np.int64)
+        mixed = places(np.asarray(hashes[start : start + HASHES_AT_ONCE]), seed, purpose)
+        best, rows = np.concatenate([best, mixed[free[block]]]), np.concatenate([rows, block[free[block]]])
+        if len(best) > count:
+            kept = best <= np.partition(best, count - 1)[count - 1]  # with whatever ties at the cut
+            best, rows = best[kept], rows[kept]
+    if len(best) <= count:
+        return rows
+    cut = best.max()  # ids that share a 64-bit hash: the smaller id first
+    tied = rows[best == cut]
+    names = corpus.id_of(tied)
+    tied = tied[sorted(range(len(tied)), key=names.__getitem__)]
+    return np.concatenate([rows[best < cut], tied[: count - int((best < cut).sum())]])
+
+
+def join_distractors(corpus: Corpus, config: Tier1Config) -> tuple[Corpus, dict[str, Any]]:
+    """A corpus with the passages of `config.distractors` behind its own; a store of its own, built once.
+
+    Ids of joined passages begin with their folder's name and a slash. A passage whose normalised text is there already
+    stays out: as a copy of a relevant passage it would count as a miss where it is found.
+
+    Returns:
+        The corpus, itself where there are no distractors; and for the facts, what each folder added.
+    """
+    if not config.distractors:
+        return corpus, {}
+    stores = cache_folder(config) / "corpora"
+    folders = sorted(
+        (Path(name.removeprefix("beir:")).expanduser().resolve() for name in config.distractors),
+        key=lambda folder: folder.name,
+    )
+    others = {folder.name: beir.open_corpus(folder / "corpus.jsonl", stores) for folder in folders}
+    source = {
+        "format": "joined",
+        "rules": RULES_VERSION,
+        "corpus": corpus.fingerprint,
+        "distractors": {name: other.fingerprint for name, other in others.items()},
+    }
+
+    def make() -> tuple[Iterator[Record], Any, dict[str, Any]]:
+        counts = {name: {"passages": len(other), "copies_left_out": 0} for name, other in others.items()}
+        return _joined(corpus, others, counts), lambda row: f"passage {row} of the joined corpus", {"counts": counts}
+
+    joined = Corpus.cached(stores / f"joined-{json_sha(source)[:24]}", source, make)
+    return joined, {"distractors": joined.attachment("counts")}
+
+
+def _joined(corpus: Corpus, others: dict[str, Corpus], counts: dict[str, dict[str, int]]) -> Iterator[Record]:
+    """The corpus's passages, then those of the others that are new; counts the copies on the way."""
+    yield from corpus.records()
+    seen = np.unique(_text_hashes(corpus, "passages"))
+    for name, other in others.items():
+        hashes = _text_hashes(other, name)
+        new, first = np.unique(hashes, return_index=True)
+        rows = np.sort(first[~np.isin(new, seen, assume_unique=True)])
+        counts[name]["copies_left_out"] = len(other) - len(rows)
+        seen = np.union1d(seen, new)
+        for identifier, title, text in other.records(rows):
+            yield f"{name}/{identifier}", title, text
+
+
+def _text_hashes(corpus: Corpus, label: str) -> np.ndarray:
+    """64-bit hashes of the normalised texts, title included: (N,) uint64."""
+    found = array("Q")
+    for _, title, text in track(corpus.records(), f"texts of {label}", "passage", total=len(corpus)):
+        digest = hashlib.blake2b(normalise(f"{title} {text}").encode(), digest_size=8).digest()
+        found.append(int.from_bytes(digest, "little"))
+    return np.frombuffer(found, np.uint64)
+
+
+def cut_to(corpus: Corpus, rows: Sequence[int], config: Tier1Config) -> Corpus:
+    """A store of exactly these rows, in the corpus's order."""
+    rows = np.unique(np.asarray(rows, np.int64))
+    source = {
+        "format": "cut",
+        "rules": RULES_VERSION,
+        "corpus": corpus.fingerprint,
+        "rows": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
+    }
+
+    def make() -> tuple[Iterator[Record], Any, dict[str, Any]]:
+        return corpus.records(rows), lambda row: f"passage {rows[row]}", {}
+
+    return Corpus.cached(cache_folder(config) / "corpora" / f"cut-{json_sha(source)[:24]}", source, make)

@@ -1,0 +1,1 @@
+"""Embeddings of whole collections: stored activations, kept embeddings, several processes."""

@@ -1,0 +1,326 @@
+"""Activations of the frozen layers, computed once for each text of a run.
+
+Layers below the first trained one never change and always run with dropout off, so their output for a text is one
+fixed array. It is computed when first asked for, appended to a file, and read back through a memory map by every
+later epoch and every method of the run. The file is bounded: once the allowance is used up, further texts are simply
+computed each time, with the same result but for rounding: last bits depend on which texts are computed together.
+
+The files have no name: they go with the process, however it ends, so nothing stale is read or left on the disk. What
+a text's activations add up to is kept in memory and compared whenever they are read, so that a disk that gives back
+other bytes than it was given is noticed: the texts concerned are computed again, with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maw.attention.noise import text_keys
+from maw.encoding.activation_log import Journal
+from maw.errors import MAWError, reason
+from maw.models.batching import WINDOW, cut, encoding_tokens, padded_length, windows
+from maw.models.cpu_kernels import packed_weights
+from maw.models.tokenized import Batch, TextSource, ahead
+from maw.runtime.out_of_memory import FittingParts
+from maw.runtime.profiler import stage
+from maw.runtime.progress_bars import bar
+from maw.storage.disk import GIGABYTE
+
+logger = logging.getLogger(__name__)
+
+GPU_TOKENS = 32_768  # of a batch on a GPU
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+class ActivationStore:
+    """The prefix activations of one model within one run.
+
+    Args:
+        folder: where to put the files; created if missing.
+        limit_gb: how much disk all files together may take, in 10^9 bytes.
+
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, folder: Path, limit_gb: float):
+        self.folder = folder
+        self.free_bytes = int(limit_gb * GIGABYTE)
+        self.full = False
+        self.journal, self._following = Journal(), False
+        self.keep: Callable[[], None] = lambda: None
+        """To be called before anything is kept that a run that goes on will neither compute nor store texts for."""
+        self._sources: dict[tuple, PrefixSource] = {}
+        self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
+
+    def __enter__(self) -> ActivationStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes the files."""
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
+
+    def source(self, source: TextSource, encoder: nn.Module, device: torch.device) -> TextSource | PrefixSource:
+        """A source that answers with hidden states, shared by all who ask for the same texts read the same way.
+
+        Args:
+            encoder: any encoder of the run; they all hold the same frozen layers.
+            device: where the frozen layers are to run.
+        """
+        if encoder.prefix_layers == 0 or self.free_bytes <= 0:
+            return source
+        key = (source.texts.fingerprint, source.prefix, source.max_length, encoder.prefix_layers, encoder.precision)
+        new = key not in self._sources
+        if new:
+            name = json.dumps([*key[:-1], str(encoder.precision)])
+            self._sources[key] = PrefixSource(source, self, encoder.precision, name)
+        self._sources[key].use(encoder, device)
+        if new:
+            self._follow(self._sources[key])
+        return self._sources[key]
+
+    def resume(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes what the journal of an interrupted run held; its sources are filled as they were when asked for."""
+        self.journal.load(facts, tensors)
+        self.free_bytes, self.full = self.journal.room or (self.free_bytes, self.full)
+
+    def _follow(self, source: PrefixSource) -> None:
+        self._following = True  # the room for it is taken off already
+        try:
+            self.journal.follow(source)
+        finally:
+            self._following = False
+
+    def new_file(self) -> IO[bytes]:
+        """An open file without a name.
+
+        Raises:
+            MAWError: the folder cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=self.folder)
+        except OSError as error:
+            raise MAWError(f"cannot write activations to {self.folder}: {reason(error)}; see --cache-dir") from error
+
+    def reserve(self, size: int) -> bool:
+        """Takes `size` bytes off the allowance; once they are not there, nothing more is stored."""
+        if self._following:
+            return True
+        if size > self.free_bytes:
+            self.full = True
+            logger.warning(
+                "stored activations have reached their limit (--prefix-cache-gb); "
+                "further texts pass through the frozen layers each time, with the same result but for rounding"
+            )
+            return False
+        self.free_bytes -= size
+        return True
+
+
+class PrefixSource:
+    """Texts as hidden states that leave the frozen layers.
+
+    `batch(rows)` gives {"hidden" (B, T, C), "attention_mask" (B, T), "text_keys" (B, 1)}; hidden states have the
+    encoder's precision.
+    """
+
+    def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype, name: str = ""):
+        self.inner, self.store, self.name = source, store, name
+        self.precision = precision
+        self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
+        count = len(source)
+        self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
+        self.tokens = np.zeros(count, dtype=np.int32)
+        self.keys = np.zeros(count, dtype=np.int64)
+        self.sums = np.zeros(count, dtype=np.uint64)
+        self.file, self.stored, self.width = store.new_file(), 0, 0
+        self._map: np.ndarray | None = None
+        self.damaged = 0  # texts that were not read as they were stored
+        self.encoder: nn.Module | None = None
+        self.device = torch.device("cpu")
+        self._frozen = FittingParts(self._prefix, "texts through the frozen layers")
+
+    def use(self, encoder: nn.Module, device: torch.device) -> None:
+        """Which encoder computes what is not stored yet."""
+        self.encoder, self.device = encoder, device
+
+    def close(self) -> None:
+        """Closes the file; stored activations cannot be read after it."""
+        self._map = None
+        with contextlib.suppress(OSError):  # what a full disk did not take is not needed any more
+            self.file.close()
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    @property
+    def cut(self) -> bool:
+        """Whether some activations were computed in other batches than usual, and differ in their last bits."""
+        return self._frozen.cut or self.damaged > 0
+
+    @property
+    def texts(self):
+        """The texts behind it."""
+        return self.inner.texts
+
+    def lengths(self) -> np.ndarray:
+        """What to sort by, (N,)."""
+        return self._lengths
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return self.inner.lengths()
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """As `TextSource.batch`, past the frozen layers."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return self._whole(rows, self._read(rows)) if self.fill(rows) else self._compute(self.inner.batch(rows))
+
+    def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
+        """As `TextSource.batches`, past the frozen layers."""
+        for rows in windows(order):
+            if self.fill(rows):
+                parts = [rows[part] for part in cut(self.tokens[rows], size, budget)]
+                yield from ((part, self._whole(part, got)) for part, got in ahead(parts, self._with_read))
+            else:
+                yield from ((part, self._compute(inputs)) for part, inputs in self.inner.batches(rows, size, budget))
+
+    def fill(self, rows: np.ndarray, label: str | None = None) -> bool:
+        """Stores what of these rows is not stored yet; False if the allowance does not suffice.
+
+        Args:
+            label: of a progress bar; None for no bar.
+        """
+        missing = np.unique(rows[self.offset[rows] < 0])
+        if not len(missing):
+            return True
+        if self.store.full:
+            return False
+        progress = bar(label or "", len(missing), "text", shown=label is not None)
+        with torch.no_grad(), progress, packed_weights():
+            for part, inputs in self._longest_first(missing):
+                if self.store.full or not self._append(part, self._compute(inputs)):
+                    break
+                progress.update(len(part))
+        self.store.journal.note(self, missing)
+        return not self.store.full
+
+    def restore(self, rows: np.ndarray, count: int) -> None:
+        """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
+        label = "texts through the frozen layers, as before the run was interrupted"
+        left = count
+        with torch.no_grad(), bar(label, count, "text") as progress, packed_weights():
+            for part, inputs in self._longest_first(rows):
+                if left <= 0:
+                    break
+                self._append(part, self._compute(inputs))
+                left -= len(part)
+                progress.update(len(part))
+
+    def _longest_first(self, rows: np.ndarray) -> Iterator[Batch]:
+        """The batches in which texts pass through the frozen layers together."""
+        order = rows[np.argsort(-self.lengths()[rows], kind="stable")]
+        budget = encoding_tokens(self.encoder.precision) if self.device.type == "cpu" else GPU_TOKENS
+        return self.inner.batches(order, WINDOW, budget)
+
+    def _compute(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        with stage("frozen layers"):
+            hidden = self._frozen(inputs)["hidden"]
+        keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
+        return {"hidden": hidden, "attention_mask": inputs["attention_mask"], "text_keys": keys}
+
+    def _prefix(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        hidden = self.encoder({name: each.to(self.device) for name, each in inputs.items()}, "prefix")
+        return {"hidden": hidden.cpu()}
+
+    def _append(self, rows: np.ndarray, fresh: dict[str, Tensor]) -> bool:
+        real = fresh["attention_mask"].bool()
+        packed = fresh["hidden"][real]  # (tokens, C), padding left out
+        packed = (packed if self.bits is None else packed.view(self.bits)).numpy()
+        if not self.store.reserve(packed.nbytes):
+            return False
+        try:
+            self.file.write(packed.data)
+            self.file.flush()
+        except OSError as error:
+            raise MAWError(
+                f"cannot write activations to {self.store.folder}: {reason(error)}; see --prefix-cache-gb"
+            ) from error
+        lengths = real.sum(1).numpy()
+        starts = np.cumsum(lengths) - lengths
+        places = np.arange(len(packed)) - np.repeat(starts, lengths)
+        so_far = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_token_sums(packed, places), dtype=np.uint64)])
+        self.sums[rows] = so_far[starts + lengths] - so_far[starts]
+        self.offset[rows] = self.stored + starts
+        self.tokens[rows], self.keys[rows] = lengths, fresh["text_keys"][:, 0].numpy()
+        self.stored, self.width = self.stored + len(packed), packed.shape[1]
+        self._map = None
+        return True
+
+    def _with_read(self, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Tensor] | None]:
+        return rows, self._read(rows)
+
+    def _whole(self, rows: np.ndarray, found: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """What was read; or, where that is not what was stored, the same texts computed again."""
+        if found is not None:
+            return found
+        if not self.damaged:  # once: a disk that fails does so more than once
+            logger.warning(
+                "%s: stored activations are not what was written; these texts pass through the frozen layers again. "
+                "The disk or the memory of this machine may be failing",
+                self.store.folder,
+            )
+        self.damaged += len(rows)
+        with torch.no_grad():
+            return self._compute(self.inner.batch(rows))
+
+    def _read(self, rows: np.ndarray) -> dict[str, Tensor] | None:
+        """The stored activations of texts; None if they are not what was stored."""
+        dtype = np.dtype(np.float32 if self.bits is None else np.int16)
+        if os.fstat(self.file.fileno()).st_size < self.stored * self.width * dtype.itemsize:
+            return None  # reading behind the end of a memory map would end the process
+        if self._map is None:
+            self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, self.width))
+        lengths = self.tokens[rows]
+        steps = np.arange(min(self.inner.max_length, padded_length(int(lengths.max()))))
+        mask = steps < lengths[:, None]
+        # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
+        where = self.offset[rows][:, None] + np.where(mask, steps, 0)
+        states = self._map[where]
+        if (np.where(mask, _token_sums(states, steps), 0).sum(1, dtype=np.uint64) != self.sums[rows]).any():
+            return None
+        hidden = torch.from_numpy(states)
+        return {
+            "hidden": hidden if self.bits is None else hidden.view(self.precision),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+            "text_keys": torch.from_numpy(self.keys[rows][:, None]),
+        }
+
+
+def _token_sums(states: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """A sum modulo 2^64 over the bits of each token, (..., T); any flipped bit changes that of its text.
+
+    Args:
+        states: (..., T, C), of any type.
+        places: of each token in its text, (T,) or (..., T): odd factors by place, so that order counts too.
+    """
+    size = states.shape[-1] * states.dtype.itemsize
+    word = next(word for word in (np.uint64, np.uint32, np.uint16) if size % np.dtype(word).itemsize == 0)
+    sums = np.ascontiguousarray(states).view(word).sum(-1, dtype=np.uint64)
+    return sums * (2 * places.astype(np.uint64) + 1)

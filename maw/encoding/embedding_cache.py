@@ -1,0 +1,318 @@
+"""Embeddings of encoders that nothing has trained, kept from run to run; and room on disk for large ones.
+
+    embedder = Embedder(model, config, device, activations)
+    documents = embedder.encode(corpus, "document", "test documents")     # .from_cache says where they came from
+
+    python tier_1.py --embedding-cache-gb 10       # how much disk they may take; 0 keeps none
+    python tier_1.py --embedding-precision float16 --store-embeddings-on-disk      # half the room, and none in memory
+
+Evaluation and the mining of dense negatives encode through it. Only encoders without trained parameters are kept, the
+zero-shot arm and the miner: the weights of the others change with every epoch, so that what is kept of them would
+fill the disk and never be read. That rule saves space and is not what makes the cache right: an entry is found by
+everything that decides its bits, the SHA-256 of all weights (an adapter's too) first, so that no model can read what
+another one computed. Beside them the key holds configuration and modules, tokenizer, prefix, length limit, pooling,
+normalisation, number format, device, the sizes of batches and whether stored activations were used (both change the
+last bits), library versions, and the fingerprint of the texts.
+
+An entry is a folder of the cache folder's `embeddings`, named by the hash of its key:
+
+    embeddings.npy   (N, C), float32 or, of passages, the configuration's `embedding_precision`; read as a memory map
+    manifest.json    the key in clear, the model's name, shape, date, seconds it took, size and SHA-256 of the array
+
+It is written beside its place under a lock, flushed, and renamed when whole: two runs compute it once. Its bytes are
+compared with the SHA-256 whenever it is read, and a damaged one is computed again with a warning. The entry read
+longest ago makes room for a new one (`maw.storage.disk`). Nothing that goes wrong with the disk stops a run; it goes
+on without the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+from maw.config.tier1_config import Tier1Config, cache_folder
+from maw.data.splits import trains
+from maw.encoding.activation_cache import ActivationStore, PrefixSource
+from maw.encoding.encode_sharded import encode_together as encode
+from maw.errors import DataError, reason
+from maw.models.batching import LENGTH_STEP, encoding_tokens, windows
+from maw.models.encode import Embeddings
+from maw.models.encoder import MAWWithGRPOEncoder
+from maw.models.fingerprint import encoder_parts, tokenizer_sha256
+from maw.models.retriever import BaselineRetriever
+from maw.models.tokenized import Texts, TextSource
+from maw.runtime import distributed
+from maw.runtime.devices import count_replicas, replicate
+from maw.runtime.profiler import stage
+from maw.storage.cache_entry import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
+from maw.storage.disk import GIGABYTE, SPILL_BYTES, claim, make_room, only_one
+
+logger = logging.getLogger(__name__)
+
+RULES_VERSION = 1
+"""To be raised when embeddings of the same key come out in other bits."""
+WHAT = "the embeddings"
+_ARRAY, _MANIFEST = "embeddings.npy", "manifest.json"
+
+
+class Embedder:
+    """One model as the encoder of texts, with the cache in front of it.
+
+    Args:
+        model: any retriever; what is kept is of those without trained parameters.
+        config: batch size, cache folder and its bound.
+        device: where to compute.
+        activations: stored activations of the frozen layers, to be shared with other calls of a run.
+    """
+
+    def __init__(
+        self,
+        model: BaselineRetriever,
+        config: Tier1Config,
+        device: torch.device,
+        activations: ActivationStore | None = None,
+    ):
+        self.model, self.config, self.device, self.activations = model, config, device, activations
+        self.folder = cache_folder(config) / "embeddings"
+
+    def encode(self, texts: Texts, kind: str, label: str, fill: bool = False) -> Embeddings:
+        """The embeddings of all texts, from the cache if they are there.
+
+        Args:
+            texts: a corpus, or a list as `maw.models.tokenized.ListTexts`.
+            kind: "query" or "document".
+            label: of the progress bar and in messages.
+            fill: where they are read, store the activations that computing them would have stored, if the run trains
+                a method: it computes them anyway, and in other batches they differ in their last bits.
+        """
+        with stage("encoding queries" if kind == "query" else "encoding documents"):
+            return self._encode(texts, kind, label, fill)
+
+    def _encode(self, texts: Texts, kind: str, label: str, fill: bool) -> Embeddings:
+        plain = self.model.source(texts, kind)
+        source = self._source(plain)
+        form = np.dtype(self.config.embedding_precision if kind == "document" else np.float32)
+        key = self._key(plain, source, label, form)
+        if key is None:
+            return self._compute(source, label, self._spill, form)
+        folder = self.folder / json_sha(key)[:32]
+        found = _read(folder, key)
+        (missing,) = distributed.any_of(found is None)  # of several processes, on disks of several machines
+        if missing:
+            build = self._build_together if distributed.together() else self._read_or_build
+            found = build(folder, key, source, label)
+        if found.from_cache:
+            logger.info("%s: %d embeddings read from the cache", label, len(plain))
+            if fill and trains(self.config) and not distributed.together():
+                _fill(source)
+        return found if kind == "document" else _copied(found)
+
+    def _source(self, plain: TextSource) -> TextSource | PrefixSource:
+        if self.activations is None:
+            return plain
+        return self.activations.source(plain, self.model.encoder, self.device)
+
+    def _key(
+        self, plain: TextSource, source: TextSource | PrefixSource, label: str, form: np.dtype
+    ) -> dict[str, Any] | None:
+        """Everything that decides the bits of the embeddings; None if they are not to be kept."""
+        limit = self.config.embedding_cache_gb * GIGABYTE
+        if not limit or not len(plain) or not self._fixed or self._tokenizer is None:
+            return None
+        size = len(plain) * self.model.spec.hidden_dim * form.itemsize
+        if size > limit:
+            logger.info(
+                "%s: %.1f GB of embeddings are more than --embedding-cache-gb %g, and not kept",
+                label,
+                size / GIGABYTE,
+                self.config.embedding_cache_gb,
+            )
+            return None
+        return self._encoder_parts | {
+            "tokenizer": self._tokenizer,
+            "prefix": plain.prefix,
+            "max_length": plain.max_length,
+            "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
+            "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
+            **({} if form == np.float32 else {"stored_in": form.name}),
+            **({"processes": distributed.place().count} if distributed.together() else {}),
+            "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
+        }
+
+    @property
+    def _tokens(self) -> int | None:
+        """Most tokens of a batch."""
+        return encoding_tokens(self.model.precision) if self.device.type == "cpu" else None
+
+    @property
+    def _fixed(self) -> bool:
+        encoder = self.model.encoder
+        trained = any(parameter.requires_grad for parameter in encoder.parameters())
+        return not trained and not isinstance(encoder, MAWWithGRPOEncoder)
+
+    @cached_property
+    def _encoder_parts(self) -> dict[str, Any]:
+        versions = {each.__name__: each.__version__ for each in (torch, transformers, tokenizers)}
+        rules = {"rules": RULES_VERSION, "versions": versions, "device": _device(self.device, self.config)}
+        return rules | encoder_parts(self.model.encoder)
+
+    @cached_property
+    def _tokenizer(self) -> str | None:
+        return tokenizer_sha256(self.model.tokenizer)
+
+    def _read_or_build(
+        self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
+    ) -> Embeddings:
+        """Under the entry's lock: another run may have written it in the meantime."""
+        made = None
+        try:
+            with only_builder(folder, WHAT):
+                found = _read(folder, key, warn=True)
+                if found is not None:
+                    return found
+                with new_folder(folder, WHAT) as temporary:
+                    started = time.perf_counter()
+                    made = self._compute(source, label, partial(self._place, temporary), _form(key))
+                    if made.cut:
+                        raise DataError("memory ran out, and smaller batches give other last bits")
+                    self._finish(temporary, made, key, time.perf_counter() - started)
+                made.embeddings.flags.writeable = False  # it is the file that others read
+        except DataError as error:
+            logger.warning("%s: not kept for later runs: %s", label, error)
+        return self._compute(source, label, self._spill, _form(key)) if made is None else made
+
+    def _build_together(
+        self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
+    ) -> Embeddings:
+        """Of several processes: all compute, and the main one writes what has come together."""
+        started = time.perf_counter()
+        made = self._compute(source, label, self._spill, _form(key))
+        seconds = time.perf_counter() - started
+        if distributed.is_main() and not made.cut:
+            try:
+                self._write(folder, key, made, seconds)
+            except DataError as error:
+                logger.warning("%s: not kept for later runs: %s", label, error)
+        distributed.barrier()  # nobody looks for an entry that is being written
+        return made
+
+    def _write(self, folder: Path, key: dict[str, Any], made: Embeddings, seconds: float) -> None:
+        with only_builder(folder, WHAT):
+            if _read(folder, key) is None:
+                with new_folder(folder, WHAT) as temporary:
+                    array = self._place(temporary, made.embeddings.shape, made.embeddings.dtype)
+                    array[:] = made.embeddings
+                    self._finish(temporary, replace(made, embeddings=array), key, seconds)
+
+    def _compute(self, source: TextSource | PrefixSource, label: str, place: Any, form: np.dtype) -> Embeddings:
+        """Encodes to where `place` says: embeddings, (N, C), in a format; shares of depths, (N, M, D), in float32."""
+        return encode(
+            replicate(self.model.encoder, self.config, self.device),
+            source,
+            batch_size=self.config.eval_batch_size,
+            device=self.device,
+            label=label,
+            place=lambda shape: place(shape, form if len(shape) == 2 else np.dtype(np.float32)),
+        )
+
+    def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
+        """The entry's array, in a file that has its full size."""
+        path = temporary / _ARRAY
+        with only_one(self.folder), path.open("wb") as file:
+            header = {"descr": form.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            size = file.tell() + _bytes(shape, form)
+            make_room(self.folder, size, int(self.config.embedding_cache_gb * GIGABYTE))
+            claim(file, size)
+        return np.lib.format.open_memmap(path, mode="r+")
+
+    def _finish(self, temporary: Path, made: Embeddings, key: dict[str, Any], seconds: float) -> None:
+        made.embeddings.flush()
+        with (temporary / _ARRAY).open("rb+") as file:
+            os.fsync(file.fileno())
+        about = {
+            "model": self.model.spec.name,
+            "shape": list(made.embeddings.shape),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+        }
+        write_manifest(temporary, source=key, **about)
+
+    def _spill(self, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
+        """An array in memory; or, where it is large or that is wanted, in a file that goes with the process."""
+        if _bytes(shape, form) <= SPILL_BYTES and not self.config.store_embeddings_on_disk:
+            return np.empty(shape, form)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                claim(file, _bytes(shape, form))
+                return np.memmap(file, dtype=form, mode="r+", shape=shape)
+        except OSError as error:
+            size, why = _bytes(shape, form) / GIGABYTE, reason(error)
+            logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, why)
+            return np.empty(shape, form)
+
+
+def _form(key: dict[str, Any]) -> np.dtype:
+    """The number format of an entry."""
+    return np.dtype(key.get("stored_in", np.float32))
+
+
+def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings | None:
+    """The entry, if it is there and every byte is as it was written."""
+    try:
+        if not folder.exists():
+            return None
+        manifest = read_manifest(folder)
+        if manifest.get("source") != key:
+            raise DataError(f"{folder}: the embeddings are of another model or of other texts; delete the folder")
+        check_files(folder, manifest)
+        embeddings = np.load(folder / _ARRAY, mmap_mode="r", allow_pickle=False)
+        if embeddings.dtype != _form(key) or list(embeddings.shape) != manifest["shape"]:
+            raise DataError(f"{folder}: the array is not of the shape and type that was written; delete the folder")
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
+        if warn:
+            logger.warning("%s; computing the embeddings again", error)
+        return None
+    with contextlib.suppress(OSError):  # a folder that may only be read is as good
+        os.utime(folder / _MANIFEST)
+    return Embeddings(embeddings, from_cache=True)
+
+
+def _fill(source: TextSource | PrefixSource) -> None:
+    """Stores the activations of all texts in the order in which `encode` asks for them."""
+    if isinstance(source, PrefixSource):
+        for rows in windows(np.argsort(-source.lengths(), kind="stable")):
+            if not source.fill(rows):
+                break
+
+
+def _copied(found: Embeddings) -> Embeddings:
+    """In memory: queries are few, and all are compared with every passage."""
+    return replace(found, embeddings=np.array(found.embeddings))
+
+
+def _device(device: torch.device, config: Tier1Config) -> list[Any]:
+    """What computes, and how it multiplies float32: other processors, batches split over several, and narrower
+    formats inside products, where a caller has allowed them, give other bits."""
+    if device.type != "cuda":
+        return [device.type, torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.matmul.fp32_precision]
+    split = count_replicas(config, device)
+    return ["cuda", torch.cuda.get_device_name(device), split, torch.backends.cuda.matmul.fp32_precision]
+
+
+def _bytes(shape: tuple[int, ...], form: np.dtype) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * form.itemsize

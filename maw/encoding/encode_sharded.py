@@ -1,0 +1,105 @@
+"""Encoding of texts divided over several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from maw.encoding.activation_cache import PrefixSource
+from maw.errors import NotFiniteError
+from maw.models.encode import Embeddings, check_finite, encode
+from maw.models.tokenized import Batch, TextSource
+from maw.runtime import distributed
+
+_ROWS_AT_ONCE = 16_384
+
+
+# --------------------------------------------------------------------------------------------------------- encoding
+
+
+def encode_together(
+    encoder: nn.Module,
+    source: TextSource | PrefixSource,
+    *,
+    place: Callable[[tuple[int, ...]], np.ndarray],
+    label: str | None = None,
+    **options: Any,
+) -> Embeddings:
+    """`maw.models.encode.encode`, with several processes each its share of the texts; all get all.
+
+    Raises:
+        NotFiniteError: an embedding of any process is not finite; in all of them.
+    """
+    count = distributed.place().count
+    if not distributed.together() or len(source) < count:
+        return encode(encoder, source, place=place, label=label, **options)
+    order = np.argsort(-source.lengths(), kind="stable")
+    shares = [order[rank::count] for rank in range(count)]
+    found, error = None, None
+    try:
+        found = encode(encoder, Share(source, shares[distributed.place().rank]), label=label, **options)
+    except NotFiniteError as wrong:
+        error = wrong
+    failed, cut = distributed.any_of(error is not None, found is not None and found.cut)
+    if failed:
+        raise error or NotFiniteError(f"{label or 'encoding'}: an embedding of another process is not finite")
+    whole_NC = _gather_texts(found.embeddings, shares, place)
+    check_finite(whole_NC, label)  # again: the place may be narrower than what was encoded
+    share_NMD = None if found.depth_share is None else _gather_texts(found.depth_share, shares, _in_memory)
+    return Embeddings(whole_NC, share_NMD, cut=cut)
+
+
+class Share:
+    """Some texts of a source, as a source of their own.
+
+    Args:
+        source: all texts.
+        rows: those meant.
+    """
+
+    def __init__(self, source: TextSource | PrefixSource, rows: np.ndarray):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def cut(self) -> bool:
+        """As `PrefixSource.cut`."""
+        return getattr(self.source, "cut", False)
+
+    def lengths(self) -> np.ndarray:
+        """What to sort by, (N,)."""
+        return self.source.lengths()[self.rows]
+
+    def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
+        """As `TextSource.batches`."""
+        position = np.full(len(self.source), -1, dtype=np.int64)
+        position[self.rows] = np.arange(len(self.rows))
+        for rows, inputs in self.source.batches(self.rows[order], size, budget):
+            yield position[rows], inputs
+
+
+def _gather_texts(
+    own: np.ndarray, shares: Sequence[np.ndarray], place: Callable[[tuple[int, ...]], np.ndarray]
+) -> np.ndarray:
+    """The rows of all processes, (N, ...), from each one's; a block at a time, so that little is held twice."""
+    whole = place((sum(map(len, shares)), *own.shape[1:]))
+    for start in range(0, len(shares[0]), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(shares[0]))  # the first share is a longest one
+        part = np.zeros((stop - start, *own.shape[1:]), dtype=whole.dtype)
+        mine = own[start:stop]
+        with np.errstate(over="ignore"):
+            part[: len(mine)] = mine
+        for rows, got in zip(shares, distributed.gathered(torch.from_numpy(part)), strict=True):
+            rows = rows[start:stop]
+            whole[rows] = got[: len(rows)].numpy()
+    return whole
+
+
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""From rankings to metrics, and from metrics to tests of significance."""

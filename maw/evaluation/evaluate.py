@@ -1,0 +1,207 @@
+"""A retriever's ranking of real documents, measured: encode, search, 36 metrics.
+
+from tier_1 import evaluate_retriever
+results = evaluate_retriever(model, test_data, config, device)
+results["ndcg_cut_10"], results.per_query["ndcg_cut_10"]
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from maw.config.tier1_config import Tier1Config
+from maw.data.collection import RetrievalData
+from maw.data.from_dicts import as_retrieval_data
+from maw.encoding.activation_cache import ActivationStore
+from maw.encoding.embedding_cache import Embedder
+from maw.errors import MemoryLimitError, is_out_of_memory
+from maw.evaluation.answer_match import answer_match
+from maw.evaluation.metrics import METRICS, EvaluationResult, compute_metrics
+from maw.models.encode import Embeddings
+from maw.models.retriever import BaselineRetriever
+from maw.models.tokenized import ListTexts
+from maw.runtime import distributed
+from maw.runtime.devices import device_of, unwrap
+from maw.runtime.out_of_memory import release
+from maw.runtime.profiler import stage
+from maw.search.faiss_index import faiss_top_k, sampled_recall
+from maw.search.sharded import top_k_together as top_k
+
+logger = logging.getLogger(__name__)
+
+LARGEST_BLOCK, SMALLEST_BLOCK = 16_384, 256
+"""Passages that exact search scores at once: usually, and at least, where memory runs out."""
+
+Inspect = Callable[[RetrievalData, Embeddings, Embeddings], None]
+
+
+def evaluate_retriever(
+    model: BaselineRetriever,
+    test_data: RetrievalData | Mapping[str, Any],
+    config: Tier1Config,
+    device: torch.device | str | None = None,
+    split: str = "test",
+    *,
+    activations: ActivationStore | None = None,
+    inspect: Inspect | None = None,
+) -> EvaluationResult:
+    """Ranks the whole corpus for every query and computes the 36 metrics of `maw.evaluation.metrics`.
+
+    Args:
+        model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training; it may be inside a DataParallel.
+        test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
+            "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's.
+        config: how to encode and search; `top_k` says how many passages of a query are ranked.
+        device: where to compute; where the model is, if not given.
+        split: name of the split, for messages.
+        activations: stored activations of the frozen layers, to be shared with other calls of a run.
+        inspect: called with the data and the embeddings of queries and documents, as
+            `maw.evaluation.routing.diagnostics` wants them.
+
+    Returns:
+        Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
+        `facts`: counts, seconds, queries a second; "embeddings" of the documents, "computed" or "from cache", when
+        "encode_seconds" is not what encoding costs, and their "embedding_bytes"; what FAISS did, the "index_bytes"
+        that it held and its recall where the search is not exact; the answer match (`maw.evaluation.answer_match`)
+        where the data has answers, the relevance level where it is not 1 and, for MAW, which depths were picked.
+
+    Raises:
+        DataError: data that cannot be evaluated.
+    """
+    device, model = device_of(model, device), unwrap(model)
+    data = as_retrieval_data(test_data, split, config.relevance_level)
+    started = time.perf_counter()
+    embedder = Embedder(model, config, device, activations)
+    documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)
+    queries = embedder.encode(ListTexts(data.queries), "query", f"{split} queries", fill=True)
+    encoded = time.perf_counter()
+    with stage("search"):
+        scores, rows, search_facts = search(queries, documents, data, config, device)
+    searched = time.perf_counter()
+    with stage("metrics"):
+        result = _measured(data, rows, scores)
+    result.run = {"rows": rows, "scores": scores}
+    result.facts = {
+        "split": split,
+        "queries": len(data.query_ids),
+        "documents": len(data.corpus),
+        "embeddings": "from cache" if documents.from_cache else "computed",
+        "encode_seconds": encoded - started,
+        "search_seconds": searched - encoded,
+        "queries_per_second": len(data.query_ids) / (searched - encoded),
+        "embedding_bytes": documents.embeddings.nbytes,
+    } | search_facts
+    if data.relevance_level != 1:
+        result.facts["relevance_level"] = data.relevance_level
+    if data.answers and distributed.is_main():
+        result.facts["answer_match"] = answer_match(data, rows)
+    if documents.depth_share is not None and queries.depth_share is not None:
+        result.facts["routing"] = {
+            "query": depth_use(queries.depth_share),
+            "document": depth_use(documents.depth_share),
+        }
+    if inspect is not None:
+        inspect(data, queries, documents)
+    return result
+
+
+def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> EvaluationResult:
+    """The metrics; of several processes the main one computes them, and all have its values."""
+    known = {"relevance_level": data.relevance_level}
+    if not distributed.together():
+        return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
+    names = list(METRICS)
+    asked = set(data.query_ids)
+    ordered = [
+        *data.query_ids,
+        *(query for query in data.qrels if query not in asked),
+    ]  # as `compute_metrics` has them
+    values_MQ = torch.zeros(len(names), len(ordered), dtype=torch.float64)
+    if distributed.is_main():
+        own = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
+        values_MQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in names]))
+    values = distributed.from_main_(values_MQ).numpy()
+    return EvaluationResult(ordered, {name: values[number] for number, name in enumerate(names)})
+
+
+def search(
+    queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Each query's best documents, as the configuration says to find them.
+
+    Returns:
+        Scores and corpus rows, (Q, k) each, in trec_eval's order; and facts on the search: for an approximate one,
+        "search" holds its parameters, and its recall on a sample of the queries.
+    """
+    on_device = torch.from_numpy(queries.embeddings).to(device)
+    wanted = (documents.embeddings, config.top_k, data.corpus.tie_order())
+    if config.search == "exact":
+        scores, rows = _fitting_top_k(on_device, *wanted)
+        return np.asarray(scores), np.asarray(rows), {}
+    if distributed.together():
+        return _searched_by_main(queries, documents, data, config, device)
+    scores, rows, facts = faiss_top_k(config.search, on_device, *wanted, nprobe=config.nprobe)
+    if config.search != "flat" and len(on_device):
+        facts |= sampled_recall(np.asarray(rows), on_device, *wanted)
+        found = ", ".join(f"{value:.3f} at {cutoff}" for cutoff, value in facts["recall"].items())
+        logger.info(
+            "%s finds of what exact search finds: %s (%d queries)", config.search, found, facts["recall_queries"]
+        )
+    size = {"index_bytes": facts.pop("index_bytes")} if "index_bytes" in facts else {}  # nothing is built for nothing
+    return np.asarray(scores), np.asarray(rows), {"search": facts} | size
+
+
+def _searched_by_main(
+    queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """FAISS in the main process, which has its own threads; its results in all of them."""
+    shape = len(queries.embeddings), min(config.top_k, len(documents.embeddings))
+    scores, rows = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
+    facts: dict[str, Any] = {}
+    if distributed.is_main():
+        with distributed.alone():
+            found, found_rows, facts = search(queries, documents, data, config, device)
+        scores[:], rows[:] = torch.from_numpy(found), torch.from_numpy(found_rows.astype(np.int64))
+    return distributed.from_main_(scores).numpy(), distributed.from_main_(rows).numpy(), facts
+
+
+def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact search, over smaller blocks of passages where memory runs out."""
+    block = LARGEST_BLOCK
+    while True:
+        try:
+            return top_k(queries, *wanted, block=block)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if block == SMALLEST_BLOCK:
+                text = f"out of memory with blocks of {block} passages; rank fewer with --top-k, or free memory"
+                raise MemoryLimitError(f"search: {text}") from error
+        release()
+        block = max(SMALLEST_BLOCK, block // 4)
+        logger.warning("search: out of memory; going on with blocks of %d passages", block)
+
+
+def depth_use(share_NMD: np.ndarray) -> dict[str, list[Any]]:
+    """Which depths were used, for each MAW layer.
+
+    Args:
+        share_NMD: each text's share of depths.
+
+    Returns:
+        "depth_histogram", the mean share of each depth; "effective_depths", exp of the histogram's entropy, from 1,
+        where all texts use one depth, to D; "top_share", of the depth used most.
+    """
+    histogram_MD = share_NMD.mean(0, dtype=np.float64)
+    entropy = -np.where(histogram_MD > 0, histogram_MD * np.log(histogram_MD.clip(min=1e-12)), 0).sum(1)
+    return {
+        "depth_histogram": histogram_MD.round(6).tolist(),
+        "effective_depths": np.exp(entropy).tolist(),
+        "top_share": histogram_MD.max(1).tolist(),
+    }

@@ -1,0 +1,155 @@
+"""A few test queries on which two methods differ most, with what each ranked first: kept for the report.
+
+    pystdlib_20250106_143022/examples.json      written when a run ends, for later reports have no collection at hand
+
+For each of a few comparisons: the queries with the largest gain and the largest loss in nDCG@10, equal ones in the
+order of the test set; for each query its text, its relevant passages, and the first passages of both rankings. They
+are chosen by the size of the difference and show what it looks like, not what is typical.
+
+Texts are cut at `LONGEST` characters, and each passage is stored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maw.config.methods import Method, comparisons
+from maw.data.collection import RetrievalData
+from maw.evaluation.confirmatory import CONTROLS, METRIC, SUBJECT, key_of
+from maw.evaluation.metrics import EvaluationResult
+from maw.evaluation.significance import differences
+from maw.storage.files import write_json
+
+NAME, ATTENTION = "examples.json", "attention.json"
+"""The files of this module and of `maw.evaluation.routing.attention_example`, which is slow to import."""
+QUERIES, PASSAGES, RELEVANT = 3, 3, 3
+COMPARISONS = 3
+LONGEST = 600
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one dataset.
+
+    Attributes:
+        data: the test split.
+        evaluations: method -> its evaluation, averaged over seeds.
+        by_seed: method -> seed -> the evaluation under it; the first one's ranking is shown.
+    """
+
+    data: RetrievalData
+    evaluations: Mapping[str, EvaluationResult]
+    by_seed: Mapping[str, Mapping[int, EvaluationResult]]
+
+    def write(self, folder: Path) -> Path:
+        """Writes them into a dataset's folder.
+
+        Raises:
+            MAWError: a path that cannot be written.
+        """
+        return write_json(folder / NAME, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds.
+
+        Returns:
+            "metric"; "relevance_level"; "comparisons", each with the queries "won" and "lost"; "queries", id -> its
+            text, its "relevant" passages and their number; by the short name of a method "rankings", query -> its
+            first passages with rank and score, "values", query -> the metric, and "seeds", whose ranking that is; and
+            "texts", passage -> its text and whether it was cut.
+        """
+        chosen = {pair: self._chosen(*pair) for pair in shown_pairs(self.evaluations)}
+        chosen = {pair: found for pair, found in chosen.items() if found["won"] or found["lost"]}
+        queries = dict.fromkeys(query for found in chosen.values() for part in found.values() for query in part)
+        methods = dict.fromkeys(method for pair in chosen for method in pair)
+        rankings = {method.short: self._rankings(method, list(queries)) for method in methods}
+        about = {query: self._about(query) for query in queries}
+        wanted = [each["passage"] for found in rankings.values() for ranking in found.values() for each in ranking]
+        wanted += [each["passage"] for query in about.values() for each in query["relevant"]]
+        ids = next(iter(self.evaluations.values())).query_ids if queries else []
+        place = {query: row for row, query in enumerate(ids)}
+        return {
+            "metric": METRIC,
+            "relevance_level": self.data.relevance_level,
+            "comparisons": {key_of(*pair): found for pair, found in chosen.items()},
+            "queries": about,
+            "values": {
+                method.short: {
+                    query: float(self.evaluations[method.name].per_query[METRIC][place[query]]) for query in queries
+                }
+                for method in methods
+            },
+            "seeds": {method.short: next(iter(self.by_seed[method.name])) for method in methods},
+            "rankings": rankings,
+            "texts": self._texts(list(dict.fromkeys(wanted))),
+        }
+
+    def _chosen(self, new: Method, old: Method) -> dict[str, list[str]]:
+        """The queries that `new` wins and loses by most against `old`."""
+        a, b = (self.evaluations[method.name] for method in (new, old))
+        difference_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
+
+        def most(values_Q: np.ndarray) -> list[str]:
+            order = np.argsort(-values_Q, kind="stable")[:QUERIES]
+            return [a.query_ids[row] for row in order if values_Q[row] > 0]
+
+        return {"won": most(difference_Q), "lost": most(-difference_Q)}
+
+    def _rankings(self, method: Method, queries: list[str]) -> dict[str, list[dict[str, Any]]]:
+        evaluation = next(iter(self.by_seed[method.name].values()))
+        if evaluation.run is None:
+            return {}
+        place = {query: row for row, query in enumerate(evaluation.query_ids)}
+        rows_QK = evaluation.run["rows"][[place[query] for query in queries], :PASSAGES]
+        scores = evaluation.run["scores"]
+        return {
+            query: [
+                {"rank": rank + 1, "passage": passage, "score": float(scores[place[query], rank])}
+                | self._judged(query, passage)
+                for rank, passage in enumerate(ids)
+            ]
+            for query, ids in zip(queries, self.data.corpus.ids_of(rows_QK), strict=True)
+        }
+
+    def _about(self, query: str) -> dict[str, Any]:
+        judged = self.data.qrels[query]
+        relevant = sorted(
+            (doc for doc in judged if judged[doc] >= self.data.relevance_level), key=lambda doc: (-judged[doc], doc)
+        )
+        text = self.data.queries[self.data.query_ids.index(query)]
+        return {
+            "text": text[:LONGEST],
+            "number_relevant": len(relevant),
+            "relevant": [{"passage": doc} | self._judged(query, doc) for doc in relevant[:RELEVANT]],
+        }
+
+    def _judged(self, query: str, passage: str) -> dict[str, int]:
+        grade = self.data.qrels[query].get(passage)
+        return {} if grade is None else {"grade": int(grade)}
+
+    def _texts(self, passages: list[str]) -> dict[str, dict[str, Any]]:
+        """Texts of passages; of judged ones only those that the corpus holds."""
+        rows = self.data.corpus.rows_of(passages) if passages else []
+        there = [(passage, int(row)) for passage, row in zip(passages, rows, strict=True) if row >= 0]
+        texts = self.data.corpus.take([row for _, row in there]) if there else []
+        return {
+            passage: {"text": text[:LONGEST], "cut": len(text) > LONGEST}
+            for (passage, _), text in zip(there, texts, strict=True)
+        }
+
+
+def shown_pairs(names: Mapping[str, Any]) -> list[tuple[Method, Method]]:
+    """The comparisons of which examples are kept, the first `COMPARISONS`: MAW against its controls in their order,
+    LoRA first, then against all others, then the rest."""
+    pairs = list(comparisons(names))
+
+    def first(pair: tuple[Method, Method]) -> tuple[bool, int]:
+        new, old = pair
+        return new.name != SUBJECT, CONTROLS.index(old.name) if old.name in CONTROLS else len(CONTROLS)
+
+    return sorted(pairs, key=first)[:COMPARISONS]

@@ -1,0 +1,1 @@
+"""What routers do: depths compared, learnable headroom, attention maps."""

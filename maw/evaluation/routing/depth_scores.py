@@ -1,0 +1,308 @@
+"""How well retrieval goes with each text at each depth: the matrices from which `maw.evaluation.routing.headroom`
+reads.
+
+    scorer = DepthScorer(data, document_embeddings, ...)
+    matrix = scorer.of_queries(rows, every_QDC)        # each query at every depth, all documents at their greedy one
+    matrix = scorer.of_documents(queries, rows, every_QDC)      # each positive at every depth, all else as it is
+
+nDCG@10 is exact over the whole corpus and over two random halves of it. A half holds a query's relevant passages and
+half of the others. Ten passages of each ranking are needed and the best hundred are looked at, which hold ten of each
+half in all but freak cases; for those the list grows.
+
+Letters: Q texts, queries or (query, positive) pairs; D depths; E = D + 1, the depths and the greedy pick; C embedding
+size; N passages; K passages of a ranking; S parts of the corpus: all, one half, the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from maw.data.collection import RetrievalData
+from maw.evaluation.reward import task_reward
+from maw.search.exact import top_k
+
+CUTOFF = 10
+LISTED = 100
+MOST_POSITIVES = 10  # of a query that count in its reward
+ROWS_AT_ONCE = 16_384  # rankings in memory
+QUERIES_AT_ONCE = 64  # whose candidates' embeddings are in memory
+_SAME_SCORE = 1e-6  # scores closer than this, relative to 1 or more, differ by rounding
+
+
+@dataclass(frozen=True)
+class DepthMatrix:
+    """What each text is worth at each depth.
+
+    Args:
+        ndcg_QD: nDCG@10 of the text's query, float64.
+        greedy_Q: the same at the router's own pick.
+        halves_2QD: the same over each half of the corpus.
+        noise_2QD: over the halves, where each text moved between depths as another text does (see `_moved`).
+        reward_QD: the training reward, among the passages nearest to the query at greedy depths.
+        greedy_reward_Q: the same at the router's own pick.
+    """
+
+    ndcg_QD: np.ndarray
+    greedy_Q: np.ndarray
+    halves_2QD: np.ndarray
+    noise_2QD: np.ndarray
+    reward_QD: np.ndarray
+    greedy_reward_Q: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[DepthMatrix]) -> DepthMatrix:
+        """One matrix of the texts of all parts."""
+        arrays = {each.name: [getattr(part, each.name) for part in parts] for each in fields(cls)}
+        return cls(**{name: np.concatenate(each, axis=1 if each[0].ndim == 3 else 0) for name, each in arrays.items()})
+
+
+class Relevance:
+    """The relevant passages of a split: pairs of a query and a corpus row."""
+
+    def __init__(self, data: RetrievalData):
+        self.passages = len(data.corpus)
+        judged = [
+            (q, doc, grade) for q, query in enumerate(data.query_ids) for doc, grade in data.qrels[query].items()
+        ]
+        judged = [each for each in judged if each[2] >= 1]
+        query = np.array([each[0] for each in judged])
+        grade = np.array([each[2] for each in judged], dtype=np.float64)
+        row = data.corpus.rows_of([each[1] for each in judged])
+        self.ideal_Q = self._ideal(query, grade, len(data.query_ids))
+        there = row >= 0
+        self.query, self.row = query[there], row[there]
+        order = np.argsort(self.query * self.passages + self.row)
+        self._codes, self._gains = (self.query * self.passages + self.row)[order], grade[there][order]
+        by_grade = np.lexsort((self.row, -grade[there], self.query))
+        starts = np.searchsorted(self.query[by_grade], np.arange(1, len(data.query_ids)))
+        self.rows = np.split(self.row[by_grade], starts)
+        """Of each query its relevant rows, best grade first."""
+
+    def gains(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Grades of corpus rows for queries, 0 where not relevant; the two broadcast."""
+        codes = query * self.passages + rows
+        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        return np.where(self._codes[place] == codes, self._gains[place], 0.0)
+
+    def unrelated(self, order: np.ndarray, most: int) -> np.ndarray:
+        """The first pairs of a query and a passage, in this order, of which no two share either; ascending.
+
+        Tests over queries count each query once, and a router that is cross-validated has not seen the passage.
+        """
+        queries: set[int] = set()
+        rows: set[int] = set()
+        chosen: list[int] = []
+        for pair, query, row in zip(order, self.query[order].tolist(), self.row[order].tolist(), strict=True):
+            if len(chosen) == most:
+                break
+            if query not in queries and row not in rows:
+                chosen.append(pair)
+                queries.add(query)
+                rows.add(row)
+        return np.sort(chosen)
+
+    @staticmethod
+    def _ideal(query: np.ndarray, grade: np.ndarray, count: int) -> np.ndarray:
+        """DCG@10 of the best ranking there is, over all that was judged, in the corpus or not, as trec_eval does."""
+        order = np.lexsort((-grade, query))
+        query, grade = query[order], grade[order]
+        rank = 1 + np.arange(len(query)) - np.searchsorted(query, query)
+        return np.bincount(query, grade * discount(rank), minlength=count)
+
+
+def discount(rank: np.ndarray) -> np.ndarray:
+    """What a gain at a rank, from 1, counts in DCG@10."""
+    return np.where(rank <= CUTOFF, 1 / np.log2(1 + np.maximum(rank, 1)), 0.0)
+
+
+class DepthScorer:
+    """Scores texts at every depth against a corpus.
+
+    Args:
+        data: the split.
+        queries_QC: embeddings of all its queries at greedy depths.
+        documents_NC: embeddings of its corpus at greedy depths; may be a memory map.
+        temperature: of the similarity.
+        normalize: whether embeddings have length one.
+        reward: as `maw.evaluation.reward.task_reward` names it.
+        device: where to search.
+        seed: of the halves, and of whose movement a text borrows.
+    """
+
+    def __init__(
+        self,
+        data: RetrievalData,
+        queries_QC: np.ndarray,
+        documents_NC: np.ndarray,
+        *,
+        temperature: float,
+        normalize: bool,
+        reward: str,
+        device: torch.device,
+        seed: int,
+    ):
+        self.queries_QC, self.documents_NC = queries_QC, documents_NC
+        self.temperature, self.normalize, self.reward = temperature, normalize, reward
+        self.device, self.seed = device, seed
+        self.relevance = Relevance(data)
+        self.ties_N = data.corpus.tie_order()
+        self.first_half_N = np.random.default_rng([seed, 0]).random(len(data.corpus)) < 0.5
+
+    def of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
+        """Queries of these rows at every depth, all documents at their greedy one."""
+        return DepthMatrix.joined(
+            [self._of_queries(rows_Q[part], every_QDC[part]) for part in _parts(len(rows_Q), every_QDC.shape[1] + 1)]
+        )
+
+    def of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
+        """Positives at every depth, their queries and all other documents at their greedy one.
+
+        Args:
+            query_Q: row of each pair's query.
+            row_Q: corpus row of the pair's positive.
+            every_QDC: the positive at every depth.
+        """
+        return DepthMatrix.joined(
+            [
+                self._of_documents(query_Q[part], row_Q[part], every_QDC[part])
+                for part in _parts(len(query_Q), every_QDC.shape[1] + 1)
+            ]
+        )
+
+    def ndcg_of_queries(self, rows_Q: np.ndarray, every_QGC: np.ndarray) -> np.ndarray:
+        """nDCG@10 of queries with any embeddings, (Q, G)."""
+        parts = _parts(len(rows_Q), every_QGC.shape[1])
+        return np.concatenate([self._ranked(rows_Q[part], every_QGC[part])[0][0] for part in parts])
+
+    def ndcg_of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QGC: np.ndarray) -> np.ndarray:
+        """nDCG@10 of the queries of pairs with any embeddings of the positives, (Q, G)."""
+        parts = _parts(len(query_Q), every_QGC.shape[1])
+        return np.concatenate([self._inserted(query_Q[p], row_Q[p], every_QGC[p])[0][0] for p in parts])
+
+    def _of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
+        every_QEC = np.concatenate((every_QDC, self.queries_QC[rows_Q][:, None]), axis=1)
+        ndcg_SQE, listed_QEK = self._ranked(rows_Q, every_QEC)
+        noise_SQD = self._ranked(rows_Q, self._moved(every_QDC))[0]
+        reward_QE = self._reward_of_queries(rows_Q, every_QEC, listed_QEK[:, -1, :LISTED])
+        return _matrix(ndcg_SQE, noise_SQD, reward_QE)
+
+    def _of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
+        every_QEC = np.concatenate((every_QDC, np.asarray(self.documents_NC[row_Q])[:, None]), axis=1)
+        ndcg_SQE, (rows_QK, scores_QK) = self._inserted(query_Q, row_Q, every_QEC)
+        noise_SQD = self._inserted(query_Q, row_Q, self._moved(every_QDC))[0]
+        positive_QE = np.einsum("qec,qc->qe", every_QEC, self.queries_QC[query_Q])
+        irrelevant_QK = self.relevance.gains(query_Q[:, None], rows_QK) == 0
+        others_Q1K = np.where(irrelevant_QK, scores_QK, -np.inf)[:, None, :LISTED]
+        return _matrix(ndcg_SQE, noise_SQD, self._reward(positive_QE, others_Q1K))
+
+    def _ranked(self, rows_Q: np.ndarray, every_QEC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """nDCG@10 (S, Q, E), and the rankings, corpus rows (Q, E, K)."""
+        count, size = every_QEC.shape[:2]
+        listed = min(LISTED, self.relevance.passages)
+        while True:
+            rows = self._top(every_QEC.reshape(count * size, -1), listed)[0].reshape(count, size, -1)
+            gains = self.relevance.gains(rows_Q[:, None, None], rows)
+            kept_S = self._parts_of_corpus(rows, gains)
+            if self._long_enough(kept_S, listed):
+                break
+            listed = min(4 * listed, self.relevance.passages)
+        dcg = [(gains * kept * discount(kept.cumsum(-1))).sum(-1) for kept in kept_S]
+        return np.array(dcg) / self.relevance.ideal_Q[rows_Q, None], rows
+
+    def _inserted(
+        self, query_Q: np.ndarray, row_Q: np.ndarray, every_QEC: np.ndarray
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """nDCG@10 (S, Q, E) with each positive's score put anew into its query's ranking, and the ranking (Q, K).
+
+        The positive's score does not come from the same matrix product as the others', so equal ones may differ by
+        rounding; those count as equal, and the tie order decides.
+        """
+        score_QE1 = np.einsum("qec,qc->qe", every_QEC, self.queries_QC[query_Q])[..., None]
+        listed = min(LISTED, self.relevance.passages)
+        while True:
+            rows, scores = self._top(self.queries_QC[query_Q], listed)
+            gains = self.relevance.gains(query_Q[:, None], rows)
+            other = rows != row_Q[:, None]
+            kept_S = [kept & other for kept in self._parts_of_corpus(rows, gains)]
+            if self._long_enough(kept_S, listed):
+                break
+            listed = min(4 * listed, self.relevance.passages)
+        difference = scores[:, None] - score_QE1
+        tied = np.abs(difference) <= _SAME_SCORE * np.maximum(1, np.abs(score_QE1))
+        first = (self.ties_N[rows] < self.ties_N[row_Q][:, None])[:, None]
+        above_QEK = np.where(tied, first, difference > 0)
+        own = self.relevance.gains(query_Q, row_Q)[:, None]
+        dcg = []
+        for kept in kept_S:
+            rank_QEK = kept.cumsum(-1)[:, None] + ~above_QEK  # the positive pushes down what it stands above
+            others = ((gains * kept)[:, None] * discount(rank_QEK)).sum(-1)
+            dcg.append(others + own * discount(1 + (above_QEK & kept[:, None]).sum(-1)))
+        return np.array(dcg) / self.relevance.ideal_Q[query_Q, None], (rows, scores)
+
+    def _parts_of_corpus(self, rows: np.ndarray, gains: np.ndarray) -> list[np.ndarray]:
+        """Which listed passages are in the whole corpus and in each half of it; relevant ones are in all."""
+        first, relevant = self.first_half_N[rows], gains > 0
+        return [np.ones_like(first), first | relevant, ~first | relevant]
+
+    def _long_enough(self, kept_S: list[np.ndarray], listed: int) -> bool:
+        return listed == self.relevance.passages or min(int(kept.sum(-1).min()) for kept in kept_S) >= CUTOFF
+
+    def _top(self, queries: np.ndarray, listed: int) -> tuple[np.ndarray, np.ndarray]:
+        on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(self.device)
+        scores, rows = top_k(on_device, self.documents_NC, listed, self.ties_N)
+        return rows.numpy(), scores.numpy()
+
+    def _moved(self, every_QDC: np.ndarray) -> np.ndarray:
+        """Each text moved between depths as some other text moves: the noise that depths make if they suit no text.
+
+        A text's depths scatter about their mean. If that scatter is noise, another text's does as well, and what is
+        gained by choosing among its depths is gained here too.
+        """
+        random = np.random.default_rng([self.seed, 1])
+        order = random.permutation(len(every_QDC))
+        donor = np.empty_like(order)
+        donor[order] = np.roll(order, 1)  # nobody's own, but for a lone text
+        mean_Q1C = every_QDC.mean(1, keepdims=True)
+        moved = mean_Q1C + (every_QDC - mean_Q1C)[donor]
+        if self.normalize:
+            moved /= np.linalg.norm(moved, axis=-1, keepdims=True).clip(min=1e-12)
+        return moved.astype(np.float32)
+
+    def _reward_of_queries(self, rows_Q: np.ndarray, every_QEC: np.ndarray, candidates_QK: np.ndarray) -> np.ndarray:
+        """(Q, E): mean over a query's positives of the reward of one among the candidates that are not relevant."""
+        rewards = []
+        for start in range(0, len(rows_Q), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            candidates = np.asarray(self.documents_NC[candidates_QK[part]])
+            scores_QEK = np.einsum("qec,qkc->qek", every_QEC[part], candidates, optimize=True)
+            irrelevant = self.relevance.gains(rows_Q[part, None], candidates_QK[part]) == 0
+            others = np.where(irrelevant[:, None], scores_QEK, -np.inf)
+            for query, every_EC, others_EK in zip(rows_Q[part], every_QEC[part], others, strict=True):
+                positives = np.asarray(self.documents_NC[self.relevance.rows[query][:MOST_POSITIVES]])
+                scores_PE = positives @ every_EC.T
+                rewards.append(self._reward(scores_PE, others_EK[None]).mean(0))
+        return np.array(rewards)
+
+    def _reward(self, positive: np.ndarray, others: np.ndarray) -> np.ndarray:
+        positive, others = (torch.from_numpy(each / self.temperature) for each in (positive, others))
+        return task_reward(self.reward, positive, others).double().numpy()
+
+
+def _matrix(ndcg_SQE: np.ndarray, noise_SQD: np.ndarray, reward_QE: np.ndarray) -> DepthMatrix:
+    return DepthMatrix(
+        ndcg_SQE[0, :, :-1],
+        ndcg_SQE[0, :, -1],
+        ndcg_SQE[1:, :, :-1],
+        noise_SQD[1:],
+        reward_QE[:, :-1],
+        reward_QE[:, -1],
+    )
+
+
+def _parts(count: int, rows_each: int) -> list[np.ndarray]:
+    """Positions in near-equal parts that make bounded numbers of rankings."""
+    return np.array_split(np.arange(count), max(1, -(-count * rows_each // ROWS_AT_ONCE)))

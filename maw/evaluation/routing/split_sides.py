@@ -1,0 +1,298 @@
+"""The two sides of a split, queries and documents relevant to them, as `maw.evaluation.routing.diagnostics` looks at
+them.
+
+A side knows its texts at their greedy picks, at every depth and at other texts' picks, and what each is worth. What is
+asked for is computed once and kept.
+
+Letters: B texts, Q rows of a matrix (queries, or pairs of a query and a positive), D depths, C embedding size,
+G permutations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from maw.config.tier1_config import Tier1Config
+from maw.data.collection import RetrievalData
+from maw.encoding.activation_cache import ActivationStore
+from maw.evaluation.routing.depth_encoder import DepthReader, GreedyTexts
+from maw.evaluation.routing.depth_scores import DepthMatrix, DepthScorer
+from maw.evaluation.routing.headroom import (
+    best_fixed_depth,
+    learnable_headroom,
+    oracle,
+    permutation_p_value,
+    router_headroom,
+    shuffled_means,
+    split_gain,
+)
+from maw.evaluation.significance import paired_test
+from maw.models.retriever import MAWRetriever
+from maw.models.tokenized import ListTexts, Texts
+
+MOST_QUERIES = 2000
+MOST_DOCUMENTS = 200
+MOST_NUMBERS = 2**27  # of embeddings at every depth, in memory; with many depths fewer texts are looked at
+SAME_OUTPUT = 1e-4  # cosine distance below which two depths do the same
+ENCODED_PERMUTATIONS = 39  # where each permutation must be encoded; p can still be 1 / 40
+_ZERO_VARIANCE = 1e-6
+
+Facts = dict[str, Any]
+
+
+class SplitSides:
+    """A split as it was evaluated.
+
+    Args:
+        model: what evaluated it.
+        engine: its encoder, possibly inside a parallel wrapper.
+        activations: stored activations of the frozen layers.
+        queries_QC, documents_NC: the embeddings, at greedy depths.
+    """
+
+    def __init__(
+        self,
+        model: MAWRetriever,
+        engine: nn.Module,
+        config: Tier1Config,
+        device: torch.device,
+        activations: ActivationStore | None,
+        data: RetrievalData,
+        queries_QC: np.ndarray,
+        documents_NC: np.ndarray,
+    ):
+        self.model, self.engine, self.config, self.device = model, engine, config, device
+        self.activations, self.data = activations, data
+        self.scorer = DepthScorer(
+            data,
+            queries_QC,
+            documents_NC,
+            temperature=model.spec.temperature,
+            normalize=model.spec.similarity == "cosine",
+            reward=config.reward,
+            device=device,
+            seed=config.seed,
+        )
+        random, relevance = np.random.default_rng([config.seed, 5]), self.scorer.relevance
+        most = max(16, MOST_NUMBERS // (config.depth_dim * queries_QC.shape[1]))
+        queries = np.sort(random.permutation(len(data))[: min(most, MOST_QUERIES)])
+        pairs = relevance.unrelated(random.permutation(len(relevance.row)), min(most, MOST_DOCUMENTS))
+        self.sides = (Queries(self, queries), Documents(self, relevance.query[pairs], relevance.row[pairs]))
+
+
+class Side(ABC):
+    """Texts of one kind.
+
+    Args:
+        texts: all of that kind.
+        rows_B: those looked at, ascending and each once.
+    """
+
+    kind = ""
+
+    def __init__(self, split: SplitSides, texts: Texts, rows_B: np.ndarray):
+        self.rows_B, self.scorer, self.config = rows_B, split.scorer, split.config
+        plain, stored = split.model.source(texts, self.kind), split.activations
+        self.reader = DepthReader(
+            split.engine,
+            plain if stored is None else stored.source(plain, split.model.encoder, split.device),
+            batch_size=split.config.eval_batch_size,
+            device=split.device,
+        )
+
+    @cached_property
+    def greedy(self) -> GreedyTexts:
+        """The texts at their greedy picks."""
+        return self.reader.greedy(self.rows_B)
+
+    @cached_property
+    def every_BDC(self) -> np.ndarray:
+        """The texts at every depth."""
+        return self.reader.at_every_depth(self.rows_B)
+
+    @cached_property
+    @abstractmethod
+    def matrix(self) -> DepthMatrix:
+        """What they are worth there."""
+
+    @abstractmethod
+    def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
+        """nDCG@10 of the matrix's rows, (Q, G), with any embeddings of the texts."""
+
+    def spread(self, values_B: np.ndarray) -> np.ndarray:
+        """Values of texts as values of the matrix's rows."""
+        return values_B
+
+    def policy(self) -> Facts:
+        """How the routers choose: for each MAW layer, in nats, what
+        `maw.evaluation.routing.depth_encoder.PolicyFacts` says.
+
+        And "kl_to_uniform", the divergence of the policy from the uniform one. A router without a policy has none of
+        these, one that mixes depths has no "greedy_mutual_information".
+        """
+        facts, uniform = self.greedy.facts, float(np.log(self.reader.depths))
+        found: Facts = {"texts": len(self.rows_B)}
+        if facts[0].entropy is not None:
+            found["policy_entropy"] = [each.entropy for each in facts]
+            found["kl_to_uniform"] = [max(0.0, uniform - each.entropy) for each in facts]
+            found["text_depth_mutual_information"] = [each.mutual_information for each in facts]
+        if facts[0].greedy_information is not None:
+            found["greedy_mutual_information"] = [each.greedy_information for each in facts]
+        return found
+
+    def distance(self, most: int | None = None) -> Facts:
+        """How far the depths' outputs are apart; of all texts, or of a few."""
+        if most is None or "every_BDC" in vars(self):
+            return depth_distance(self.every_BDC)
+        chosen = np.linspace(0, len(self.rows_B) - 1, min(most, len(self.rows_B))).astype(np.int64)
+        return depth_distance(self.reader.at_every_depth(self.rows_B[chosen]))
+
+    def headroom(self) -> Facts:
+        """What routing gains and could gain, in nDCG@10, from the texts at every depth.
+
+        "per_depth"; "best_depth" and its "best_fixed"; "greedy", the router's own picks; "shuffled", these picks
+        permuted between texts, None where a text has more than one; "oracle"; "split_gain" and "split_gain_of_noise",
+        whose difference is "learnable_headroom"; "router_headroom", of a cross-validated router taught the metric,
+        and "router_headroom_by_reward", taught the reward: see `maw.evaluation.routing.headroom`. "_error" is a
+        standard error. "reward_mean" is of the greedy picks, "zero_variance_share" of texts whose reward is the same
+        at every depth.
+        """
+        matrix, seed, picks = self.matrix, self.config.seed, self.greedy.picks_B
+        shuffled = None if picks is None else shuffled_means(matrix.ndcg_QD, self.spread(picks), seed=seed)
+        learnable = learnable_headroom(matrix.halves_2QD, matrix.noise_2QD)
+        state_QF, depth = self.spread(self.greedy.state_BF), best_fixed_depth(matrix.ndcg_QD)
+        by_metric = router_headroom(state_QF, matrix.ndcg_QD, matrix.ndcg_QD, seed=seed)
+        by_reward = router_headroom(state_QF, matrix.reward_QD, matrix.ndcg_QD, seed=seed)
+        return {
+            "ranked": len(matrix.ndcg_QD),
+            "per_depth": matrix.ndcg_QD.mean(0).round(6).tolist(),
+            "best_depth": depth,
+            "best_fixed": float(matrix.ndcg_QD[:, depth].mean()),
+            "greedy": float(matrix.greedy_Q.mean()),
+            "shuffled": None if shuffled is None else float(shuffled.mean()),
+            "oracle": oracle(matrix.ndcg_QD),
+            "split_gain": float(split_gain(matrix.halves_2QD).mean()),
+            "split_gain_of_noise": float(split_gain(matrix.noise_2QD).mean()),
+            "learnable_headroom": learnable.mean,
+            "learnable_headroom_error": learnable.standard_error,
+            "router_headroom": by_metric and by_metric.mean,
+            "router_headroom_error": by_metric and by_metric.standard_error,
+            "router_headroom_by_reward": by_reward and by_reward.mean,
+            "router_headroom_by_reward_error": by_reward and by_reward.standard_error,
+            "reward_mean": float(matrix.greedy_reward_Q.mean()),
+            "zero_variance_share": float((matrix.reward_QD.std(1) < _ZERO_VARIANCE).mean()),
+        }
+
+    def evidence(self, depth: int) -> Facts:
+        """The router against a fixed depth, and against its own picks shuffled between texts, in nDCG@10.
+
+        "against_fixed" is a `maw.evaluation.significance.PairedTest` over queries; "against_shuffled_p_value" is
+        one-sided, from "shuffles" permutations, and None for a router that mixes depths.
+        """
+        routed_Q, fixed_Q, shuffled = self._routed_fixed_and_shuffled(depth)
+        routed = float(routed_Q.mean())
+        test = paired_test(routed_Q, fixed_Q, permutations=self.config.permutations, seed=self.config.seed)
+        return {
+            "ranked": len(routed_Q),
+            "routed": routed,
+            "fixed_depth": depth,
+            "fixed": float(fixed_Q.mean()),
+            "against_fixed": dataclasses.asdict(test),
+            "shuffled": None if shuffled is None else float(shuffled.mean()),
+            "shuffles": 0 if shuffled is None else len(shuffled),
+            "against_shuffled_p_value": None if shuffled is None else permutation_p_value(routed, shuffled),
+        }
+
+    def _routed_fixed_and_shuffled(self, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """nDCG@10 at the router's picks and at a depth, (Q,), and its mean under permutations of the picks, (G,).
+
+        What is compared is computed alike, looked up where a text has one pick and encoded where it has several, so
+        that rounding cannot favour any. Texts are put only at depths that are asked about.
+        """
+        picks, taken, seed = self.greedy.picks_B, self.greedy.taken, self.config.seed
+        if picks is not None:
+            depths_U, picks_B = np.unique(np.append(picks, depth), return_inverse=True)
+            ndcg_QU, picks_Q = self._ndcg_at(depths_U), self.spread(picks_B[:-1])
+            shuffled = shuffled_means(ndcg_QU, picks_Q, permutations=self.config.permutations, seed=seed)
+            return ndcg_QU[np.arange(len(picks_Q)), picks_Q], ndcg_QU[:, picks_B[-1]], shuffled
+        if taken is None:
+            return self.matrix.greedy_Q, self.matrix.ndcg_QD[:, depth], None
+        fixed_Q = self._ndcg_at(np.array([depth]))[:, 0]
+        random, own = np.random.default_rng([seed, 2]), np.arange(len(taken))
+        donors_BG = np.stack([own, *(random.permutation(own) for _ in range(ENCODED_PERMUTATIONS))], axis=1)
+        ndcg_QG = self.ndcg(self.reader.at_picks_of(self.rows_B, taken, donors_BG))
+        return ndcg_QG[:, 0], fixed_Q, ndcg_QG[:, 1:].mean(0)
+
+    def _ndcg_at(self, depths_U: np.ndarray) -> np.ndarray:
+        """nDCG@10 with all texts at one of these depths, (Q, U)."""
+        if "matrix" in vars(self):
+            return self.matrix.ndcg_QD[:, depths_U]
+        return self.ndcg(self.reader.at_depths(self.rows_B, depths_U))
+
+
+class Queries(Side):
+    """Queries, each a row of the matrix."""
+
+    kind = "query"
+
+    def __init__(self, split: SplitSides, rows_Q: np.ndarray):
+        super().__init__(split, ListTexts(split.data.queries), rows_Q)
+
+    @cached_property
+    def matrix(self) -> DepthMatrix:
+        return self.scorer.of_queries(self.rows_B, self.every_BDC)
+
+    def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
+        return self.scorer.ndcg_of_queries(self.rows_B, every_BGC)
+
+
+class Documents(Side):
+    """Documents, each with one query that it is relevant to: a row of the matrix, in the order of the pairs.
+
+    Args:
+        query_Q: the pairs' queries, each once.
+        row_Q: the pairs' documents, corpus rows, each once.
+    """
+
+    kind = "document"
+
+    def __init__(self, split: SplitSides, query_Q: np.ndarray, row_Q: np.ndarray):
+        super().__init__(split, split.data.corpus, np.sort(row_Q))
+        self.place_Q = np.searchsorted(self.rows_B, row_Q)
+        self.query_Q, self.row_Q = query_Q, row_Q
+
+    @cached_property
+    def matrix(self) -> DepthMatrix:
+        return self.scorer.of_documents(self.query_Q, self.row_Q, self.spread(self.every_BDC))
+
+    def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
+        return self.scorer.ndcg_of_documents(self.query_Q, self.row_Q, self.spread(every_BGC))
+
+    def spread(self, values_B: np.ndarray) -> np.ndarray:
+        return values_B[self.place_Q]
+
+
+def depth_distance(every_BDC: np.ndarray) -> Facts:
+    """How far the depths' outputs are apart.
+
+    Returns:
+        "depth_distance", the cosine distance between two depths of a text, mean over texts and pairs of depths;
+        "same_output_share", of the pairs of depths whose distance is below `SAME_OUTPUT` in the mean over texts. Both
+        are None for a single depth.
+    """
+    first, second = np.triu_indices(every_BDC.shape[1], 1)
+    if not len(first):
+        return {"depth_distance": None, "same_output_share": None}
+    total = np.zeros(len(first))
+    for every_DC in every_BDC.astype(np.float64):
+        unit = every_DC / np.linalg.norm(every_DC, axis=1, keepdims=True).clip(min=1e-12)
+        total += 1 - (unit @ unit.T)[first, second]
+    mean = (total / len(every_BDC)).clip(min=0)
+    return {"depth_distance": float(mean.mean()), "same_output_share": float((mean < SAME_OUTPUT).mean())}

@@ -1,0 +1,1 @@
+"""The benchmark: methods trained and tested on each dataset, tuned, repeated, resumed."""

@@ -1,0 +1,214 @@
+"""One arm of the benchmark, trained with one seed on one training split and measured on one test split.
+
+    arm = Arm(find_method("lora"), config, device, activations)
+    run = arm.run(collection, seed=43, rates={"learning_rate": 1e-3})
+    run.evaluation["ndcg_cut_10"], run.record["training_history"]
+
+What a method is, its settings and its default rate, is `maw.config.methods`'s; how it is trained,
+`maw.training.trainer`'s. `train` is given no test data, so that tuning (`maw.experiment.tuning`) cannot look at any.
+The seed given here decides initialisation, data order, dropout and routing; queries, passages, folds and negatives
+were drawn before, by `config.seed` alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from maw.config.methods import Method
+from maw.config.tier1_config import Tier1Config
+from maw.data.collection import Collection, RetrievalData
+from maw.encoding.activation_cache import ActivationStore
+from maw.errors import placed
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.evaluation.metrics import EvaluationResult
+from maw.evaluation.routing.attention_example import attention_example
+from maw.evaluation.routing.diagnostics import routing_diagnostics
+from maw.models.retriever import BaselineRetriever
+from maw.runtime.devices import used_gpus
+from maw.runtime.energy import Energy, EnergyMeter
+from maw.runtime.profiler import stage, watch
+from maw.training.checkpoint import RETRIEVERS
+from maw.training.optimizer import rates
+from maw.training.progress import VALIDATION_METRIC, History, Keeper
+from maw.training.train import train_retriever
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One seed on one test split.
+
+    Attributes:
+        seed: of the training.
+        fold: number of the test fold from 1, None where there are no folds.
+        record: JSON-able; metrics and facts, and for a trained arm rates, history, steps and seconds.
+        evaluation: on the test queries.
+        validation: of the best epoch on the validation queries; None for an arm that is not trained.
+        attention: what its depths do with one text (`maw.evaluation.routing.attention_example`); None where there are
+            none.
+    """
+
+    seed: int
+    fold: int | None
+    record: dict[str, Any]
+    evaluation: EvaluationResult
+    validation: EvaluationResult | None
+    attention: dict[str, Any] | None = None
+
+
+class Arm:
+    """A method ready to run on a dataset.
+
+    Args:
+        method: what it is.
+        config: of the whole benchmark.
+        device: where to compute.
+        activations: of the frozen layers, shared with the other arms.
+    """
+
+    def __init__(
+        self, method: Method, config: Tier1Config, device: torch.device, activations: ActivationStore | None = None
+    ):
+        self.method, self.device, self.activations = method, device, activations
+        rate = config.learning_rate if config.learning_rate is not None else method.learning_rate
+        # One run's configuration: what repeats and varies runs is the benchmark's.
+        self.config = replace(method.configure(config), learning_rate=rate, tune=0, seeds=1, folds=0)
+
+    def metered(self) -> EnergyMeter:
+        """A meter of the energy that this arm takes inside its block."""
+        return EnergyMeter(used_gpus(self.config, self.device))
+
+    def configure(self, seed: int, rates: Mapping[str, float] | None = None) -> Tier1Config:
+        """The configuration of one training."""
+        return replace(self.config, seed=seed, **(rates or {}))
+
+    def build(self, config: Tier1Config) -> BaselineRetriever:
+        """The model, untrained, on the device."""
+        with stage("loading model"):
+            model = RETRIEVERS[self.method.retriever](config).to(self.device)
+        watch(model.encoder)
+        return model
+
+    def default_rates(self, seed: int) -> dict[str, float]:
+        """The rates by which anything of the arm is trained, as they are if nobody changes them."""
+        config = self.configure(seed)
+        return rates(self.build(config), config)
+
+    def train(
+        self,
+        model: BaselineRetriever,
+        train: RetrievalData,
+        validation: RetrievalData,
+        dataset: str,
+        keeper: Keeper | None = None,
+    ) -> History:
+        """Trains a model of `build`; it is left with its best epoch's weights.
+
+        Raises:
+            NotFiniteError: the training diverged.
+        """
+        with stage("training"):
+            return train_retriever(
+                model,
+                train,
+                validation,
+                model.config,
+                self.device,
+                dataset,
+                self.method.name,
+                activations=self.activations,
+                keeper=keeper,
+            )
+
+    def run(
+        self,
+        collection: Collection,
+        seed: int,
+        rates: Mapping[str, float] | None = None,
+        *,
+        fold: int | None = None,
+        keeper: Keeper | None = None,
+    ) -> ArmRun:
+        """Trains, where the method trains, and evaluates on the test queries.
+
+        Args:
+            collection: its three splits.
+            seed: of the training.
+            rates: learning rates by the setting's name; the arm's own defaults, if not given.
+            fold: for the record.
+            keeper: writes its checkpoints, and has what an interrupted training is to go on from; None to keep none.
+        """
+        with self.metered() as meter:
+            return self._run(collection, seed, rates, fold, keeper, meter)
+
+    def _run(
+        self,
+        collection: Collection,
+        seed: int,
+        rates: Mapping[str, float] | None,
+        fold: int | None,
+        keeper: Keeper | None,
+        meter: EnergyMeter,
+    ) -> ArmRun:
+        started = time.perf_counter()
+        model = self.build(self.configure(seed, rates))
+        example = attention_example(model, collection.validation)
+        record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
+        history = None
+        if self.method.trained:
+            history = self.train(model, collection.train, collection.validation, collection.name, keeper)
+            record |= training_facts(model, history)
+        trained, before = time.perf_counter(), history.seconds_before if history else 0.0
+        training_energy = meter.taken()
+        with stage("evaluation"), placed(f"{collection.name} {self.method.name}"):
+            diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
+            evaluation = evaluate_retriever(
+                model,
+                collection.test,
+                model.config,
+                self.device,
+                "test",
+                activations=self.activations,
+                inspect=diagnostics,
+            )
+            if diagnostics and history:
+                record["routing_test"] = diagnostics.evidence(history.best)
+        finished, energy = time.perf_counter(), meter.taken()
+        record |= {
+            "trained_parameters": model.trained_parameters if self.method.trained else 0,
+            "metrics": dict(evaluation),
+            "evaluation": evaluation.facts,
+            "training_seconds": before + trained - started if self.method.trained else 0.0,
+            "evaluation_seconds": finished - trained,
+            "runtime_seconds": before + finished - started,
+        }
+        whole = training_energy.stretched((before + trained - started) / (trained - started))
+        record["energy"] = _energy_facts(whole if history else Energy(0.0, 0.0), energy - training_energy)
+        attention = example.content(model) if example else None
+        return ArmRun(seed, fold, record, evaluation, history.validation if history else None, attention)
+
+
+def _energy_facts(training: Energy, evaluation: Energy) -> dict[str, float]:
+    return {
+        "training_joules": training.joules,
+        "evaluation_joules": evaluation.joules,
+        "measured_joules": training.measured_joules + evaluation.measured_joules,
+    }
+
+
+def training_facts(model: BaselineRetriever, history: History) -> dict[str, Any]:
+    """What to record of a training: its rates, what it cost, the best epoch and all epochs."""
+    best = history.best
+    return {
+        "learning_rate": model.config.learning_rate,
+        "rates": rates(model, model.config),
+        "best_epoch": best["epoch"],
+        f"val_{VALIDATION_METRIC}": best[f"val_{VALIDATION_METRIC}"],
+        "steps": sum(record["steps"] for record in history),
+        "optimizer_steps": sum(record["optimizer_steps"] for record in history),
+        "training_history": history,
+    }

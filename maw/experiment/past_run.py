@@ -1,0 +1,198 @@
+"""What a run has left behind: its results, the models it trained, and the collection they are for.
+
+    run = PastRun.open("logs/tier1")                # or one dataset's folder in it
+    model = run.model("maw")                            # float32, with the best epoch's weights
+    corpus = run.corpus()
+
+The settings of dataset.json say how the collection was drawn; a checkpoint holds those of its own method. A checkpoint
+of other settings, which a later run into the same folder leaves there, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from maw.config.methods import METHODS, find_method
+from maw.config.tier1_config import FREE, Precision, Tier1Config
+from maw.data.corpus import Corpus
+from maw.data.names import results_name
+from maw.data.registry import load_collection, load_folds
+from maw.errors import ConfigError, MAWError, show, suggestion
+from maw.experiment.arm import Arm
+from maw.models.retriever import BaselineRetriever
+from maw.runtime.devices import pick_device
+from maw.training.checkpoint import load_checkpoint
+
+_VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among the runs of one method
+_ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where and how, and not what was trained
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One dataset of a run.
+
+    Attributes:
+        folder: with its dataset.json.
+        result: what that holds.
+        config: the run's settings.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+    config: Tier1Config
+
+    @classmethod
+    def open(cls, folder: Path | str, dataset: str | None = None) -> PastRun:
+        """The newest results of a dataset.
+
+        Args:
+            folder: a run's `log_dir`, or in it the folder of one dataset.
+            dataset: name of the results, such as msmarco or beir_scifact; needed where the folder has several.
+
+        Raises:
+            ConfigError: no results there, or several and none is named.
+            MAWError: results that cannot be read.
+        """
+        folder = Path(folder)
+        paths = [folder / "dataset.json"] if (folder / "dataset.json").is_file() else folder.glob("*/dataset.json")
+        found = sorted(((_read(path), path.parent) for path in paths), key=lambda pair: pair[0]["evaluated_at"])
+        newest = {result["dataset"]: (result, place) for result, place in found}
+        if not folder.is_dir():
+            raise ConfigError([f"{folder}: there is no such folder"])
+        if not newest:
+            text = f"{folder}: has no results (NAME_DATE/dataset.json); give the --log-dir of a finished run"
+            raise ConfigError([text])
+        if dataset is None and len(newest) > 1:
+            raise ConfigError([f"{folder}: has results of {', '.join(newest)}; say which with --dataset"])
+        name = next(iter(newest)) if dataset is None else dataset
+        if name not in newest:
+            known = f"{suggestion(name, newest)}; there are those of {', '.join(newest)}"
+            raise ConfigError([f"{folder}: has no results of {show(name)}{known}"])
+        result, place = newest[name]
+        return cls(place, result, Tier1Config.from_dict(result["configuration"]))
+
+    @property
+    def name(self) -> str:
+        """Of the dataset."""
+        return self.result["dataset"]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the run compared, in the order of reports."""
+        return [method.name for method in METHODS if method.key in self.result["results"]]
+
+    def record(self, method: str) -> dict[str, Any]:
+        """What the run recorded of a method.
+
+        Raises:
+            ConfigError: the run had no such method.
+        """
+        if method not in self.methods:
+            text = f"{suggestion(method, self.methods)}; it compared {', '.join(self.methods)}"
+            raise ConfigError([f"{self.folder}: the run had no method {show(method)}{text}"])
+        return self.result["results"][find_method(method).key]
+
+    def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
+        """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
+        config, parts = self.config, [self.name, method]
+        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
+        parts += [f"fold{1 if fold is None else fold}"] if config.folds else []
+        return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+
+    def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
+        """The folder of a method's best checkpoint.
+
+        Args:
+            seed: of the training; the first one, if not given.
+            fold: from 1; the first one, if not given.
+
+        Raises:
+            ConfigError: the run had no such seed or fold.
+            MAWError: none was kept of them.
+        """
+        self.check_training(seed, fold)
+        path = self.checkpoint_folder(method, seed, fold)
+        if not path.is_dir():
+            raise MAWError(f"{path}: there is no such checkpoint; a run keeps one of each method, seed and fold")
+        return path
+
+    def check_training(self, seed: int | None, fold: int | None) -> None:
+        """That the run had such a training.
+
+        Raises:
+            ConfigError: it had no such seed or fold.
+        """
+        config = self.config
+        seeds, folds = range(config.seed, config.seed + config.seeds), range(1, (config.folds or 0) + 1)
+        for what, value, had in (("seed", seed, seeds), ("fold", fold, folds)):
+            if value is not None and value not in had:
+                several = f"it had {what}s {had[0]} to {had[-1]}" if len(had) > 1 else f"the run had no {what}s"
+                there = f"the only {what} is {had[0]}" if len(had) == 1 else several
+                raise ConfigError([f"{self.folder}: no {what} {value}; {there}"])
+
+    def model(
+        self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
+    ) -> BaselineRetriever:
+        """The retriever that a method ended with, in evaluation mode, on the device of this machine.
+
+        Args:
+            precision: number format, as `Tier1Config.precision`.
+
+        Raises:
+            MAWError: as `record` and `checkpoint`, and a checkpoint that is damaged or of another run.
+        """
+        self.record(method)
+        device = pick_device(replace(self.config, device=None))
+        if not find_method(method).trained:
+            arm = Arm(find_method(method), replace(self.config, precision=precision), device)
+            return arm.build(arm.config).eval()
+        path = self.checkpoint(method, seed, fold)
+        model = load_checkpoint(path)
+        self._check_settings(path, method, model.config)
+        return in_precision(model, precision).to(device).eval()
+
+    def corpus(self) -> Corpus:
+        """The passages that the test queries were searched in.
+
+        Raises:
+            DataError: the dataset cannot be loaded any more.
+            MAWError: its passages are others than those of the run.
+        """
+        names = [name for name in self.config.datasets if results_name(name) == self.name]
+        if not names:
+            raise MAWError(f"{self.folder}: its configuration names no dataset whose results are called {self.name}")
+        config = self.config
+        data = load_folds(names[0], config).whole if config.folds else load_collection(names[0], config)
+        return data.test.corpus
+
+    def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
+        """That a checkpoint is of this run, as far as settings tell."""
+        mine, its = Arm(find_method(method), self.config, None).config.to_dict(), config.to_dict()
+        other = [name for name in mine if name not in (*_VARIES, *_ELSEWHERE, *FREE) and mine[name] != its.get(name)]
+        if other:
+            names = ", ".join(other[:5])
+            raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")
+
+
+def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetriever:
+    """The same retriever in another number format, from weights as they were read and trained."""
+    if model.config.precision == precision:
+        return model
+    made = type(model)(replace(model.config, precision=precision))
+    made.load_trained_state(model.trained_state())
+    return made.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MAWError(f"{path}: cannot be read as a dataset's results: {error}") from error
+    kinds = {"dataset": str, "evaluated_at": str, "configuration": Mapping, "results": Mapping}
+    if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in kinds.items()):
+        raise MAWError(f"{path}: not the results of a dataset of this version")
+    return result

@@ -1,0 +1,1 @@
+"""What a run will download, store and compute, said before it starts."""

@@ -1,0 +1,137 @@
+"""The plan of a run as people read it: a table of the datasets, and a line each on files, disks, memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from urllib.parse import urlsplit
+
+from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
+from maw.experiment.plan.disk_space import size_text
+from maw.experiment.plan.plan import Plan
+from maw.experiment.plan.workload import Work
+from maw.report.text.format import as_table, bullet, clean, heading, wrapped
+
+MOST_FILES = 10
+_RESUMED = "the plan is of the whole run; what is done already is not done again"
+
+
+def plan_text(plan: Plan) -> str:
+    """At most 100 columns, about 20 lines for four datasets; numbers that are estimates are said to be."""
+    lines = [
+        heading("Plan", "="),
+        _datasets(plan),
+        "",
+        *_part("Download", _downloads(plan)),
+        *_part("Disk", _disks(plan)),
+        *_part("Memory", [_memory(plan)]),
+        *_part("Encoding", _encoding(plan)),
+        *_part("Time", [_time(plan)]),
+        *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
+    ]
+    return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
+
+
+def _part(name: str, texts: Iterable[str]) -> list[str]:
+    names = [name]
+    return [line for text in texts for line in wrapped(f"{names.pop() if names else '':<10}", clean(text))]
+
+
+def _datasets(plan: Plan) -> str:
+    rows = [_row(_short(work.needs.dataset), [work], plan) for work in plan.works]
+    rows += [_row("total", plan.works, plan)] if len(rows) > 1 else []
+    return as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows)
+
+
+def _short(dataset: str) -> str:
+    """A folder by its last part alone."""
+    return f"beir:{PurePath(dataset.removeprefix('beir:')).name}" if dataset.startswith("beir:") else dataset
+
+
+def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
+    one = works[0] if len(works) == 1 else None
+    files = {file.path: file.size for work in works for file in work.needs.files if not file.present}
+    passages = sum(sum(work.needs.passages.values()) for work in works)
+    seconds = [plan.seconds(work) for work in works]
+    return [
+        clean(name),
+        _download_size(list(files.values())),
+        f"{'about ' if one.needs.estimated else ''}{passages:,}" if one and passages else "unknown" if one else "",
+        f"{one.searched:,}" if one and one.searched else "",
+        " / ".join(f"{sum(work.queries[split] for work in works):,}" for split in works[0].queries),
+        f"{sum(sum(work.encoded.values()) for work in works):,}"
+        if all(work.searched for work in works)
+        else "unknown",
+        "unknown" if None in seconds else _duration(sum(filter(None, seconds))),
+    ]
+
+
+def _download_size(sizes: Sequence[int | None]) -> str:
+    """A sum to which files of unknown size may add."""
+    if not sizes:
+        return "none"
+    known = [size for size in sizes if size is not None]
+    return f"{size_text(sum(known))}{' +' if len(known) < len(sizes) else ''}" if known else "unknown"
+
+
+def _downloads(plan: Plan) -> list[str]:
+    name, fetched = plan.model
+    texts = [f"the model {name}, from its hub"] if fetched else []
+    for file in plan.files[:MOST_FILES]:
+        size = "size not known" if file.size is None else size_text(file.size)
+        texts.append(f"{file.name} ({size}) from {urlsplit(file.url).hostname or file.url}")
+    rest = len(plan.files) - MOST_FILES
+    return [*texts, *([f"and {rest} more files"] if rest > 0 else [])] or ["nothing"]
+
+
+def _disks(plan: Plan) -> list[str]:
+    texts = []
+    for disk in plan.disks:
+        texts.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
+        texts += [f"  {size_text(room.size)} for {room.what} in {room.folder}" for room in disk.rooms]
+    return texts
+
+
+def _memory(plan: Plan) -> str:
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in plan.memory.items())
+    return f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
+
+
+def _encoding(plan: Plan) -> list[str]:
+    config = plan.config
+    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    total = {part: sum(work.encoded[part] for work in plan.works) for part in ("test", "validation", "training")}
+    methods = f"{len(config.methods)} methods{_repeated(config)}"
+    texts = [f"{total['test']:,} texts of the test corpora and queries, once for each of {methods}"]
+    if trained:
+        often = f"over at most {config.num_epochs} epochs of {', '.join(trained)}"
+        often += f", {config.tune} trials each included" if config.tune else ""
+        texts.append(f"{total['validation']:,} of validation and {total['training']:,} of training, {often}")
+    if any(work.activation_bytes for work in plan.works):
+        texts.append("the frozen layers see every text once: their output is stored while a dataset runs")
+    return texts
+
+
+def _repeated(config: Tier1Config) -> str:
+    """How often a method that is trained is evaluated."""
+    counts = {"seeds": config.seeds if config.seeds > 1 else 0, "folds": config.folds}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    return f", those that train on each of {' and '.join(parts)}" if parts else ""
+
+
+def _time(plan: Plan) -> str:
+    if isinstance(plan.rate, str):
+        return f"not measured: {plan.rate}"
+    rate = plan.rate
+    known = [seconds for work in plan.works if (seconds := plan.seconds(work)) is not None]
+    length = rate.tokens / rate.texts
+    return (
+        f"about {_duration(sum(known))} of encoding and training, an estimate: {rate.texts / rate.seconds:,.0f} texts "
+        f"of {length:.0f} tokens a second on {rate.device}, measured with {rate.texts} texts"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,240 @@
+"""What a run needs of its configuration beyond types and ranges: datasets that exist, layers that the model has.
+
+`validate` lists every mistake at once. It reads the model's config.json and nothing heavier, so that a wrong layer
+number costs a second and not the minutes that loading torch, the model and the data would take.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection
+from pathlib import Path
+
+from maw.config.fields import Problem
+from maw.config.layers import parse_layers
+from maw.config.methods import find_method
+from maw.config.tier1_config import (
+    SAFE_NAME,
+    TRAINED_METHODS,
+    Tier1Config,
+    beir_parts,
+    gather,
+    is_folder,
+)
+from maw.data.names import BEIR, BUILT_DATASETS, results_name
+from maw.errors import ConfigError, ModelError, reason, show, suggestion
+from maw.models.model_files import NotCachedError
+from maw.models.pretrained import ModelSpec, disagreements, read_spec
+from maw.runtime import distributed
+from maw.runtime.trackers import PACKAGES
+
+NO_FOLDS = {
+    "trec_dl_2019": "it is tested on graded judgements in depth, and trained on one judged passage a query",
+    "trec_dl_2020": "it is tested on graded judgements in depth, and trained on one judged passage a query",
+    "nq": "its training questions have DPR's passages and judgements, its test questions BEIR's",
+    "triviaqa": "its training questions have hard negatives of DPR's choice, its test questions have none",
+}
+"""Why the queries of a dataset cannot be pooled: they are judged, or would be trained on, in different ways."""
+
+
+def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
+    """Checks a whole run, before anything is loaded.
+
+    Args:
+        config: the run.
+        spec: its model, if it has been looked up already.
+
+    Returns:
+        The model's specification.
+
+    Raises:
+        ConfigError: every mistake found, a model that cannot be used included; one line each.
+    """
+    config.recheck()  # brings settings changed since the start into their final form
+    judged, problems = gather(vars(config))
+    problems, spec = find_problems(judged, problems, spec=spec)
+    if problems or spec is None:
+        raise ConfigError([str(problem) for problem in problems])
+    return spec
+
+
+def find_problems(
+    config: Tier1Config,
+    known: list[Problem],
+    unsure: Collection[str] = (),
+    spec: ModelSpec | None = None,
+    *,
+    mistaken: bool = False,
+) -> tuple[list[Problem], ModelSpec | None]:
+    """All problems of a run, those known already first, and the model's specification if it could be read.
+
+    A setting that is known to be wrong is not judged again, nor what follows from it; `unsure` names more of them.
+    Once there is a problem, or a mistake elsewhere (`mistaken`), the network is left alone: a model that would have to
+    be downloaded is then not judged.
+    """
+    bad = {problem.name for problem in known} | set(unsure)
+    found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
+    found += _method_problems(config) + _folder_problems(config) + _search_problems(config) + _fold_problems(config)
+    found += _tracker_problems(config)
+    found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
+    if spec is None and "model" not in bad:
+        try:
+            spec = read_spec(config, local_only=bool(known or found or unsure or mistaken))
+        except NotCachedError:
+            spec = None
+        except ModelError as error:
+            found.append(Problem("", str(error), ("model",)))
+    if spec is not None:
+        of_model = disagreements(config, spec) + _layer_problems(config, spec)
+        found += [problem for problem in of_model if not bad.intersection((problem.name, *problem.also))]
+    return known + found, spec
+
+
+def _fold_problems(config: Tier1Config) -> list[Problem]:
+    names = [name for name in config.datasets if name in NO_FOLDS] if config.folds else []
+    texts = [f"{name} cannot be divided anew: {NO_FOLDS[name]}; leave it out, or folds at 0" for name in names]
+    return [Problem("folds", text, ("datasets",)) for text in texts]
+
+
+def _search_problems(config: Tier1Config) -> list[Problem]:
+    if config.search == "exact" or importlib.util.find_spec("faiss"):
+        return []
+    text = f"{config.search} needs FAISS: pip install faiss-cpu, or faiss-gpu with an NVIDIA GPU, never both; or exact"
+    return [Problem("search", text)]
+
+
+def _tracker_problems(config: Tier1Config) -> list[Problem]:
+    package = PACKAGES.get(config.report_to)
+    found = importlib.util.find_spec(config.report_to) if package else None
+    if package is None or (found and found.origin):  # without: a folder of that name, as trackers make them
+        return []
+    return [Problem("report_to", f"{config.report_to} is not installed: pip install {package}; or none")]
+
+
+def _process_problems(config: Tier1Config) -> list[Problem]:
+    if not config.parallel_datasets or distributed.launched().count == 1:
+        return []
+    text = "the processes of torchrun share each dataset already; leave it out, or start one process"
+    return [Problem("parallel_datasets", text)]
+
+
+def _dataset_problems(config: Tier1Config) -> list[Problem]:
+    found = [_dataset_problem(name) for name in config.datasets]
+    names = [results_name(name) for name in config.datasets if not _dataset_problem(name)]
+    alike = sorted({name for name in names if names.count(name) > 1})
+    if alike:
+        found.append(f"the results of two datasets would both be called {show(alike[0])}; rename a BEIR folder")
+    return [Problem("datasets", text) for text in found if text]
+
+
+def _dataset_problem(name: str) -> str | None:
+    if name in BUILT_DATASETS:
+        return None
+    if not name.startswith(BEIR):
+        known = ", ".join(BUILT_DATASETS)
+        if is_folder(name):
+            return f"unknown dataset {show(name)}; for the folder in BEIR layout write {BEIR}{name}"
+        return f"unknown dataset {show(name)}{suggestion(name, BUILT_DATASETS)}; there are {known} and beir:DIR"
+    if name == BEIR:
+        return "beir: needs a folder, as in beir:path/to/scifact"
+    folder, judgements = beir_parts(name.removeprefix(BEIR))
+    if not is_folder(folder):
+        return f"{show(name)}: there is no such folder"
+    if judgements is not None and not SAFE_NAME.fullmatch(judgements):
+        return f"{show(name)}: what follows @ names the test judgements, qrels/NAME.tsv; {show(judgements)} is no name"
+    return _beir_problem(name, Path(folder).expanduser(), judgements or "test")
+
+
+def _beir_problem(name: str, folder: Path, judgements: str) -> str | None:
+    """What a folder in BEIR layout lacks of the three files that every run reads."""
+    files = {"corpus.jsonl": "passages", "queries.jsonl": "queries", f"qrels/{judgements}.tsv": "test judgements"}
+    for file, what in files.items():
+        lacks = _lacks(folder / file)
+        if lacks:
+            return f"{show(name)}: {folder / file} {lacks}; a folder in BEIR layout has its {what} there"
+    return None
+
+
+def _lacks(path: Path) -> str | None:
+    """Why there is nothing to read in a file; None if there is something."""
+    try:
+        if not path.is_file():
+            return "is missing"
+        return None if path.stat().st_size else "is empty"
+    except OSError as error:
+        return f"cannot be read ({reason(error)})"
+
+
+def _distractor_problems(config: Tier1Config) -> list[Problem]:
+    found, names = [], []
+    for name in config.distractors or ():
+        try:
+            folder = Path(name.removeprefix(BEIR)).expanduser().resolve()
+            there = folder.is_dir() and _lacks(folder / "corpus.jsonl") is None
+        except (OSError, RuntimeError, ValueError):  # too long a name, ~ of an unknown user, a NUL
+            folder, there = Path(), False
+        if not there:
+            found.append(
+                f"{show(name)}: there is no folder with passages in a corpus.jsonl; give folders in BEIR layout"
+            )
+        elif folder.name in names:
+            found.append(f"two folders are called {show(folder.name)}, so their passages would mix; rename one")
+        names.append(folder.name)
+    return [Problem("distractors", text) for text in found]
+
+
+def _method_problems(config: Tier1Config) -> list[Problem]:
+    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    found = []
+    if trained and min(config.batch_size, config.train_samples) < 2:
+        short = "batch_size" if config.batch_size < 2 else "train_samples"
+        text = f"must be at least 2 for {', '.join(trained)}: alone in its batch a query has no negatives"
+        found.append(Problem(short, text, ("methods",)))
+    needed = {"maw_layers": ("maw", "without MAW layers"), "finetune_layers": ("baseline", "nothing to train")}
+    empty = {name for name in needed if getattr(config, name) in ("none", [])}
+    for name, (retriever, what) in needed.items():
+        without = [method for method in trained if find_method(method).retriever == retriever]
+        if name == "finetune_layers" and "maw_layers" not in empty:  # some have those to adapt
+            without = [method for method in without if not find_method(method).reaches_maw_layers]
+        if without and name in empty:
+            which = ", ".join(without)
+            text = f"none leaves the method{'s' * (len(without) > 1)} {which} {what}; "
+            text += f"name a layer, or take {which} out of methods"
+            found.append(Problem(name, text, ("methods",)))
+    return found
+
+
+def _folder_problems(config: Tier1Config) -> list[Problem]:
+    found = []
+    if config.log_dir.startswith("~"):
+        text = f"{show(config.log_dir)} would make a folder called ~; write the home folder out"
+        found.append(Problem("log_dir", text))
+    for name in ("log_dir", "cache_dir"):
+        folder = getattr(config, name)
+        try:
+            wrong = "is a file, not a folder" if folder and Path(folder).expanduser().is_file() else None
+        except (OSError, RuntimeError) as error:  # too long a name, or ~ of an unknown user
+            wrong = getattr(error, "strerror", None) or str(error)
+        if wrong:
+            found.append(Problem(name, f"{show(folder)}: {wrong}"))
+    return found
+
+
+def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
+    found = []
+    for name in ("maw_layers", "finetune_layers"):
+        try:
+            parse_layers(getattr(config, name), spec.num_layers, name)
+        except ConfigError as error:
+            found += [Problem(name, text.removeprefix(f"{name}: "), ("model",)) for text in error.problems]
+    if config.grpo_group == "all" and config.router == "grpo" and not any(p.name == "maw_layers" for p in found):
+        layers = parse_layers(config.maw_layers, spec.num_layers)
+        if len(layers) > 1:
+            text = f"all is for one decision a text, and there are {len(layers)} MAW layers; use sampled"
+            found.append(Problem("grpo_group", text, ("maw_layers",)))
+    for name in ("lora_rank", "kernel_rank"):
+        rank = getattr(config, name)
+        if rank > spec.hidden_dim:
+            text = f"rank {rank} is more than the model's hidden size {spec.hidden_dim}"
+            found.append(Problem(name, text, ("model",)))
+    return found

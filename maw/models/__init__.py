@@ -1,0 +1,1 @@
+"""Encoders and retrievers: reading pretrained ones, LoRA, MAW, encoding texts, saving and exporting."""

@@ -1,0 +1,1 @@
+"""Trained retrievers for other programs: sentence-transformers folders and the model hub."""

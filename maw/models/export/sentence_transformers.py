@@ -1,0 +1,243 @@
+"""A trained retriever as a folder that sentence-transformers loads, without this package.
+
+    python tier_1.py export logs/tier1 --method maw my-model
+
+    from sentence_transformers import SentenceTransformer
+    model = SentenceTransformer("my-model", trust_remote_code=True)        # or ORG/NAME, see `maw.models.export.hub`
+    queries, passages = model.encode_query([...]), model.encode_document([...])
+
+Prefixes, lengths, pooling and normalisation go along, and embeddings are the same to 1e-5 in float32. A model with
+depths takes a modeling file with it, `maw.models.export.modeling_maw`, which `trust_remote_code` is for; all others
+are plain models of their family. LoRA is merged into the weights, and lies as an adapter of PEFT in `adapter/` too.
+
+    config.json, model.safetensors, tokenizer files        as transformers writes them; float32
+    modeling_maw.py                                         for models with depths
+    modules.json, 1_Pooling/, sentence_bert_config.json, config_sentence_transformers.json
+    adapter/                                                for LoRA
+    README.md                                               a model card with the run's results
+    (`maw.experiment.model_card`)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.utils import logging as transformers_logging
+
+from maw.attention.architectures import Architecture
+from maw.errors import ConfigError, MAWError, ModelError
+from maw.models.encoder import MAWWithGRPOEncoder
+from maw.models.export.modeling_maw import MODELS
+from maw.models.pretrained import ModelSpec, base_model
+from maw.models.retriever import BaselineRetriever, load_tokenizer
+from maw.storage.files import give_usual_mode, write_json, write_text
+
+MODELING = "modeling_maw.py"
+_POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+_POOLING_OF = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
+
+
+def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | None = None) -> Path:
+    """Writes a retriever as a folder of sentence-transformers.
+
+    Args:
+        model: any retriever, in any number format; float32 is written.
+        folder: must not exist, or be empty; it appears when all is written.
+        card: content of README.md.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: a model whose depths are drawn at random, a control that no program should depend on; or whose
+            depths change the values of Qwen3.
+        ConfigError: the folder is not empty.
+        MAWError: it cannot be written.
+    """
+    encoder = model.encoder
+    if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
+        raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
+    if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
+        raise ModelError("depths that change Qwen3's values are not exported: groups of heads share them; try maw")
+    made = type(model)(replace(model.config, precision="float32", device="cpu"))  # the caller's stays as it is
+    made.load_trained_state(model.trained_state())
+    with _new_folder(Path(folder)) as temporary:
+        if isinstance(made.encoder, MAWWithGRPOEncoder):
+            _write_with_depths(made, temporary)
+        else:
+            _write_plain(made, temporary)
+        load_tokenizer(made.spec).save_pretrained(temporary)
+        _write_sentence_files(made.spec, temporary)
+        if card is not None:
+            write_text(temporary / "README.md", card)
+    return Path(folder)
+
+
+def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
+    """A model of `maw.models.export.modeling_maw`, and that file."""
+    backbone, architecture = model.encoder.backbone, model.encoder.architecture
+    kind = MODELS[model.spec.model_type]
+    settings = json.loads(backbone.config.to_json_string())
+    for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
+        settings.pop(name, None)
+    made = kind(kind.config_class(**settings, maw=depth_settings(model.encoder)))
+    made.load_state_dict(_named_as_exported(model.encoder.maw_layers, backbone, architecture, kind), strict=True)
+    made.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    module = MODELING.removesuffix(".py")
+    config["auto_map"] = {
+        "AutoConfig": f"{module}.{kind.config_class.__name__}",
+        "AutoModel": f"{module}.{kind.__name__}",
+    }
+    write_json(folder / "config.json", config)
+    write_text(folder / MODELING, resources.files("maw.models.export").joinpath(MODELING).read_text(encoding="utf-8"))
+
+
+def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
+    """What `maw.models.export.modeling_maw` must know of a MAW encoder beside its weights."""
+    layer = encoder.maw_attention[0]
+    low_rank = hasattr(layer.kernels, "down")
+    return {
+        "layers": list(encoder.maw_layers),
+        "depths": layer.router.depths,
+        "kernel": "low_rank" if low_rank else "diagonal",
+        "rank": layer.kernels.down.shape[1] if low_rank else None,
+        "values": layer.value_kernels is not None,
+        "router": layer.router.name,
+        "route_by": layer.router.route_by,
+        "fixed_depth": getattr(layer.router, "fixed_depth", 0),
+    }
+
+
+def _named_as_exported(
+    layers: Sequence[int], backbone: nn.Module, architecture: Architecture, kind: Any
+) -> dict[str, Tensor]:
+    """The weights, those of depths beside the pretrained map that they stand behind."""
+    state, names = backbone.state_dict(), {id(module): name for name, module in backbone.named_modules()}
+    values = "value_kernels" if kind.fused else "kernels"
+    moves = {
+        "base.": "",
+        "kernels.": f"{kind.query_map}.kernels.",
+        "router.": f"{kind.query_map}.router.",
+        "value_kernels.": f"{kind.value_map}.{values}.",
+    }
+    for number in layers:
+        path = names[id(architecture.attention(architecture.layers(backbone)[number - 1]))] + "."
+        for name in [name for name in state if name.startswith(path)]:
+            rest = name.removeprefix(path)
+            old = next(each for each in moves if rest.startswith(each))
+            state[path + moves[old] + rest.removeprefix(old)] = state.pop(name)
+    return state
+
+
+def _write_plain(model: BaselineRetriever, folder: Path) -> None:
+    """A model of its own family, with LoRA in its weights; what the encoder does not use stays as it was published."""
+    backbone = model.encoder.backbone
+    adapters = [module for module in backbone.modules() if isinstance(module, LoraLayer)]
+    if adapters:
+        _write_adapter(model, folder / "adapter")
+    for module in adapters:
+        module.merge()
+    state = {
+        name.replace(".base_layer.", "."): each for name, each in backbone.state_dict().items() if ".lora_" not in name
+    }
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of a pooler, where none was published
+        whole = AutoModel.from_pretrained(
+            model.spec.folder or model.spec.name, dtype=torch.float32, trust_remote_code=False
+        )
+    missing, unexpected = whole.load_state_dict(state, strict=False)
+    if unexpected or any(not name.startswith("pooler.") for name in missing):
+        raise ModelError(f"model {model.spec.name}: {[*unexpected, *missing][0]} is not in both models")
+    whole.save_pretrained(folder)
+
+
+def _write_adapter(model: BaselineRetriever, folder: Path) -> None:
+    """The adapters as `PeftModel.from_pretrained` reads them."""
+    backbone = model.encoder.backbone
+    config = backbone.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base_model(model.spec), True
+    folder.mkdir()
+    config.save_pretrained(folder)
+    state = {
+        f"base_model.model.{name.replace('.default.', '.')}": each.contiguous()
+        for name, each in backbone.state_dict().items()
+        if ".lora_" in name
+    }
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
+    kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.similarity == "cosine" else [])
+    paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+    ]
+    write_json(folder / "modules.json", modules)
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    wanted = _POOLING_OF[spec.pooling]
+    pooling: dict[str, bool | int] = {f"pooling_mode_{mode}": mode == wanted for mode in _POOLING}
+    pooling |= {"word_embedding_dimension": spec.hidden_dim, "include_prompt": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    lengths = {"query_length": spec.max_query_length, "document_length": spec.max_document_length}
+    text = {"max_seq_length": max(lengths.values()), "do_lower_case": False}
+    write_json(folder / "sentence_bert_config.json", text | (lengths if len(set(lengths.values())) > 1 else {}))
+    about = {
+        "prompts": {"query": spec.query_prefix, "document": spec.document_prefix},
+        "default_prompt_name": None,
+        "similarity_fn_name": spec.similarity,
+    }
+    write_json(folder / "config_sentence_transformers.json", about)
+
+
+def _check_free(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError([f"{folder}: is not empty; name a new folder"])
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the wanted one, which takes its place when all has gone well, and goes if not."""
+    temporary = None
+    try:
+        _check_free(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                give_usual_mode(path)  # some libraries keep what they write from everybody else
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise MAWError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' reports of weights that a checkpoint does not have."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,82 @@
+"""What decides the embeddings that an encoder computes, as hashes and plain values.
+
+    key = encoder_parts(model.encoder) | {"tokenizer": tokenizer_sha256(model.tokenizer)}
+
+`maw.encoding.embedding_cache` and `maw.training.hard_negatives` know by it whether what they kept is still what they
+would compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from maw.storage.cache_entry import json_sha
+
+_NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
+_NOT_COMPUTED_WITH = {"name_or_path", *vars(nn.Module())}
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over the name, type, shape and bytes of every parameter and buffer, saved with the model or not."""
+    sha = hashlib.sha256()
+    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        values = tensor.detach().cpu().contiguous()
+        sha.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode("ascii"))
+        sha.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def encoder_parts(encoder: Any) -> dict[str, Any]:
+    """What of a `maw.models.encoder` encoder decides its output, beside the texts and how they are tokenised.
+
+    Numbers that are no weights count too: an adapter's scale, a norm's epsilon, whether an adapter is switched off.
+    """
+    config = json.loads(encoder.backbone.config.to_json_string(use_diff=False))
+    return {
+        "weights": weights_sha256(encoder),
+        "config": {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL},
+        "attention": encoder.backbone.config._attn_implementation,
+        "modules": json_sha([[name, type(each).__qualname__, _settings(each)] for name, each in _modules(encoder)]),
+        "encoder": [type(encoder).__qualname__, type(encoder.architecture).__qualname__],
+        "pooling": encoder.pooling,
+        "normalize": encoder.normalize,
+        "precision": str(encoder.precision).removeprefix("torch."),
+    }
+
+
+def tokenizer_sha256(tokenizer: Any) -> str | None:
+    """SHA-256 of a tokenizer's serialised form; None for one that has none, being written in Python.
+
+    Truncation and padding are left out: they are whatever the last call set.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    form = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    return json_sha([type(tokenizer).__qualname__, tokenizer.truncation_side, tokenizer.pad_token_id, form])
+
+
+def _modules(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All below the encoder; of its own settings, some say what is trained and not what is computed."""
+    return [(name, each) for name, each in encoder.named_modules() if name]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes that are plain values."""
+    return {name: value for name, value in vars(module).items() if name not in _NOT_COMPUTED_WITH and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,63 @@
+"""LoRA adapters on chosen layers, through PEFT.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the implementation is PEFT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from maw.attention.architectures import Architecture
+
+TARGETS = ("query_value", "all")
+
+
+def add_lora(
+    backbone: nn.Module,
+    architecture: Architecture,
+    layers: Iterable[int],
+    *,
+    rank: int,
+    alpha: float,
+    targets: str = "query_value",
+) -> None:
+    """Adds adapters to linear maps of `layers` (from 1), in place, and freezes all the rest.
+
+    An adapter starts as no change at all: its second factor is zero. Its output is multiplied by alpha / rank.
+
+    Args:
+        targets: "query_value", those two projections, or "all", every linear map of a layer.
+
+    Raises:
+        ValueError: a layer that the backbone does not have, or unknown targets.
+    """
+    names = {id(module): name for name, module in backbone.named_modules()}
+    modules = [names[id(each)] for each in _maps(backbone, architecture, layers, targets)]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=modules)
+    inject_adapter_in_model(config, backbone)
+
+
+def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], parameters: int) -> int:
+    """The rank, at least 1, at which adapters on all linear maps of `layers` are nearest to so many parameters.
+
+    Each rank of an adapter takes as many as its map has inputs and outputs. A rank above the hidden size, which much
+    larger models than the layers themselves lead to, is given as it is: the count is matched, not the expressiveness.
+    """
+    each_rank = sum(one.in_features + one.out_features for one in _maps(backbone, architecture, layers, "all"))
+    return max(1, round(parameters / each_rank))
+
+
+def _maps(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], targets: str) -> list[nn.Module]:
+    if targets not in TARGETS:
+        raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}")
+    names = architecture.linear_maps if targets == "all" else architecture.query_value_maps
+    modules = architecture.layers(backbone)
+    found = []
+    for layer in layers:
+        if not 1 <= layer <= len(modules):
+            raise ValueError(f"layer {layer} is outside 1..{len(modules)}")
+        found += [modules[layer - 1].get_submodule(name) for name in names]
+    return found

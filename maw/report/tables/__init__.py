@@ -1,0 +1,1 @@
+"""CSV, LaTeX, Markdown and TREC files."""

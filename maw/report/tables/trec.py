@@ -1,0 +1,184 @@
+"""What other evaluation tools read: TREC run files, the judgements used, and a table of every query's values.
+
+    pystdlib_20250106_143022/runs/
+        pystdlib_qrels.trec                  query 0 passage grade: the judgements that every value was computed with
+        pystdlib_maw.trec                    query Q0 passage rank score maw; .trec.gz where it is long
+        pystdlib_maw_seed43.trec             one for each seed where there are several
+        pystdlib_maw_per_query.parquet       query_id, seed and the 36 metrics, a row for each query and seed
+
+    trec_eval -q -m all_trec pystdlib_qrels.trec pystdlib_maw.trec     # after gzip -dk, where it is compressed
+    ir_measures pystdlib_qrels.trec pystdlib_maw.trec.gz nDCG@10 AP R@100
+    ranx.evaluate(Qrels.from_file("pystdlib_qrels.trec"), Run.from_file("pystdlib_maw.trec.gz"), "ndcg@10")
+    pandas.read_parquet("pystdlib_maw_per_query.parquet")
+
+Scores are written with nine significant digits, so that every float32 comes back as it was. Lines stand in trec_eval's
+order: by score, equal scores by passage id, descending. The same ranking makes the same bytes, gzip included.
+
+The format parts its columns by white space and knows no way to quote it: a blank inside an id becomes %20, in run and
+judgements alike. (Equal scores of such passages may then rank differently in trec_eval than here.)
+
+Source: https://github.com/usnistgov/trec_eval, README.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+from maw.config.methods import in_order
+from maw.data.collection import RetrievalData
+from maw.errors import DataError
+from maw.evaluation.metrics import METRICS, EvaluationResult
+from maw.storage.files import write_atomically
+
+FOLDER = "runs"
+_LONG = 100_000  # lines, about five megabytes: compressed from here on, unless the run says otherwise
+_LEVEL = 6
+_BLANK = re.compile(r"\s")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of one dataset.
+
+    Attributes:
+        dataset: its name, which opens the name of every file.
+        data: the test split: judgements and corpus.
+        by_seed: method -> seed -> the evaluation under it, with its ranking.
+        form: "auto", "plain", "gzip", or "none" for no rankings.
+    """
+
+    dataset: str
+    data: RetrievalData
+    by_seed: Mapping[str, Mapping[int, EvaluationResult]]
+    form: str = "auto"
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes them below a dataset's folder; the judgements first.
+
+        Raises:
+            MAWError: a path that cannot be written.
+        """
+        folder = folder / FOLDER
+        written = [write_qrels(folder / f"{self.dataset}_qrels.trec", self.data.qrels)]
+        for method in in_order(self.by_seed):
+            evaluations = self.by_seed[method.name]
+            table = folder / f"{self.dataset}_{method.name}_per_query.parquet"
+            written.append(write_per_query(table, evaluations))
+            for seed, evaluation in evaluations.items():
+                if self.form != "none" and evaluation.run is not None:
+                    name = f"{method.name}_seed{seed}" if len(evaluations) > 1 else method.name
+                    written.append(self._write_run(folder, name, evaluation))
+        return written
+
+    def _write_run(self, folder: Path, name: str, evaluation: EvaluationResult) -> Path:
+        rows_QK, scores_QK = evaluation.run["rows"], evaluation.run["scores"]
+        is_long = self.form == "gzip" or (self.form == "auto" and rows_QK.size > _LONG)
+        path = folder / f"{self.dataset}_{name}.trec{'.gz' if is_long else ''}"
+        ids = self.data.corpus.ids_of(rows_QK)
+        return write_run(path, evaluation.query_ids, ids, scores_QK, name)
+
+
+def write_run(
+    path: Path, query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: Sequence[Any], tag: str
+) -> Path:
+    """Writes a ranking, best passage first, as it stands; with gzip where the name ends in .gz.
+
+    Args:
+        path: the file.
+        query_ids: the queries.
+        doc_ids: passages of each query, in order.
+        scores: float32, of each passage.
+        tag: what the last column says.
+
+    Shapes:
+        query_ids (Q,), doc_ids (Q, K), scores (Q, K).
+
+    Raises:
+        MAWError: a path that cannot be written.
+    """
+
+    def blocks() -> Iterator[str]:
+        for query, docs, row in zip(query_ids, doc_ids, scores, strict=True):
+            before, values = f"{token(query)} Q0 ", (row.tolist() if hasattr(row, "tolist") else row)
+            ranked = enumerate(zip(docs, values, strict=True), start=1)
+            yield "".join(f"{before}{token(doc)} {rank} {score:.9g} {tag}\n" for rank, (doc, score) in ranked)
+
+    return _write(path, blocks())
+
+
+def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> Path:
+    """Writes judgements, all grades included.
+
+    Raises:
+        MAWError: a path that cannot be written.
+    """
+    rows = ((query, doc, grade) for query, judged in qrels.items() for doc, grade in judged.items())
+    return _write(path, (f"{token(query)} 0 {token(doc)} {int(grade)}\n" for query, doc, grade in rows))
+
+
+def write_per_query(path: Path, by_seed: Mapping[int, EvaluationResult]) -> Path:
+    """Writes every query's values under every seed as a Parquet table: query_id, seed, and a column for each metric.
+
+    Raises:
+        MAWError: a path that cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, Any] = {
+        "query_id": pa.array([query for each in by_seed.values() for query in each.query_ids], pa.string()),
+        "seed": pa.array([seed for seed, each in by_seed.items() for _ in each.query_ids], pa.int64()),
+    }
+    for metric in METRICS:
+        values = [value for each in by_seed.values() for value in each.per_query[metric].tolist()]
+        columns[metric] = pa.array(values, pa.float64())
+    table = pa.table(columns)
+    return write_atomically(path, lambda temporary: parquet.write_table(table, temporary))
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Judgements of a file of `write_qrels`: query -> passage -> grade, ids as they stand there.
+
+    Raises:
+        DataError: a line of another form; names file and line.
+        OSError: the file cannot be read.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        try:
+            query, _, doc, grade = line.split()
+            qrels.setdefault(query, {})[doc] = int(grade)
+        except ValueError:
+            raise DataError(f"{path}:{number}: a line of judgements is QUERY 0 PASSAGE GRADE") from None
+    return qrels
+
+
+def token(identifier: str) -> str:
+    """An id without white space."""
+    return _BLANK.sub(lambda found: quote(found[0], safe=""), identifier)
+
+
+def _write(path: Path, blocks: Iterable[str]) -> Path:
+    def write(temporary: Path) -> None:
+        with _stream(temporary, compress=path.suffix == ".gz") as stream:
+            for block in blocks:
+                stream.write(block.encode("utf-8", errors="surrogatepass"))
+
+    return write_atomically(path, write)
+
+
+@contextmanager
+def _stream(path: Path, *, compress: bool) -> Iterator[IO[bytes]]:
+    with path.open("wb") as file:
+        if not compress:
+            yield file
+            return
+        with gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:  # no name and no time: the same bytes again
+            yield packed

@@ -1,0 +1,168 @@
+"""How methods differ, as people read it: what a run could find, the confirmatory family, the exploratory rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maw.config.methods import METHODS, Method, comparisons
+from maw.evaluation.confirmatory import METRIC, SUBJECT, key_of
+from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
+from maw.report.significance_marks import RunValues
+from maw.report.text.format import as_table, clean, p_value, wrapped
+
+BASELINE = "zero_shot"
+_LABEL = METRIC_LABELS[METRIC]
+_COLUMNS = ("differ.", "rel.", "95% interval", "p", "Holm p")
+_MORE = ("t-test p", "effect d", "queries needed")
+
+
+def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a run says before its test results: the smallest differences that its confirmatory tests can find.
+
+    Args:
+        effects: of `maw.evaluation.confirmatory.smallest_effects`; nothing to say where it is empty.
+    """
+    if not effects:
+        return ""
+    rows = []
+    for key, effect in effects.items():
+        smallest = effect["minimum_detectable_effect"]
+        if smallest is None:
+            rows.append([_name(key), "not known", effect["no_effect_because"]])
+        else:
+            spread = f"{effect['validation_std_of_differences']:.4f} over {effect['validation_queries']:,} queries"
+            rows.append([_name(key), f"{smallest:.4f}", spread])
+    first = next(iter(effects.values()))
+    about = (
+        f"Before the results, the smallest true difference in {_LABEL} that the comparisons on which claims are made "
+        f"find with a probability of {first['power']:g}: two-sided tests of {first['queries']:,} test queries at "
+        f"level {first['level']:.3g}, with the spread that the differences have on validation queries."
+    )
+    table = as_table([_LABEL, "smallest", "standard deviation on validation"], rows)
+    return "\n".join([*wrapped("", about), table])
+
+
+def dataset_differences(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
+    """A dataset's differences in the headline metric: the confirmatory ones first, then some of the others.
+
+    Args:
+        result: the content of dataset.json.
+        over_run: of `run_p_values`; without it p is corrected within the dataset.
+    """
+    over_run = over_run or {}
+    return "\n\n".join(part for part in (_confirmatory(result, over_run), _exploratory(result, over_run)) if part)
+
+
+def run_differences(family: Mapping[str, Any]) -> str:
+    """The confirmatory family over all datasets of a run, as `maw.evaluation.confirmatory.over_run` has it."""
+    rows = []
+    for row in family.get("comparisons", ()):
+        name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}"
+        rows.append([name, *_cells(row, row.get("p_holm")), *_found(row)])
+    about = (
+        f"Confirmatory: MAW against its controls, corrected by Holm over all {len(rows)} comparisons of the "
+        f"run{_signs(family)}"
+    )
+    return "\n".join([*wrapped("", about), _confirmatory_table(rows)]) if rows else ""
+
+
+def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
+    section = result.get("confirmatory", {})
+    tests = section.get("comparisons", {})
+    if not tests:
+        return ""
+    rows = [[_name(key), *_cells(test, _p(result, key, test, over_run)), *_found(test)] for key, test in tests.items()]
+    count, of_run = f"{len(rows)} comparison{'s' * (len(rows) != 1)}", section["run_family_size"]
+    about = f"Confirmatory: corrected by Holm over the {count} of this dataset{_signs(section)}"
+    if of_run > len(rows) and over_run:
+        about = f"Confirmatory: corrected by Holm over all {of_run} comparisons of the run{_signs(section)}"
+    elif of_run > len(rows):
+        about += f"; over all {of_run} of the run in summary/confirmatory.json"
+    return "\n".join([*wrapped("", about), _confirmatory_table(rows)])
+
+
+def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
+    """MAW against each method and each against zero-shot; all other pairs are in the JSON files."""
+    confirmed = result.get("confirmatory", {}).get("comparisons", {})
+    names = [method.name for method in METHODS if method.key in result["results"]]
+    shown = [pair for pair in comparisons(names) if _is_shown(*pair)] or list(comparisons(names))
+    rows = []
+    for new, old in shown:
+        key = key_of(new, old)
+        test = result.get("significance", {}).get(key, {}).get(METRIC)
+        if test and key not in confirmed:
+            counts = f"{test['wins']} / {test['losses']} / {test['ties']}"
+            cells = _cells(test, _p(result, key, test, over_run))
+            rows.append([f"{new.label} vs {old.label}", *cells, counts, *_more(test)])
+    if not rows:
+        return ""
+    table = as_table([_LABEL, *_COLUMNS, "better/worse/same", *_MORE], rows)
+    section = result.get("exploratory", {})
+    signs = "" if confirmed else _signs(section)  # said above
+    return "\n".join([*wrapped("", _exploratory_heading(section, signs, bool(over_run))), table])
+
+
+def _exploratory_heading(section: Mapping[str, Any], signs: str, of_run: bool) -> str:
+    if not section:
+        return "Exploratory: not corrected for the number of tests"
+    several = section["run_family_size"] > section["family_size"]
+    tests = f"{section['family_size']} other tests of this dataset"
+    if several and of_run:
+        tests = f"{section['run_family_size']} other tests of the run"
+    about = f"Exploratory: corrected by Holm over all {tests}, {len(PRIMARY)} metrics of every pair{signs}"
+    if several and not of_run:
+        about += f"; over all {section['run_family_size']} of the run in summary/exploratory.json"
+    return about
+
+
+def _is_shown(new: Method, old: Method) -> bool:
+    return SUBJECT in (new.name, old.name) or old.name == BASELINE
+
+
+def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
+    return as_table([_LABEL, *_COLUMNS, "detectable", *_MORE], rows)
+
+
+def _p(result: Mapping[str, Any], key: str, test: Mapping[str, Any], over_run: RunValues) -> float | None:
+    """A test's corrected p in the headline metric: over the run, where that is known."""
+    return over_run.get((result["dataset"], key, METRIC), test.get("p_holm"))
+
+
+def _cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
+    return [
+        f"{test['mean_difference']:+z.4f}",
+        "-" if test["relative"] is None else f"{test['relative']:+z.1%}",
+        f"[{test['ci_low']:+z.4f}, {test['ci_high']:+z.4f}]",
+        p_value(test["p_value"]),
+        p_value(corrected),
+    ]
+
+
+def _found(test: Mapping[str, Any]) -> list[str]:
+    return [_number(test.get("minimum_detectable_effect"), ".4f"), *_more(test)]
+
+
+def _more(test: Mapping[str, Any]) -> list[str]:
+    found = (("effect_size", "+z.3f"), ("queries_needed", ",d"))
+    return [p_value(test.get("t_p_value")), *(_number(test.get(key), form) for key, form in found)]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _signs(section: Mapping[str, Any]) -> str:
+    if "permutations_raised_from" not in section:
+        return ""
+    return (
+        f"; {section['permutations']:,} random signs in place of {section['permutations_raised_from']:,}, so that a "
+        "corrected p can fall below the level"
+    )
+
+
+def _name(key: str, *, short: bool = False) -> str:
+    """A comparison's name for people."""
+    labels = {method.short: method.label for method in METHODS}
+    new, old = key.split("_vs_")
+    return f"vs {labels.get(old, old)}" if short else f"{labels.get(new, new)} vs {labels.get(old, old)}"

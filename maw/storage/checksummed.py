@@ -1,0 +1,58 @@
+"""JSON files that know when they were damaged: the last entry is the SHA-256 of the file's own bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maw.errors import DamagedError, MAWError
+from maw.storage.files import json_text, write_atomically
+
+_OWN, _BLANK = "sha256", "0" * 64
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+
+
+def write_signed(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes strict JSON whose last entry, "sha256", is the hash of the file with zeros in that place.
+
+    Raises:
+        MAWError: as `maw.files.write_json`.
+    """
+    text = json_text(path, {**record, _OWN: _BLANK})
+    content = text.encode("utf-8", errors="backslashreplace")  # lone surrogates as JSON's own escapes
+    before, _, after = content.rpartition(_BLANK.encode("ascii"))
+    digest = hashlib.sha256(content).hexdigest().encode("ascii")
+    write_atomically(path, lambda temporary: temporary.write_bytes(before + digest + after))
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """The record of `write_signed`, without its hash.
+
+    Raises:
+        DamagedError: one bit of it or more is not as it was written.
+        MAWError: it cannot be read at all.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MAWError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        record = json.loads(content)
+        digest = record.pop(_OWN)
+        before, found, after = content.rpartition(digest.encode("ascii"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path}: damaged (it is not a whole record)") from error
+    if not found or hashlib.sha256(before + _BLANK.encode("ascii") + after).hexdigest() != digest:
+        raise DamagedError(f"{path}: damaged (its SHA-256 is not the one recorded)")
+    return record
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Removes what interrupted writers left in a folder; call it only where no one else writes there."""
+    for path in folder.glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Training of a retriever: batches, hard negatives, loss, optimizer, checkpoints."""

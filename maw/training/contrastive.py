@@ -1,0 +1,187 @@
+"""The training batches, shared by every arm, and the contrastive loss over them.
+
+A batch is B queries, one positive passage each, and the negatives that the data gives. Every passage of the batch is
+a candidate for every query (in-batch negatives), except those that would be false negatives: passages that the qrels
+call relevant to the query, and copies of such passages. Order and choice of positives follow from (seed, epoch)
+alone, so all arms of a run see the same batches.
+
+With `bank` batches of memory, the passages of that many earlier batches of the epoch are candidates too, as they were
+encoded then (cross-batch memory, Wang et al. 2020): more negatives, and finer rewards, for the price of a product.
+
+Source of the loss: van den Oord et al. 2018 (InfoNCE), with in-batch negatives as in Karpukhin et al. 2020 (DPR).
+
+Letters: B queries, P passages of a batch (P >= B), K passages in the bank, C embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maw.data.collection import RetrievalData
+from maw.errors import DataError
+from maw.runtime.devices import to_device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, as rows of the training queries and of the training passages.
+
+    Args:
+        queries: rows of the queries, int64 (B,); a row also names a query's routing noise.
+        passages: rows of the passages, int64 (P,); the first B are the queries' positives, in their order.
+        comparable: True where a passage is the query's positive or may count against it, bool (B, P).
+        bank_comparable: the same for the passages of earlier batches, the latest last, bool (B, K).
+    """
+
+    queries: np.ndarray
+    passages: np.ndarray
+    comparable: Tensor
+    bank_comparable: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on `device`."""
+        comparable, bank = to_device(self.comparable, device), to_device(self.bank_comparable, device)
+        return replace(self, comparable=comparable, bank_comparable=bank)
+
+
+class PassageBank:
+    """Embeddings of the passages of earlier batches, without gradient, to go with `Batch.bank_comparable`."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def embeddings(self, batch: Batch) -> Tensor:
+        """Those that the batch is compared with, (K, C), or an empty tensor; call before `add`."""
+        wanted = batch.bank_comparable.shape[1]
+        held = torch.cat(self._parts)[-wanted:] if wanted else torch.empty(0)
+        self._parts = [held] if wanted else []
+        return held
+
+    def add(self, passages_PC: Tensor) -> None:
+        """Takes in a batch's passages, the positives first."""
+        self._parts.append(passages_PC.detach())
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What it holds; where no batch looks back, that is the last batch alone, and never read."""
+        return {"parts": self._parts}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]], device: torch.device) -> None:
+        """Takes back what `state_dict` gave."""
+        self._parts = [each.to(device) for each in state["parts"]]
+
+
+class TrainingPairs:
+    """The training queries with their relevant passages and negatives, as integer rows.
+
+    Args:
+        data: training split.
+        negatives: how many of a query's given negatives to use at most; queries may have fewer.
+        bank: how many earlier batches of the epoch stay candidates.
+
+    Raises:
+        DataError: a relevant passage or negative that the corpus does not hold, or no query at all.
+    """
+
+    def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0, bank: int = 0):
+        if not data.query_ids:
+            raise DataError(f"{data.name}: there is no query to train on")
+        self.seed, self.bank = seed, bank
+        relevant = [
+            [document for document, grade in data.qrels[query].items() if grade >= 1] for query in data.query_ids
+        ]
+        given = [data.negatives.get(query, [])[:negatives] for query in data.query_ids]
+        self.corpus_rows, (relevant_rows, negative_rows) = _rows(data, relevant, given)
+        self.positives, self.negatives = relevant_rows, negative_rows
+        self.text_class = _text_classes(data.corpus.take(self.corpus_rows))
+        self._relevant_codes = np.unique(
+            np.concatenate([self._codes(np.full(len(rows), q), rows) for q, rows in enumerate(relevant_rows)])
+        )
+
+    def __len__(self) -> int:
+        return len(self.positives)
+
+    def batches(self, epoch: int, size: int) -> Iterator[Batch]:
+        """The batches of one epoch. A last batch of one query without negatives is left out: it compares nothing."""
+        random = self._random(epoch)
+        groups = self._groups(random.permutation(len(self)), size)
+        draw = random.random(len(self))
+        earlier: deque[np.ndarray] = deque(maxlen=self.bank)
+        for queries in groups:
+            batch = self._batch(queries, draw, earlier)
+            earlier.append(batch.passages)
+            yield batch
+
+    def count_batches(self, epoch: int, size: int) -> int:
+        """How many batches an epoch has: whether its last one counts depends on who is in it."""
+        return len(self._groups(self._random(epoch).permutation(len(self)), size))
+
+    def source_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The batch as rows of the split's queries and rows of the corpus."""
+        return batch.queries, self.corpus_rows[batch.passages]
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
+
+    def _groups(self, order: np.ndarray, size: int) -> list[np.ndarray]:
+        """The queries of each batch."""
+        parts = (order[start : start + size] for start in range(0, len(order), size))
+        return [part for part in parts if len(part) > 1 or len(self.negatives[part[0]])]
+
+    def _batch(self, queries: np.ndarray, draw: np.ndarray, earlier: Iterable[np.ndarray]) -> Batch:
+        positives = [self.positives[query][int(draw[query] * len(self.positives[query]))] for query in queries]
+        passages = np.concatenate([positives, *(self.negatives[query] for query in queries)]).astype(np.int64)
+        comparable = self._comparable(queries, passages)
+        np.fill_diagonal(comparable, True)
+        bank = self._comparable(queries, np.concatenate([np.empty(0, np.int64), *earlier]))
+        return Batch(queries, passages, torch.from_numpy(comparable), torch.from_numpy(bank))
+
+    def _comparable(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """Where a passage is not relevant to a query, nor a copy of one that is, bool (queries, passages)."""
+        codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
+        return ~np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))
+
+    def _codes(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+        """One number for each pair of a query and a passage's text."""
+        return queries.astype(np.int64) * (len(self.text_class) + 1) + self.text_class[passages]
+
+
+def _rows(data: RetrievalData, *ids: list[list[str]]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """The corpus rows that training needs, sorted, and each list of ids as positions among them."""
+    lists = [documents for group in ids for documents in group]
+    flat = [document for documents in lists for document in documents]
+    rows = data.corpus.rows_of(flat)
+    if (rows < 0).any():
+        raise DataError(f"{data.name}: passage {flat[int(np.argmin(rows))]!r} is not in the corpus")
+    unique, positions = np.unique(rows, return_inverse=True)
+    split = np.split(positions, np.cumsum([len(documents) for documents in lists])[:-1])
+    groups, start = [], 0
+    for group in ids:
+        groups.append(split[start : start + len(group)])
+        start += len(group)
+    return unique, groups
+
+
+def _text_classes(texts: list[str]) -> np.ndarray:
+    """Equal numbers for texts that are the same but for case and white space, (N,)."""
+    digests = np.array([hashlib.blake2b(" ".join(t.lower().split()).encode(), digest_size=16).digest() for t in texts])
+    return np.unique(digests, return_inverse=True)[1]
+
+
+def contrastive_loss(queries_BC: Tensor, passages_PC: Tensor, comparable_BP: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each query's positive, the passage of its own position, among its candidates: (B,).
+
+    Args:
+        queries_BC: may carry a leading dimension of samples, as may the passages: (..., B, C) and (..., P, C).
+        comparable_BP: False where a passage must not count against a query.
+        temperature: what similarities are divided by.
+    """
+    logits = queries_BC @ passages_PC.transpose(-1, -2) / temperature
+    logits = logits.masked_fill(~comparable_BP, -torch.inf)
+    return logits.logsumexp(-1) - logits.diagonal(dim1=-2, dim2=-1)

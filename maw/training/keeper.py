@@ -1,0 +1,114 @@
+"""Saves one training: the checkpoints that the user asked for, and the one that a resumed run goes on from.
+
+    keeper = Keeper(config, folder, "pystdlib_maw", dataset="pystdlib", method="maw", run={"id": ..., "part": ...})
+    train_retriever(model, ..., keeper=keeper)
+    keeper.finish()
+
+`<name>_best` is written after every epoch that is better than those before, `<name>_epochNNN` on request, and
+`<name>_latest` after every epoch, every `save_every` minutes, and when a signal asks for it. The latest keeps the one
+before it to fall back on; with `keep_only_best_checkpoint` it goes when the training is over and its result is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maw.config.tier1_config import Tier1Config
+from maw.models.retriever import BaselineRetriever
+from maw.runtime import distributed, signals
+from maw.runtime.profiler import stage
+from maw.training.checkpoint import BEST, LATEST, load_training, save_checkpoint
+from maw.training.progress import Saved
+
+SECONDS = 60
+
+
+class Keeper:
+    """Saves one training.
+
+    Args:
+        config: what to keep, and how often to save.
+        folder: of the checkpoints.
+        name: what their names begin with.
+        dataset: for the record.
+        method: for the record.
+        run: which run and part of it this is, if it can go on: what another one left is never gone on from.
+        resume: whether to look for a state to go on from.
+        only_latest: keep no best checkpoint, nor those of epochs.
+        before_save: called before each save.
+    """
+
+    def __init__(
+        self,
+        config: Tier1Config,
+        folder: Path,
+        name: str,
+        *,
+        dataset: str,
+        method: str,
+        run: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        only_latest: bool = False,
+        before_save: Callable[[], None] = lambda: None,
+    ):
+        self.config, self.folder, self.name = config, folder, name
+        self.about = {"dataset": dataset, "method": method, "run": dict(run or {})}
+        self.resume, self.only_latest, self.before_save = resume, only_latest, before_save
+        self._saved_at = time.monotonic()
+
+    def load(self) -> Saved | None:
+        """What this training saved last; None if it has to begin, or if all that it saved is damaged."""
+        if not self.resume:
+            return None
+        found = load_training(self._path(LATEST), self.about["run"])
+        return None if found is None else Saved(*found)
+
+    def due(self) -> bool:
+        """Whether to save at the end of this step: a signal asks for it, or it has been long enough."""
+        waited = time.monotonic() - self._saved_at
+        late = bool(self.config.save_every) and waited >= self.config.save_every * SECONDS
+        return signals.save_asked() or signals.stop_asked() or late
+
+    def save(
+        self, model: BaselineRetriever, saved: Saved, *, improved: bool = False, epoch_over: bool = False
+    ) -> None:
+        """Writes the latest checkpoint and, after an epoch, the others that are wanted.
+
+        Raises:
+            MAWError: as `maw.training.checkpoint.save_checkpoint`.
+        """
+        with stage("writing checkpoints"), signals.held_back():
+            self.before_save()
+            if epoch_over and not self.only_latest:
+                wanted = {BEST: improved, f"epoch{saved.epoch:03d}": self.config.save_epoch_checkpoints}
+                for kind in (kind for kind, is_wanted in wanted.items() if is_wanted):
+                    self._write(kind, model, saved)
+            self._write(LATEST, model, saved, keep_previous=True)
+        self._saved_at = time.monotonic()
+
+    @distributed.main_only
+    def finish(self) -> None:
+        """Removes the latest checkpoint where only the best is to be kept; call it when the result is kept."""
+        if self.only_latest or self.config.keep_only_best_checkpoint:
+            shutil.rmtree(self._path(LATEST), ignore_errors=True)
+
+    @distributed.main_only
+    def _write(self, kind: str, model: BaselineRetriever, saved: Saved, keep_previous: bool = False) -> None:
+        save_checkpoint(
+            self._path(kind),
+            model,
+            epoch=saved.epoch,
+            step=saved.step,
+            best_val_metric=saved.best_val_metric,
+            training_history=saved.history,
+            training=saved.state,
+            keep_previous=keep_previous,
+            **self.about,
+        )
+
+    def _path(self, kind: str) -> Path:
+        return self.folder / f"{self.name}_{kind}"

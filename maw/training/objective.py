@@ -1,0 +1,204 @@
+"""What one optimizer step of the encoder minimises, by arm.
+
+Without routing it is the contrastive loss. With MAW each text is encoded at a routing: a fresh random one, the
+expected kernel, or one that a learner has just sampled and rewarded. `encoder_update` says which of a learner's
+samples the encoder is trained on: `sampled`, one that the policy drew; `all_group`, all of them alike; `mcl`, all of
+them, weighted by reward, so that the depths that suit a text are trained on it (multiple choice learning,
+Guzman-Rivera et al. 2012, softened); `mcl_sampled`, one drawn by reward, at the cost of one. With all of them sample s
+of a query meets sample s of its positive, and the weight is a softmax over s of the sum of both rewards; where a group
+is every depth once, the two are then at the same depth. One is drawn for each side by its own rewards. The temperature
+of the softmax may fall over the training, from all alike to the best alone. Negatives run at their greedy depth.
+
+Letters: B queries, P passages of a batch, K passages in the bank, S routings of each text, C embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from maw.attention.noise import gumbel_argmax, noise_keys, uniform_noise
+from maw.config.tier1_config import Tier1Config
+from maw.models.encoder import MAWWithGRPOEncoder
+from maw.runtime.devices import to_device
+from maw.training.contrastive import Batch, PassageBank, contrastive_loss
+from maw.training.router.grpo import GRPOLearner
+from maw.training.router.rollout import Rollout
+from maw.training.router.supervised import SupervisedLearner
+from maw.training.state import State
+
+Statistics = dict[str, Tensor]
+LEARNERS = {"reward": GRPOLearner, "labels": SupervisedLearner}
+
+
+class ContrastiveObjective:
+    """The contrastive loss of embeddings as the encoder gives them: baselines, and routers that do not sample."""
+
+    def __init__(self, engine: nn.Module, temperature: float):
+        self.engine, self.temperature = engine, temperature
+        self.bank = PassageBank()
+
+    def watched(self) -> Tensor:
+        """What must be finite beside the loss and its gradient, 1-dimensional, on the device."""
+        return torch.empty(0, device=next(self.engine.parameters()).device)
+
+    def check(self, watched: Sequence[float]) -> None:
+        """Looks at what was `watched`, once it is on the host.
+
+        Raises:
+            NotFiniteError: something of it is not finite.
+        """
+
+    def state_dict(self) -> State:
+        """What the objective carries from one step to the next."""
+        return {"bank": self.bank.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back what `state_dict` gave."""
+        self.bank.load_state_dict(state["bank"], next(self.engine.parameters()).device)
+
+    def __call__(
+        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+    ) -> tuple[Tensor, Statistics]:
+        """Loss to minimise, 0-dimensional, and statistics."""
+        query_BC, passage_PC = self.engine(queries)["embedding"], self.engine(passages)["embedding"]
+        return self._losses(query_BC, passage_PC, batch, self.bank.embeddings(batch), passage_PC).mean(), {}
+
+    def _losses(self, query: Tensor, passage: Tensor, batch: Batch, bank_KC: Tensor, kept_PC: Tensor) -> Tensor:
+        """The contrastive loss of each query, (..., B), among the batch's passages and the bank's.
+
+        Args:
+            query: (..., B, C).
+            passage: (..., P, C).
+            kept_PC: what the bank keeps of the passages.
+        """
+        comparable = batch.comparable
+        self.bank.add(kept_PC)
+        if len(bank_KC):
+            passage = torch.cat((passage, bank_KC.expand(*passage.shape[:-2], -1, -1)), dim=-2)
+            comparable = torch.cat((comparable, batch.bank_comparable), dim=1)
+        return contrastive_loss(query, passage, comparable, self.temperature)
+
+
+class RandomRoutingObjective(ContrastiveObjective):
+    """The contrastive loss at a fresh random depth for every text."""
+
+    def __init__(self, engine: nn.Module, temperature: float, seed: int):
+        super().__init__(engine, temperature)
+        self.seed = seed
+
+    def __call__(
+        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+    ) -> tuple[Tensor, Statistics]:
+        embeddings = []
+        for stream, (inputs, rows) in enumerate(((queries, batch.queries), (passages, batch.passages))):
+            index = to_device(torch.from_numpy(rows), batch.comparable.device)
+            keys = noise_keys(self.seed, step, index, 1, stream)
+            embeddings.append(self.engine(inputs, mode="group", keys=keys)["embedding"][:, 0])
+        return self._losses(*embeddings, batch, self.bank.embeddings(batch), embeddings[1]).mean(), {}
+
+
+class LearnedRoutingObjective(ContrastiveObjective):
+    """Lets a learner sample routings and update the routers, then trains the encoder on those routings."""
+
+    def __init__(
+        self,
+        engine: nn.Module,
+        temperature: float,
+        learner: GRPOLearner | SupervisedLearner,
+        config: Tier1Config,
+        steps: int,
+    ):
+        super().__init__(engine, temperature)
+        self.learner, self.config, self.update, self.steps = learner, config, config.encoder_update, steps
+
+    def watched(self) -> Tensor:
+        return self.learner.watched
+
+    def check(self, watched: Sequence[float]) -> None:
+        self.learner.check(watched)
+
+    def state_dict(self) -> State:
+        return super().state_dict() | {"learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self.learner.load_state_dict(state["learner"])
+
+    def __call__(
+        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+    ) -> tuple[Tensor, Statistics]:
+        bank_KC = self.bank.embeddings(batch)
+        query_rollout, positive_rollout, statistics = self.learner.step(queries, passages, batch, step, bank_KC)
+        size = len(batch.queries)
+        positives = {name: each[:size] for name, each in passages.items()}
+        temperature = self._mcl_temperature(step)
+        query_SBC = self._embed(queries, query_rollout, self._picked(query_rollout, batch, step, 2, temperature))
+        picked = self._picked(positive_rollout, batch, step, 3, temperature)
+        passage_SPC = self._embed(positives, positive_rollout, picked)
+        if len(batch.passages) > size:
+            negatives = {name: each[size:] for name, each in passages.items()}
+            negative_NC = self.engine(negatives)["embedding"]
+            passage_SPC = torch.cat((passage_SPC, negative_NC.expand(len(passage_SPC), -1, -1)), dim=1)
+        kept = passage_SPC[0]
+        if picked is None and positive_rollout.drawn_B is not None:  # of every depth the one that the policy drew
+            drawn = positive_rollout.drawn_B
+            kept = torch.cat((passage_SPC[drawn, torch.arange(size, device=drawn.device)], kept[size:]))
+        loss_SB = self._losses(query_SBC, passage_SPC, batch, bank_KC, kept)
+        weight_SB = self._weights(query_rollout, positive_rollout, len(loss_SB), temperature)
+        return (loss_SB * weight_SB).sum(0).mean(), statistics
+
+    def _picked(self, rollout: Rollout, batch: Batch, step: int, stream: int, temperature: float) -> Tensor | None:
+        """Each text's one sample that the encoder is trained on, (B,); None where it is trained on all of them."""
+        if self.update == "sampled":
+            first = torch.zeros(len(rollout.reward_BG), dtype=torch.long, device=rollout.reward_BG.device)
+            return first if rollout.drawn_B is None else rollout.drawn_B
+        if self.update != "mcl_sampled":
+            return None
+        index = to_device(torch.from_numpy(batch.queries), rollout.reward_BG.device)
+        keys = noise_keys(self.config.seed, step, index, 1, stream)
+        noise = uniform_noise(keys, 0, 1, 1, rollout.reward_BG.shape[1])[:, 0, 0, 0]
+        return gumbel_argmax(rollout.reward_BG / temperature, noise)
+
+    def _embed(self, inputs: Mapping[str, Tensor], rollout: Rollout, picked_B: Tensor | None) -> Tensor:
+        """The embeddings at the routings that the encoder is trained on, (S, B, C)."""
+        depths = rollout.depths
+        if picked_B is not None:
+            rows = torch.arange(len(picked_B), device=picked_B.device)
+            depths = [each[rows, picked_B][:, None] for each in depths]
+        return self.engine(inputs, mode="group", depths=depths)["embedding"].transpose(0, 1)
+
+    def _weights(self, query: Rollout, positive: Rollout, samples: int, temperature: float) -> Tensor:
+        """How much each sample of each text counts, (S, B), summing to one over S."""
+        if self.update != "mcl":
+            return torch.full((samples, 1), 1 / samples, device=query.reward_BG.device)
+        return ((query.reward_BG + positive.reward_BG).T / temperature).softmax(0)
+
+    def _mcl_temperature(self, step: int) -> float:
+        """Falls geometrically from the start's to the end's over the steps of the training."""
+        last, first = self.config.mcl_temperature, self.config.mcl_start_temperature
+        share = min(1.0, step / max(1, self.steps - 1))
+        return last if first is None else first ** (1 - share) * last**share
+
+
+def build_objective(
+    encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float, steps: int = 1
+) -> ContrastiveObjective:
+    """The objective that suits the encoder and its router.
+
+    Args:
+        encoder: the encoder itself.
+        engine: the same, possibly inside a parallel wrapper.
+        steps: batches of the whole training, for what changes on the way.
+    """
+    if not isinstance(encoder, MAWWithGRPOEncoder):
+        return ContrastiveObjective(engine, temperature)
+    router = encoder.maw_attention[0].router
+    if router.name == "random":
+        return RandomRoutingObjective(engine, temperature, config.seed)
+    if router.trained_by not in LEARNERS:
+        return ContrastiveObjective(engine, temperature)
+    learner = LEARNERS[router.trained_by](encoder, engine, config, temperature)
+    return LearnedRoutingObjective(engine, temperature, learner, config, steps)

@@ -1,0 +1,1 @@
+"""Training of routers: GRPO, supervised labels, and the start from clusters."""

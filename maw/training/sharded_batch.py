@@ -1,0 +1,220 @@
+"""A batch, and a corpus, divided among the processes of a run (`maw.runtime.distributed`); with one process all stay
+whole.
+
+**Training.** Every process goes through the same step of the same whole batch. What differs is which texts it reads
+and encodes: `read_batch` gives each text an owner, so that all have about as many tokens, and `over_processes` puts an
+engine in front of the encoder that computes the texts of its own and gathers the others' embeddings, with gradients.
+Loss, rewards and the routers' updates are then computed alike everywhere, over all in-batch negatives. The backward
+pass reaches each process's own texts, so the sum of the gradients over the processes (`sum_gradients`) is that of the
+whole batch: the step is that of one process but for rounding. No wrapper such as DistributedDataParallel is needed,
+which would average losses of parts, in which the negatives of the other parts are missing; a parameter without a
+gradient stalls nothing.
+
+**Encoding.** Each process encodes its share of the texts, and all get all embeddings.
+
+Letters: B texts of a batch, R texts of one process, padded to the same number everywhere, T tokens, C embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maw.encoding.activation_cache import PrefixSource
+from maw.models.batching import padded_length
+from maw.models.tokenized import TextSource
+from maw.runtime import distributed
+from maw.runtime.devices import to_device
+
+OWNER = "owner"
+"""Beside a batch's inputs, which process computes each text, int64 (B,) on the CPU."""
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def read_batch(
+    source: TextSource | PrefixSource, rows: np.ndarray, device: torch.device, parts: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """The encoder's inputs for a batch, on the device.
+
+    With several processes only the texts of one's own are read: the others have their place, their attention mask and
+    nothing else, and `OWNER` says whose they are.
+
+    Args:
+        rows: of the source, (B,).
+        parts: sizes of parts of the batch that are also computed by themselves, and so are divided evenly, too.
+    """
+    if not distributed.together():
+        return {name: to_device(each, device) for name, each in source.batch(rows).items()}
+    place = distributed.place()
+    owner = owners(source.lengths()[rows], parts or [len(rows)], place.count)
+    own = np.flatnonzero(owner == place.rank)
+    read = own if len(own) else np.zeros(1, dtype=np.int64)  # a process without a text still needs names and types
+    found = source.batch(rows[read])
+    mask_BT = _whole_mask(found["attention_mask"].sum(1).numpy()[: len(own)], owner, found["attention_mask"].shape[1])
+    inputs = {"attention_mask": to_device(mask_BT, device), OWNER: torch.from_numpy(owner)}
+    for name in found.keys() - {"attention_mask"}:
+        part = found[name]
+        of_tokens = part.shape[1] == found["attention_mask"].shape[1] and name != "text_keys"
+        width = mask_BT.shape[1] if of_tokens else part.shape[1]
+        whole = torch.zeros(len(rows), width, *part.shape[2:], dtype=part.dtype)
+        whole[torch.from_numpy(read), : part.shape[1]] = part
+        inputs[name] = to_device(whole, device)
+    return inputs
+
+
+def owners(lengths: np.ndarray, parts: Sequence[int], count: int) -> np.ndarray:
+    """Which process computes each text, int64 (B,): in each part equally many but for one, of like lengths."""
+    owner = np.empty(len(lengths), dtype=np.int64)
+    start = 0
+    for size in parts:
+        order = np.argsort(-lengths[start : start + size], kind="stable")
+        owner[start + order] = np.arange(size) % count
+        start += size
+    return owner
+
+
+def _whole_mask(lengths: np.ndarray, owner: np.ndarray, width: int) -> Tensor:
+    """The attention mask of the whole batch, (B, T), from the token counts of each process's own texts."""
+    count = distributed.place().count
+    most = int(np.bincount(owner, minlength=count).max())
+    sent = torch.zeros(most + 1, dtype=torch.int64)
+    sent[0] = width if len(lengths) else 0
+    sent[1 : 1 + len(lengths)] = torch.from_numpy(lengths.astype(np.int64))
+    length_B = torch.zeros(len(owner), dtype=torch.int64)
+    width = 0
+    for rank, got in enumerate(distributed.gathered(sent)):
+        rows = torch.from_numpy(np.flatnonzero(owner == rank))
+        length_B[rows] = got[1 : 1 + len(rows)]
+        width = max(width, int(got[0]))
+    assert 0 < int(length_B.max()) <= width <= padded_length(width), "token counts of another batch"
+    return (torch.arange(width) < length_B[:, None]).long()
+
+
+def over_processes(engine: nn.Module) -> nn.Module:
+    """The engine itself, or with several processes one that computes this one's texts and gathers the others'."""
+    return SharedEngine(engine) if distributed.together() else engine
+
+
+class SharedEngine(nn.Module):
+    """Called like an encoder, with inputs of `read_batch`; gives what the encoder gives for the whole batch.
+
+    Args:
+        engine: what computes.
+    """
+
+    def __init__(self, engine: nn.Module):
+        super().__init__()
+        self.engine = engine
+        self.train(engine.training)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Any],
+        mode: str = "embed",
+        *,
+        depths: Sequence[Tensor] | None = None,
+        keys: Tensor | None = None,
+    ) -> Any:
+        """As the encoder's own forward; "policy", which sees gathered states alone, is computed everywhere."""
+        if mode not in ("embed", "group"):
+            return self.engine(inputs, mode)
+        device = inputs["attention_mask"].device
+        mine, where = _division(inputs[OWNER])
+        own_R, place_B = to_device(mine, device), to_device(where, device)
+        options: dict[str, Any] = {}
+        if depths is not None:
+            options["depths"] = [each[own_R] for each in depths]
+        if keys is not None:
+            options["keys"] = keys[own_R]
+        own = {name: each[own_R] for name, each in inputs.items() if name != OWNER}
+        found = self.engine(own, mode, **options)
+        return {
+            name: [gather_rows(part, place_B) for part in each]
+            if isinstance(each, list)
+            else gather_rows(each, place_B)
+            for name, each in found.items()
+        }
+
+
+def _division(owner_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that this process computes, (R,), and where each row of the batch stands among all that are gathered.
+
+    All processes compute as many rows: those that own fewer compute one again, and what comes of it is left out.
+    """
+    place = distributed.place()
+    rows = [(owner_B == rank).nonzero()[:, 0] for rank in range(place.count)]
+    most = max(len(each) for each in rows)
+    where_B = torch.empty(len(owner_B), dtype=torch.int64)
+    for rank, each in enumerate(rows):
+        where_B[each] = rank * most + torch.arange(len(each))
+    mine = rows[place.rank]
+    filler = mine[:1] if len(mine) else torch.zeros(1, dtype=torch.int64)
+    return torch.cat((mine, filler.expand(most - len(mine)))), where_B
+
+
+def gather_rows(values: Tensor, place_B: Tensor) -> Tensor:
+    """The rows of all processes in the batch's order, from each one's (R, ...); gradients flow to one's own."""
+    return _Gathered.apply(values)[place_B]
+
+
+class _Gathered(torch.autograd.Function):
+    """All processes' tensors one behind the other. Since all go on to compute the same loss from them, the gradient of
+    a process's own part is here already, and nothing has to be sent back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.rows = len(values)
+        if not values.is_floating_point():
+            whole = torch.cat(distributed.gathered(values.detach()))
+            ctx.mark_non_differentiable(whole)
+            return whole
+        return torch.cat(distributed.gathered(values.detach()))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        start = distributed.place().rank * ctx.rows
+        return gradient[start : start + ctx.rows]
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Adds up each parameter's gradient over the processes; one that none has stays without."""
+    if distributed.together():
+        _reduce(list(parameters), 1.0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives all processes the mean gradients, where all have computed the same but for rounding."""
+    if distributed.together():
+        _reduce(list(parameters), 1 / distributed.place().count)
+
+
+def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
+    """One sum for all gradients of a type, with a count behind it of who has one."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for each in parameters:
+        kinds.setdefault((each.dtype, each.device), []).append(each)
+    for (dtype, device), group in kinds.items():
+        parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
+        has = torch.tensor([each.grad is not None for each in group], dtype=dtype)
+        flat = torch.cat([*(part.reshape(-1) for part in parts), to_device(has, device)])
+        distributed.summed_(flat)
+        *sums, counts = flat.split([*(each.numel() for each in group), len(group)])
+        # Which parameters a step reaches is the same everywhere; looking at the counts would wait for a GPU.
+        known = has.tolist() if device.type != "cpu" else counts.tolist()
+        for each, total, count in zip(group, sums, known, strict=True):
+            each.grad = (total * scale).view_as(each) if count else None
+
+
+def same_start(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives all processes the main one's values of what is to be trained."""
+    if distributed.together():
+        with torch.no_grad():
+            for each in parameters:
+                values = each.detach().contiguous()
+                each.copy_(distributed.from_main_(values))

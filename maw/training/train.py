@@ -1,0 +1,142 @@
+"""`train_retriever`: trains a retriever on a split of a collection or on plain dictionaries.
+
+    from tier_1 import train_retriever
+    history = train_retriever(model, train_data, val_data, config, device, "my_dataset", "lora")
+    history[0]["train_loss"], history.best["epoch"], history.validation.per_query["ndcg_cut_10"]
+
+Contrastive loss (`maw.training.contrastive`), AdamW (`maw.training.trainer`), validation after every epoch; the best
+epoch's weights are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from maw.config.tier1_config import Tier1Config
+from maw.data.collection import RetrievalData
+from maw.data.from_dicts import as_retrieval_data
+from maw.encoding.activation_cache import ActivationStore
+from maw.errors import placed
+from maw.evaluation.evaluate import evaluate_retriever
+from maw.evaluation.metrics import EvaluationResult
+from maw.evaluation.routing.diagnostics import routing_diagnostics
+from maw.models.retriever import BaselineRetriever
+from maw.runtime import distributed, signals, trackers
+from maw.runtime.console import at
+from maw.runtime.devices import device_of, unwrap
+from maw.runtime.profiler import stage
+from maw.runtime.run_log import log_event
+from maw.training.progress import VALIDATION_METRIC, History, Keeper, Progress
+from maw.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_retriever(
+    model: BaselineRetriever,
+    train_data: RetrievalData | Mapping[str, Any],
+    val_data: RetrievalData | Mapping[str, Any],
+    config: Tier1Config,
+    device: torch.device | str | None = None,
+    dataset_name: str = "",
+    model_type: str = "",
+    *,
+    activations: ActivationStore | None = None,
+    on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
+    keeper: Keeper | None = None,
+) -> History:
+    """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
+
+    Args:
+        model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`; it may be inside a
+            DataParallel.
+        train_data: a split of a collection, or a plain dictionary as for `evaluate_retriever`, with optional
+            "negatives" {query: [document]}.
+        val_data: the same; nDCG@10 on it decides which epoch is best.
+        config: epochs, batches, learning rates, and how routers are trained.
+        device: where to compute; where the model is, if not given.
+        dataset_name: for messages and the progress bar.
+        model_type: for messages and the progress bar.
+        activations: stored activations of the frozen layers, shared with other calls of a run.
+        on_epoch: called after every epoch with its record and whether it is the best so far.
+        keeper: saves the training, and has what an interrupted one is to go on from.
+
+    Returns:
+        One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
+        steps, in float16 how many were left out (`overflow_steps`), what the router did in training and, as
+        "val_routing", on validation (see `maw.evaluation.routing.diagnostics`). The list's `validation` has the best
+        epoch's value of every query.
+
+    Raises:
+        MAWError: nothing to train.
+        NotFiniteError: a loss, gradient, reward or embedding that is not finite; before anything is changed by it.
+        MemoryLimitError: a batch does not fit memory.
+        Stopped: a signal asked for it; the training is saved (`maw.runtime.signals`).
+    """
+    device, model = device_of(model, device), unwrap(model)
+    with at(dataset=dataset_name, method=model_type):
+        trainer = Trainer(
+            model,
+            as_retrieval_data(train_data, "train"),
+            config,
+            device,
+            f"{dataset_name} {model_type}".strip() or "training",
+            activations,
+        )
+        validation = as_retrieval_data(val_data, "validation", config.relevance_level)
+        progress = Progress(model, trainer, keeper)
+        history = progress.history
+        diagnostics = routing_diagnostics(model, config, device, activations)
+
+        def evaluate() -> EvaluationResult:
+            where = f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"
+            with placed(where), at(epoch=trainer.epoch, epochs=config.num_epochs):
+                return evaluate_retriever(
+                    model, validation, config, device, "validation", activations=activations, inspect=diagnostics
+                )
+
+        for epoch in range(trainer.epoch, config.num_epochs + 1):
+            if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
+                logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
+                break
+            with signals.held_back():
+                record = trainer.run_epoch(epoch, progress.after_step)
+            with progress.saved_when_stopped():
+                with stage("validation"):
+                    result = evaluate()
+                improved = progress.judge(record, result)
+                if diagnostics:
+                    diagnostics.after_epoch(record, improved)
+            with signals.held_back():
+                trackers.log_epoch(trainer.step, record)
+                progress.add(record, result, improved)
+            if on_epoch:
+                on_epoch(record, improved)
+            log_event(logger, "epoch", training=trainer.label, best=improved, **record)
+            logger.info(
+                "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s%s",
+                trainer.label,
+                epoch,
+                config.num_epochs,
+                record["train_loss"],
+                result[VALIDATION_METRIC],
+                " (best so far)" if improved else "",
+                _left_out(record.get("overflow_steps", 0)),
+            )
+            signals.check()
+        model.load_trained_state(progress.best_weights)
+        (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
+        if forgotten:
+            with stage("validation"):
+                evaluate()
+        if diagnostics:
+            diagnostics.after_training(history.best)
+        return history
+
+
+def _left_out(steps: int) -> str:
+    return f"; {steps} step{'s' * (steps != 1)} beyond float16 left out" if steps else ""

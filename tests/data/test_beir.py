@@ -1,0 +1,661 @@
+"""BEIR folders: what a good one gives, and one line with file and line for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from maw.config.tier1_config import Tier1Config
+from maw.data import beir_format, collection
+from maw.data.datasets import beir
+from maw.data.names import BUILT_DATASETS
+from maw.data.registry import dataset_names, load_collection
+from maw.errors import DataError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+HEADER = "query-id\tcorpus-id\tscore\n"
+GOOD = {
+    "corpus.jsonl": "".join(
+        json.dumps({"_id": f"d{i}", "title": f"title {i}" if i % 2 else "", "text": f"text of {i}"}) + "\n"
+        for i in range(8)
+    ),
+    "queries.jsonl": "".join(json.dumps({"_id": f"q{i}", "text": f"question {i}"}) + "\n" for i in range(8)),
+    "qrels/train.tsv": HEADER + "q0\td0\t1\nq0\td1\t0\nq1\td1\t2\nq2\td2\t1\n",
+    "qrels/dev.tsv": HEADER + "q3\td3\t1\nq4\td4\t1\n",
+    "qrels/test.tsv": HEADER + "q5\td5\t1\nq5\td0\t-1\nq6\td6\t3\n",
+}
+SAMPLES = {"train_samples": 2, "val_samples": 2, "test_samples": 2}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """`load({"qrels/dev.tsv": None})` loads the good folder with that change; bytes stay as they are."""
+
+    def call(changes=None, methods=("zero_shot", "lora", "maw"), **settings):
+        call.folder = tmp_path / "tiny"
+        for name, content in (GOOD | (changes or {})).items():
+            path = call.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            if content is not None:
+                path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        config = Tier1Config(cache_dir=str(tmp_path / "cache"), methods=list(methods), **(SAMPLES | settings))
+        return load_collection(f"beir:{call.folder}", config)
+
+    return call
+
+
+def everything(data):
+    return dict(zip(data.query_ids, data.queries)), data.qrels
+
+
+def lines(text, *changes):
+    """`text` with lines replaced: `(number from 1, new line)`."""
+    rows = text.splitlines()
+    for number, row in changes:
+        rows[number - 1] = row
+    return "\n".join(rows) + "\n"
+
+
+def test_a_good_folder(load):
+    data = load(test_samples=9, train_samples=9)
+    assert (data.name, data.title) == ("beir_tiny", "tiny (BEIR folder)")
+    assert everything(data.test) == (
+        {"q5": "question 5", "q6": "question 6"},
+        {"q5": {"d5": 1, "d0": -1}, "q6": {"d6": 3}},
+    )
+    assert data.train.qrels == {"q0": {"d0": 1, "d1": 0}, "q1": {"d1": 2}, "q2": {"d2": 1}}
+    assert set(data.validation.query_ids) == {"q3", "q4"}
+    assert data.test.corpus is data.train.corpus is data.validation.corpus
+    assert data.test.corpus.take([0, 1]) == ["text of 0", "title 1 text of 1"]
+    json.dumps(data.facts, allow_nan=False)
+    assert data.facts["passages"] == 8
+    assert data.facts["splits"]["test"] == {
+        "available": 2,
+        "queries": 2,
+        "judgements": 3,
+        "relevant": 2,
+        "judged_not_relevant": 0,  # the grade of the third is -1
+        "qrels_sha256": data.test.qrels_hash(),
+    }
+
+
+def test_fewer_queries_than_asked_for_is_a_warning(load, caplog):
+    with caplog.at_level(logging.WARNING):
+        warnings = load(train_samples=5).facts["warnings"]
+    assert warnings == ["tiny: train_samples asks for 5 queries and train has 3; all are used"] == caplog.messages
+
+
+def test_samples_do_not_depend_on_the_order_of_the_files(load):
+    names = ("queries.jsonl", "qrels/train.tsv")
+    first = load()
+    head, *rows = GOOD["qrels/train.tsv"].splitlines(keepends=True)
+    turned = {
+        names[0]: "".join(GOOD[names[0]].splitlines(keepends=True)[::-1]),
+        names[1]: head + "".join(rows[::-1]),
+    }
+    second = load(turned)
+    assert second.train.query_ids == first.train.query_ids
+    assert second.train.qrels_hash() == first.train.qrels_hash()
+    assert set(load(train_samples=1).train.query_ids) < set(first.train.query_ids)
+
+
+def with_bom(text):
+    return b"\xef\xbb\xbf" + text.encode()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: text.replace("\n", "\r\n"),
+        with_bom,
+        lambda text: with_bom(text.replace("\n", "\r\n")),
+        lambda text: text.rstrip("\n"),
+        lambda text: "\n" + text.replace("\n", "\n \n"),
+        lambda text: with_bom("\n" + text),
+    ],
+    ids=["crlf", "bom", "bom and crlf", "no last line end", "blank lines", "bom and blank line"],
+)
+def test_forms_of_text_files_that_mean_the_same(load, form):
+    want, got = load(), load({name: form(text) for name, text in GOOD.items()})
+    for split in ("train", "validation", "test"):
+        assert everything(getattr(got, split)) == everything(getattr(want, split))
+    assert got.test.corpus.fingerprint == want.test.corpus.fingerprint
+
+
+@pytest.mark.parametrize("title", ["", '"title": null, ', '"title": "", '])
+def test_the_title_may_be_missing(load, title):
+    data = load({"corpus.jsonl": lines(GOOD["corpus.jsonl"], (6, f'  {{"_id": "d5", {title}"text": "alone"}}'))})
+    assert data.test.corpus.take(data.test.corpus.rows_of(["d5"])) == ["alone"]
+
+
+def test_validation_tsv_serves_where_there_is_no_dev_tsv(load):
+    data = load({"qrels/dev.tsv": None, "qrels/validation.tsv": GOOD["qrels/dev.tsv"]})
+    assert set(data.validation.query_ids) == {"q3", "q4"}
+
+
+def test_without_a_validation_file_training_queries_are_held_out(load):
+    rows = "".join(f"q{i}\td{i}\t1\n" for i in (0, 1, 2, 3, 4, 7))
+    changes = {"qrels/dev.tsv": None, "qrels/train.tsv": HEADER + rows}
+    data = load(changes, train_samples=5, val_samples=5)
+    assert data.facts["skipped"]["queries_shared_with_another_split"] == {"train": 0, "validation": 0}
+    assert len(data.validation) == 1  # a fifth of six, though five were asked for
+    assert set(data.train.query_ids) | set(data.validation.query_ids) == {"q0", "q1", "q2", "q3", "q4", "q7"}
+    assert not set(data.train.query_ids) & set(data.validation.query_ids)
+    assert "validation: 1 of 6 training queries, held out by hash" in data.facts["split_rule"]
+    assert load(changes, train_samples=5, val_samples=5).validation.query_ids == data.validation.query_ids
+
+
+def test_copies_of_a_query_held_out_are_counted(load):
+    """Of three copies of one text either none is held out, or one is, and the two others are left out."""
+    copies = "".join(f'{{"_id": "c{i}", "text": "The same words."}}\n' for i in range(3))
+    rows = "".join(f"c{i}\td{i}\t1\n" for i in range(3)) + "q0\td0\t1\nq1\td1\t1\n"
+    changes = {
+        "qrels/dev.tsv": None,
+        "qrels/train.tsv": HEADER + rows,
+        "queries.jsonl": GOOD["queries.jsonl"] + copies,
+    }
+    counts = set()
+    for seed in range(8):
+        data = load(changes, train_samples=5, val_samples=5, seed=seed)
+        left_out = 5 - len(data.train) - len(data.validation)
+        assert data.facts["skipped"]["queries_shared_with_another_split"] == {"train": left_out, "validation": 0}
+        warning = f"tiny: {left_out} train questions occur in another split too and are left out of train"
+        assert (warning in data.facts["warnings"]) is (left_out > 0)
+        counts.add(left_out)
+    assert counts == {0, 2}
+
+
+@pytest.mark.parametrize("dev", [None, GOOD["qrels/dev.tsv"]])
+def test_zero_shot_needs_no_training_queries(load, dev):
+    changes = {"qrels/train.tsv": None, "qrels/dev.tsv": dev}
+    data = load(changes, methods=["zero_shot"])
+    assert (len(data.train), len(data.validation), len(data.test)) == (0, 2 if dev else 0, 2)
+    with pytest.raises(DataError, match=r"qrels/train\.tsv: there is no such file and lora, maw must train; add it"):
+        load(changes)
+
+
+def test_what_is_unusable_is_counted_and_left_out(load, caplog):
+    queries = GOOD["queries.jsonl"] + '{"_id": "blank", "text": " "}\n{"_id": "q8", "text": "QUESTION 5!"}\n'
+    with caplog.at_level(logging.WARNING):
+        data = load(
+            {
+                "queries.jsonl": queries,
+                "corpus.jsonl": GOOD["corpus.jsonl"] + '{"_id": "d8", "text": ""}\n',
+                "qrels/train.tsv": GOOD["qrels/train.tsv"] + "q7\td7\t0\nq8\td5\t1\nq0\td0\t1\nq3\td3\t1\n",
+            }
+        )
+    assert data.facts["skipped"] == {
+        "queries_without_relevant_passage": {"train": 1, "validation": 0, "test": 0},
+        "queries_shared_with_another_split": {"validation": 0, "train": 2},
+        "repeated_judgements": {"train": 1, "validation": 0, "test": 0},
+        "empty_queries_without_judgements": 1,
+    }
+    assert data.facts["empty_passages"] == 1
+    assert data.facts["splits"]["train"]["available"] == 3
+    assert (
+        data.facts["warnings"]
+        == caplog.messages
+        == [
+            "tiny: 1 train queries have no relevant passage and are left out",
+            "tiny: 2 train questions occur in another split too and are left out of train",
+            "tiny: 1 judgements in train are repeated and count once",
+            "tiny: 1 queries without judgements are empty and are ignored",
+            "tiny: 1 passages have no text; they are kept",
+            "tiny: train_samples asks for 2 queries and train has 3; all are used",
+        ][:5]
+    )
+
+
+CORPUS, QUERIES, TRAIN, TEST = "corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "qrels/test.tsv"
+DEEP = "[" * 100_000
+
+MALFORMED = [
+    (CORPUS, None, "", "there is no such file"),
+    (QUERIES, None, "", "there is no such file"),
+    (TEST, None, "", "there is no such file"),
+    (CORPUS, "", 1, "the file is empty"),
+    (QUERIES, "\n \r\n", 1, "the file is empty"),
+    (TEST, "", 1, "the file is empty; it needs a header"),
+    (TEST, b"\xef\xbb\xbf", 1, "the file is empty; it needs a header"),
+    (TEST, HEADER, 1, "there is no judgement under the header"),
+    (CORPUS, b'{"_id": "d0", "text": "\xe9t\xe9"}\n', 1, "byte 24 is not UTF-8; save the file as UTF-8"),
+    (CORPUS, GOOD[CORPUS].encode("utf-16"), 1, "byte 1 is not UTF-8"),
+    (QUERIES, GOOD[QUERIES].encode() + b"\xff\n", 9, "byte 1 is not UTF-8"),
+    (TRAIN, b"query-id\tcorpus-id\tscore\nq\xc3\td0\t1\n", 2, "byte 2 is not UTF-8"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2"')), 3, "the line is not JSON ("),
+    (CORPUS, lines(GOOD[CORPUS], (3, "{'_id': 'd2'}")), 3, "the line is not JSON ("),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "x"} {}')), 3, "the line is not JSON ("),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "n": ' + "9" * 5000 + "}")), 3, "the line is not JSON ("),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\0b"}')),
+        3,
+        "the line is not JSON (it holds a NUL",
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\\u0000b"}')),
+        3,
+        "the text holds a NUL character",
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": "\\u0000"}')),
+        3,
+        "the title holds a NUL",
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\\ud800b"}')),
+        3,
+        "an escape is half of a surrogate",
+    ),
+    (
+        QUERIES,
+        lines(GOOD[QUERIES], (3, '{"_id": "q2", "text": "a\\u0000b"}')),
+        3,
+        "the text holds a NUL character",
+    ),
+    (
+        QUERIES,
+        lines(GOOD[QUERIES], (3, '{"_id": "q2", "text": "\\udc00"}')),
+        3,
+        "an escape is half of a surrogate",
+    ),
+    (
+        QUERIES,
+        lines(GOOD[QUERIES], (3, '{"_id": "q\\t2", "text": "x"}')),
+        3,
+        "the query id holds a control character",
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d\\n2", "text": "x"}')),
+        3,
+        "the passage id holds a control character",
+    ),
+    (CORPUS, lines(GOOD[CORPUS], (3, DEEP)), 3, "the JSON is nested too deeply"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '["d2", "text"]')), 3, "the line is not a JSON object but a list"),
+    (QUERIES, lines(GOOD[QUERIES], (8, "null")), 8, "the line is not a JSON object but a NoneType"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"text": "x"}')), 3, 'there is no "_id"; add it'),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "", "text": "x"}')), 3, '"_id" is empty'),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": 2, "text": "x"}')), 3, '"_id" is 2; write a string in quotes'),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": 0, "text": "x"}')), 3, '"_id" is 0; write a string in quotes'),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": null, "text": "x"}')),
+        3,
+        '"_id" is None; write a string in quotes',
+    ),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2"}')), 3, 'there is no "text"; add it'),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": null}')),
+        3,
+        '"text" is None; write a string in quotes',
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": []}')),
+        3,
+        '"text" is []; write a string in quotes',
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": 5}')),
+        3,
+        '"title" is 5; write a string',
+    ),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": 0}')),
+        3,
+        '"title" is 0; write a string',
+    ),
+    (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": "q2"}')), 3, 'there is no "text"; add it'),
+    (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": false, "text": ""}')), 3, '"_id" is False; write a string'),
+    (
+        CORPUS,
+        lines(GOOD[CORPUS], (5, GOOD[CORPUS].splitlines()[1])),
+        5,
+        "the passage id 'd1' was used before, at ",
+    ),
+    (
+        CORPUS,
+        "\n" + lines(GOOD[CORPUS], (5, GOOD[CORPUS].splitlines()[1])),
+        6,
+        "the passage id 'd1' was used before",
+    ),
+    (
+        QUERIES,
+        lines(GOOD[QUERIES], (5, GOOD[QUERIES].splitlines()[1])),
+        5,
+        "the query id 'q1' was used before, in line 2",
+    ),
+    (
+        QUERIES,
+        lines(GOOD[QUERIES], (6, '{"_id": "q5", "text": " \\n"}')),
+        6,
+        "the query 'q5' is empty and has judgements",
+    ),
+    (TEST, "q5\td5\t1\n", 1, "the first line is 'q5\\td5\\t1"),
+    (TEST, "query-id,corpus-id,score\nq5,d5,1\n", 1, "the first line is 'query-id,corpus-id,score"),
+    (TEST, HEADER + "q5\td5\n", 2, "2 columns instead of 3"),
+    (TEST, HEADER + "q5\t0\td5\t1\n", 2, "4 columns instead of 3"),
+    (TEST, HEADER + "q5 d5 1\n", 2, "1 columns instead of 3"),
+    (TEST, HEADER + "\td5\t1\n", 2, "the query-id is empty"),
+    (TEST, HEADER + "q5\t\t1\n", 2, "the corpus-id is empty"),
+    (TEST, HEADER + "q5\0\td5\t1\n", 2, "the line holds a NUL character"),
+    *[
+        (
+            TEST,
+            HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n",
+            3,
+            f"the score {grade!r} is not an integer; write a grade",
+        )
+        for grade in ("1.0", "", "high", "1e3", "nan", "1_0", "0x1", " 1", "\u0661", "9" * 30, "--1")
+    ],
+    *[
+        (TEST, HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n", 3, f"the score '{grade}' is out of range")
+        for grade in (1001, -1001, 999999999)
+    ],
+    (TEST, HEADER + "q5\td5\t1\nq5\td5\t2\n", 3, "'d5' has two grades for the query 'q5', 1 and 2; keep one"),
+    (TEST, HEADER + "q5\td5\t1\nq99\td5\t1\n", 3, "the query-id 'q99' is not in queries.jsonl; add it there"),
+    (TEST, HEADER + "q5\td5\t1\nq6\td99\t0\n", 3, "the corpus-id 'd99' is not in corpus.jsonl; add it there"),
+    (TRAIN, HEADER + "\nq0\tx\t1\nq1\ty\t1\n", 3, "the corpus-id 'x' (and 1 more) is not in corpus.jsonl"),
+    (TEST, HEADER + "q5\td5\t0\nq6\td6\t-1\n", 3, "the file ends and no query has a relevant passage"),
+    (TRAIN, HEADER + "q0\td0\t0\n", 2, "the file ends and no query has a relevant passage"),
+    (
+        TRAIN,
+        HEADER + "q5\td5\t1\n",
+        "",
+        "no train query is left once the questions of the other splits are taken out",
+    ),
+    (
+        "qrels/validation.tsv",
+        HEADER + "q3\td3\t1\n",
+        "",
+        "there is a dev.tsv too and both are the validation split",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, content, line, message", MALFORMED)
+def test_a_malformed_file_is_named_with_its_line(load, name, content, line, message):
+    with pytest.raises(DataError) as caught:
+        load({name: content})
+    text = str(caught.value)
+    place = "qrels" if "no train query is left" in message else f"{name}:{line}" if line else name
+    assert text.startswith(f"{load.folder}/{place}: {message}")
+    assert "\n" not in text
+    assert len(text) < 500
+    assert text.isprintable()
+
+
+def test_both_lines_of_a_duplicate_are_named(load):
+    rows = GOOD[CORPUS].splitlines()
+    with pytest.raises(DataError, match=r"corpus\.jsonl:6: .* used before, at .*corpus\.jsonl:3; "):
+        load({CORPUS: "\n".join(["", "", rows[0], "", rows[1], rows[0], *rows[2:]])})
+
+
+def test_a_huge_line_is_refused_without_being_read(load, monkeypatch):
+    monkeypatch.setattr(beir_format, "LONGEST_LINE", 1000)
+    fits = '{"_id": "d0", "text": "' + "x" * 974 + '"}\n'
+    assert len(fits) == 1000
+    load({CORPUS: fits + "\n".join(GOOD[CORPUS].splitlines()[1:])})
+    with pytest.raises(DataError, match=r"corpus\.jsonl:1: the line is longer than"):
+        load({CORPUS: fits.replace("x", "xx", 1) + GOOD[CORPUS]})
+
+
+def test_an_endless_line_does_not_fill_the_memory(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    with path.open("wb") as file:  # sparse: 4 GiB of NUL that take no space
+        file.truncate(4 << 30)
+    with pytest.raises(DataError, match=r"corpus\.jsonl:1: the line is longer than 16 MiB"):
+        list(beir.read_corpus(path))
+
+
+def test_the_corpus_is_parsed_once(load, monkeypatch):
+    first = load()
+    monkeypatch.setattr(beir, "read_corpus", lambda path: pytest.fail("parsed again"))
+    config = Tier1Config(cache_dir=str(load.folder.parent / "cache"), methods=["zero_shot"])
+    second = load_collection(f"beir:{load.folder}", config)
+    assert second.test.corpus.fingerprint == first.test.corpus.fingerprint
+
+
+def test_a_changed_corpus_is_parsed_again(load):
+    before = load().test.corpus
+    path = load.folder / CORPUS
+    stat = path.stat()
+    path.write_text(GOOD[CORPUS].replace("text of 5", "TEXT OF 5"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size and time of modification
+    config = Tier1Config(cache_dir=str(load.folder.parent / "cache"), methods=["zero_shot"])
+    after = load_collection(f"beir:{load.folder}", config).test.corpus
+    assert after.fingerprint != before.fingerprint
+    assert after.take([5]) == ["title 5 TEXT OF 5"]
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(load, monkeypatch):
+    real = beir.read_corpus
+
+    def growing(path):
+        yield from real(path)
+        with path.open("a") as file:
+            file.write('{"_id": "late", "text": "x"}\n')
+
+    monkeypatch.setattr(beir, "read_corpus", growing)
+    with pytest.raises(DataError, match=r"corpus\.jsonl: the file changed while it was read"):
+        load()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "msmarc",
+        "",
+        "../pystdlib",
+        "pystdlib/../..",
+        "py\0stdlib",
+        "x" * 300,
+        "pystdlib ",
+        "BEIR:x",
+        "$(touch x)",
+        "\ud800",
+    ],
+)
+def test_an_unknown_dataset_is_refused(name):
+    with pytest.raises(DataError) as caught:
+        load_collection(name, Tier1Config())
+    assert str(caught.value).startswith("there is no dataset ")
+    assert "pystdlib and beir:DIR, a folder in BEIR layout" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert dataset_names() == (*BUILT_DATASETS, "beir:DIR")
+
+
+@pytest.mark.parametrize(
+    "folder", ["", "nowhere", "a\0b", "x" * 300, "/" + "x/" * 3000, "~nobody-of-this-name/x", "\ud800"]
+)
+def test_a_folder_that_is_not_there_is_refused(folder):
+    with pytest.raises(DataError) as caught:
+        load_collection(f"beir:{folder}", Tier1Config())
+    assert "there is no such folder" in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["two words", "-rf", ".hidden", "caf\u00e9", "x" * 65, "a;b", "=1+1", "new\nline"])
+def test_a_folder_whose_name_is_unfit_for_results_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="the folder's name becomes that of the results") as caught:
+        load_collection(f"beir:{tmp_path / name}", Tier1Config())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["tiny/", "tiny/.", "tiny/../tiny", "tiny/qrels/.."])
+def test_the_name_is_that_of_the_folder_however_it_is_written(load, tmp_path, path):
+    load()
+    config = Tier1Config(cache_dir=str(tmp_path / "cache"), methods=["zero_shot"])
+    assert load_collection(f"beir:{tmp_path}/{path}", config).name == "beir_tiny"
+
+
+GRADED = {"qrels/dl19.tsv": HEADER + "q7\td7\t3\nq7\td6\t1\nq0\td2\t1\n"}
+
+
+def test_other_test_judgements(load, tmp_path):
+    plain = load(GRADED)
+    assert (plain.name, plain.facts["test_judgements"], plain.test.relevance_level) == ("beir_tiny", "test.tsv", 1)
+    (load.folder / "qrels" / "test.tsv").unlink()
+    config = Tier1Config(cache_dir=str(tmp_path / "cache"), methods=["zero_shot"], relevance_level=2, **SAMPLES)
+    data = load_collection(f"beir:{tmp_path}/tiny@dl19", config)
+    assert data.name == "beir_tiny_dl19"
+    assert sorted(data.test.query_ids) == ["q0", "q7"] and data.test.qrels["q7"] == {"d7": 3, "d6": 1}
+    assert "q0" not in data.train.query_ids, "a question stays in test before train"
+    assert data.test.relevance_level == data.facts["relevance_level"] == 2
+    grades = [grade for judged in data.test.qrels.values() for grade in judged.values()]
+    assert data.facts["splits"]["test"]["relevant"] == sum(grade >= 2 for grade in grades) < len(grades)
+    assert data.facts["test_judgements"] == "dl19.tsv"
+
+
+def test_a_grade_below_zero_is_not_judged(load):
+    facts = load({"qrels/test.tsv": HEADER + "q5\td5\t1\nq5\td0\t-1\nq6\td6\t1\nq6\td1\t0\n"}).facts
+    assert {key: facts["splits"]["test"][key] for key in ("judgements", "relevant", "judged_not_relevant")} == {
+        "judgements": 4,
+        "relevant": 2,
+        "judged_not_relevant": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["", "..", "a b", "x" * 61, "-x", "caf\u00e9"])
+def test_a_name_of_judgements_that_is_unfit_is_refused(load, tmp_path, name):
+    load()
+    with pytest.raises(DataError, match="what follows @ names the test judgements") as caught:
+        load_collection(f"beir:{tmp_path}/tiny@{name}", Tier1Config())
+    assert "\n" not in str(caught.value)
+
+
+def test_judgements_that_are_not_there_are_named(load, tmp_path):
+    load()
+    with pytest.raises(DataError, match=r"qrels/dl19\.tsv: there is no such file, and @dl19 asks for its judgements"):
+        load_collection(f"beir:{tmp_path}/tiny@dl19", Tier1Config())
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_collection(f"beir:{tmp_path}/nowhere@dl19", Tier1Config())
+
+
+def test_a_folder_with_an_at_sign_is_a_folder(load, tmp_path):
+    load(GRADED)
+    whole = tmp_path / "at@dir" / "tiny"
+    whole.parent.mkdir()
+    (tmp_path / "tiny").rename(whole)
+    config = Tier1Config(cache_dir=str(tmp_path / "cache"), methods=["zero_shot"], **SAMPLES)
+    assert load_collection(f"beir:{whole}", config).name == "beir_tiny"
+    assert load_collection(f"beir:{whole}@dl19", config).name == "beir_tiny_dl19"
+    whole.rename(tmp_path / "tiny@dl19")
+    with pytest.raises(DataError, match="the folder's name becomes that of the results"):
+        load_collection(f"beir:{tmp_path}/tiny@dl19", config)
+
+
+FUZZ_SEED = 20240607
+PIECES = [
+    b"\0", b"\xff", b"\xc3", b"\xef\xbb\xbf", b"\r\n", b"\r", b"\n", b"\t", b'"', b"{", b"}", b"[" * 2000, b",",
+    b":", b"\\ud800", b"\\u0000", b"\\", b"null", b"1.5", b"-1", b"0", b"99999999999", b"NaN", b" ", b"q1",
+    b"d1", b"_id", "\u2028".encode(), "\u0085".encode(), b"x" * 3000,
+]  # fmt: skip
+
+
+def mutated(data, source):
+    """One to three random edits: a byte, an insertion, a removal, a repetition or a cut."""
+    data = bytearray(data)
+    for _ in range(source.randint(1, 3)):
+        place = source.randrange(len(data) + 1)
+        end = min(len(data), place + source.choice([1, 3, 30, 300]))
+        edit = source.randrange(5)
+        if edit == 0 and place < len(data):
+            data[place] = source.randrange(256)
+        elif edit == 1:
+            data[place:place] = source.choice(PIECES)
+        elif edit == 2:
+            del data[place:end]
+        elif edit == 3:
+            data[place:place] = data[place:end]
+        else:
+            data[place:end] = source.choice(PIECES)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("round_", range(150))
+def test_a_mutated_file_is_parsed_or_refused_with_its_line(load, round_):
+    source = random.Random(FUZZ_SEED + round_)
+    name = source.choice(sorted(GOOD))
+    content = mutated(GOOD[name].encode(), source)
+    try:
+        data = load({name: content})
+    except DataError as error:
+        text = str(error)
+        left = f"{load.folder}/qrels: no (train|validation) query is left"  # emptied by questions in two splits
+        assert re.match(rf"{load.folder}/[a-z./]+:\d+: |{left}", text), (FUZZ_SEED + round_, text)
+        assert text.isprintable(), FUZZ_SEED + round_
+        assert len(text) < 600, FUZZ_SEED + round_
+    else:
+        check_valid(data)
+
+
+def check_valid(data):
+    known = set(data.test.corpus.ids)
+    assert len(known) == len(data.test.corpus)
+    for split in (data.train, data.validation, data.test):
+        assert len(split) >= 1
+        for query_id, text in zip(split.query_ids, split.queries, strict=True):
+            assert text.strip()
+            assert split.qrels[query_id].keys() <= known
+            assert max(split.qrels[query_id].values()) >= 1
+    json.dumps(data.facts, allow_nan=False)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real collections are not at {SHARED}")
+@pytest.mark.parametrize(
+    "name, passages, sizes, judgements",
+    [
+        ("msmarco", 41180, (2113, 407, 409), (2158, 417, 421)),
+        ("nq", 4898, (2794, 618, 604), (2888, 640, 623)),
+    ],
+)
+def test_the_real_collections_have_their_published_counts(tmp_path, name, passages, sizes, judgements):
+    config = Tier1Config(
+        cache_dir=str(tmp_path),
+        train_samples=5000,
+        val_samples=5000,
+        test_samples=5000,
+        methods=["zero_shot"],
+    )
+    data = load_collection(f"beir:{SHARED / name}", config)
+    splits = [data.facts["splits"][split] for split in ("train", "validation", "test")]
+    assert len(data.test.corpus) == passages
+    assert tuple(split["queries"] for split in splits) == sizes
+    assert tuple(split["relevant"] for split in splits) == judgements
+    with (SHARED / name / "corpus.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    assert list(data.test.corpus.ids) == [row["_id"] for row in rows]
+    texts = [f"{row.get('title') or ''} {row['text']}" if row.get("title") else row["text"] for row in rows]
+    assert data.test.corpus.take(range(passages)) == texts
+    assert data.test.corpus.rows_of([row["_id"] for row in rows]).tolist() == list(range(passages))
+    assert collection.Corpus.open(data.test.corpus.folder).fingerprint == data.facts["corpus_sha256"]
+
+
+@pytest.mark.parametrize("name, queries, grades", [("dl19", 43, (1591, 1592, 1788, 692)), ("dl20", 54, None)])
+def test_graded_judgements_of_real_queries(tmp_path, name, queries, grades):
+    if not (SHARED / "msmarco" / "qrels" / f"{name}.tsv").is_file():
+        pytest.skip(f"there is no {SHARED / 'msmarco'} with {name}.tsv")
+    config = Tier1Config(cache_dir=str(tmp_path), methods=["zero_shot"], relevance_level=2)
+    data = load_collection(f"beir:{SHARED / 'msmarco'}@{name}", config)
+    assert (data.name, len(data.test)) == (f"beir_msmarco_{name}", queries)
+    assert all(max(judged.values()) >= 2 for judged in data.test.qrels.values())
+    found = [grade for judged in data.test.qrels.values() for grade in judged.values()]
+    if grades:
+        assert tuple(found.count(grade) for grade in range(4)) == grades

@@ -1,0 +1,67 @@
+"""The notebooks of examples/ run from end to end, and what is stored of their outputs is that of one whole run."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import pytest
+from notebooks import NOTEBOOKS, execute, path_of, set_variables, stored
+
+SMALL = {
+    "quickstart": {"TRAIN, VALIDATION, TEST": "16, 12, 24", "PASSAGES": "60", "TOKENS": "16", "EPOCHS": "1"},
+    "your_own_data": {"PARAGRAPHS": "1", "TOKENS": "16"},
+}
+WIDGET = "application/vnd.jupyter.widget-view+json"
+MACHINE = re.compile(r"/(home|root|tmp|work|Users|usr|opt)/|[A-Z]:\\")
+
+
+def outputs(notebook, cell=None):
+    cells = [each for each in notebook.cells if each.cell_type == "code"]
+    return [output for each in (cells if cell is None else [cells[cell]]) for output in each.outputs]
+
+
+def text_of(found):
+    return "\n".join(each.get("text", "") + each.get("data", {}).get("text/plain", "") for each in found)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs(name, tmp_path):
+    notebook = stored(name)
+    set_variables(notebook, SMALL[name])
+    before = [each.source for each in notebook.cells]
+    done = execute(notebook, tmp_path)
+    found = outputs(done)
+    assert [each.source for each in done.cells] == before
+    assert "Warning" not in text_of(each for each in found if each.get("name") == "stderr"), "of a library"
+    shown = text_of(found)
+    for words in ("Zero-shot (No Training)", "LoRA Fine-tuned", "MAW Fine-tuned (GRPO on last layer)", "ndcg_cut_10"):
+        assert words in shown
+    if name == "quickstart":
+        assert "texts, heads, queries, keys, depths: (4, 12, 7, 7, 8)" in shown
+        assert sum("image/png" in each.get("data", {}) for each in found) == 2
+    else:
+        assert len(re.findall(r"^\d+ +[\w-]+-0 +\d", text_of(outputs(done, -1)), re.M)) == 5, "five passages"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_is_stored_is_one_whole_run(name):
+    notebook = stored(name)
+    nbformat.validate(notebook)
+    code = [each for each in notebook.cells if each.cell_type == "code"]
+    assert [each.execution_count for each in code] == list(range(1, len(code) + 1))
+    found = outputs(notebook)
+    assert found and not [each for each in found if each.output_type == "error" or each.get("name") == "stderr"]
+    content = path_of(name).read_text()
+    assert not MACHINE.search(content) and len(content) < 300_000
+    assert "widgets" not in notebook.metadata and WIDGET not in content
+
+
+def test_bars_are_widgets_in_a_notebook(tmp_path):
+    code = "from maw.runtime import console, progress_bars\nprogress_bars.DELAY = 0\n"
+    code += "for _ in progress_bars.track(range(3), 'training', 'batch'):\n    console.write_line('a message')"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    found = outputs(execute(notebook, tmp_path))
+    (bar,) = [each for each in found if WIDGET in each.get("data", {})]
+    assert "training:   0%|" in bar.data["text/plain"] and "0/3" in bar.data["text/plain"]
+    assert text_of(each for each in found if each.output_type == "stream").count("a message\n") == 3

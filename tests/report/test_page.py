@@ -1,0 +1,332 @@
+"""report.html: the answer it gives, what it is made of, and that nobody's text can become a part of it."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from maw.config.methods import METHODS, in_order
+from maw.config.tier1_config import Tier1Config
+from maw.evaluation import confirmatory, exploratory
+from maw.report.html.charts import Bar, _ticks, bar_chart, histogram, line_chart
+from maw.report.html.markup import Markup, element, escaped, facts, table
+from maw.report.html.page import report_page
+from maw.report.series import Series
+from maw.report.tables import comparisons
+from report.test_report import make_evaluations, make_result
+
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e</style></title><!-- &lt;b&gt; \x1b[2J'
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: elements in order, their text, and whether every one is closed in its turn."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open, self.text, self.errors = [], [], [], []
+        self.inside = {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} stands twice"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+        for tag in self.open:
+            self.inside.setdefault(tag, []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def whole_result(names=("zero_shot", "lora", "maw"), datasets=("pystdlib",), **changes):
+    """Content of dataset.json with everything that a run records, and the families over the run."""
+    result = copy.deepcopy(one_result(tuple(names), tuple(datasets)))
+    results = [copy.deepcopy({**result, **changes, "dataset": name}) for name in datasets]
+    return results, [confirmatory.over_run(results), exploratory.over_run(results)]
+
+
+@cache
+def one_result(names, datasets):
+    evaluations = make_evaluations(names)
+    config = Tier1Config(datasets=list(datasets), methods=list(names))
+    held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
+    tests = comparisons.significance(evaluations, permutations=2000)
+    section = confirmatory.confirm(tests, confirmatory.smallest_effects(held, 30, config), config, 2000)
+    labelled = exploratory.label(tests, section, config)
+    side = {"depth_histogram": [[0.5, 0.25, 0.25]], "effective_depths": [2.8], "policy_entropy": [1.0]}
+    history = [
+        {
+            "epoch": n,
+            "train_loss": 1 / n,
+            "val_ndcg_cut_10": 0.4 + n / 100,
+            "val_routing": {"query": side, "document": side},
+        }
+        for n in (1, 2, 3)
+    ]
+    result = make_result(
+        evaluations,
+        intervals=comparisons.intervals(evaluations),
+        confirmatory=section,
+        exploratory=exploratory.about(labelled, config, 2000),
+        significance=labelled,
+        tested_on={"queries": 30, "qrels_sha256": "a" * 64, "corpus_sha256": "b" * 64, "relevance_level": 1},
+        environment={
+            "command": "python tier_1.py --preset offline",
+            "python": "3.11",
+            "peak_memory_bytes": 2_600_000_000,
+        },
+    )
+    for method in in_order(names):
+        record = result["results"][method.key]
+        own = [
+            {key: value for key, value in each.items() if method.name == "maw" or key != "val_routing"}
+            for each in history
+        ]
+        record |= {"training_history": own} if method.trained else {}
+        if not method.trained:
+            record.pop("training_history")
+        record |= {"training_seconds": 40.0, "evaluation_seconds": 5.23}
+        record["runs"] = [{"steps": 9, "optimizer_steps": 9, "training_seconds": 40.0}] if method.trained else [{}]
+    return result
+
+
+def an_example(text="a passage", query="a query", identifier="d1"):
+    return {
+        "metric": "ndcg_cut_10",
+        "relevance_level": 1,
+        "comparisons": {"maw_vs_lora": {"won": ["q1"], "lost": []}},
+        "queries": {"q1": {"text": query, "number_relevant": 5, "relevant": [{"passage": identifier, "grade": 1}]}},
+        "values": {"maw": {"q1": 1.0}, "lora": {"q1": 0.25}},
+        "seeds": {"maw": 42, "lora": 42},
+        "rankings": {
+            "maw": {"q1": [{"rank": 1, "passage": identifier, "score": 0.75, "grade": 1}]},
+            "lora": {"q1": [{"rank": 1, "passage": "d2", "score": 0.5}]},
+        },
+        "texts": {identifier: {"text": text, "cut": True}, "d2": {"text": "another", "cut": False}},
+    }
+
+
+@pytest.fixture(scope="module")
+def made():
+    results, families = whole_result()
+    text = report_page(results, families, {"pystdlib": an_example()})
+    return results[0], Page(text), text
+
+
+# ------------------------------------------------------------------------------------------------------- structure
+
+
+def test_it_is_well_formed_and_self_contained(made):
+    _, page, text = made
+    assert not page.errors and not page.open
+    assert text.startswith("<!doctype html>")
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "img", "object", "embed", "base", "form"}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "xlink:href")], (
+            tag
+        )
+        assert attributes.get("href", "#").startswith("#")
+    (policy,) = [each for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy"]
+    assert policy["content"].startswith("default-src 'none'")
+    assert "url(" not in text and "@import" not in text and "http" not in "".join(page.inside["style"])
+
+
+def test_it_can_be_read_without_eyes_and_by_keyboard(made):
+    _, page, _ = made
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"][1:] in ids
+    assert page.all("html")[0]["lang"] == "en"
+    assert [len(page.all(tag)) for tag in ("main", "nav", "header", "footer", "h1", "title")] == [1] * 6
+    levels = [int(tag[1]) for tag, _ in page.elements if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit()]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels)), levels
+    assert len(page.all("caption")) == len(page.all("table")) > 4
+    assert all(cell["scope"] in ("col", "row") for cell in page.all("th"))
+    for drawing in page.all("svg"):
+        assert drawing.get("aria-hidden") == "true" or (drawing["role"] == "img" and len(drawing["aria-label"]) > 20)
+    for region in (each for each in page.all("div") if "scroll" in each.get("class", "")):
+        assert region["tabindex"] == "0" and region["role"] == "group" and region["aria-label"]
+    assert all(section.get("aria-labelledby", ids[0]) in ids for section in page.all("section"))
+    assert len(page.all("details")) == len(page.all("summary")) >= 5
+
+
+def test_light_and_dark(made):
+    style = "".join(made[1].inside["style"])
+    assert "color-scheme:light dark" in style and "@media (prefers-color-scheme:dark)" in style
+    assert style.count("--s9:") == 2 and style.count("{") == style.count("}")
+
+
+# --------------------------------------------------------------------------------------------------------- content
+
+
+def test_the_numbers_are_those_of_the_result(made):
+    result, page, _ = made
+    text = " ".join(" ".join(page.text).split())
+    for method in in_order(("zero_shot", "lora", "maw")):
+        assert f"{result['results'][method.key]['metrics']['ndcg_cut_10']:.4f}" in text
+        low, high = result["intervals"][method.short]["map"]
+        assert f"{low:.4f} to {high:.4f}" in text
+    for expected in (
+        "python tier_1.py --preset offline",
+        "2.60 GB in use",
+        "1,234,567",
+        "not zero-shot: the model card names such data",
+        "a warning on data",
+        "Exploratory tests (29)",
+        "Largest gains of MAW Fine-tuned",
+        "1.000 against 0.250",
+        "d1, score 0.7500, grade 1, relevant",
+        "d2, score 0.5000, not judged",
+        "and 4 more",
+        "epoch 3, the one that was kept",
+    ):
+        assert expected in text, expected
+    assert len([each for each in page.all("svg") if each.get("role") == "img"]) == 1 + 3 + 4
+
+
+def verdict(p, difference, datasets=("pystdlib",)):
+    result = copy.deepcopy(one_result(("zero_shot", "lora", "maw"), datasets))
+    results = [copy.deepcopy(result) | {"dataset": name} for name in datasets]
+    for result in results:
+        tests = result["confirmatory"]["comparisons"]["maw_vs_lora"]
+        for test in (tests, result["significance"]["maw_vs_lora"]["ndcg_cut_10"]):
+            test.update(p_value=p, p_holm=p, mean_difference=difference)
+    families = [confirmatory.over_run(results), exploratory.over_run(results)]
+    return " ".join("".join(Page(report_page(results, families)).inside["main"]).split())
+
+
+def test_the_answer_says_who_wins_and_how_sure_it_is():
+    assert "MAW is better than its control in the one comparison fixed beforehand." in verdict(0.001, 0.02)
+    assert "MAW Fine-tuned is worse than LoRA Fine-tuned by -0.0200 nDCG@10" in verdict(0.001, -0.02)
+    text = verdict(0.4, 0.01)
+    assert "No difference is shown between MAW and its control, in the one comparison fixed beforehand." in text
+    assert "do not differ significantly (+0.0100 nDCG@10" in text and "would have been found with" in text
+    text = verdict(0.03, 0.02, ("pystdlib", "msmarco"))
+    assert "between MAW and its controls, in any of the 2 comparisons" in text, "0.03 is 0.06 of two"
+    assert "p 0.0600 after Holm's correction in the run" in text
+    assert "better than its controls in 2 of the 2 comparisons" in verdict(0.001, 0.02, ("pystdlib", "msmarco"))
+
+
+def test_means_that_look_alike_are_no_order():
+    result = copy.deepcopy(one_result(("zero_shot", "lora", "maw"), ("pystdlib",)))
+    for record in result["results"].values():
+        record["metrics"]["ndcg_cut_10"] = 0.5
+    families = [confirmatory.over_run([result]), exploratory.over_run([result])]
+    text = " ".join("".join(Page(report_page([result], families)).inside["main"]).split())
+    assert "0.5000, level with " in text and "before " not in text.split("0.5000, level with ")[1][:60]
+
+
+def test_without_a_confirmatory_test_nothing_is_claimed():
+    results, families = whole_result(("zero_shot", "lora"))
+    text = report_page(results, families)
+    assert "No comparison of this run was fixed beforehand" in text and "corrected with all exploratory tests" in text
+    alone, families = whole_result(("zero_shot",))
+    page = Page(report_page(alone, families))
+    assert "Highest mean nDCG@10" in "".join(page.text) and not page.errors
+
+
+def test_all_methods_and_four_datasets_fit():
+    names = [method.name for method in METHODS]
+    results, families = whole_result(names, ("msmarco", "nq", "hotpotqa", "triviaqa"))
+    example = an_example("word " * 120)
+    text = report_page(results, families, {result["dataset"]: example for result in results})
+    page = Page(text)
+    assert not page.errors and len(text.encode()) < 3_000_000
+    assert "nDCG@10 on each dataset" in text
+
+
+def test_a_result_of_an_earlier_version_still_makes_a_page():
+    result = make_result(make_evaluations())
+    page = Page(report_page([result]))
+    assert not page.errors and "Highest mean" in "".join(page.text)
+
+
+# --------------------------------------------------------------------------------------------------- hostile texts
+
+
+def test_nobodys_text_becomes_a_part_of_the_page():
+    results, families = whole_result(
+        venue=HOSTILE,
+        warnings=[HOSTILE],
+        data={HOSTILE: HOSTILE, "splits": {HOSTILE: {HOSTILE: HOSTILE}}, "nested": {HOSTILE: [HOSTILE]}},
+        model={"name": HOSTILE},
+        environment={"command": HOSTILE, "python": HOSTILE},
+        configuration={"datasets": [HOSTILE]},
+    )
+    harmless, _ = whole_result()
+    example = an_example(HOSTILE, HOSTILE, HOSTILE)
+    text = report_page(results, families, {"pystdlib": example})
+    page, other = Page(text), Page(report_page(harmless, families, {"pystdlib": an_example()}))
+    assert not page.errors and not page.open
+    assert {tag for tag, _ in page.elements} <= {tag for tag, _ in other.elements}
+    names = {name for _, attributes in page.elements for name in attributes}
+    assert names <= {name for _, attributes in other.elements for name in attributes}
+    assert "\u202e" not in text and "\x1b" not in text
+    shown = HOSTILE.replace("\u202e", "\ufffd").replace("\x1b", "\ufffd")
+    assert "".join(page.text).count(shown) >= 12, "it is shown as it is"
+
+
+def test_a_planted_hole_would_be_seen():
+    """What is marked as finished is not escaped: the parser above then finds the script."""
+    results, families = whole_result(venue=Markup(HOSTILE))
+    page = Page(report_page(results, families))
+    assert page.errors or "script" in {tag for tag, _ in page.elements}
+
+
+def test_escaping():
+    assert escaped("<a href='x'>&\"") == "&lt;a href=&#x27;x&#x27;&gt;&amp;&quot;"
+    assert escaped(Markup("<b>")) == "<b>" and escaped(3) == "3"
+    assert escaped("a\x00b\u2066c\ud800d\ne") == "a\ufffdb\ufffdc\ufffdd\ne"
+    assert element("p", "<", class_='"', title=None) == '<p class="&quot;">&lt;</p>'
+    assert Markup("<b>") + "<i>" == "<b>&lt;i&gt;"
+    assert isinstance(Markup("<b>") + "<i>", Markup)
+    assert table("c", ["a"], []) == "" and "<dd>none</dd>" in facts({"a": None})
+
+
+# ---------------------------------------------------------------------------------------------------------- charts
+
+
+def test_charts_put_values_where_they_belong():
+    bars = bar_chart("t", [Bar("one", 0, 0.25, 0.2, 0.3), Bar("two", 1, 0.5)], name="nDCG")
+    widths = [float(each["width"]) for each in Page(bars).all("rect")]
+    assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)
+    lines = line_chart("t", [Series("a", 0, [(1, 0.0), (2, 1.0), (3, None)])], x_name="x", y_name="y")
+    (line,) = Page(lines).all("polyline")
+    (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line["points"].split())
+    assert x1 < x2 and y1 > y2, "up the page is more"
+    assert line_chart("t", [Series("a", 0, [(1, None)])], x_name="x", y_name="y") == "" == bar_chart("t", [], name="")
+    columns = Page(histogram("t", [0.5, 0.25, 0.25], 0, name="depth")).all("rect")
+    heights = [float(each["height"]) for each in columns]
+    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+
+
+def test_a_logarithmic_axis_spaces_ratios_evenly():
+    lines = line_chart("t", [Series("a", 0, [(1, 0.1), (10, 0.2), (100, 0.3)])], x_name="x", y_name="y", log_x=True)
+    xs = [float(point.split(",")[0]) for point in Page(lines).all("polyline")[0]["points"].split()]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.0, 0.0), (0.4999, 0.5001), (-3.0, 7.0), (0.0, 1e-9), (5.0, 5.0)])
+def test_ticks_enclose_the_values(low, high):
+    ticks = _ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and len(ticks) <= 9
+    assert len(set(ticks)) == len(ticks) >= 2
