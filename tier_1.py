@@ -87,7 +87,7 @@ def _main(argv: Sequence[str]) -> int:
     from maw.runtime.signals import Stopped
 
     code, lines = 0, []
-    with console.speaking():
+    with console.configured():
         try:
             code = _run(argv)
         except ConfigError as error:
@@ -111,14 +111,14 @@ def _run(argv: Sequence[str]) -> int:
     from maw.runtime import console, distributed
 
     place = distributed.launched()
-    console.hush_libraries()
+    console.silence_libraries()
     if argv and argv[0] in COMMANDS:
         return run_command(argv) if place.rank == 0 else 0
     from maw.cli.flags import parse_command_line
 
     config = parse_command_line(argv)
-    console.speak(quiet=config.quiet, json_progress=config.json_progress)
-    console.hush_libraries()
+    console.configure(quiet=config.quiet, json_progress=config.json_progress)
+    console.silence_libraries()
     with distributed.session(config.device), _alone_in(config), _logging_to(config):
         try:
             from maw.experiment.benchmark import run_complete_benchmark

@@ -35,8 +35,8 @@ from maw.experiment.dataset_state import DatasetState
 from maw.experiment.run_state import RunState
 from maw.models.retriever import BaselineRetriever
 from maw.training.checkpoint import BEST, save_checkpoint
+from maw.training.checkpoint_writer import CheckpointWriter
 from maw.training.hard_negatives import prepare_training
-from maw.training.keeper import Keeper
 from maw.training.progress import Saved
 
 METHODS = ("lora", "full", "maw")
@@ -83,7 +83,7 @@ class Cost:
         return sum(self.saves) / self.training
 
 
-class TimedKeeper(Keeper):
+class TimedKeeper(CheckpointWriter):
     """Notes how long each save takes."""
 
     seconds: list[float]
@@ -104,7 +104,7 @@ def measure(name: str, config: Tier1Config, data: Collection, folder: Path) -> C
     with ActivationStore(folder / "activations", config.prefix_cache_gb) as activations:
         state.share(activations)
         arm = Arm(find_method(name), config, torch.device("cpu"), activations)
-        keeper = TimedKeeper(
+        writer = TimedKeeper(
             config,
             folder,
             name,
@@ -113,13 +113,13 @@ def measure(name: str, config: Tier1Config, data: Collection, folder: Path) -> C
             run={"id": "bench", "part": name},
             before_save=state.save_activations,
         )
-        keeper.seconds = []
+        writer.seconds = []
         model = arm.build(arm.configure(config.seed))
         started = time.perf_counter()
-        arm.train(model, data.train, data.validation, "pystdlib", keeper)
-        cost = Cost(time.perf_counter() - started, keeper.seconds, trained=model.trained_parameters)
+        arm.train(model, data.train, data.validation, "pystdlib", writer)
+        cost = Cost(time.perf_counter() - started, writer.seconds, trained=model.trained_parameters)
     cost.kept, cost.progress = size(folder / f"{name}_{BEST}"), size(folder / f"{name}_latest")
-    cost.whole = whole_size(keeper, folder / "whole")
+    cost.whole = whole_size(writer, folder / "whole")
     return cost
 
 
@@ -128,9 +128,9 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def whole_size(keeper: TimedKeeper, folder: Path) -> int:
+def whole_size(writer: TimedKeeper, folder: Path) -> int:
     """Bytes of the last checkpoint with all weights in it."""
-    model, last = keeper.model, keeper.last
+    model, last = writer.model, writer.last
     model.config = replace(model.config, checkpoint_compression=False)
     save_checkpoint(
         folder,

@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def placed(where: str) -> Iterator[None]:
+def error_context(where: str) -> Iterator[None]:
     """Puts the place in front of whatever turns out not to be finite inside the block."""
     try:
         yield

@@ -146,7 +146,7 @@ def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         searched.clear()
         scores, rows = top_k_together(asked, documents, k, ties, block=block)
         found[name] = {"scores": scores.tolist(), "rows": rows.tolist()}
-        if distributed.place().count == 2:
+        if distributed.this_process().count == 2:
             assert len(searched) == (2 if name == "misleading" else 1)
             assert (searched[0][2] is not None) == (name in ("floor", "misleading"))
     Shard.search = real
@@ -182,7 +182,7 @@ def random(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     from maw.runtime import distributed
     from maw.training.state import load_random_state, random_state
 
-    torch.manual_seed(distributed.place().rank)
+    torch.manual_seed(distributed.this_process().rank)
     state = random_state(torch.device("cpu"))
     drawn = torch.rand(3).tolist()
     load_random_state(state)
@@ -195,7 +195,7 @@ def killed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from maw.runtime import distributed
 
-    if distributed.place().rank == settings["victim"]:
+    if distributed.this_process().rank == settings["victim"]:
         time.sleep(1)
         (folder / "killed_at").write_text(str(time.time()))
         if settings["how"] == "kill":

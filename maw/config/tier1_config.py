@@ -469,7 +469,7 @@ def is_folder(text: str) -> bool:
         return False
 
 
-FREE = (
+RESULT_NEUTRAL = (
     "cache_dir",
     "checkpoint_compression",
     "clear_cuda_cache",

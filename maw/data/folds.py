@@ -49,11 +49,11 @@ class Folds:
     Attributes:
         whole: all pooled queries as its test split, fold after fold; its other splits are empty. Methods that do not
             train are evaluated on it.
-        rounds: for fold 1, 2, ... the collection whose test split is that fold; none where no method trains.
+        collections: for fold 1, 2, ... the collection whose test split is that fold; none where no method trains.
     """
 
     whole: Collection
-    rounds: tuple[Collection, ...]
+    collections: tuple[Collection, ...]
 
 
 def make_folds(collection: Collection, config: Tier1Config) -> Folds:
@@ -82,8 +82,8 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
     pooled = replace(pooled, test=whole, facts=pooled.facts | facts)
     if not trains(config):
         return Folds(pooled, ())
-    rounds = tuple(_round(pooled, parts, number, collection.test.corpus, config) for number in range(config.folds))
-    return Folds(with_round_facts(pooled, rounds), rounds)
+    collections = tuple(_fold(pooled, parts, number, collection.test.corpus, config) for number in range(config.folds))
+    return Folds(with_fold_facts(pooled, collections), collections)
 
 
 def pool(collection: Collection) -> Collection:
@@ -158,7 +158,7 @@ def assign(
     return {i: fold_of_group[group] for i, group in group_of.items()}, len(sizes)
 
 
-def _round(
+def _fold(
     pooled: Collection, parts: Sequence[list[str]], number: int, source: Corpus, config: Tier1Config
 ) -> Collection:
     """The collection of one round, from 0; `source` is the corpus before it was sampled, for hard negatives."""
@@ -178,14 +178,14 @@ def _round(
     return replace(pooled, **dict(zip(SPLITS, splits, strict=True)), facts=facts)
 
 
-def with_round_facts(whole: Collection, rounds: Sequence[Collection]) -> Collection:
+def with_fold_facts(whole: Collection, collections: Sequence[Collection]) -> Collection:
     """The whole collection with what there is to say of each round: sizes, hash, leakage, corpora, hard negatives."""
-    found = {str(number): _round_facts(each) for number, each in enumerate(rounds, start=1)}
-    warnings = [*whole.facts.get("warnings", ()), *(text for each in rounds for text in each.facts["warnings"])]
+    found = {str(number): _fold_facts(each) for number, each in enumerate(collections, start=1)}
+    warnings = [*whole.facts.get("warnings", ()), *(text for each in collections for text in each.facts["warnings"])]
     return replace(whole, facts=whole.facts | {"rounds": found, "warnings": list(dict.fromkeys(warnings))})
 
 
-def _round_facts(collection: Collection) -> dict[str, Any]:
+def _fold_facts(collection: Collection) -> dict[str, Any]:
     splits = [getattr(collection, name) for name in SPLITS]
     corpora, leakage = collection.facts["corpora"], collection.facts["leakage"]
     negatives = collection.facts.get("hard_negatives", {})

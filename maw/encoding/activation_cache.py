@@ -27,12 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.noise import text_keys
-from maw.encoding.activation_log import Journal
+from maw.encoding.activation_log import ActivationLog
 from maw.errors import MAWError, reason
 from maw.models.batching import WINDOW, cut, encoding_tokens, padded_length, windows
 from maw.models.cpu_kernels import packed_weights
 from maw.models.tokenized import Batch, TextSource, ahead
-from maw.runtime.out_of_memory import FittingParts
+from maw.runtime.out_of_memory import HalveOnOOM
 from maw.runtime.profiler import stage
 from maw.runtime.progress_bars import bar
 from maw.storage.disk import GIGABYTE
@@ -57,9 +57,9 @@ class ActivationStore:
         self.folder = folder
         self.free_bytes = int(limit_gb * GIGABYTE)
         self.full = False
-        self.journal, self._following = Journal(), False
-        self.keep: Callable[[], None] = lambda: None
-        """To be called before anything is kept that a run that goes on will neither compute nor store texts for."""
+        self.activation_log, self._following = ActivationLog(), False
+        self.before_commit: Callable[[], None] = lambda: None
+        """Saves the activation log before any file that a resumed run will not compute again."""
         self._sources: dict[tuple, PrefixSource] = {}
         self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 
@@ -96,13 +96,13 @@ class ActivationStore:
 
     def resume(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes what the journal of an interrupted run held; its sources are filled as they were when asked for."""
-        self.journal.load(facts, tensors)
-        self.free_bytes, self.full = self.journal.room or (self.free_bytes, self.full)
+        self.activation_log.load(facts, tensors)
+        self.free_bytes, self.full = self.activation_log.room or (self.free_bytes, self.full)
 
     def _follow(self, source: PrefixSource) -> None:
         self._following = True  # the room for it is taken off already
         try:
-            self.journal.follow(source)
+            self.activation_log.follow(source)
         finally:
             self._following = False
 
@@ -154,7 +154,7 @@ class PrefixSource:
         self.damaged = 0  # texts that were not read as they were stored
         self.encoder: nn.Module | None = None
         self.device = torch.device("cpu")
-        self._frozen = FittingParts(self._prefix, "texts through the frozen layers")
+        self._frozen = HalveOnOOM(self._prefix, "texts through the frozen layers")
 
     def use(self, encoder: nn.Module, device: torch.device) -> None:
         """Which encoder computes what is not stored yet."""
@@ -218,7 +218,7 @@ class PrefixSource:
                 if self.store.full or not self._append(part, self._compute(inputs)):
                     break
                 progress.update(len(part))
-        self.store.journal.note(self, missing)
+        self.store.activation_log.note(self, missing)
         return not self.store.full
 
     def restore(self, rows: np.ndarray, count: int) -> None:

@@ -39,7 +39,7 @@ class Fill:
     stored: int
 
 
-class Journal:
+class ActivationLog:
     """The requests to one store, in their order.
 
     Attributes:

@@ -110,13 +110,13 @@ class Embedder:
             return self._compute(source, label, self._spill, form)
         folder = self.folder / json_sha(key)[:32]
         found = _read(folder, key)
-        (missing,) = distributed.any_of(found is None)  # of several processes, on disks of several machines
+        (missing,) = distributed.any_process(found is None)  # of several processes, on disks of several machines
         if missing:
-            build = self._build_together if distributed.together() else self._read_or_build
+            build = self._build_together if distributed.is_distributed() else self._read_or_build
             found = build(folder, key, source, label)
         if found.from_cache:
             logger.info("%s: %d embeddings read from the cache", label, len(plain))
-            if fill and trains(self.config) and not distributed.together():
+            if fill and trains(self.config) and not distributed.is_distributed():
                 _fill(source)
         return found if kind == "document" else _copied(found)
 
@@ -148,7 +148,7 @@ class Embedder:
             "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
             "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
             **({} if form == np.float32 else {"stored_in": form.name}),
-            **({"processes": distributed.place().count} if distributed.together() else {}),
+            **({"processes": distributed.this_process().count} if distributed.is_distributed() else {}),
             "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
         }
 

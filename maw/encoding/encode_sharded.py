@@ -34,17 +34,17 @@ def encode_together(
     Raises:
         NotFiniteError: an embedding of any process is not finite; in all of them.
     """
-    count = distributed.place().count
-    if not distributed.together() or len(source) < count:
+    count = distributed.this_process().count
+    if not distributed.is_distributed() or len(source) < count:
         return encode(encoder, source, place=place, label=label, **options)
     order = np.argsort(-source.lengths(), kind="stable")
     shares = [order[rank::count] for rank in range(count)]
     found, error = None, None
     try:
-        found = encode(encoder, Share(source, shares[distributed.place().rank]), label=label, **options)
+        found = encode(encoder, Share(source, shares[distributed.this_process().rank]), label=label, **options)
     except NotFiniteError as wrong:
         error = wrong
-    failed, cut = distributed.any_of(error is not None, found is not None and found.cut)
+    failed, cut = distributed.any_process(error is not None, found is not None and found.cut)
     if failed:
         raise error or NotFiniteError(f"{label or 'encoding'}: an embedding of another process is not finite")
     whole_NC = _gather_texts(found.embeddings, shares, place)

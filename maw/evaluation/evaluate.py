@@ -114,7 +114,7 @@ def evaluate_retriever(
 def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> EvaluationResult:
     """The metrics; of several processes the main one computes them, and all have its values."""
     known = {"relevance_level": data.relevance_level}
-    if not distributed.together():
+    if not distributed.is_distributed():
         return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
     names = list(METRICS)
     asked = set(data.query_ids)
@@ -144,7 +144,7 @@ def search(
     if config.search == "exact":
         scores, rows = _fitting_top_k(on_device, *wanted)
         return np.asarray(scores), np.asarray(rows), {}
-    if distributed.together():
+    if distributed.is_distributed():
         return _searched_by_main(queries, documents, data, config, device)
     scores, rows, facts = faiss_top_k(config.search, on_device, *wanted, nprobe=config.nprobe)
     if config.search != "flat" and len(on_device):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from maw.evaluation.metrics import PRIMARY, EvaluationResult
-from maw.experiment.arm import ArmRun
+from maw.experiment.arm import TrainingResult
 
 METRIC = PRIMARY[0]
 _SUMS = ("encode_seconds", "search_seconds")
@@ -34,7 +34,7 @@ class ArmResult:
         evaluation: test queries of all folds, averaged over seeds.
         validation: the same of the validation queries; None for an arm that is not trained.
         by_seed: seed -> test queries of all folds under that seed, with their rankings.
-        attention: the first run's, see `maw.experiment.arm.ArmRun`.
+        attention: the first run's, see `maw.experiment.arm.TrainingResult`.
     """
 
     record: dict[str, Any]
@@ -44,7 +44,7 @@ class ArmResult:
     attention: dict[str, Any] | None
 
 
-def combine(runs: Sequence[ArmRun]) -> ArmResult:
+def combine(runs: Sequence[TrainingResult]) -> ArmResult:
     """Puts the runs of an arm together.
 
     Args:
@@ -79,7 +79,7 @@ def combine(runs: Sequence[ArmRun]) -> ArmResult:
     return ArmResult(record, evaluation, validation, by_seed, ordered[0].attention)
 
 
-def _same(key: str, runs: Sequence[ArmRun]) -> bool:
+def _same(key: str, runs: Sequence[TrainingResult]) -> bool:
     return all(run.record.get(key) == runs[0].record[key] for run in runs)
 
 

@@ -23,7 +23,7 @@ from maw.config.methods import Method
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.encoding.activation_cache import ActivationStore
-from maw.errors import placed
+from maw.errors import error_context
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.metrics import EvaluationResult
 from maw.evaluation.routing.attention_example import attention_example
@@ -34,12 +34,12 @@ from maw.runtime.energy import Energy, EnergyMeter
 from maw.runtime.profiler import stage, watch
 from maw.training.checkpoint import RETRIEVERS
 from maw.training.optimizer import rates
-from maw.training.progress import VALIDATION_METRIC, History, Keeper
+from maw.training.progress import VALIDATION_METRIC, CheckpointWriter, History
 from maw.training.train import train_retriever
 
 
 @dataclass(frozen=True)
-class ArmRun:
+class TrainingResult:
     """One seed on one test split.
 
     Attributes:
@@ -104,7 +104,7 @@ class Arm:
         train: RetrievalData,
         validation: RetrievalData,
         dataset: str,
-        keeper: Keeper | None = None,
+        writer: CheckpointWriter | None = None,
     ) -> History:
         """Trains a model of `build`; it is left with its best epoch's weights.
 
@@ -121,7 +121,7 @@ class Arm:
                 dataset,
                 self.method.name,
                 activations=self.activations,
-                keeper=keeper,
+                writer=writer,
             )
 
     def run(
@@ -131,8 +131,8 @@ class Arm:
         rates: Mapping[str, float] | None = None,
         *,
         fold: int | None = None,
-        keeper: Keeper | None = None,
-    ) -> ArmRun:
+        writer: CheckpointWriter | None = None,
+    ) -> TrainingResult:
         """Trains, where the method trains, and evaluates on the test queries.
 
         Args:
@@ -140,10 +140,10 @@ class Arm:
             seed: of the training.
             rates: learning rates by the setting's name; the arm's own defaults, if not given.
             fold: for the record.
-            keeper: writes its checkpoints, and has what an interrupted training is to go on from; None to keep none.
+            writer: writes its checkpoints, and has what an interrupted training is to go on from; None to keep none.
         """
         with self.metered() as meter:
-            return self._run(collection, seed, rates, fold, keeper, meter)
+            return self._run(collection, seed, rates, fold, writer, meter)
 
     def _run(
         self,
@@ -151,20 +151,20 @@ class Arm:
         seed: int,
         rates: Mapping[str, float] | None,
         fold: int | None,
-        keeper: Keeper | None,
+        writer: CheckpointWriter | None,
         meter: EnergyMeter,
-    ) -> ArmRun:
+    ) -> TrainingResult:
         started = time.perf_counter()
         model = self.build(self.configure(seed, rates))
         example = attention_example(model, collection.validation)
         record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
         history = None
         if self.method.trained:
-            history = self.train(model, collection.train, collection.validation, collection.name, keeper)
+            history = self.train(model, collection.train, collection.validation, collection.name, writer)
             record |= training_facts(model, history)
         trained, before = time.perf_counter(), history.seconds_before if history else 0.0
         training_energy = meter.taken()
-        with stage("evaluation"), placed(f"{collection.name} {self.method.name}"):
+        with stage("evaluation"), error_context(f"{collection.name} {self.method.name}"):
             diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
             evaluation = evaluate_retriever(
                 model,
@@ -189,7 +189,7 @@ class Arm:
         whole = training_energy.stretched((before + trained - started) / (trained - started))
         record["energy"] = _energy_facts(whole if history else Energy(0.0, 0.0), energy - training_energy)
         attention = example.content(model) if example else None
-        return ArmRun(seed, fold, record, evaluation, history.validation if history else None, attention)
+        return TrainingResult(seed, fold, record, evaluation, history.validation if history else None, attention)
 
 
 def _energy_facts(training: Energy, evaluation: Energy) -> dict[str, float]:

@@ -41,7 +41,7 @@ from maw.report.text import summary
 from maw.runtime import console, distributed, signals, trackers
 from maw.runtime.devices import clear_cache, pick_device
 from maw.runtime.environment import command
-from maw.runtime.precision import name_of, numerics, pick_precision, settled
+from maw.runtime.precision import fixed_precision, name_of, numerics, pick_precision
 from maw.runtime.profiler import profiling, stage
 from maw.runtime.run_log import log_event
 from maw.storage.files import check_writable
@@ -70,7 +70,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """
     config = config or Tier1Config()
     with (
-        console.speaking(quiet=config.quiet, json_progress=config.json_progress),
+        console.configured(quiet=config.quiet, json_progress=config.json_progress),
         distributed.session(config.device),
         numerics(tf32=config.tf32, deterministic=config.deterministic),
     ):
@@ -84,9 +84,9 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     device = pick_device(config)
     plan = make_plan(config, spec)
     (console.answer if config.dry_run else console.show)(plan_text(plan))
-    if distributed.together():
-        of_machine = distributed.place().local_count
-        logger.info("%d processes, %d of them on this machine", distributed.place().count, of_machine)
+    if distributed.is_distributed():
+        of_machine = distributed.this_process().local_count
+        logger.info("%d processes, %d of them on this machine", distributed.this_process().count, of_machine)
     if config.dry_run:
         return {}
     plan.check_disks()
@@ -100,7 +100,7 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         config = replace(config, resume=None, restart=False)
         log_event(logger, "run", schema=console.SCHEMA, configuration=config.to_dict())
         tracked = trackers.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
-        with settled(device, state.record["precision"]), tracked:
+        with fixed_precision(device, state.record["precision"]), tracked:
             results = _run_datasets(config, spec, device, state)
         state.finish()
     found = list(results.values())
@@ -125,7 +125,7 @@ def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
         spec, device = validate(config), pick_device(config)
         state = RunState(Path(config.log_dir), read_run(Path(config.log_dir)), resumed)
         tracked = trackers.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
-        with settled(device, state.record["precision"]), tracked:
+        with fixed_precision(device, state.record["precision"]), tracked:
             done = DatasetState(state, number, config)
             _run_dataset(config.datasets[number - 1], config, spec, device, done, ())
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from maw.config.methods import Method, find_method, in_order
-from maw.config.tier1_config import FREE, Tier1Config, cache_folder
+from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config, cache_folder
 from maw.data.collection import Collection
-from maw.data.folds import Folds, with_round_facts
+from maw.data.folds import Folds, with_fold_facts
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DataError
 from maw.evaluation import confirmatory, exploratory
@@ -29,7 +29,7 @@ from maw.evaluation.metrics import EvaluationResult, bpref_warning, cutoff_warni
 from maw.evaluation.query_examples import Examples
 from maw.evaluation.routing.attention_example import write_examples
 from maw.experiment.aggregate import ArmResult, combine
-from maw.experiment.arm import Arm, ArmRun
+from maw.experiment.arm import Arm, TrainingResult
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.model_card import write_cards
 from maw.experiment.past_run import PastRun
@@ -49,8 +49,8 @@ from maw.runtime.environment import environment_facts
 from maw.runtime.precision import name_of, pick_precision
 from maw.runtime.profiler import current, stage, watch
 from maw.runtime.run_log import log_event
+from maw.training.checkpoint_writer import CheckpointWriter
 from maw.training.hard_negatives import prepare_training
-from maw.training.keeper import Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class DatasetRun:
         state: DatasetState | None = None,
     ):
         self.collection = data.whole if isinstance(data, Folds) else data
-        self.rounds = list(data.rounds) if isinstance(data, Folds) else [data]
+        self.collections = list(data.collections) if isinstance(data, Folds) else [data]
         self.config, self.spec, self.device, self.state = config, spec, device, state
         self.records: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, EvaluationResult] = {}
@@ -90,14 +90,16 @@ class DatasetRun:
     def run(self) -> dict[str, Any]:
         """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
         started = self._begin()
-        room = self.config.prefix_cache_gb / distributed.place().local_count  # each process has a store of its own
+        room = (
+            self.config.prefix_cache_gb / distributed.this_process().local_count
+        )  # each process has a store of its own
         with ActivationStore(cache_folder(self.config) / "activations", room) as activations:
             if self.state:
                 self.state.share(activations)
             with stage("negatives"), distributed.main_first():
                 self._prepare_training(activations)
             if self.state:
-                self.state.check_data(self.rounds or [self.collection])
+                self.state.check_data(self.collections or [self.collection])
             for method in in_order(self.config.methods):
                 console.show(summary.method_heading(method, self.collection.title))
                 with console.at(method=method.name), stage(method.name):
@@ -156,15 +158,15 @@ class DatasetRun:
         retriever = BaselineRetriever(plain).to(self.device) if dense else None
         if retriever is not None:
             watch(retriever.encoder)
-        self.rounds = [prepare_training(each, self.config, retriever, activations) for each in self.rounds]
-        for each in self.rounds:
+        self.collections = [prepare_training(each, self.config, retriever, activations) for each in self.collections]
+        for each in self.collections:
             if len(each.train) == 1 and not any(each.train.negatives.values()):
                 raise DataError(
                     f"{each.name}: there is one training query, with nothing to be compared with; add "
                     "more, or run with --methods zero_shot"
                 )
         folds = self.config.folds
-        self.collection = with_round_facts(self.collection, self.rounds) if folds else self.rounds[0]
+        self.collection = with_fold_facts(self.collection, self.collections) if folds else self.collections[0]
 
     def _run_method(self, method: Method, activations: ActivationStore) -> None:
         arm = Arm(method, self.config, self.device, activations)
@@ -186,47 +188,51 @@ class DatasetRun:
     def _train_and_test(self, arm: Arm) -> tuple[ArmResult, list[dict[str, Any]]]:
         """An arm that is: tuned in every round, then every seed trained and tested; and an account of the searches."""
         config, runs, searches = self.config, [], []
-        for number, round_ in enumerate(self.rounds, start=1):
+        for number, collection_of_fold in enumerate(self.collections, start=1):
             fold = number if config.folds else None
             rates = None
             if config.tune:
                 with console.at(fold=fold):
-                    rates, account = self._tune(arm, round_, fold)
+                    rates, account = self._tune(arm, collection_of_fold, fold)
                 searches.append(account)
             for seed in range(config.seed, config.seed + config.seeds):
                 with console.at(fold=fold, seed=seed if config.seeds > 1 else None):
-                    runs.append(self._run_arm(arm, round_, seed, rates, fold))
+                    runs.append(self._run_arm(arm, collection_of_fold, seed, rates, fold))
                 if config.seeds > 1 or config.folds:
                     console.show(protocol.run_line(runs[-1].record))
         return combine(runs), searches
 
     def _run_arm(
         self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
-    ) -> ArmRun:
+    ) -> TrainingResult:
         """One run of an arm: read back if it is done, else from where it was interrupted or from its beginning."""
         name, state = self._checkpoint_name(arm.method, seed, fold), self.state
         dataset, method = self.collection.name, arm.method.name
         run = state.read_run(name) if state else None
         if state is None:
             folder = Path(self.config.log_dir) / "checkpoints"
-            keeper = Keeper(self.config, folder, name, dataset=dataset, method=method)
+            writer = CheckpointWriter(self.config, folder, name, dataset=dataset, method=method)
         else:
-            keeper = state.keeper(name, dataset=dataset, method=method)
+            writer = state.writer(name, dataset=dataset, method=method)
         if run is not None:
             logger.info("%s: done before the run was interrupted", name)
         else:
-            settings = {key: each for key, each in arm.configure(seed, rates).to_dict().items() if key not in FREE}
+            settings = {
+                key: each for key, each in arm.configure(seed, rates).to_dict().items() if key not in RESULT_NEUTRAL
+            }
             with trackers.training(name, settings | {"dataset": dataset, "method": method, "fold": fold}):
-                run = arm.run(collection, seed, rates, fold=fold, keeper=keeper)
+                run = arm.run(collection, seed, rates, fold=fold, writer=writer)
             if state is not None:
                 with signals.held_back():
                     state.write_run(name, run)
                 signals.check()
-        keeper.finish()
+        writer.finish()
         self.scores[name] = run.record["metrics"], run.record.get("steps", 0)
         return run
 
-    def _tune(self, arm: Arm, round_: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
+    def _tune(
+        self, arm: Arm, collection_of_fold: Collection, fold: int | None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         def show(trial: Trial, trials: int, best: bool) -> None:
             console.show(protocol.trial_line(trial.record, trials, best))
 
@@ -236,7 +242,16 @@ class DatasetRun:
         if self.state:
             name = self._checkpoint_name(arm.method, config.seed, fold)
             log = self.state.trials(name, dataset=self.collection.name, method=arm.method.name)
-        tuned = tune(arm, round_.train, round_.validation, round_.name, config.tune, config.seed, show, log)
+        tuned = tune(
+            arm,
+            collection_of_fold.train,
+            collection_of_fold.validation,
+            collection_of_fold.name,
+            config.tune,
+            config.seed,
+            show,
+            log,
+        )
         return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record
 
     def _checkpoint_name(self, method: Method, seed: int, fold: int | None) -> str:

@@ -30,7 +30,7 @@ from maw.data.collection import Collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DamagedError
 from maw.evaluation.metrics import EvaluationResult
-from maw.experiment.arm import ArmRun
+from maw.experiment.arm import TrainingResult
 from maw.experiment.run_state import RunState
 from maw.experiment.tuning import Trial
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
@@ -40,7 +40,7 @@ from maw.storage.cache_entry import json_sha
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
 from maw.storage.checksummed_tensors import RECORD, read_bundle, read_tensors, write_bundle
 from maw.storage.files import sha256
-from maw.training.keeper import Keeper
+from maw.training.checkpoint_writer import CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
@@ -122,18 +122,18 @@ class DatasetState:
             return
         model = BaselineRetriever(find_method("zero_shot").configure(config))
         found = encoder_parts(model.encoder) | {"tokenizer": tokenizer_sha256(model.tokenizer)}
-        self.run.settle(self.run.folder / _MODEL, "model", json.loads(json.dumps(found)))
+        self.run.record_or_compare(self.run.folder / _MODEL, "model", json.loads(json.dumps(found)))
         self.run.model_checked = True
 
     @distributed.main_only
-    def check_data(self, rounds: Sequence[Collection]) -> None:
+    def check_data(self, collections: Sequence[Collection]) -> None:
         """Notes which data the run computes with, or compares them with those it began with.
 
         Raises:
             ConfigError: they are not the same; one line for each difference.
         """
-        found = {f"round {number}": fingerprints(each) for number, each in enumerate(rounds, start=1)}
-        self.run.settle(self.folder / _DATA, "data", found)
+        found = {f"round {number}": fingerprints(each) for number, each in enumerate(collections, start=1)}
+        self.run.record_or_compare(self.folder / _DATA, "data", found)
 
     # ------------------------------------------------------------------------------------------------- activations
 
@@ -143,9 +143,9 @@ class DatasetState:
         Raises:
             DamagedError: that cannot be read, so that going on would give other last bits.
         """
-        if distributed.together():  # each process has a store of its own, of what came to it
+        if distributed.is_distributed():  # each process has a store of its own, of what came to it
             return
-        self.activations, activations.keep = activations, self.save_activations
+        self.activations, activations.before_commit = activations, self.save_activations
         path = self.folder / _ACTIVATIONS
         if not (path / RECORD).is_file():
             return
@@ -155,19 +155,19 @@ class DatasetState:
         except DamagedError as error:
             text = f"{error}; without it the run would not go on to the same result: start anew with --restart"
             raise DamagedError(text) from error
-        self._noted = len(activations.journal.fills)
+        self._noted = len(activations.activation_log.fills)
 
     def save_activations(self) -> None:
         """Saves the journal, if there is anything new in it."""
-        if self.activations is None or len(self.activations.journal.fills) == self._noted:
+        if self.activations is None or len(self.activations.activation_log.fills) == self._noted:
             return
-        facts, tensors = self.activations.journal.content()
+        facts, tensors = self.activations.activation_log.content()
         write_bundle(self.folder / _ACTIVATIONS, facts, {"rows": tensors})
-        self._noted = len(self.activations.journal.fills)
+        self._noted = len(self.activations.activation_log.fills)
 
     # ------------------------------------------------------------------------------------------------ runs and trials
 
-    def keeper(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> Keeper:
+    def writer(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> CheckpointWriter:
         """What saves one training.
 
         Args:
@@ -178,7 +178,7 @@ class DatasetState:
         """
         part = {"id": self.run.id, "part": name if trial is None else f"{name} {trial}"}
         folder = Path(self.config.log_dir) / "checkpoints" if trial is None else self.folder
-        return Keeper(
+        return CheckpointWriter(
             self.config,
             folder,
             name if trial is None else "trial",
@@ -190,7 +190,7 @@ class DatasetState:
             before_save=self.save_activations,
         )
 
-    def read_run(self, name: str) -> ArmRun | None:
+    def read_run(self, name: str) -> TrainingResult | None:
         """A finished run, as it was; None if it is to be run, or run again because what was kept is damaged."""
         folder = self.folder / name
         if not (folder / RECORD).is_file():
@@ -202,12 +202,12 @@ class DatasetState:
         except DamagedError as error:
             logger.warning("%s; this part of the run is done again", error)
             return None
-        return ArmRun(
+        return TrainingResult(
             record["seed"], record["fold"], record["record"], evaluation, validation, record.get("attention")
         )
 
     @distributed.main_only
-    def write_run(self, name: str, run: ArmRun) -> None:
+    def write_run(self, name: str, run: TrainingResult) -> None:
         """Keeps a finished run."""
         self.save_activations()  # first: a run that is not repeated must have left its activations behind
         record = {
@@ -257,11 +257,11 @@ class Trials:
         """Keeps all that are over; what was saved of the last one goes."""
         self.state.save_activations()
         write_signed(self.path, {"trials": [dataclasses.asdict(each) for each in trials]})
-        self.keeper(len(trials), trials[-1].rates).finish()
+        self.writer(len(trials), trials[-1].rates).finish()
 
-    def keeper(self, number: int, rates: Mapping[str, float]) -> Keeper:
+    def writer(self, number: int, rates: Mapping[str, float]) -> CheckpointWriter:
         """What saves a trial while it goes on."""
-        return self.state.keeper(self.name, **self.about, trial=f"trial {number} {json_sha(dict(rates))[:16]}")
+        return self.state.writer(self.name, **self.about, trial=f"trial {number} {json_sha(dict(rates))[:16]}")
 
 
 def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:

@@ -117,7 +117,7 @@ def _run(order: dict[str, Any], voice: Voice) -> int:
         from maw.experiment.benchmark import run_dataset_of
 
         config = Tier1Config.from_dict(order["config"])
-        with console.speaking(quiet=config.quiet, json_progress=config.json_progress):
+        with console.configured(quiet=config.quiet, json_progress=config.json_progress):
             run_dataset_of(config, order["number"], resumed=order["resumed"])
     except KeyboardInterrupt:
         return 128 + 15

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config.methods import METHODS, find_method
-from maw.config.tier1_config import FREE, Precision, Tier1Config
+from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
 from maw.data.corpus import Corpus
 from maw.data.names import results_name
 from maw.data.registry import load_collection, load_folds
@@ -172,7 +172,11 @@ class PastRun:
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
         """That a checkpoint is of this run, as far as settings tell."""
         mine, its = Arm(find_method(method), self.config, None).config.to_dict(), config.to_dict()
-        other = [name for name in mine if name not in (*_VARIES, *_ELSEWHERE, *FREE) and mine[name] != its.get(name)]
+        other = [
+            name
+            for name in mine
+            if name not in (*_VARIES, *_ELSEWHERE, *RESULT_NEUTRAL) and mine[name] != its.get(name)
+        ]
         if other:
             names = ", ".join(other[:5])
             raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")

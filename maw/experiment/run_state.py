@@ -8,10 +8,10 @@ A run's folder is its `log_dir`. While the run is unfinished it holds
     state/model.json        hash of the model's weights and of all else that decides its output
     state/01/               of the first dataset: hashes of its data, which activations were stored, and each arm's
                             finished runs and trials (`maw.experiment.dataset_state`)
-    checkpoints/*_latest    the training in progress (`maw.training.keeper`)
+    checkpoints/*_latest    the training in progress (`maw.training.checkpoint_writer`)
 
 and when the run has finished `state` is removed. To go on with other settings, code, libraries, weights or data would
-mix two experiments in one result: it is refused, with every difference. Settings in `FREE` change no result.
+mix two experiments in one result: it is refused, with every difference. Settings in `RESULT_NEUTRAL` change no result.
 
 This module loads nothing heavy, so that a wrong --resume is answered at once.
 """
@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from maw.config.tier1_config import FREE, TRAINED_METHODS, Tier1Config
+from maw.config.tier1_config import RESULT_NEUTRAL, TRAINED_METHODS, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
 from maw.runtime import distributed
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
@@ -74,7 +74,7 @@ class RunState:
         """Where the state of a dataset lies, from 1 in the order of the run."""
         return self.folder / f"{number:02d}"
 
-    def settle(self, path: Path, what: str, found: Mapping[str, Any]) -> None:
+    def record_or_compare(self, path: Path, what: str, found: Mapping[str, Any]) -> None:
         """Notes in a file what the run computes with, or compares it with what was noted when it started.
 
         Raises:
@@ -127,7 +127,7 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         "config": config.to_dict() | {"restart": False},  # it is done, and going on does not ask for it again
         "code": code_hashes(),
         "libraries": _libraries(),
-        "processes": distributed.place().count,
+        "processes": distributed.this_process().count,
         **facts,
     }
     write_signed(log_dir / STATE / RUN, record)
@@ -172,7 +172,7 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
 def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     """What is not as it was when a run was started, of settings, code and libraries; one line each."""
     before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
-    settings = [name for name in now if name not in FREE]
+    settings = [name for name in now if name not in RESULT_NEUTRAL]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
     if any(method in TRAINED_METHODS for method in config.methods):
         count = distributed.launched().count  # the command line asks before the processes are joined

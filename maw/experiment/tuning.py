@@ -37,7 +37,7 @@ from maw.runtime import signals
 from maw.runtime.console import at
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
-from maw.training.progress import VALIDATION_METRIC, Keeper
+from maw.training.progress import VALIDATION_METRIC, CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class TrialLog(Protocol):
     def write(self, trials: Sequence[Trial]) -> None:
         """Keeps all that are over."""
 
-    def keeper(self, number: int, rates: Rates) -> Keeper:
+    def writer(self, number: int, rates: Rates) -> CheckpointWriter:
         """What saves a trial while it goes on."""
 
 
@@ -162,9 +162,9 @@ def tune(
     with stage("tuning"):
         while len(done) < trials:
             rates, how = search.next(done)
-            keeper = log.keeper(len(done) + 1, rates) if log else None
+            writer = log.writer(len(done) + 1, rates) if log else None
             with at(trial=len(done) + 1):
-                done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, keeper))
+                done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, writer))
             if log:
                 log.write(done)
             log_event(logger, "trial", training=f"{dataset} {arm.method.name}", **done[-1].record)
@@ -188,13 +188,13 @@ def _try(
     number: int,
     rates: Rates,
     how: str,
-    keeper: Keeper | None,
+    writer: CheckpointWriter | None,
 ) -> Trial:
     started = time.perf_counter()
     with arm.metered() as meter:
         try:
             config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
-            history = arm.train(arm.build(config), train, validation, dataset, keeper)
+            history = arm.train(arm.build(config), train, validation, dataset, writer)
         except NotFiniteError as error:
             facts = {"failed": str(error), "seconds": time.perf_counter() - started}
             return Trial(number, rates, how, None, facts | asdict(meter.taken()))

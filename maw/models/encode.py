@@ -21,7 +21,7 @@ from maw.models.batching import encoding_tokens
 from maw.models.cpu_kernels import packed_weights
 from maw.models.tokenized import TextSource
 from maw.runtime.devices import unwrap
-from maw.runtime.out_of_memory import FittingParts
+from maw.runtime.out_of_memory import HalveOnOOM
 from maw.runtime.profiler import stage, waiting
 from maw.runtime.progress_bars import bar
 
@@ -88,7 +88,7 @@ def encode(
         on_device = {name: each.to(device, non_blocking=True) for name, each in inputs.items()}
         return {name: value.float().cpu() for name, value in encoder(on_device).items()}
 
-    fitting = FittingParts(run, label or "encoding")
+    fitting = HalveOnOOM(run, label or "encoding")
     with torch.inference_mode(), packed_weights(), progress:
         for rows, inputs in waiting("waiting for batches", source.batches(order, batch_size, budget)):
             with stage("model"):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from maw.config.methods import METHODS, Method, find_method
-from maw.config.tier1_config import FREE
+from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
 from maw.evaluation.confirmatory import LEVEL, METRIC, corrected, signs_for
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
@@ -291,7 +291,7 @@ def _family(rows: Sequence[Mapping[str, Any]], *, headline: bool) -> list[dict[s
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Settings that can change a result, and facts on the model, that differ between two results."""
     one, other = ({**each["configuration"], **_model(each)} for each in (a, b))
-    names = [name for name in dict.fromkeys([*one, *other]) if name not in (*_PLACES, *FREE)]
+    names = [name for name in dict.fromkeys([*one, *other]) if name not in (*_PLACES, *RESULT_NEUTRAL)]
     return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
 
 

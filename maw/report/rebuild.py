@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from maw.config.tier1_config import FREE
+from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
 from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.query_examples import ATTENTION
@@ -145,7 +145,7 @@ def find_folders(run_dir: Path | str) -> list[Path]:
 
 def _what_counts(result: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a result that can change one: a run that goes on may have others of the rest."""
-    return {name: value for name, value in result["configuration"].items() if name not in FREE}
+    return {name: value for name, value in result["configuration"].items() if name not in RESULT_NEUTRAL}
 
 
 def _named(found: Mapping[Path, Mapping[str, Any]], name: str, result: Mapping[str, Any], summary: Path) -> Path:

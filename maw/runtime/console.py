@@ -59,17 +59,17 @@ _state = _State()
 # ---------------------------------------------------------------------------------------------------- how, and where
 
 
-def speak(*, quiet: bool, json_progress: bool) -> None:
+def configure(*, quiet: bool, json_progress: bool) -> None:
     """From here on the console is as `Tier1Config.quiet` and `json_progress` say, to the end of the block of
-    `speaking`."""
+    `configured`."""
     _state.quiet, _state.json = quiet, json_progress
 
 
 @contextlib.contextmanager
-def speaking(*, quiet: bool = False, json_progress: bool = False) -> Iterator[None]:
-    """A block with a console of its own, as `speak` sets it."""
+def configured(*, quiet: bool = False, json_progress: bool = False) -> Iterator[None]:
+    """A block with a console of its own, as `configure` sets it."""
     before = _state.quiet, _state.json
-    speak(quiet=quiet, json_progress=json_progress)
+    configure(quiet=quiet, json_progress=json_progress)
     try:
         yield
     finally:
@@ -104,7 +104,7 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-def hush_libraries() -> None:
+def silence_libraries() -> None:
     """Keeps the libraries' own bars, of downloads for the most part, off a console on which ours are not drawn."""
     if draws():
         return

@@ -30,10 +30,10 @@ def pick_device(config: Tier1Config) -> torch.device:
         MAWError: the device named is not there, or one GPU is named for several processes.
     """
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if distributed.together() and name.startswith("cuda"):
+    if distributed.is_distributed() and name.startswith("cuda"):
         if name != "cuda":
             raise MAWError(f"--device {name}: each process has a GPU of its own; leave --device out, or use cuda")
-        name = f"cuda:{distributed.place().local_rank}"
+        name = f"cuda:{distributed.this_process().local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

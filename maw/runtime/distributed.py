@@ -37,7 +37,7 @@ TIMEOUT = timedelta(hours=24)  # the main process may build indexes for hours; o
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Which process this is, as the launcher says.
 
     Attributes:
@@ -56,7 +56,7 @@ class Place:
 class _State:
     """What this process knows of the others; `place` is that of a single process outside of a session."""
 
-    place = Place()
+    process = ProcessInfo()
     alone = 0
     watcher: Watcher | None = None
     failed = False
@@ -65,7 +65,7 @@ class _State:
 _state = _State()
 
 
-def launched() -> Place:
+def launched() -> ProcessInfo:
     """What the launcher says of this process; a single one where there is no launcher.
 
     Raises:
@@ -73,7 +73,7 @@ def launched() -> Place:
     """
     said = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     if said["WORLD_SIZE"] in ("", "1"):
-        return Place()
+        return ProcessInfo()
     try:
         rank, count = int(said["RANK"]), int(said["WORLD_SIZE"])
         local = int(said["LOCAL_RANK"] or rank), int(said["LOCAL_WORLD_SIZE"] or count)
@@ -83,30 +83,30 @@ def launched() -> Place:
     except ValueError:
         text = f"WORLD_SIZE is {said['WORLD_SIZE']}, but RANK, MASTER_ADDR or MASTER_PORT is missing or wrong"
         raise MAWError(f"{text}; start the processes with torchrun or accelerate launch") from None
-    return Place(rank, count, *local)
+    return ProcessInfo(rank, count, *local)
 
 
-def place() -> Place:
+def this_process() -> ProcessInfo:
     """Which process of the session this is."""
-    return _state.place
+    return _state.process
 
 
 def is_main() -> bool:
     """Whether this process writes files and speaks to the user: the one of rank 0, or the only one."""
-    return _state.place.rank == 0
+    return _state.process.rank == 0
 
 
 def rank_said() -> int:
     """The rank, also before a session and after it."""
     try:
-        return _state.place.rank or launched().rank
+        return _state.process.rank or launched().rank
     except MAWError:
         return 0
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether there are other processes that do the same now, so that work can be shared with them."""
-    return _state.place.count > 1 and not _state.alone
+    return _state.process.count > 1 and not _state.alone
 
 
 def main_only(function: Callable[..., Value]) -> Callable[..., Value | None]:
@@ -135,10 +135,10 @@ def main_first() -> Iterator[None]:
 
     So the first builds what the others find in a cache, on the same disk or on their own.
     """
-    if not together():
+    if not is_distributed():
         yield
         return
-    turn = 0 if is_main() else 1 if _state.place.local_rank == 0 else 2
+    turn = 0 if is_main() else 1 if _state.process.local_rank == 0 else 2
     for _ in range(turn):
         barrier()
     with alone():
@@ -151,7 +151,7 @@ def main_first() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def session(device: str | None = None) -> Iterator[Place]:
+def session(device: str | None = None) -> Iterator[ProcessInfo]:
     """Joins the processes that the launcher started, for the block; does nothing for one, or inside another session.
 
     Args:
@@ -161,12 +161,12 @@ def session(device: str | None = None) -> Iterator[Place]:
         MAWError: there are more processes on this machine than GPUs, or they cannot reach each other.
         PeerError: another process failed.
     """
-    if _state.place.count > 1 or launched().count == 1:
-        yield _state.place
+    if _state.process.count > 1 or launched().count == 1:
+        yield _state.process
         return
     _join(launched(), device)
     try:
-        yield _state.place
+        yield _state.process
         if _state.watcher is not None:
             _state.watcher.stop()
         barrier()
@@ -200,7 +200,7 @@ def avoid_hangs() -> None:
         os.environ["NCCL_P2P_LEVEL"] = "NVL"
 
 
-def _join(place: Place, device: str | None) -> None:
+def _join(place: ProcessInfo, device: str | None) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its stack traces would bury why a process ended
     import torch
     import torch.distributed as dist
@@ -219,7 +219,7 @@ def _join(place: Place, device: str | None) -> None:
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise MAWError(f"the processes cannot reach each other at {address}: {line_of(error)}") from error
-    _state.place, _state.watcher, _state.failed = place, watcher, False
+    _state.process, _state.watcher, _state.failed = place, watcher, False
     watcher.start()
 
 
@@ -227,7 +227,7 @@ def _leave() -> None:
     import torch.distributed as dist
 
     dist.destroy_process_group()
-    _state.place, _state.watcher = Place(), None
+    _state.process, _state.watcher = ProcessInfo(), None
 
 
 # ------------------------------------------------------------------------------------------- what they tell each other
@@ -235,23 +235,23 @@ def _leave() -> None:
 
 def barrier() -> None:
     """Waits for all."""
-    if together():
-        any_of(False)
+    if is_distributed():
+        any_process(False)
 
 
-def any_of(*flags: bool) -> list[bool]:
+def any_process(*flags: bool) -> list[bool]:
     """Each flag: whether it is set in any process."""
-    if not together():
+    if not is_distributed():
         return [bool(flag) for flag in flags]
     import torch
 
     values = torch.tensor([int(flag) for flag in flags], dtype=torch.int64)
-    return [value > 0 for value in summed_(values).tolist()]
+    return [value > 0 for value in all_reduce_sum_(values).tolist()]
 
 
-def summed_(values: Tensor) -> Tensor:
+def all_reduce_sum_(values: Tensor) -> Tensor:
     """Puts the sum over all processes in the tensor's place; the same bits in all of them."""
-    if together():
+    if is_distributed():
         import torch.distributed as dist
 
         _talk(lambda: dist.all_reduce(values))
@@ -260,29 +260,29 @@ def summed_(values: Tensor) -> Tensor:
 
 def gathered(values: Tensor) -> list[Tensor]:
     """The tensors of all processes, by rank; all of one shape and type."""
-    if not together():
+    if not is_distributed():
         return [values]
     import torch
     import torch.distributed as dist
 
     values = values.contiguous()
-    parts = [torch.empty_like(values) for _ in range(_state.place.count)]
+    parts = [torch.empty_like(values) for _ in range(_state.process.count)]
     _talk(lambda: dist.all_gather(parts, values))
     return parts
 
 
 def from_main_(values: Tensor) -> Tensor:
     """Puts what the main process has in the tensor's place, which has the same shape and type everywhere."""
-    if together():
+    if is_distributed():
         import torch.distributed as dist
 
         _talk(lambda: dist.broadcast(values, src=0))
     return values
 
 
-def agreed(make: Callable[[], Any]) -> Any:
+def broadcast_object(make: Callable[[], Any]) -> Any:
     """What the main process makes, JSON-able, in all of them."""
-    if not together():
+    if not is_distributed():
         return make()
     import torch
 
@@ -310,9 +310,9 @@ def of_every_process(values: Tensor) -> Tensor:
     """What each process has, (processes, ...), to be saved; the values themselves where there is one process."""
     import torch
 
-    return torch.stack(gathered(values)) if together() else values
+    return torch.stack(gathered(values)) if is_distributed() else values
 
 
 def of_this_process(values: Tensor) -> Tensor:
     """This process's part of what `of_every_process` gave."""
-    return values[place().rank].clone() if together() else values
+    return values[this_process().rank].clone() if is_distributed() else values

@@ -58,7 +58,7 @@ class EnergyMeter:
 
     def __init__(self, gpus: Sequence[int] = ()):
         self.gpus = len(gpus)
-        self._packages = _Packages() if distributed.place().local_rank == 0 else None
+        self._packages = _Packages() if distributed.this_process().local_rank == 0 else None
         self._nvml = _Nvml.of(gpus)
         self._stop = threading.Event()
 
@@ -84,7 +84,7 @@ class EnergyMeter:
             measured += self._nvml.joules() - self._gpus_start
         else:
             estimated += WATTS_PER_GPU * self.gpus * (time.perf_counter() - self._seconds)
-        sums = distributed.summed_(torch.tensor([measured + estimated, measured], dtype=torch.float64))
+        sums = distributed.all_reduce_sum_(torch.tensor([measured + estimated, measured], dtype=torch.float64))
         return Energy(*sums.tolist())
 
     def _poll(self) -> None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 
 
-class FittingParts:
+class HalveOnOOM:
     """Calls something with a batch, or with its halves, quarters, ... where memory runs out, and joins the results.
 
     What did not fit once is not tried again: later batches of as many tokens are cut at once.

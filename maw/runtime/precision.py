@@ -46,7 +46,7 @@ def pick_precision(asked: str, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def settled(device: torch.device, name: str) -> Iterator[None]:
+def fixed_precision(device: torch.device, name: str) -> Iterator[None]:
     """A block in which "auto" means one format on a kind of device: that of a run that goes on, measured before."""
     before = dict(_settled)
     _settled[device.type] = FORMATS[name]

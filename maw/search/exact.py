@@ -103,8 +103,8 @@ def block_size(passages: int, block: int) -> int:
     equally many.
     """
     blocks = max(1, -(-passages // block))
-    together = min(_BLOCK_MULTIPLE, 1 << (blocks - 1).bit_length())
-    blocks = -(-blocks // together) * together
+    is_distributed = min(_BLOCK_MULTIPLE, 1 << (blocks - 1).bit_length())
+    blocks = -(-blocks // is_distributed) * is_distributed
     return _even_size(passages, max(1, -(-passages // blocks)), _PASSAGE_MULTIPLE)
 
 

@@ -51,7 +51,7 @@ def top_k_together(
     Raises:
         MemoryError, RuntimeError: memory ran out in one of them; in all.
     """
-    if not distributed.together():
+    if not distributed.is_distributed():
         return top_k(queries, passages, k, tie_order, block=block)
     queries_QC = as_tensor(queries).float()
     check_arguments(queries_QC, passages, k, block)
@@ -74,7 +74,7 @@ class Shard:
     """
 
     def __init__(self, passages: Tensor | np.ndarray, tie_order: Tensor | np.ndarray, k: int, block: int):
-        place = distributed.place()
+        place = distributed.this_process()
         self.size, parts = divide(len(passages), block, place.count)
         self.passages, self.tie_order = passages[parts[place.rank]], tie_order[parts[place.rank]]
         self.k, self.all, self.smallest = k, len(passages), min(part.stop - part.start for part in parts)
@@ -112,7 +112,7 @@ def all_or_none(find: Callable[[], Tensor]) -> Tensor:
         if not is_out_of_memory(wrong):
             raise
         error = wrong
-    if any(distributed.any_of(error is not None)):
+    if any(distributed.any_process(error is not None)):
         raise error or MemoryError("out of memory in another process")
     return found
 

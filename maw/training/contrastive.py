@@ -36,30 +36,30 @@ class Batch:
     Args:
         queries: rows of the queries, int64 (B,); a row also names a query's routing noise.
         passages: rows of the passages, int64 (P,); the first B are the queries' positives, in their order.
-        comparable: True where a passage is the query's positive or may count against it, bool (B, P).
+        candidate_mask: True where a passage is the query's positive or may count against it, bool (B, P).
         bank_comparable: the same for the passages of earlier batches, the latest last, bool (B, K).
     """
 
     queries: np.ndarray
     passages: np.ndarray
-    comparable: Tensor
-    bank_comparable: Tensor
+    candidate_mask: Tensor
+    bank_candidate_mask: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        comparable, bank = to_device(self.comparable, device), to_device(self.bank_comparable, device)
-        return replace(self, comparable=comparable, bank_comparable=bank)
+        candidate_mask, bank = to_device(self.candidate_mask, device), to_device(self.bank_candidate_mask, device)
+        return replace(self, candidate_mask=candidate_mask, bank_candidate_mask=bank)
 
 
 class PassageBank:
-    """Embeddings of the passages of earlier batches, without gradient, to go with `Batch.bank_comparable`."""
+    """Embeddings of the passages of earlier batches, without gradient, to go with `Batch.bank_candidate_mask`."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
 
     def embeddings(self, batch: Batch) -> Tensor:
         """Those that the batch is compared with, (K, C), or an empty tensor; call before `add`."""
-        wanted = batch.bank_comparable.shape[1]
+        wanted = batch.bank_candidate_mask.shape[1]
         held = torch.cat(self._parts)[-wanted:] if wanted else torch.empty(0)
         self._parts = [held] if wanted else []
         return held
@@ -137,12 +137,12 @@ class TrainingPairs:
     def _batch(self, queries: np.ndarray, draw: np.ndarray, earlier: Iterable[np.ndarray]) -> Batch:
         positives = [self.positives[query][int(draw[query] * len(self.positives[query]))] for query in queries]
         passages = np.concatenate([positives, *(self.negatives[query] for query in queries)]).astype(np.int64)
-        comparable = self._comparable(queries, passages)
-        np.fill_diagonal(comparable, True)
-        bank = self._comparable(queries, np.concatenate([np.empty(0, np.int64), *earlier]))
-        return Batch(queries, passages, torch.from_numpy(comparable), torch.from_numpy(bank))
+        candidate_mask = self._candidate_mask(queries, passages)
+        np.fill_diagonal(candidate_mask, True)
+        bank = self._candidate_mask(queries, np.concatenate([np.empty(0, np.int64), *earlier]))
+        return Batch(queries, passages, torch.from_numpy(candidate_mask), torch.from_numpy(bank))
 
-    def _comparable(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
+    def _candidate_mask(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """Where a passage is not relevant to a query, nor a copy of one that is, bool (queries, passages)."""
         codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
         return ~np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))

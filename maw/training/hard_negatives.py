@@ -143,7 +143,7 @@ def mine_negatives(
                 found = _choose(data, config, retriever, activations)
                 record = {"key": key, "negatives": found[0], "facts": found[1]}
                 if activations is not None:
-                    activations.keep()  # first: a run that goes on reads the negatives and stores nothing for them
+                    activations.before_commit()  # a resumed run reads the negatives and stores no texts for them
                 write_json(path, record | {"sha256": json_sha(record)})
     return replace(data, negatives=found[0]), found[1]
 

@@ -74,12 +74,12 @@ class ContrastiveObjective:
             passage: (..., P, C).
             kept_PC: what the bank keeps of the passages.
         """
-        comparable = batch.comparable
+        candidate_mask = batch.candidate_mask
         self.bank.add(kept_PC)
         if len(bank_KC):
             passage = torch.cat((passage, bank_KC.expand(*passage.shape[:-2], -1, -1)), dim=-2)
-            comparable = torch.cat((comparable, batch.bank_comparable), dim=1)
-        return contrastive_loss(query, passage, comparable, self.temperature)
+            candidate_mask = torch.cat((candidate_mask, batch.bank_candidate_mask), dim=1)
+        return contrastive_loss(query, passage, candidate_mask, self.temperature)
 
 
 class RandomRoutingObjective(ContrastiveObjective):
@@ -94,7 +94,7 @@ class RandomRoutingObjective(ContrastiveObjective):
     ) -> tuple[Tensor, Statistics]:
         embeddings = []
         for stream, (inputs, rows) in enumerate(((queries, batch.queries), (passages, batch.passages))):
-            index = to_device(torch.from_numpy(rows), batch.comparable.device)
+            index = to_device(torch.from_numpy(rows), batch.candidate_mask.device)
             keys = noise_keys(self.seed, step, index, 1, stream)
             embeddings.append(self.engine(inputs, mode="group", keys=keys)["embedding"][:, 0])
         return self._losses(*embeddings, batch, self.bank.embeddings(batch), embeddings[1]).mean(), {}

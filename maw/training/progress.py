@@ -1,7 +1,7 @@
 """How far a training is, and how it is saved so that it can go on: `maw.training.trainer` trains,
-`maw.training.keeper` writes.
+`maw.training.checkpoint_writer` writes.
 
-progress = Progress(model, trainer, keeper)     # puts both where an interrupted training was left
+progress = Progress(model, trainer, writer)     # puts both where an interrupted training was left
 progress.after_step()                           # saves if it is time, ends the run if a signal asks for it
 progress.add(record, result, improved)          # after an epoch
 """
@@ -84,8 +84,8 @@ class Saved:
         return self.history.best[f"val_{VALIDATION_METRIC}"] if self.history else None
 
 
-class Keeper(Protocol):
-    """What saves a training; `maw.training.keeper` has the one that runs use."""
+class CheckpointWriter(Protocol):
+    """What saves a training; `maw.training.checkpoint_writer` has the one that runs use."""
 
     def load(self) -> Saved | None:
         """What to go on from."""
@@ -104,17 +104,17 @@ class Progress:
 
     Args:
         model: what is trained.
-        trainer: what trains it; both are put where the keeper's training was left, if it has one.
-        keeper: None to save nothing.
+        trainer: what trains it; both are put where the writer's training was left, if it has one.
+        writer: None to save nothing.
     """
 
-    def __init__(self, model: BaselineRetriever, trainer: Trainer, keeper: Keeper | None):
-        self.model, self.trainer, self.keeper = model, trainer, keeper
+    def __init__(self, model: BaselineRetriever, trainer: Trainer, writer: CheckpointWriter | None):
+        self.model, self.trainer, self.writer = model, trainer, writer
         self.history = History()
         self.best_weights: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         with distributed.main_first():
-            saved = keeper.load() if keeper else None
+            saved = writer.load() if writer else None
         if saved is not None:
             self._restore(saved)
             logger.info("%s: goes on in epoch %d, after step %d", trainer.label, trainer.epoch, saved.step)
@@ -137,12 +137,12 @@ class Progress:
 
     def after_step(self) -> None:
         """Saves after a step if it is time, and ends the run if that is asked for; not before it is saved."""
-        asked = self.keeper is None or self.keeper.due()
-        due, stop = distributed.any_of(asked, signals.stop_asked())  # several processes save, and stop, together
+        asked = self.writer is None or self.writer.due()
+        due, stop = distributed.any_process(asked, signals.stop_asked())  # several processes save, and stop, together
         if due:
             self.save()
             signals.check()
-        if stop and distributed.together():
+        if stop and distributed.is_distributed():
             raise signals.Stopped(signal.SIGTERM)
 
     @contextlib.contextmanager
@@ -152,15 +152,15 @@ class Progress:
             signals.check()
             yield
         except KeyboardInterrupt:
-            if not distributed.together():  # the others are elsewhere, and a save takes all
+            if not distributed.is_distributed():  # the others are elsewhere, and a save takes all
                 self.save()
             raise
 
     def save(self, *, improved: bool = False, epoch_over: bool = False) -> None:
         """Saves the training as it is."""
-        if self.keeper is not None:
+        if self.writer is not None:
             with signals.held_back():
-                self.keeper.save(self.model, self._saved(epoch_over), improved=improved, epoch_over=epoch_over)
+                self.writer.save(self.model, self._saved(epoch_over), improved=improved, epoch_over=epoch_over)
         trackers.flush()
 
     def _saved(self, epoch_over: bool) -> Saved:

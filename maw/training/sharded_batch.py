@@ -49,9 +49,9 @@ def read_batch(
         rows: of the source, (B,).
         parts: sizes of parts of the batch that are also computed by themselves, and so are divided evenly, too.
     """
-    if not distributed.together():
+    if not distributed.is_distributed():
         return {name: to_device(each, device) for name, each in source.batch(rows).items()}
-    place = distributed.place()
+    place = distributed.this_process()
     owner = owners(source.lengths()[rows], parts or [len(rows)], place.count)
     own = np.flatnonzero(owner == place.rank)
     read = own if len(own) else np.zeros(1, dtype=np.int64)  # a process without a text still needs names and types
@@ -81,7 +81,7 @@ def owners(lengths: np.ndarray, parts: Sequence[int], count: int) -> np.ndarray:
 
 def _whole_mask(lengths: np.ndarray, owner: np.ndarray, width: int) -> Tensor:
     """The attention mask of the whole batch, (B, T), from the token counts of each process's own texts."""
-    count = distributed.place().count
+    count = distributed.this_process().count
     most = int(np.bincount(owner, minlength=count).max())
     sent = torch.zeros(most + 1, dtype=torch.int64)
     sent[0] = width if len(lengths) else 0
@@ -98,7 +98,7 @@ def _whole_mask(lengths: np.ndarray, owner: np.ndarray, width: int) -> Tensor:
 
 def over_processes(engine: nn.Module) -> nn.Module:
     """The engine itself, or with several processes one that computes this one's texts and gathers the others'."""
-    return SharedEngine(engine) if distributed.together() else engine
+    return SharedEngine(engine) if distributed.is_distributed() else engine
 
 
 class SharedEngine(nn.Module):
@@ -147,7 +147,7 @@ def _division(owner_B: Tensor) -> tuple[Tensor, Tensor]:
 
     All processes compute as many rows: those that own fewer compute one again, and what comes of it is left out.
     """
-    place = distributed.place()
+    place = distributed.this_process()
     rows = [(owner_B == rank).nonzero()[:, 0] for rank in range(place.count)]
     most = max(len(each) for each in rows)
     where_B = torch.empty(len(owner_B), dtype=torch.int64)
@@ -178,20 +178,20 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        start = distributed.place().rank * ctx.rows
+        start = distributed.this_process().rank * ctx.rows
         return gradient[start : start + ctx.rows]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Adds up each parameter's gradient over the processes; one that none has stays without."""
-    if distributed.together():
+    if distributed.is_distributed():
         _reduce(list(parameters), 1.0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Gives all processes the mean gradients, where all have computed the same but for rounding."""
-    if distributed.together():
-        _reduce(list(parameters), 1 / distributed.place().count)
+    if distributed.is_distributed():
+        _reduce(list(parameters), 1 / distributed.this_process().count)
 
 
 def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
@@ -203,7 +203,7 @@ def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
         parts = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
         has = torch.tensor([each.grad is not None for each in group], dtype=dtype)
         flat = torch.cat([*(part.reshape(-1) for part in parts), to_device(has, device)])
-        distributed.summed_(flat)
+        distributed.all_reduce_sum_(flat)
         *sums, counts = flat.split([*(each.numel() for each in group), len(group)])
         # Which parameters a step reaches is the same everywhere; looking at the counts would wait for a GPU.
         known = has.tolist() if device.type != "cpu" else counts.tolist()
@@ -213,7 +213,7 @@ def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
 
 def same_start(parameters: Iterable[nn.Parameter]) -> None:
     """Gives all processes the main one's values of what is to be trained."""
-    if distributed.together():
+    if distributed.is_distributed():
         with torch.no_grad():
             for each in parameters:
                 values = each.detach().contiguous()

@@ -63,7 +63,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: State) -> None
 def random_state(device: torch.device) -> State:
     """Where PyTorch's generators stand: the CPU's, and a GPU's where one is used; of several processes each's."""
     state: State = {"cpu": distributed.of_every_process(torch.get_rng_state())}
-    if device.type == "cuda" and distributed.together():
+    if device.type == "cuda" and distributed.is_distributed():
         return state | {"cuda_of_process": distributed.of_every_process(torch.cuda.get_rng_state(device))}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -74,6 +74,8 @@ def load_random_state(state: State) -> None:
     """Takes back what `random_state` gave; GPUs that are not there any more are left out."""
     torch.set_rng_state(distributed.of_this_process(state["cpu"]))
     if "cuda_of_process" in state:
-        torch.cuda.set_rng_state(distributed.of_this_process(state["cuda_of_process"]), distributed.place().local_rank)
+        torch.cuda.set_rng_state(
+            distributed.of_this_process(state["cuda_of_process"]), distributed.this_process().local_rank
+        )
     for index, each in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(each, index)

@@ -20,7 +20,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
-from maw.errors import placed
+from maw.errors import error_context
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.metrics import EvaluationResult
 from maw.evaluation.routing.diagnostics import routing_diagnostics
@@ -30,7 +30,7 @@ from maw.runtime.console import at
 from maw.runtime.devices import device_of, unwrap
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
-from maw.training.progress import VALIDATION_METRIC, History, Keeper, Progress
+from maw.training.progress import VALIDATION_METRIC, CheckpointWriter, History, Progress
 from maw.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def train_retriever(
     *,
     activations: ActivationStore | None = None,
     on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
-    keeper: Keeper | None = None,
+    writer: CheckpointWriter | None = None,
 ) -> History:
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
@@ -63,7 +63,7 @@ def train_retriever(
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
         on_epoch: called after every epoch with its record and whether it is the best so far.
-        keeper: saves the training, and has what an interrupted one is to go on from.
+        writer: saves the training, and has what an interrupted one is to go on from.
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
@@ -88,13 +88,13 @@ def train_retriever(
             activations,
         )
         validation = as_retrieval_data(val_data, "validation", config.relevance_level)
-        progress = Progress(model, trainer, keeper)
+        progress = Progress(model, trainer, writer)
         history = progress.history
         diagnostics = routing_diagnostics(model, config, device, activations)
 
         def evaluate() -> EvaluationResult:
             where = f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"
-            with placed(where), at(epoch=trainer.epoch, epochs=config.num_epochs):
+            with error_context(where), at(epoch=trainer.epoch, epochs=config.num_epochs):
                 return evaluate_retriever(
                     model, validation, config, device, "validation", activations=activations, inspect=diagnostics
                 )
@@ -129,7 +129,7 @@ def train_retriever(
             )
             signals.check()
         model.load_trained_state(progress.best_weights)
-        (forgotten,) = distributed.any_of(diagnostics is not None and diagnostics.has_forgotten_best)
+        (forgotten,) = distributed.any_process(diagnostics is not None and diagnostics.has_forgotten_best)
         if forgotten:
             with stage("validation"):
                 evaluate()

@@ -21,7 +21,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore, PrefixSource
 from maw.encoding.length_chunks import LengthChunks
-from maw.errors import MAWError, NotFiniteError, placed
+from maw.errors import MAWError, NotFiniteError, error_context
 from maw.models.cpu_kernels import packed_weights
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.models.tokenized import ListTexts, TextSource
@@ -64,7 +64,7 @@ class Trainer:
     ):
         self.model, self.config, self.device, self.label = model, config, device, label
         # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
-        torch.manual_seed(config.seed + (distributed.place().rank << 32))
+        torch.manual_seed(config.seed + (distributed.this_process().rank << 32))
         self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
         texts = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         self.sources: list[TextSource | PrefixSource] = [*texts]
@@ -146,7 +146,7 @@ class Trainer:
 
         Of several processes each passes a text when it first comes to it: it may never.
         """
-        if distributed.together():
+        if distributed.is_distributed():
             return
         for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
             if isinstance(source, PrefixSource):
@@ -222,7 +222,7 @@ class Trainer:
     def _step_in_words(self) -> Iterator[None]:
         """Names dataset, method and step in what goes wrong inside the block."""
         where = f"{self.label}: step {self.step}"
-        with placed(where), advising(where, TAKES_LESS_MEMORY):
+        with error_context(where), advising(where, TAKES_LESS_MEMORY):
             yield
 
     def _update(self, loss: Tensor, statistics: Statistics) -> float:

@@ -73,20 +73,20 @@ def test_groups_are_the_components_of_a_graph(seed):
 def test_every_query_is_tested_once_and_never_by_a_model_that_saw_it(tmp_path, number):
     folds = make_folds(collection(), config(tmp_path, folds=number))
     everything = {f"q{i}" for i in range(60)}
-    tested = [query for each in folds.rounds for query in each.test.query_ids]
+    tested = [query for each in folds.collections for query in each.test.query_ids]
     assert Counter(tested) == dict.fromkeys(everything, 1)
     assert folds.whole.test.query_ids == tested, "methods that do not train are evaluated in the same order"
     assert not len(folds.whole.train) and not len(folds.whole.validation)
-    for index, each in enumerate(folds.rounds):
+    for index, each in enumerate(folds.collections):
         parts = [set(getattr(each, name).query_ids) for name in SPLITS]
         assert set.union(*parts) == everything and sum(map(len, parts)) == 60
-        assert each.validation.query_ids == folds.rounds[(index + 1) % number].test.query_ids
+        assert each.validation.query_ids == folds.collections[(index + 1) % number].test.query_ids
         for name in SPLITS:
             split = getattr(each, name)
             assert split.name == name
             assert split.qrels == {i: {f"d{i[1:]}": 1} for i in split.query_ids}
             assert split.queries == [texts(60)[int(i[1:])] for i in split.query_ids]
-    sizes = [len(each.test) for each in folds.rounds]
+    sizes = [len(each.test) for each in folds.collections]
     assert max(sizes) - min(sizes) <= 1, "single queries fill the folds evenly"
 
 
@@ -98,7 +98,7 @@ def test_groups_and_equal_texts_stay_together(tmp_path):
         train, queries=[train.queries[0].upper() + "!!" if i == 29 else q for i, q in enumerate(train.queries)]
     )
     folds = make_folds(replace(data, train=same), config(tmp_path))
-    fold_of = {query: index for index, each in enumerate(folds.rounds) for query in each.test.query_ids}
+    fold_of = {query: index for index, each in enumerate(folds.collections) for query in each.test.query_ids}
     for group in set(groups.values()):
         assert len({fold_of[query] for query in groups if groups[query] == group}) == 1
     assert normalise(same.queries[29]) == normalise(same.queries[0])
@@ -111,7 +111,7 @@ def test_a_group_that_is_torn_apart_would_be_seen(tmp_path, monkeypatch):
     data = collection()
     again = [data.train.queries[0] if i % 2 else q for i, q in enumerate(data.train.queries)]
     twice = replace(data, train=replace(data.train, queries=again))
-    assert make_folds(twice, config(tmp_path)).rounds
+    assert make_folds(twice, config(tmp_path)).collections
     monkeypatch.setattr("maw.data.folds.connected", lambda labels: {i: i for i in labels})
     with pytest.raises(DataError, match=r"tiny, round 1: .* share .* questions under different ids"):
         make_folds(twice, config(tmp_path))
@@ -154,11 +154,11 @@ def test_large_groups_fill_the_folds_as_evenly_as_they_can():
 
 def test_all_rounds_search_one_corpus_sampled_for_all_queries(tmp_path):
     folds = make_folds(collection(passages=90), config(tmp_path, corpus_size=70, val_corpus_size=20))
-    corpora = {each.test.corpus.fingerprint for each in folds.rounds}
+    corpora = {each.test.corpus.fingerprint for each in folds.collections}
     assert corpora == {folds.whole.test.corpus.fingerprint}
     assert len(folds.whole.test.corpus) == 70
     assert (folds.whole.test.corpus.rows_of([f"d{i}" for i in range(60)]) >= 0).all(), "judged passages of all queries"
-    for each in folds.rounds:
+    for each in folds.collections:
         assert len(each.validation.corpus) == 20
         assert (folds.whole.test.corpus.rows_of(list(each.validation.corpus.ids)) >= 0).all()
         assert len(each.train.corpus) == 90, "hard negatives come from the whole collection"
@@ -171,10 +171,10 @@ def test_facts_and_answers(tmp_path):
     data = replace(data, validation=replace(data.validation, answers=answers))
     folds = make_folds(data, config(tmp_path))
     assert folds.whole.test.answers == answers
-    assert [len(each.test.answers) for each in folds.rounds].count(1) == 1
+    assert [len(each.test.answers) for each in folds.collections].count(1) == 1
     facts = folds.whole.facts
     assert facts["warnings"] == ["as drawn"]
-    assert facts["folds"]["queries"] == [len(each.test) for each in folds.rounds]
+    assert facts["folds"]["queries"] == [len(each.test) for each in folds.collections]
     assert list(facts["rounds"]) == ["1", "2", "3", "4"]
     assert facts["rounds"]["2"]["train"] == 30 and set(facts["rounds"]["2"]["near_duplicates"].values()) == {0}
 
@@ -182,7 +182,7 @@ def test_facts_and_answers(tmp_path):
 def test_without_training_there_is_one_evaluation_and_no_round(tmp_path):
     data = collection((0, 0, 18))
     folds = make_folds(data, config(tmp_path, methods=["zero_shot"]))
-    assert folds.rounds == () and sorted(folds.whole.test.query_ids) == sorted(data.test.query_ids)
+    assert folds.collections == () and sorted(folds.whole.test.query_ids) == sorted(data.test.query_ids)
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -107,7 +107,7 @@ def test_folds_keep_modules_and_relevant_passages_together(cache, loaded):
     assert len(folds.whole.test) == sum(len(split) for split in splits_of(loaded)) == len(loaded.groups)
     home = {query: module_of(query.removeprefix("q-")) for query in loaded.groups}
     parts = []
-    for each in folds.rounds:
+    for each in folds.collections:
         modules = {home[query] for query in each.test.query_ids}
         modules |= {module_of(passage) for judged in each.test.qrels.values() for passage in judged}
         parts.append((modules, {passage for judged in each.test.qrels.values() for passage in judged}))

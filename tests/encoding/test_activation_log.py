@@ -57,15 +57,15 @@ def test_what_was_stored_is_stored_again_alike(model, tmp_path, limit_gb, seed):
         for stop in (0, 3, 6, 9):
             with ActivationStore(tmp_path, limit_gb) as before, ActivationStore(tmp_path, limit_gb) as after:
                 ask(before, model, asked[:stop])
-                after.resume(*before.journal.content())
+                after.resume(*before.activation_log.content())
                 got = ask(after, model, asked[stop:])
                 assert all(torch.equal(a, b) for a, b in zip(got, expected[stop:], strict=True))
                 again = ActivationStore(tmp_path, limit_gb)
-                again.resume(*after.journal.content())
+                again.resume(*after.activation_log.content())
                 got = ask(again, model, asked[stop:])
                 assert all(torch.equal(a, b) for a, b in zip(got, expected[stop:], strict=True))
-                assert [(f.source, f.stored) for f in again.journal.fills] == [
-                    (f.source, f.stored) for f in whole.journal.fills
+                assert [(f.source, f.stored) for f in again.activation_log.fills] == [
+                    (f.source, f.stored) for f in whole.activation_log.fills
                 ]
                 again.close()
 
@@ -77,8 +77,8 @@ def test_no_more_is_stored_again_where_progress_bars_are_off(model, tmp_path, mo
     rows = np.arange(len(TEXTS["document"]))
     with ActivationStore(tmp_path, 6e-5) as before, ActivationStore(tmp_path, 6e-5) as after:
         expected = ask(before, model, [("document", rows)])
-        after.resume(*before.journal.content())
-        with console.speaking(quiet=True):
+        after.resume(*before.activation_log.content())
+        with console.configured(quiet=True):
             assert torch.equal(ask(after, model, [("document", rows)])[0], expected[0])
         (stored,) = ({*np.flatnonzero(each.offset >= 0)} for each in before._sources.values())
         (again,) = ({*np.flatnonzero(each.offset >= 0)} for each in after._sources.values())
@@ -97,13 +97,13 @@ def test_a_run_that_goes_on_says_so_where_memory_had_run_out(model, tmp_path, ca
         caplog.clear()
         with ActivationStore(tmp_path, 1.0) as before, ActivationStore(tmp_path, 1.0) as after:
             ask(before, model, [("document", np.arange(80))])
-            content = before.journal.content()
+            content = before.activation_log.content()
             short = False
             after.resume(*content)
             ask(after, model, [("document", np.arange(80)), ("query", np.arange(5))])
-            assert after.journal.content()[0]["cut"] is before.journal.cut is content[0]["cut"]
-            assert ("memory ran out" in caplog.text) is before.journal.cut
-    assert before.journal.cut
+            assert after.activation_log.content()[0]["cut"] is before.activation_log.cut is content[0]["cut"]
+            assert ("memory ran out" in caplog.text) is before.activation_log.cut
+    assert before.activation_log.cut
 
 
 def test_without_the_journal_it_is_not_alike(model, tmp_path):
@@ -138,6 +138,6 @@ def test_a_request_that_was_interrupted_is_made_again_as_a_whole(model, tmp_path
             source.batch(rows)
         assert before.free_bytes < whole.free_bytes + sum(each.numel() for each in expected) * 4
         with ActivationStore(tmp_path, 1.0) as after:
-            after.resume(*before.journal.content())
+            after.resume(*before.activation_log.content())
             assert torch.equal(ask(after, model, [("document", rows)])[0], expected)
             assert after.free_bytes == whole.free_bytes

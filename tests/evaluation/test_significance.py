@@ -186,9 +186,9 @@ def test_swapping_the_methods_turns_the_sign():
 def test_several_metrics_at_once_are_the_same_tests():
     random = np.random.default_rng(5)
     a, b = random.random((40, 3)), random.random((40, 3))
-    for column, together in enumerate(paired_tests(a, b, seed=2)):
+    for column, is_distributed in enumerate(paired_tests(a, b, seed=2)):
         alone = dataclasses.asdict(paired_test(a[:, column], b[:, column], seed=2))
-        assert dataclasses.asdict(together) == pytest.approx(alone, abs=1e-12)
+        assert dataclasses.asdict(is_distributed) == pytest.approx(alone, abs=1e-12)
 
 
 def test_result_does_not_depend_on_how_much_is_drawn_at_a_time(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from maw.evaluation.metrics import METRICS, EvaluationResult
 from maw.evaluation.significance import paired_test
 from maw.experiment.aggregate import averaged, combine, joined, spread
-from maw.experiment.arm import ArmRun
+from maw.experiment.arm import TrainingResult
 
 
 def evaluation(values, first=0, **facts):
@@ -40,7 +40,7 @@ def run(seed, fold, test, validation=None, first=0, **more):
         "evaluation": {},
     }
     held = None if validation is None else evaluation(validation, first + 100)
-    return ArmRun(seed, fold, record | more, evaluation(test, first), held)
+    return TrainingResult(seed, fold, record | more, evaluation(test, first), held)
 
 
 def test_one_run_is_what_it_was():

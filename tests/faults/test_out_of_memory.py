@@ -103,7 +103,7 @@ def test_what_did_not_fit_is_not_tried_again(tiny_settings, tiny_data):
             raise MemoryError
         return {"x": inputs["attention_mask"].sum(1)}
 
-    fitting = memory.FittingParts(call, "texts")
+    fitting = memory.HalveOnOOM(call, "texts")
     batch = {"attention_mask": torch.arange(160).view(16, 10)}
     for _ in range(2):
         assert torch.equal(fitting(batch)["x"], batch["attention_mask"].sum(1))

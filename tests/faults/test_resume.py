@@ -176,15 +176,15 @@ class Memory:
 
 @pytest.fixture
 def training(tiny_settings, tiny_data, tmp_path):
-    """`training("lora", keeper)` trains an arm anew and gives all that came of it."""
+    """`training("lora", writer)` trains an arm anew and gives all that came of it."""
 
-    def train(arm, keeper, noise=0):
+    def train(arm, writer, noise=0):
         retriever, options = ARMS[arm]
         config = tiny_settings(**(SMALL | options))
         torch.manual_seed(noise)  # what ran before in the process must not matter
         model = retriever(config)
         with ActivationStore(tmp_path / "activations", 1) as store:
-            history = train_retriever(model, tiny_data, tiny_data, config, "cpu", activations=store, keeper=keeper)
+            history = train_retriever(model, tiny_data, tiny_data, config, "cpu", activations=store, writer=writer)
         records = [{key: value for key, value in each.items() if key != "seconds"} for each in history]
         return model.trained_state(), records, history.validation.per_query
 
@@ -197,8 +197,8 @@ def uninterrupted(training):
 
     def train(arm):
         if arm not in _uninterrupted:
-            keeper = Memory()
-            _uninterrupted[arm] = training(arm, keeper), keeper.states
+            writer = Memory()
+            _uninterrupted[arm] = training(arm, writer), writer.states
         return _uninterrupted[arm]
 
     return train
@@ -250,11 +250,11 @@ def test_a_training_that_goes_on_counts_the_time_that_it_took_before(tiny_settin
     config = tiny_settings(**SMALL, methods=["lora"])
     stopped = Memory(stop=2)
     with pytest.raises(StoppedError):
-        Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, keeper=stopped)
+        Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=stopped)
     saved = stopped.states[-1]
     assert 0 < saved.state["seconds"] < 500
     resumed = Memory(saved=Saved(saved.weights, saved.state | {"seconds": 1000.0}))
-    run = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, keeper=resumed)
+    run = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=resumed)
     assert 1000 < run.record["training_seconds"] < run.record["runtime_seconds"] < 1500
     assert min(each.state["seconds"] for each in resumed.states) > 1000, "and when it is interrupted again"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from faults.runs import ROOT, RunServer, beir_folder, outcome
-from maw.config.tier1_config import FREE, Tier1Config, kinds
+from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config, kinds
 from maw.errors import ConfigError
 from maw.experiment import run_state
 from maw.storage.checksummed import read_signed, write_signed
@@ -228,7 +228,7 @@ def another(name: str) -> str | None:
     return "something else"
 
 
-SETTINGS = [each.name for each in fields(Tier1Config) if each.name not in FREE]
+SETTINGS = [each.name for each in fields(Tier1Config) if each.name not in RESULT_NEUTRAL]
 TRIED = {"num_epochs": "5", "top_k": "10", "grpo_group_size": "5", "depth_dim": "5", "patience": "2"}
 
 
@@ -253,7 +253,7 @@ def test_every_setting_either_changes_no_result_or_is_compared(interrupted, tria
             setattr(changed, name, not value if isinstance(value, bool) else "something else")
             (line,) = run_state.changes(record, changed)
             assert line.strip().startswith(f"{name}: was ")
-    for name in FREE:
+    for name in RESULT_NEUTRAL:
         changed = Tier1Config.from_run(interrupted)
         setattr(changed, name, "something else")
         assert run_state.changes(record, changed) == []

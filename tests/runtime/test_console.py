@@ -110,7 +110,7 @@ def test_a_notebook_gets_a_bar_too(monkeypatch):
 
 
 def test_quiet_draws_nothing(terminal):
-    with console.speaking(quiet=True):
+    with console.configured(quiet=True):
         assert list(progress_bars.track("abc", "training", "batch")) == ["a", "b", "c"]
         console.show("a table")
     assert terminal.getvalue() == ""
@@ -125,9 +125,9 @@ def test_only_the_main_process_has_bars(terminal, monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     os.environ.pop("TQDM_DISABLE", None)
     for json_progress in (False, True):
-        with console.speaking(json_progress=json_progress):
+        with console.configured(json_progress=json_progress):
             assert len(list(progress_bars.track(range(3), "training", "batch"))) == 3
-            console.hush_libraries()
+            console.silence_libraries()
     assert terminal.getvalue() == "" and os.environ["TQDM_DISABLE"] == "1"
 
 

@@ -69,7 +69,7 @@ def test_without_a_tracker_nothing_happens(tmp_path):
 
 
 def test_only_the_main_process_reports(tmp_path, monkeypatch):
-    monkeypatch.setattr("maw.runtime.distributed._state.place", SimpleNamespace(rank=1, count=2))
+    monkeypatch.setattr("maw.runtime.distributed._state.process", SimpleNamespace(rank=1, count=2))
     with trackers.reporting("tensorboard", tmp_path, RUN, STARTED), trackers.training("nq_maw", {}):
         trackers.log(1, {"train/loss": 1.0})
         trackers.flush()
@@ -219,7 +219,7 @@ def test_a_run_that_was_stopped_goes_on_without_a_step_twice(run, settings, tmp_
             run("stopped", report_to="tensorboard")
     values, _ = read(trainings(tmp_path / "stopped")["beir_small_maw"])
     assert [step for step, _ in values["train/loss"]] == [1, 2, 3, 4]
-    with console.speaking(quiet=True):
+    with console.configured(quiet=True):
         run_complete_benchmark(Tier1Config.from_run(tmp_path / "stopped"))
     values, texts = read(trainings(tmp_path / "stopped")["beir_small_maw"])
     assert [step for step, _ in values["train/loss"]] == list(range(1, 9))

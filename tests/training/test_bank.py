@@ -25,22 +25,22 @@ def pairs(**options):
 def test_a_batch_names_the_passages_of_the_batches_before_it():
     training = pairs(bank=2, seed=3)
     batches = list(training.batches(1, 2))
-    assert [batch.bank_comparable.shape[1] for batch in batches] == [0, 2, 4, 4]
+    assert [batch.bank_candidate_mask.shape[1] for batch in batches] == [0, 2, 4, 4]
     for number, batch in enumerate(batches):
         earlier = [row for each in batches[max(0, number - 2) : number] for row in each.passages]
         for q, query in enumerate(batch.queries):
             relevant = {f"q{i}": set(QRELS[f"q{i}"]) for i in range(8)}[f"q{query}"]
             expected = [f"d{row}" not in relevant for row in earlier]
-            assert batch.bank_comparable[q].tolist() == expected
-    assert next(b.bank_comparable.shape[1] for b in training.batches(2, 2)) == 0, "a new epoch starts with none"
+            assert batch.bank_candidate_mask[q].tolist() == expected
+    assert next(b.bank_candidate_mask.shape[1] for b in training.batches(2, 2)) == 0, "a new epoch starts with none"
 
 
 def test_without_a_bank_batches_are_the_same():
     for with_bank, without in zip(pairs(bank=3).batches(1, 2), pairs().batches(1, 2), strict=True):
         np.testing.assert_array_equal(with_bank.queries, without.queries)
         np.testing.assert_array_equal(with_bank.passages, without.passages)
-        assert torch.equal(with_bank.comparable, without.comparable)
-        assert without.bank_comparable.shape == (len(without.queries), 0)
+        assert torch.equal(with_bank.candidate_mask, without.candidate_mask)
+        assert without.bank_candidate_mask.shape == (len(without.queries), 0)
 
 
 def test_the_bank_holds_what_the_next_batch_is_compared_with():
@@ -58,8 +58,8 @@ def by_hand(query_BC, passage_PC, batch, bank_KC, temperature):
     """Each query's loss, candidate by candidate."""
     losses = []
     for i, query in enumerate(query_BC):
-        others = [p for p, allowed in zip(passage_PC, batch.comparable[i]) if allowed]
-        others += [p for p, allowed in zip(bank_KC, batch.bank_comparable[i]) if allowed]
+        others = [p for p, allowed in zip(passage_PC, batch.candidate_mask[i]) if allowed]
+        others += [p for p, allowed in zip(bank_KC, batch.bank_candidate_mask[i]) if allowed]
         scores = torch.stack([query @ p for p in others]) / temperature
         losses.append(scores.logsumexp(0) - query @ passage_PC[i] / temperature)
     return torch.stack(losses).mean()
@@ -91,7 +91,9 @@ def test_every_router_trains_with_a_bank(tiny_settings, router):
         objective = build_objective(model.encoder, model.encoder, config, 0.3, 2)
         objective(queries, passages, batch, 0)
         count = len(batch.passages) if bank else 0
-        again = type(batch)(batch.queries, batch.passages, batch.comparable, torch.ones(4, count, dtype=torch.bool))
+        again = type(batch)(
+            batch.queries, batch.passages, batch.candidate_mask, torch.ones(4, count, dtype=torch.bool)
+        )
         loss, statistics = objective(queries, passages, again, 1)
         losses.append(float(loss.detach()))
         rewards.append(float(statistics.get("reward_mean", torch.tensor(-float(bank)))))

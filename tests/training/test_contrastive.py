@@ -30,7 +30,7 @@ def named(training, batch):
     ids = as_retrieval_data(DATA, "train").corpus.id_of(training.corpus_rows)
     passages = [ids[row] for row in batch.passages]
     return {
-        f"q{query}": [p for p, allowed in zip(passages, batch.comparable[i].tolist()) if allowed]
+        f"q{query}": [p for p, allowed in zip(passages, batch.candidate_mask[i].tolist()) if allowed]
         for i, query in enumerate(batch.queries)
     }, passages
 
@@ -38,15 +38,15 @@ def named(training, batch):
 def test_relevant_passages_and_their_copies_do_not_count_against_a_query():
     training = pairs(negatives=2)
     (batch,) = training.batches(1, 4)
-    comparable, passages = named(training, batch)
+    candidate_mask, passages = named(training, batch)
     assert sorted(passages[:4]) in (["a", "a", "c", "d"], ["a", "b", "c", "d"])
     assert sorted(passages[4:]) == ["a2", "c", "n"]
     own = dict(zip((f"q{query}" for query in batch.queries), passages))
-    for query, allowed in comparable.items():
+    for query, allowed in candidate_mask.items():
         relevant = {"q0": {"a", "a2"}, "q1": {"a", "b", "a2"}, "q2": {"c"}, "q3": {"d"}}[query]
         assert [p for p in allowed if p in relevant] == [own[query]], "its positive, once, and no other relevant one"
         assert set(allowed) - relevant == set(passages) - relevant, "all others count"
-    assert "n" in comparable["q2"], "a passage judged non-relevant counts against it"
+    assert "n" in candidate_mask["q2"], "a passage judged non-relevant counts against it"
 
 
 def test_negatives_given_are_used_up_to_the_number_asked():
@@ -73,14 +73,14 @@ def test_a_single_query_without_negatives_is_no_batch():
 def test_loss_against_cross_entropy_written_out():
     generator = torch.Generator().manual_seed(0)
     queries, passages = torch.randn(3, 4, generator=generator), torch.randn(5, 4, generator=generator)
-    comparable = torch.ones(3, 5, dtype=torch.bool)
-    comparable[0, 2] = comparable[1, 4] = False
-    got = contrastive_loss(queries, passages, comparable, temperature=0.5)
+    candidate_mask = torch.ones(3, 5, dtype=torch.bool)
+    candidate_mask[0, 2] = candidate_mask[1, 4] = False
+    got = contrastive_loss(queries, passages, candidate_mask, temperature=0.5)
     for i in range(3):
-        scores = [float(queries[i] @ passages[j]) / 0.5 for j in range(5) if comparable[i, j]]
+        scores = [float(queries[i] @ passages[j]) / 0.5 for j in range(5) if candidate_mask[i, j]]
         expected = -np.log(np.exp(float(queries[i] @ passages[i]) / 0.5) / np.exp(scores).sum())
         assert float(got[i]) == pytest.approx(expected, rel=1e-5)
-    samples = contrastive_loss(queries.expand(2, 3, 4), passages.expand(2, 5, 4), comparable, 0.5)
+    samples = contrastive_loss(queries.expand(2, 3, 4), passages.expand(2, 5, 4), candidate_mask, 0.5)
     torch.testing.assert_close(samples, got.expand(2, 3))
 
 

@@ -35,11 +35,11 @@ def setting(tiny_settings, **changes):
     queries = model.source(random_texts(B, seed=21), "query").batch(range(B))
     passages = model.source(random_texts(P, seed=22, longest=20), "document").batch(range(P))
     assert not queries["attention_mask"].all() and not passages["attention_mask"].all()
-    comparable = torch.ones(B, P, dtype=torch.bool)
-    comparable[0, 1] = comparable[2, 3] = comparable[3, 5] = False
+    candidate_mask = torch.ones(B, P, dtype=torch.bool)
+    candidate_mask[0, 1] = candidate_mask[2, 3] = candidate_mask[3, 5] = False
     model.encoder.train()
     no_bank = torch.ones(B, 0, dtype=torch.bool)
-    return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), comparable, no_bank)
+    return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), candidate_mask, no_bank)
 
 
 def tried(model, queries, passages, batch, query_picks, passage_picks, kind="log_prob"):
@@ -85,7 +85,7 @@ def test_rewards_of_both_sides_are_those_of_each_routing_by_itself(tiny_settings
     query_BC, passage_PC = greedy(model, queries), greedy(model, passages)
     query_BGC, positive_BGC = at(model, queries, rollouts[0].depths), at(model, positives, rollouts[1].depths)
     for b in range(B):
-        allowed = batch.comparable[b].tolist()
+        allowed = batch.candidate_mask[b].tolist()
         for g in range(G):
             scores = passage_PC @ query_BGC[b, g] / TAU
             got = float(rollouts[0].reward_BG[b, g])
@@ -218,7 +218,7 @@ def test_supervised_labels_are_the_best_depths_and_are_learnt(tiny_settings, rou
                 scores = passage_PC @ (query_BC[b] if side else embeddings[b, d]) / TAU
                 if side:
                     scores[b] = embeddings[b, d] @ query_BC[b] / TAU
-                rewards.append(reward_by_hand("log_prob", scores, b, batch.comparable[b].tolist()))
+                rewards.append(reward_by_hand("log_prob", scores, b, batch.candidate_mask[b].tolist()))
             label = int(np.argmax(rewards))
             assert all((depths[b] == label).all() for depths in rollout.depths)
             assert float(rollout.reward_BG[b, 0]) == pytest.approx(max(rewards), abs=1e-4)
@@ -310,7 +310,7 @@ def test_the_encoder_trains_on_the_samples_that_the_update_names(tiny_settings, 
         for g in range(G):
             candidates = torch.cat((positive_BGC[:, g], negative_NC))
             scores = candidates @ query_BGC[b, g] / TAU
-            reward = reward_by_hand("log_prob", scores, b, batch.comparable[b].tolist())
+            reward = reward_by_hand("log_prob", scores, b, batch.candidate_mask[b].tolist())
             expected -= weights[g] * reward / B
     assert float(got.detach()) == pytest.approx(expected, abs=1e-4)
 
@@ -329,7 +329,7 @@ def test_random_routing_draws_anew_at_every_step_and_for_each_side(tiny_settings
                 for stream, (inputs, rows) in enumerate(((queries, batch.queries), (passages, batch.passages)))
             )
         rewards = [
-            reward_by_hand("log_prob", passage_PC @ query_BC[b] / TAU, b, batch.comparable[b].tolist())
+            reward_by_hand("log_prob", passage_PC @ query_BC[b] / TAU, b, batch.candidate_mask[b].tolist())
             for b in range(B)
         ]
         assert float(got.detach()) == pytest.approx(-np.mean(rewards), abs=1e-4)

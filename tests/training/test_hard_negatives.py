@@ -243,10 +243,10 @@ def test_what_mining_stores_is_noted_before_the_negatives_are_kept(config, tmp_p
         settings = config(negative_source="dense", negative_margin=margin, cache_dir=str(tmp_path))
         with ActivationStore(tmp_path / "activations", 1) as store:
 
-            def keep(fills=store.journal.fills):
+            def keep(fills=store.activation_log.fills):
                 noted.append(([fill.rows.tolist() for fill in fills], len([*tmp_path.glob("negatives/*.json")])))
 
-            store.keep = keep
+            store.before_commit = keep
             mine_negatives(make_train(), settings, activations=store)
         assert noted[-1][1] == files
     assert len(noted) == 2 and len(noted[0][0]) == 2 and noted[0][0] == noted[1][0]
@@ -402,7 +402,7 @@ def test_a_negative_that_is_relevant_to_another_query_of_the_batch_does_not_coun
     names = [ids[row] for row in batch.passages[10:]]
     assert sorted(names) == ["c2", "d1", "d200"]
     for row, query in enumerate(batch.queries):
-        allowed = dict(zip(names, batch.comparable[row, 10:].tolist()))
+        allowed = dict(zip(names, batch.candidate_mask[row, 10:].tolist()))
         assert allowed["d1"] == (query != 1)
         assert allowed["d200"]
 

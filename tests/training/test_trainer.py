@@ -311,7 +311,7 @@ def test_a_signal_saves_the_very_step(tiny_settings, tiny_data, monkeypatch, whe
     """A step is finished first, and what is trained is saved although the epoch is not over."""
     saved = []
 
-    class Keeper:
+    class CheckpointWriter:
         load = staticmethod(lambda: None)
 
         @staticmethod
@@ -340,7 +340,7 @@ def test_a_signal_saves_the_very_step(tiny_settings, tiny_data, monkeypatch, whe
     monkeypatch.setattr(Trainer, "_run_batch", run_batch)
     monkeypatch.setattr("maw.training.train.evaluate_retriever", evaluate)
     with signals.handlers(), pytest.raises(signals.Stopped):
-        train_retriever(model, tiny_data, tiny_data, config, "cpu", keeper=Keeper)
+        train_retriever(model, tiny_data, tiny_data, config, "cpu", writer=CheckpointWriter)
     step, epoch, state = saved[-1]
     position = {key: state["trainer"]["position"][key] for key in ("epoch", "done")}
     if where != "validation":

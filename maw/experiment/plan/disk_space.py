@@ -24,7 +24,7 @@ RUN_LINE_BYTES_GZIP = 20
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskRequirement:
     """Room on a disk: `size` bytes in `folder` for `what`; `remedy` names what makes it less or puts it elsewhere."""
 
     folder: Path
@@ -37,7 +37,7 @@ class Room:
 class Disk:
     """The rooms that share a disk, and how many bytes are free on it."""
 
-    rooms: tuple[Room, ...]
+    rooms: tuple[DiskRequirement, ...]
     free: int
 
     @property
@@ -46,7 +46,9 @@ class Disk:
         return sum(room.size for room in self.rooms)
 
 
-def rooms_of(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]) -> list[Room]:
+def rooms_of(
+    config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]
+) -> list[DiskRequirement]:
     """What a run puts on disks, folder by folder, without what takes nothing."""
     cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
     sizes = [min(work.activation_bytes, limit) for work in works]  # removed after each dataset
@@ -54,14 +56,14 @@ def rooms_of(config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files:
     embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, works)
     results += state_bytes(config, spec, works)
     rooms = [
-        Room(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
-        Room(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
-        Room(cache / "embeddings", embeddings, "embeddings", "--embedding-cache-gb"),
-        Room(Path(config.log_dir), results, "results and checkpoints", "--log-dir"),
+        DiskRequirement(cache / "corpora", _store_bytes(works), "passage stores", "--cache-dir"),
+        DiskRequirement(cache / "activations", stored, "activations", "--prefix-cache-gb, --corpus-size"),
+        DiskRequirement(cache / "embeddings", embeddings, "embeddings", "--embedding-cache-gb"),
+        DiskRequirement(Path(config.log_dir), results, "results and checkpoints", "--log-dir"),
     ]
     if files:
         home = Path(os.path.commonpath([file.path.parent.absolute() for file in files]))
-        rooms.insert(0, Room(home, sum(file.size or 0 for file in files), "downloads", "IR_DATASETS_HOME"))
+        rooms.insert(0, DiskRequirement(home, sum(file.size or 0 for file in files), "downloads", "IR_DATASETS_HOME"))
     return [room for room in rooms if room.size]
 
 
@@ -134,11 +136,11 @@ def _store_bytes(works: Sequence[Work]) -> int:
     return round(total)
 
 
-def model_room(spec: ModelSpec) -> Room:
+def model_room(spec: ModelSpec) -> DiskRequirement:
     """Where a model that is not here will be downloaded to."""
     from huggingface_hub import constants
 
-    return Room(Path(constants.HF_HUB_CACHE), model_bytes(spec), "the model", "HF_HOME")
+    return DiskRequirement(Path(constants.HF_HUB_CACHE), model_bytes(spec), "the model", "HF_HOME")
 
 
 def model_bytes(spec: ModelSpec) -> int:
@@ -150,9 +152,9 @@ def _layer_parameters(spec: ModelSpec) -> int:
     return 12 * spec.hidden_dim**2  # four square maps, and two of four times the width
 
 
-def disks_of(rooms: Sequence[Room]) -> tuple[Disk, ...]:
+def disks_of(rooms: Sequence[DiskRequirement]) -> tuple[Disk, ...]:
     """Rooms by the disk that they are on; a folder that does not exist yet will be on its first parent's."""
-    found: dict[int, tuple[list[Room], int]] = {}
+    found: dict[int, tuple[list[DiskRequirement], int]] = {}
     for room in rooms:
         there = _existing(room.folder)
         group = found.setdefault(there.stat().st_dev, ([], shutil.disk_usage(there).free))

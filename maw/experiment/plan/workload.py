@@ -70,16 +70,16 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trains(config) else 0
     shared = len(needs.passages) == 1 and searched == test and validated in (0, test)
     queries = _of_rounds(_drawn(needs, config), config)
-    rounds = config.folds or 1
+    folds = config.folds or 1
     tokens = {
         "document": _tokens(needs.mean_characters, spec.max_document_length),
         "query": _tokens(QUERY_CHARACTERS, spec.max_query_length),
     }
     used = {  # documents and queries of one pass: through all rounds, where there are folds
-        "test": (searched * rounds, queries["test"]),
+        "test": (searched * folds, queries["test"]),
         "once": (searched, queries["test"]),
-        "validation": (validated * rounds, queries["validation"] * rounds),
-        "training": (queries["train"] * rounds * (1 + config.num_negatives), queries["train"] * rounds),
+        "validation": (validated * folds, queries["validation"] * folds),
+        "training": (queries["train"] * folds * (1 + config.num_negatives), queries["train"] * folds),
     }
     epochs = config.num_epochs * len(trained_methods(config)) * (config.seeds + config.tune)
     trained = len(trained_methods(config))
@@ -87,8 +87,8 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     times |= dict.fromkeys(("validation", "training"), epochs)
     encoded = {part: sum(used[part]) * times[part] if searched else 0 for part in used}
     encoded["test"] += encoded.pop("once")
-    once = searched + (0 if shared else validated * rounds) + (0 if shared and not joined else used["training"][0])
-    in_splits = queries["test"] + rounds * (queries["train"] + queries["validation"])
+    once = searched + (0 if shared else validated * folds) + (0 if shared and not joined else used["training"][0])
+    in_splits = queries["test"] + folds * (queries["train"] + queries["validation"])
     once_tokens = once * tokens["document"] + in_splits * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
     keeps = _frozen_layers(config, spec) and config.prefix_cache_gb and searched
@@ -132,10 +132,10 @@ def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], con
     """Tokens that diagnostics put at every depth: of test texts after a training, of validation texts in it."""
     if config.diagnostics == "none":
         return 0
-    rounds, looks = config.folds or 1, config.num_epochs if config.diagnostics == "all" else 1
+    folds, looks = config.folds or 1, config.num_epochs if config.diagnostics == "all" else 1
     total = 0
-    for split, times in {"test": 1, "validation": rounds * looks}.items():
-        documents = min(queries[split], rounds * DIAGNOSED_DOCUMENTS)
+    for split, times in {"test": 1, "validation": folds * looks}.items():
+        documents = min(queries[split], folds * DIAGNOSED_DOCUMENTS)
         of_split = queries[split] * tokens["query"] + documents * tokens["document"]
         total += times * of_split
     return total * config.seeds * sum(find_method(name).configure(config).depth_dim for name in _maw_methods(config))

@@ -211,7 +211,7 @@ class GRPOLearner(RouterLearner):
             "query_" and "document_" before the name of each.
         """
         config = self.config
-        index = to_device(torch.from_numpy(batch.queries), batch.comparable.device)
+        index = to_device(torch.from_numpy(batch.queries), batch.candidate_mask.device)
         samples = 1 if self.tries_all else config.grpo_group_size
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
         picks = [{"keys": each} for each in keys]

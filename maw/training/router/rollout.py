@@ -80,10 +80,10 @@ def try_routings(
         query_BC, passage_PC = engine(queries)["embedding"], engine(passages)["embedding"]
         query_group = engine(queries, mode="group", **query_picks)
         positive_group = engine(positives, mode="group", **passage_picks)
-        others = batch.comparable.clone()
+        others = batch.candidate_mask.clone()
         others[:, :size].fill_diagonal_(False)
         if bank_KC is not None and len(bank_KC):
-            others = torch.cat((others, batch.bank_comparable), dim=1)
+            others = torch.cat((others, batch.bank_candidate_mask), dim=1)
             passage_PC = torch.cat((passage_PC, bank_KC))
 
         score_BGP = query_group["embedding"] @ passage_PC.T / temperature

@@ -1,8 +1,8 @@
 """Saves one training: the checkpoints that the user asked for, and the one that a resumed run goes on from.
 
-    keeper = Keeper(config, folder, "pystdlib_maw", dataset="pystdlib", method="maw", run={"id": ..., "part": ...})
-    train_retriever(model, ..., keeper=keeper)
-    keeper.finish()
+    writer = CheckpointWriter(config, folder, "pystdlib_maw", dataset="pystdlib", method="maw", run={"id": ..., "part": ...})
+    train_retriever(model, ..., writer=writer)
+    writer.finish()
 
 `<name>_best` is written after every epoch that is better than those before, `<name>_epochNNN` on request, and
 `<name>_latest` after every epoch, every `save_every` minutes, and when a signal asks for it. The latest keeps the one
@@ -27,7 +27,7 @@ from maw.training.progress import Saved
 SECONDS = 60
 
 
-class Keeper:
+class CheckpointWriter:
     """Saves one training.
 
     Args:
