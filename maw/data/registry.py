@@ -73,6 +73,9 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
         name: one of `dataset_names()`.
         config: sample and corpus sizes, distractors, seed, methods and cache folder are used.
 
+    Returns:
+        Its training, validation and test splits, and the facts that reports say of them.
+
     Raises:
         DataError: no such dataset, malformed files, or queries shared between splits; one line.
     """

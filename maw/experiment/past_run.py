@@ -140,6 +140,9 @@ class PastRun:
         """The retriever that a method ended with, in evaluation mode, on the device of this machine.
 
         Args:
+            method: its name, as in `--methods`.
+            seed: of the training, where there were several; the first, if not given.
+            fold: of the cross-validation, where there were some; the first, if not given.
             precision: number format, as `Tier1Config.precision`.
 
         Raises:

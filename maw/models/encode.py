@@ -65,6 +65,8 @@ def encode(
 
     Args:
         encoder: an encoder of `maw.models.encoder`, or a parallel wrapper of one.
+        source: the texts, N of them.
+        batch_size: most texts encoded at once.
         device: where the encoder is; its own, if not given.
         label: of the progress bar; None for no bar.
         place: gives the array of a shape to write to, float32 or narrower, which may be a memory map.

@@ -96,7 +96,7 @@ class EventFile(LogFile):
         return hasattr(record, "event") and logging.Filterer.filter(self, record)
 
     def format(self, record: logging.LogRecord) -> str:
-        return event_line(record.event, record.created)
+        return event_line(vars(record)["event"], record.created)
 
 
 class RunLogs:
@@ -158,8 +158,9 @@ def _tidy(folder: Path, keep: int, compress: bool, own: str) -> None:
     for run in ordered:
         files = runs[run]
         plain = [path for path in files if path.suffix != ".gz"]
-        if (run in excess or (compress and plain)) and (lock := _RUN.fullmatch(files[0].name)[1]):
-            _tidy_run(folder / f"{lock}.lock", files if run in excess else (), plain if compress else ())
+        name = _RUN.fullmatch(files[0].name)
+        if name and (run in excess or (compress and plain)):
+            _tidy_run(folder / f"{name[1]}.lock", files if run in excess else (), plain if compress else ())
 
 
 def _tidy_run(lock: Path, to_remove: Iterable[Path], to_compress: Iterable[Path]) -> None:

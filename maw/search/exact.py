@@ -270,8 +270,8 @@ def _rank(
     """Scores one tile, of the queries `tile` and the passages from `start`, and keeps what can be among the best."""
     if look is not None and look.add(worker, tile, part_RC, passages_BC, ties_B, found):
         return
-    scores[worker] = torch.mm(part_RC, passages_BC.T, out=scores[worker])
-    scores_RB = scores[worker][: tile.stop - tile.start, : len(ties_B)]
+    product = scores[worker] = torch.mm(part_RC, passages_BC.T, out=scores[worker])
+    scores_RB = product[: tile.stop - tile.start, : len(ties_B)]
     if not bound < LARGEST / 2:  # otherwise no sum of products can overflow
         check_scores(scores_RB, tile.start, start)
     found.add(tile, scores_RB, ties_B)

@@ -1,6 +1,6 @@
 """Saves one training: the checkpoints that the user asked for, and the one that a resumed run goes on from.
 
-    writer = CheckpointWriter(config, folder, "pystdlib_maw", dataset="pystdlib", method="maw", run={"id": ..., "part": ...})
+    writer = CheckpointWriter(config, folder, "pystdlib_maw", dataset="pystdlib", method="maw", run={"id": ...})
     train_retriever(model, ..., writer=writer)
     writer.finish()
 

@@ -28,7 +28,7 @@ from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.routing.headroom import oracle_null
-from maw.evaluation.routing.split_sides import Facts, SplitSides
+from maw.evaluation.routing.split_sides import Facts, Side, SplitSides
 from maw.models.encode import Embeddings
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime import distributed
@@ -87,13 +87,17 @@ class RoutingDiagnostics:
             documents.embeddings,
         )
 
+    def _sides(self) -> Sequence[Side]:
+        assert self.split is not None, "evaluate first"
+        return self.split.sides
+
     def cheap(self) -> dict[str, Facts]:
         """What little computation shows, for "query" and "document"; see `Side.policy` and `depth_distance`."""
-        return {side.kind: side.policy() | side.distance(TEXTS_FOR_DISTANCE) for side in self.split.sides}
+        return {side.kind: side.policy() | side.distance(TEXTS_FOR_DISTANCE) for side in self._sides()}
 
     def full(self) -> dict[str, Facts]:
         """What the texts at every depth show, for "query" and "document"; see `Side.headroom`."""
-        return {side.kind: side.distance() | side.headroom() for side in self.split.sides}
+        return {side.kind: side.distance() | side.headroom() for side in self._sides()}
 
     def after_epoch(self, record: Facts, improved: bool) -> None:
         """Adds to an epoch's "val_routing" what the configuration wants."""
@@ -125,9 +129,9 @@ class RoutingDiagnostics:
         Args:
             best_record: of the epoch that was kept. The depth to beat is the one that was best on validation in it.
         """
-        best_depth = {side.kind: best_record["val_routing"][side.kind]["best_depth"] for side in self.split.sides}
+        best_depth = {side.kind: best_record["val_routing"][side.kind]["best_depth"] for side in self._sides()}
         with stage("diagnostics"):
-            found = {side.kind: side.evidence(best_depth[side.kind]) for side in self.split.sides}
+            found = {side.kind: side.evidence(best_depth[side.kind]) for side in self._sides()}
         self.split = None
         return found
 
@@ -139,8 +143,9 @@ def compare_with_seeds(
     config: Tier1Config,
     device: torch.device | str | None = None,
 ) -> dict[str, float | int]:
-    """`maw.evaluation.routing.headroom.oracle_null` on the queries of a split: are depths more than other seeds would
-    be?
+    """Compares an oracle over depths with an oracle over models of other seeds, on the queries of a split.
+
+    See `maw.evaluation.routing.headroom.oracle_null`.
 
         retriever = lambda name: load_checkpoint(f"logs/{name}")
         seeds = [retriever(f"seed{seed}/checkpoints/pystdlib_full_best") for seed in (1, 2, 3)]
@@ -154,7 +159,7 @@ def compare_with_seeds(
     device = torch.device(device) if device is not None else model.device
     diagnostics = RoutingDiagnostics(model, config, device)
     evaluate_retriever(model, data, config, device, inspect=diagnostics)
-    queries = diagnostics.split.sides[0]
+    queries = diagnostics._sides()[0]
     runs = [evaluate_retriever(other, data, config, device).per_query["ndcg_cut_10"] for other in others]
     return oracle_null([run[queries.rows_B] for run in runs], queries.matrix.ndcg_QD, seed=config.seed)
 
