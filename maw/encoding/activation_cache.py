@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.noise import text_keys
-from maw.encoding.activation_log import ActivationLog
+from maw.encoding.activation_log import ActivationLog, Fill
 from maw.errors import MAWError, reason
 from maw.models.batching import WINDOW, cut, encoding_tokens, padded_length, windows
 from maw.models.cpu_kernels import packed_weights
-from maw.models.tokenized import Batch, TextSource, ahead
+from maw.models.tokenized import Batch, Source, TextSource, ahead
 from maw.runtime.out_of_memory import HalveOnOOM
 from maw.runtime.profiler import stage
 from maw.runtime.progress_bars import bar
@@ -60,7 +60,7 @@ class ActivationStore:
         self.activation_log, self._following = ActivationLog(), False
         self.before_commit: Callable[[], None] = lambda: None
         """Saves the activation log before any file that a resumed run will not compute again."""
-        self._sources: dict[tuple, PrefixSource] = {}
+        self._sources: dict[tuple, ActivationSource] = {}
         self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
 
     def __enter__(self) -> ActivationStore:
@@ -75,7 +75,7 @@ class ActivationStore:
             source.close()
         self._sources.clear()
 
-    def source(self, source: TextSource, encoder: nn.Module, device: torch.device) -> TextSource | PrefixSource:
+    def source(self, source: TextSource, encoder: nn.Module, device: torch.device) -> Source:
         """A source that answers with hidden states, shared by all who ask for the same texts read the same way.
 
         Args:
@@ -88,7 +88,7 @@ class ActivationStore:
         new = key not in self._sources
         if new:
             name = json.dumps([*key[:-1], str(encoder.precision)])
-            self._sources[key] = PrefixSource(source, self, encoder.precision, name)
+            self._sources[key] = ActivationSource(source, self, encoder.precision, name)
         self._sources[key].use(encoder, device)
         if new:
             self._follow(self._sources[key])
@@ -99,10 +99,12 @@ class ActivationStore:
         self.activation_log.load(facts, tensors)
         self.free_bytes, self.full = self.activation_log.room or (self.free_bytes, self.full)
 
-    def _follow(self, source: PrefixSource) -> None:
+    def _follow(self, source: ActivationSource) -> None:
         self._following = True  # the room for it is taken off already
         try:
-            self.activation_log.follow(source)
+            for fill in self.activation_log.to_restore(source.name):
+                source.restore(fill.rows, fill.stored)
+                self.activation_log.cut = self.activation_log.cut or source.cut
         finally:
             self._following = False
 
@@ -133,7 +135,7 @@ class ActivationStore:
         return True
 
 
-class PrefixSource:
+class ActivationSource:
     """Texts as hidden states that leave the frozen layers.
 
     `batch(rows)` gives {"hidden" (B, T, C), "attention_mask" (B, T), "text_keys" (B, 1)}; hidden states have the
@@ -218,7 +220,8 @@ class PrefixSource:
                 if self.store.full or not self._append(part, self._compute(inputs)):
                     break
                 progress.update(len(part))
-        self.store.activation_log.note(self, missing)
+        fill = Fill(self.name, missing, int((self.offset[missing] >= 0).sum()))
+        self.store.activation_log.note(fill, (self.store.free_bytes, self.store.full), self.cut)
         return not self.store.full
 
     def restore(self, rows: np.ndarray, count: int) -> None:

@@ -12,14 +12,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from maw.encoding.activation_cache import PrefixSource
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +50,20 @@ class ActivationLog:
         self.cut = False
         self._to_follow: dict[str, list[Fill]] = {}
 
-    def note(self, source: PrefixSource, rows: np.ndarray) -> None:
-        """Notes a request that is over; one that was interrupted is made again as a whole."""
-        self.fills.append(Fill(source.name, rows, int((source.offset[rows] >= 0).sum())))
-        self.room = source.store.free_bytes, source.store.full
-        self.cut = self.cut or source.cut
+    def note(self, fill: Fill, room: tuple[int, bool], cut: bool) -> None:
+        """Notes a request that is over; one that was interrupted is made again as a whole.
 
-    def follow(self, source: PrefixSource) -> None:
-        """Computes for a new source what it held when the run was interrupted, in the same batches."""
-        for fill in self._to_follow.pop(source.name, ()):
-            source.restore(fill.rows, fill.stored)
-            self.cut = self.cut or source.cut
+        Args:
+            fill: the request.
+            room: the bytes that the store has left, and whether it has counted itself full.
+            cut: whether memory ran out.
+        """
+        self.fills.append(fill)
+        self.room, self.cut = room, self.cut or cut
+
+    def to_restore(self, source: str) -> list[Fill]:
+        """What a source held when the run was interrupted, in the order of its requests; given once."""
+        return self._to_follow.pop(source, [])
 
     def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What to save: facts, and the rows of all requests one after the other."""

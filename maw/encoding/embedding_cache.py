@@ -45,7 +45,7 @@ import transformers
 
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.splits import trains
-from maw.encoding.activation_cache import ActivationStore, PrefixSource
+from maw.encoding.activation_cache import ActivationSource, ActivationStore
 from maw.encoding.encode_sharded import encode_together as encode
 from maw.errors import DataError, reason
 from maw.models.batching import LENGTH_STEP, encoding_tokens, windows
@@ -53,7 +53,7 @@ from maw.models.encode import Embeddings
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
 from maw.models.retriever import BaselineRetriever
-from maw.models.tokenized import Texts, TextSource
+from maw.models.tokenized import Source, Texts, TextSource
 from maw.runtime import distributed
 from maw.runtime.devices import count_replicas, replicate
 from maw.runtime.profiler import stage
@@ -120,14 +120,12 @@ class Embedder:
                 _fill(source)
         return found if kind == "document" else _copied(found)
 
-    def _source(self, plain: TextSource) -> TextSource | PrefixSource:
+    def _source(self, plain: TextSource) -> Source:
         if self.activations is None:
             return plain
         return self.activations.source(plain, self.model.encoder, self.device)
 
-    def _key(
-        self, plain: TextSource, source: TextSource | PrefixSource, label: str, form: np.dtype
-    ) -> dict[str, Any] | None:
+    def _key(self, plain: TextSource, source: Source, label: str, form: np.dtype) -> dict[str, Any] | None:
         """Everything that decides the bits of the embeddings; None if they are not to be kept."""
         limit = self.config.embedding_cache_gb * GIGABYTE
         if not limit or not len(plain) or not self._fixed or self._tokenizer is None:
@@ -145,7 +143,7 @@ class Embedder:
             "tokenizer": self._tokenizer,
             "prefix": plain.prefix,
             "max_length": plain.max_length,
-            "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, PrefixSource) else 0,
+            "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, ActivationSource) else 0,
             "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
             **({} if form == np.float32 else {"stored_in": form.name}),
             **({"processes": distributed.this_process().count} if distributed.is_distributed() else {}),
@@ -173,9 +171,7 @@ class Embedder:
     def _tokenizer(self) -> str | None:
         return tokenizer_sha256(self.model.tokenizer)
 
-    def _read_or_build(
-        self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
-    ) -> Embeddings:
+    def _read_or_build(self, folder: Path, key: dict[str, Any], source: Source, label: str) -> Embeddings:
         """Under the entry's lock: another run may have written it in the meantime."""
         made = None
         try:
@@ -194,9 +190,7 @@ class Embedder:
             logger.warning("%s: not kept for later runs: %s", label, error)
         return self._compute(source, label, self._spill, _form(key)) if made is None else made
 
-    def _build_together(
-        self, folder: Path, key: dict[str, Any], source: TextSource | PrefixSource, label: str
-    ) -> Embeddings:
+    def _build_together(self, folder: Path, key: dict[str, Any], source: Source, label: str) -> Embeddings:
         """Of several processes: all compute, and the main one writes what has come together."""
         started = time.perf_counter()
         made = self._compute(source, label, self._spill, _form(key))
@@ -217,7 +211,7 @@ class Embedder:
                     array[:] = made.embeddings
                     self._finish(temporary, replace(made, embeddings=array), key, seconds)
 
-    def _compute(self, source: TextSource | PrefixSource, label: str, place: Any, form: np.dtype) -> Embeddings:
+    def _compute(self, source: Source, label: str, place: Any, form: np.dtype) -> Embeddings:
         """Encodes to where `place` says: embeddings, (N, C), in a format; shares of depths, (N, M, D), in float32."""
         return encode(
             replicate(self.model.encoder, self.config, self.device),
@@ -292,9 +286,9 @@ def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings |
     return Embeddings(embeddings, from_cache=True)
 
 
-def _fill(source: TextSource | PrefixSource) -> None:
+def _fill(source: Source) -> None:
     """Stores the activations of all texts in the order in which `encode` asks for them."""
-    if isinstance(source, PrefixSource):
+    if isinstance(source, ActivationSource):
         for rows in windows(np.argsort(-source.lengths(), kind="stable")):
             if not source.fill(rows):
                 break

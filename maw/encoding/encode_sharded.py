@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from maw.encoding.activation_cache import PrefixSource
 from maw.errors import NotFiniteError
 from maw.models.encode import Embeddings, check_finite, encode
-from maw.models.tokenized import Batch, TextSource
+from maw.models.tokenized import Batch, Source
 from maw.runtime import distributed
 
 _ROWS_AT_ONCE = 16_384
@@ -23,7 +22,7 @@ _ROWS_AT_ONCE = 16_384
 
 def encode_together(
     encoder: nn.Module,
-    source: TextSource | PrefixSource,
+    source: Source,
     *,
     place: Callable[[tuple[int, ...]], np.ndarray],
     label: str | None = None,
@@ -61,7 +60,7 @@ class Share:
         rows: those meant.
     """
 
-    def __init__(self, source: TextSource | PrefixSource, rows: np.ndarray):
+    def __init__(self, source: Source, rows: np.ndarray):
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
@@ -69,8 +68,8 @@ class Share:
 
     @property
     def cut(self) -> bool:
-        """As `PrefixSource.cut`."""
-        return getattr(self.source, "cut", False)
+        """As `ActivationSource.cut`."""
+        return self.source.cut
 
     def lengths(self) -> np.ndarray:
         """What to sort by, (N,)."""

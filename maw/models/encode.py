@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maw.encoding.activation_cache import PrefixSource
 from maw.errors import MAWError, NotFiniteError
 from maw.models.batching import encoding_tokens
 from maw.models.cpu_kernels import packed_weights
-from maw.models.tokenized import TextSource
+from maw.models.tokenized import Source
 from maw.runtime.devices import unwrap
 from maw.runtime.out_of_memory import HalveOnOOM
 from maw.runtime.profiler import stage, waiting
@@ -54,7 +53,7 @@ def in_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 def encode(
     encoder: nn.Module,
-    source: TextSource | PrefixSource,
+    source: Source,
     *,
     batch_size: int = 128,
     device: torch.device | None = None,
@@ -101,7 +100,7 @@ def encode(
             progress.update(len(rows))
     encoder.train(was_training)
     check_finite(outputs["embedding"], label)
-    cut = fitting.cut or getattr(source, "cut", False)
+    cut = fitting.cut or source.cut
     return Embeddings(outputs["embedding"], outputs.get("depth_share"), cut=cut)
 
 

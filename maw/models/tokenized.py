@@ -1,8 +1,8 @@
 """Texts as a model reads them: rows of a corpus or a list, tokenised batch by batch.
 
 A source answers `batch(rows)` with the tensors an encoder takes, and `batches(order, ...)` with many such batches,
-each of texts of like length. `TextSource` tokenises; `maw.encoding.activation_cache.PrefixSource` stands in front of
-one and answers from stored activations. Training and encoding see no difference.
+each of texts of like length. `TextSource` tokenises; `maw.encoding.activation_cache.ActivationSource` stands in front
+of one and answers from stored activations. Training and encoding see no difference.
 
 Batches are made one step ahead, in another thread: tokenising, reading and gathering release the interpreter, so the
 model does not wait for them.
@@ -72,6 +72,25 @@ class ListTexts:
         return np.fromiter((len(text) for text in self.texts), dtype=np.int64, count=len(self.texts))
 
 
+class Source(Protocol):
+    """Texts in the form in which an encoder takes them; `TextSource` is one."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether memory ran out, so that some batches were smaller than asked for and the last bits differ."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> np.ndarray:
+        """What to sort by, (N,)."""
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """The encoder's inputs for these texts, in this order."""
+
+    def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
+        """Batches of at most `size` texts and `budget` tokens, in this order."""
+
+
 class TextSource:
     """Texts of one kind, tokenised on demand.
 
@@ -81,6 +100,8 @@ class TextSource:
         prefix: what the model expects in front of this kind of text.
         max_length: tokens, the special ones included; what is longer is cut.
     """
+
+    cut = False
 
     def __init__(self, texts: Texts | Sequence[str], tokenizer: Any, *, prefix: str = "", max_length: int = 512):
         self.texts = ListTexts(texts) if isinstance(texts, (list, tuple)) else cast(Texts, texts)

@@ -24,9 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maw.encoding.activation_cache import PrefixSource
 from maw.models.batching import padded_length
-from maw.models.tokenized import TextSource
+from maw.models.tokenized import Source
 from maw.runtime import distributed
 from maw.runtime.devices import to_device
 
@@ -37,9 +36,7 @@ OWNER = "owner"
 # --------------------------------------------------------------------------------------------------------- training
 
 
-def read_batch(
-    source: TextSource | PrefixSource, rows: np.ndarray, device: torch.device, parts: Sequence[int] = ()
-) -> dict[str, Tensor]:
+def read_batch(source: Source, rows: np.ndarray, device: torch.device, parts: Sequence[int] = ()) -> dict[str, Tensor]:
     """The encoder's inputs for a batch, on the device.
 
     With several processes only the texts of one's own are read: the others have their place, their attention mask and

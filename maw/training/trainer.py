@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
-from maw.encoding.activation_cache import ActivationStore, PrefixSource
+from maw.encoding.activation_cache import ActivationSource, ActivationStore
 from maw.encoding.length_chunks import LengthChunks
 from maw.errors import MAWError, NotFiniteError, error_context
 from maw.models.cpu_kernels import packed_weights
 from maw.models.retriever import BaselineRetriever, MAWRetriever
-from maw.models.tokenized import ListTexts, TextSource
+from maw.models.tokenized import ListTexts, Source
 from maw.runtime import distributed, trackers
 from maw.runtime.console import at
 from maw.runtime.devices import replicate
@@ -67,7 +67,7 @@ class Trainer:
         torch.manual_seed(config.seed + (distributed.this_process().rank << 32))
         self.pairs = TrainingPairs(data, negatives=config.num_negatives, seed=config.seed, bank=config.bank_batches)
         texts = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
-        self.sources: list[TextSource | PrefixSource] = [*texts]
+        self.sources: list[Source] = [*texts]
         if activations is not None:
             self.sources = [activations.source(source, model.encoder, device) for source in texts]
             with stage("filling activations"):
@@ -149,7 +149,7 @@ class Trainer:
         if distributed.is_distributed():
             return
         for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
-            if isinstance(source, PrefixSource):
+            if isinstance(source, ActivationSource):
                 source.fill(rows, "texts through the frozen layers")
 
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import random_texts
 
-from maw.encoding.activation_cache import ActivationStore, PrefixSource
+from maw.encoding.activation_cache import ActivationSource, ActivationStore
 from maw.models.retriever import BaselineRetriever
 from maw.models.tokenized import ListTexts
 from maw.runtime import console, signals
@@ -18,13 +18,13 @@ TEXTS = {"query": random_texts(40, seed=3, longest=30), "document": random_texts
 @pytest.fixture(autouse=True)
 def batches_matter(monkeypatch):
     """As on a GPU, a text's activations depend on what it is computed with; by more than rounding, to be sure."""
-    real = PrefixSource._compute
+    real = ActivationSource._compute
 
     def compute(self, inputs):
         found = real(self, inputs)
         return found | {"hidden": found["hidden"] + 1e-3 * float(inputs["attention_mask"].sum())}
 
-    monkeypatch.setattr(PrefixSource, "_compute", compute)
+    monkeypatch.setattr(ActivationSource, "_compute", compute)
 
 
 @pytest.fixture

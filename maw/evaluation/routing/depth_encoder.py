@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.routers import PolicyRouter, Router, same_depth
-from maw.encoding.activation_cache import PrefixSource
 from maw.models.batching import encoding_tokens
 from maw.models.cpu_kernels import packed_weights
-from maw.models.tokenized import TextSource
+from maw.models.tokenized import Source
 from maw.runtime.devices import unwrap
 
 DEPTHS_AT_ONCE = 16  # more share keys and values no better, and long texts would need memory for all of them
@@ -79,7 +78,7 @@ class DepthReader:
         device: where the encoder is.
     """
 
-    def __init__(self, engine: nn.Module, source: TextSource | PrefixSource, *, batch_size: int, device: torch.device):
+    def __init__(self, engine: nn.Module, source: Source, *, batch_size: int, device: torch.device):
         self.engine, self.source, self.batch_size, self.device = engine, source, batch_size, device
         self.routers: list[Router] = [layer.router for layer in unwrap(engine).maw_attention]
         self.depths = self.routers[0].depths

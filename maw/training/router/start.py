@@ -25,8 +25,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from maw.attention.routers import PolicyRouter
-from maw.encoding.activation_cache import PrefixSource
-from maw.models.tokenized import TextSource
+from maw.models.tokenized import Source
 
 DIRECTIONS = 16  # of the state's features that clusters are sought in
 TEXTS = 2048  # of each kind that are looked at
@@ -37,7 +36,7 @@ _BATCH = 64
 
 def start_from_clusters(
     encoder: nn.Module,
-    sources: Iterable[TextSource | PrefixSource],
+    sources: Iterable[Source],
     rows: Iterable[np.ndarray],
     seed: int,
     sharpness: float,
@@ -86,9 +85,7 @@ def cluster_policy(state_NF: Tensor, depths: int, seed: int, sharpness: float) -
     return weight_FD, bias_D
 
 
-def _states(
-    encoder: nn.Module, source: TextSource | PrefixSource, rows: np.ndarray, random: np.random.Generator
-) -> list[Tensor]:
+def _states(encoder: nn.Module, source: Source, rows: np.ndarray, random: np.random.Generator) -> list[Tensor]:
     """What the routers see of texts at the pretrained attention: for each MAW layer float32 (h, N, F)."""
     parts: list[list[Tensor]] = []
     was_training = encoder.training
