@@ -26,7 +26,7 @@ _FIRST = ("learning_rate", "training_history")  # of the first run; the others' 
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class MethodResult:
     """An arm over all its runs.
 
     Attributes:
@@ -44,7 +44,7 @@ class ArmResult:
     attention: dict[str, Any] | None
 
 
-def combine(runs: Sequence[TrainingResult]) -> ArmResult:
+def combine(runs: Sequence[TrainingResult]) -> MethodResult:
     """Puts the runs of an arm together.
 
     Args:
@@ -76,7 +76,7 @@ def combine(runs: Sequence[TrainingResult]) -> ArmResult:
         record["spread"] = spread([test[METRIC] for test in tests])
     by_seed = {part[0].seed: test for part, test in zip(parts, tests, strict=True)}
     record["runs"] = [run.record for run in ordered]
-    return ArmResult(record, evaluation, validation, by_seed, ordered[0].attention)
+    return MethodResult(record, evaluation, validation, by_seed, ordered[0].attention)
 
 
 def _same(key: str, runs: Sequence[TrainingResult]) -> bool:

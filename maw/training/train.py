@@ -103,7 +103,7 @@ def train_retriever(
             if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
                 logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
                 break
-            with signals.held_back():
+            with signals.held_back(), at(epoch=epoch, epochs=config.num_epochs):
                 record = trainer.run_epoch(epoch, progress.after_step)
             with progress.saved_when_stopped():
                 with stage("validation"):

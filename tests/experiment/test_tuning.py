@@ -244,12 +244,13 @@ class Untouchable(RetrievalData):
 
 
 def test_tuning_never_reads_test_data_and_writes_no_checkpoint(tiny_settings, data, tmp_path):
-    from maw.experiment.dataset_run import DatasetRun
+    from maw.experiment.dataset_result import Outcome
+    from maw.experiment.method_run import MethodRunner
     from maw.models.pretrained import model_spec
 
     config = tiny_settings(tune=3, num_epochs=1)
     collection = SimpleNamespace(name="tiny", train=data[0], validation=data[1], test=Untouchable())
-    run = DatasetRun(collection, config, model_spec(config), CPU)
+    run = MethodRunner(Outcome(collection, config, model_spec(config), CPU), [collection], None)
     arm = arm_of("maw", config)
     chosen, account = run._tune(arm, collection, None)
     assert len(account["trials"]) == 3 and chosen == account["chosen"]
