@@ -1,3 +1,3 @@
-"""What a run leaves behind: JSON, CSV and text files, and the summary on the console."""
+"""Reports of a run: JSON, CSV, text and HTML files, figures, and the summary on the console."""
 
 from __future__ import annotations

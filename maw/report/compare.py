@@ -1,14 +1,14 @@
-"""Two runs against each other: the same queries and judgements, the same corpus, other models or settings.
+"""Paired tests between two runs on the same queries, judgements and corpus, with other models or settings.
 
     python tier_1.py compare logs/a logs/b                              # every method that both have
     python tier_1.py compare logs/a logs/b --method maw --against lora
 
-A difference is the first run's value minus the second's, paired by query id over the queries that both tested. Where
-anything that decides what a value means differs - corpus, judgements, relevance level - nothing is computed: two such
-means can be subtracted and say nothing. Settings that differ are what is compared, and are listed.
+A difference is the first run's value minus the second's, paired by query id over the queries that both tested. Runs
+with another corpus, other judgements or another relevance level are refused: their values do not compare. Settings
+that differ are listed.
 
-Nothing of this was fixed before the runs, so no claim rests on it. nDCG@10 over all datasets and methods is one
-family, the other primary metrics another; Holm's procedure corrects each.
+The tests are exploratory, since nothing was fixed before the runs. nDCG@10 over all datasets and methods is one
+family, the other primary metrics are another; Holm's procedure corrects each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from maw.report.text.format import as_table, clean, fact, heading, p_value, wrap
 
 _PERMUTATIONS = 10_000
 _PLACES = ("log_dir", "cache_dir", "dry_run", "profile", "compress_logs", "run_files")
-"""Settings that decide no number."""
+"""Settings that change no number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class _Side:
         return [method.name for method in METHODS if method.key in self.result["results"]]
 
     def values(self, method: Method) -> dict[str, Any]:
-        """Its per-query values, "query_ids" and "metrics", averaged over seeds."""
+        """Per-query values of a method averaged over seeds: "query_ids" and "metrics"."""
         return read_json(self.folder / f"{method.short}_metrics.json")["per_query"]
 
     def qrels(self) -> dict[str, dict[str, int]] | None:
-        """The judgements used; None where the run did not keep them."""
+        """The judgements used; None if the run did not keep them."""
         path = self.folder / FOLDER / f"{self.result['dataset']}_qrels.trec"
         return read_qrels(path) if path.is_file() else None
 
@@ -60,25 +60,26 @@ class _Side:
 def compare_runs(
     run_a: Path | str, run_b: Path | str, *, method: str | None = None, against: str | None = None
 ) -> dict[str, Any]:
-    """Tests every method of the first run against the same one, or a named one, of the second.
+    """Tests every method of the first run against the same method of the second run, or one pair of methods.
 
     Args:
-        run_a, run_b: folders that --log-dir named.
-        method: the only one of the first run to test; all that both have, if not given.
-        against: which one of the second run to test it against; the same, if not given.
+        run_a, run_b: folders of two runs, as given to --log-dir.
+        method: the method of the first run to test; if None, every method that both runs have.
+        against: the method of the second run; if None, the same method.
 
     Returns:
-        "runs"; "settings_that_differ", name -> the two values; "datasets", name -> the number of common queries and of
-        those that one run has alone; "level", "correction", "permutations"; and "comparisons", a list with dataset,
-        methods, metric and the fields of `maw.evaluation.significance.PairedTest`, "p_holm" and the effects as in a
-        run.
+        "runs"; "settings_that_differ", name -> both values; "datasets", name -> counts of common queries and of
+        queries of one run only; "level", "correction", "permutations"; and "comparisons", a list with dataset,
+        methods, metric, the fields of `maw.evaluation.significance.PairedTest`, "p_holm" and the effects as in a run.
 
     Raises:
-        ConfigError: no such runs, or methods that they do not have; `against` without `method`.
+        ConfigError: a run or a method does not exist, or `against` is given without `method`.
         DataError: the runs do not compare; one line with every reason.
     """
     if against and not method:
-        raise ConfigError(["compare: --against names the second run's method; name the first one's by --method too"])
+        raise ConfigError(
+            ["compare: --against names a method of the second run; name one of the first run with --method, too"]
+        )
     first, second = _sides(run_a), _sides(run_b)
     shared = [name for name in first if name in second]
     if not shared:
@@ -86,7 +87,7 @@ def compare_runs(
     pairs = {name: _pairs(first[name], second[name], method, against) for name in shared}
     if not any(pairs.values()):
         raise ConfigError(
-            [f"compare: no such methods in both runs: {_who_has(run_a, first)}; {_who_has(run_b, second)}"]
+            [f"compare: the runs have no such pair of methods: {_who_has(run_a, first)}; {_who_has(run_b, second)}"]
         )
     queries = {name: _common(first[name], second[name], pairs[name]) for name in shared if pairs[name]}
     reasons = [why for name in queries for why in _refusals(first[name], second[name], queries[name])]
@@ -112,11 +113,7 @@ def compare_runs(
 
 
 def comparison_text(found: Mapping[str, Any]) -> str:
-    """A comparison as people read it.
-
-    Args:
-        found: what `compare_runs` returned.
-    """
+    """The result of `compare_runs` as text."""
     runs = [f"  {name:<7} {clean(path)}" for name, path in zip(("first", "second"), found["runs"], strict=True)]
     parts = ["\n".join([heading("Comparison of two runs", "="), *runs])]
     differ = [
@@ -137,7 +134,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     parts.append("\n".join(["Datasets", *counts]))
     about = (
         f"First minus second. The correction is {found['correction']}; {found['permutations']:,} random signs. "
-        "Nothing of this was fixed before the runs: it is exploratory."
+        "The tests are exploratory: nothing was fixed before the runs."
     )
     for title, rows in (
         (METRIC_LABELS[METRIC], [row for row in found["comparisons"] if row["metric"] == METRIC]),
@@ -162,7 +159,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     )
     cells = [
         [
-            _row_name(row, with_metric=row["metric"] != METRIC),
+            _row_name(row),
             f"{row['first']:.4f}",
             f"{row['second']:.4f}",
             f"{row['mean_difference']:+z.4f}",
@@ -178,10 +175,10 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return as_table(header, cells)
 
 
-def _row_name(row: Mapping[str, Any], *, with_metric: bool) -> str:
-    a, b = row["methods"]
-    methods = a if a == b else f"{a} vs {b}"
-    return f"{clean(row['dataset'])}: {methods}{', ' + METRIC_LABELS[row['metric']] if with_metric else ''}"
+def _row_name(row: Mapping[str, Any]) -> str:
+    methods = " vs ".join(dict.fromkeys(row["methods"]))
+    metric = "" if row["metric"] == METRIC else f", {METRIC_LABELS[row['metric']]}"
+    return f"{clean(row['dataset'])}: {methods}{metric}"
 
 
 def _shown(value: Any) -> str:
@@ -204,7 +201,7 @@ def _who_has(run: Path | str, sides: Mapping[str, _Side]) -> str:
 
 
 def _common(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]]) -> list[str]:
-    """The queries that both tested, in the first run's order."""
+    """The queries that both runs tested, in the first run's order."""
     there = set(b.values(pairs[0][1])["query_ids"])
     return [query for query in a.values(pairs[0][0])["query_ids"] if query in there]
 
@@ -219,11 +216,13 @@ def _counts(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]], common: 
 
 
 def _refusals(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
-    """Why the values of two runs on one dataset do not compare."""
+    """The reasons why two runs on one dataset do not compare; empty if they do."""
     name = a.result["dataset"]
     old = list(dict.fromkeys(str(side.folder) for side in (a, b) if "tested_on" not in side.result))
     if old:
-        return [f"{name}: no word on what was tested in {' and '.join(old)}; run it again with this version"]
+        return [
+            f"{name}: results without facts on the test queries: {' and '.join(old)}; run it again with this version"
+        ]
     if not common:
         return [f"{name}: they have no test query in common; give both the same --seed and --test-samples"]
     of_a, of_b = a.result["tested_on"], b.result["tested_on"]
@@ -235,7 +234,7 @@ def _refusals(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
         )
     if of_a["relevance_level"] != of_b["relevance_level"]:
         levels = f"{of_a['relevance_level']} and {of_b['relevance_level']}"
-        found.append(f"{name}: passages count as relevant from different grades on, {levels}")
+        found.append(f"{name}: passages are relevant from different grades on, {levels}")
     return found + _judged_otherwise(a, b, common)
 
 
@@ -245,7 +244,9 @@ def _judged_otherwise(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
         return []
     qrels = [side.qrels() for side in (a, b)]
     if None in qrels:
-        return [f"{name}: the judgements differ ({hashes[0][:12]} and {hashes[1][:12]}), and were not both kept"]
+        return [
+            f"{name}: the judgements differ ({hashes[0][:12]} and {hashes[1][:12]}), and one run did not keep them"
+        ]
     other = [query for query in common if qrels[0].get(token(query)) != qrels[1].get(token(query))]
     if not other:
         return []
@@ -284,17 +285,21 @@ def _columns(values: Mapping[str, Any], common: Sequence[str]) -> np.ndarray:
 
 
 def _family(rows: Sequence[Mapping[str, Any]], *, headline: bool) -> list[dict[str, Any]]:
+    """The tests of nDCG@10, or those of the other metrics, with their p corrected."""
     chosen = {number: row for number, row in enumerate(rows) if (row["metric"] == METRIC) == headline}
     return list(corrected(chosen).values())
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Settings that can change a result, and facts on the model, that differ between two results."""
-    one, other = ({**each["configuration"], **_model(each)} for each in (a, b))
+    """Differing settings that can change a result, and differing facts on the model."""
+    one, other = (
+        each["configuration"]
+        | {
+            f"model_{key}": fact
+            for key, fact in each.get("model", {}).items()
+            if key in ("weights_sha256", "precision")
+        }
+        for each in (a, b)
+    )
     names = [name for name in dict.fromkeys([*one, *other]) if name not in (*_PLACES, *RESULT_NEUTRAL)]
     return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
-
-
-def _model(result: Mapping[str, Any]) -> dict[str, Any]:
-    model = result.get("model", {})
-    return {f"model_{key}": model[key] for key in ("weights_sha256", "precision") if key in model}

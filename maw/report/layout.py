@@ -1,30 +1,29 @@
-"""Where a run's files lie.
+"""The files of a run, and writing them.
 
     logs/tier1/
         msmarco_20250106_143022/
             zeroshot_metrics.json, lora_metrics.json, maw_metrics.json
-                means, per-query values and that method's facts
+                means, per-query values and facts of one method
             improvements.json   relative differences and paired tests
             runs/               rankings, judgements and per-query tables for other tools (`maw.report.tables.trec`)
-            attention.json      what depths do with one text, where there are any
-            (`maw.evaluation.routing.attention_example`) examples.json       queries on which methods differ most,
-            with their passages (`maw.evaluation.query_examples`) dataset.json        all results of the dataset;
-            written last routing_maw.png     what routing did (`maw.report.figures.routing_plots`)
-            figures/            the page's figures for a paper, PDF and SVG (`maw.report.figures.paper_figures`)
-            profile.json        where the time went, if asked for (`maw.runtime.profiler`)
+            attention.json      attention of one text at each depth (`maw.evaluation.routing.attention_example`)
+            examples.json       queries on which methods differ most (`maw.evaluation.query_examples`)
+            dataset.json        all results of the dataset; written last
+            routing_maw.png     routing by epoch (`maw.report.figures.routing_plots`)
+            figures/            figures for a paper, PDF and SVG (`maw.report.figures.paper_figures`)
+            profile.json        time by stage, with --profile (`maw.runtime.profiler`)
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
-            costs.csv           what each method took, beside what it reached (`maw.report.text.costs`)
-            confirmatory.json   the family of tests on which claims are made, if a run has one
-            (`maw.evaluation.confirmatory`) exploratory.json    all other tests, corrected over the run
-            (`maw.evaluation.exploratory`) tables.tex, tables.md   for a paper (`maw.report.tables.paper`)
-            report.html         one page with everything, the answer first (`maw.report.html`)
+            costs.csv           cost and quality of each method (`maw.report.text.costs`)
+            confirmatory.json   tests of MAW against its controls, if the run has any (`maw.evaluation.confirmatory`)
+            exploratory.json    all other tests, corrected over the run (`maw.evaluation.exploratory`)
+            tables.tex, tables.md   tables for a paper (`maw.report.tables.paper`)
+            report.html         one page with all results (`maw.report.html`)
 
-What stands in summary/ and the pictures are made from the dataset folders alone (`maw.report.rebuild`).
+summary/ and the figures are made from the dataset folders alone (`maw.report.rebuild`).
 
 Per-query values are stored by column, with the query ids once: `pandas.DataFrame(per_query["metrics"],
-index=per_query["query_ids"])` is the table, at a small part of the size that 36 copies of every id would
-take. Numbers are written with all the digits it takes to read back the same float64.
+index=per_query["query_ids"])`. Numbers have all the digits that reproduce the same float64.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maw.config.methods import Method, in_order
+from maw.config.methods import in_order
 from maw.errors import MAWError, reason
 from maw.evaluation.metrics import EvaluationResult
 from maw.report.html.page import report_page
@@ -59,36 +58,37 @@ def write_dataset(
     *,
     folder: Path | None = None,
 ) -> Path:
-    """Writes one dataset's folder, `<dataset>_<timestamp>`, with `_2`, `_3`, ... behind it if there is one
-    already.
+    """Writes one dataset's folder, `<dataset>_<timestamp>`, or `<dataset>_<timestamp>_2` and so on if it exists.
 
     Args:
-        log_dir: folder of all runs; made if need be.
+        log_dir: the run's folder; created if missing.
         dataset_result: the content of dataset.json.
-        evaluations: method name -> its evaluation on the test split, for those methods that ran.
+        evaluations: method name -> its evaluation on the test split.
         timestamp: as in 20250106_143022.
-        extras: each is given the folder and writes more files into it, before dataset.json says that all is there.
-        folder: one that this run has chosen before, by `free_folder`: what it has written there already is replaced.
+        extras: functions that take the folder and write more files into it, before dataset.json is written.
+        folder: the folder that this run chose earlier with `free_folder`; its files are replaced.
 
     Returns:
         The folder.
 
     Raises:
-        MAWError: a name that is not safe as a folder's, a number that is not finite, a path that cannot be
-            written.
+        MAWError: a name is not safe as a folder's, a number is not finite, or a path cannot be written.
     """
     if folder is None:
         folder = _new_folder(Path(log_dir), f"{_safe(dataset_result['dataset'])}_{_safe(timestamp)}")
     for method in in_order(evaluations):
         record = dataset_result["results"].get(method.key, {})
-        write_json(
-            folder / f"{method.short}_metrics.json",
-            _method_content(dataset_result["dataset"], method, evaluations[method.name], record),
-        )
-    write_json(
-        folder / "improvements.json",
-        {key: dataset_result.get(key, {}) for key in _TESTS},
-    )
+        evaluation = evaluations[method.name]
+        content = {  # the method's record in dataset.json, and what is too long for that file
+            "dataset": dataset_result["dataset"],
+            "method": method.name,
+            **{key: value for key, value in record.items() if key != "metrics"},
+            "metrics": dict(evaluation),
+            "facts": evaluation.facts,
+            "per_query": {"query_ids": evaluation.query_ids, "metrics": evaluation.per_query},
+        }
+        write_json(folder / f"{method.short}_metrics.json", content)
+    write_json(folder / "improvements.json", {key: dataset_result.get(key, {}) for key in _TESTS})
     for write in extras:
         write(folder)
     write_json(folder / "dataset.json", dataset_result)
@@ -96,10 +96,10 @@ def write_dataset(
 
 
 def free_folder(log_dir: Path | str, dataset: str, timestamp: str) -> Path:
-    """The folder that `write_dataset` would make now; it is not made.
+    """The folder that `write_dataset` would create now; it is not created.
 
     Raises:
-        MAWError: a name that is not safe as a folder's.
+        MAWError: a name is not safe as a folder's.
     """
     name = f"{_safe(dataset)}_{_safe(timestamp)}"
     names = [name, *(f"{name}_{number}" for number in range(2, _REPEATS))]
@@ -123,15 +123,15 @@ def write_summary(
     examples: Mapping[str, Mapping[str, Any]] | None = None,
     attention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Writes summary/ over all datasets of a run; an earlier run's is replaced, file by file.
+    """Writes summary/ over all datasets of a run; the files of an earlier run are replaced.
 
     Args:
-        log_dir: folder of all runs.
+        log_dir: the run's folder.
         dataset_results: the content of each dataset.json, in the order of the run.
-        family: the confirmatory family over all datasets; nothing as long as some are not done, or if there is none.
-        explored: the same of the exploratory family.
-        examples: dataset -> the content of its examples.json, for those that have one.
-        attention: dataset -> the content of its attention.json, likewise.
+        family: the confirmatory family over all datasets; None or empty until all are finished, or if there is none.
+        explored: the exploratory family, likewise.
+        examples: dataset -> the content of its examples.json, if it has one.
+        attention: dataset -> the content of its attention.json, if it has one.
 
     Returns:
         The folder.
@@ -153,22 +153,8 @@ def write_summary(
         if content:
             write_json(folder / f"{name}.json", content)
         else:
-            (folder / f"{name}.json").unlink(missing_ok=True)  # an earlier run's, of other results
+            (folder / f"{name}.json").unlink(missing_ok=True)  # that of an earlier run, of other results
     return folder
-
-
-def _method_content(
-    dataset: str, method: Method, evaluation: EvaluationResult, record: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Content of one method's file: its entry in dataset.json, and what is too long to stand there."""
-    return {
-        "dataset": dataset,
-        "method": method.name,
-        **{key: value for key, value in record.items() if key != "metrics"},
-        "metrics": dict(evaluation),
-        "facts": evaluation.facts,
-        "per_query": {"query_ids": evaluation.query_ids, "metrics": evaluation.per_query},
-    }
 
 
 def _safe(name: str) -> str:
@@ -181,7 +167,7 @@ def _safe(name: str) -> str:
 
 
 def _new_folder(log_dir: Path, name: str) -> Path:
-    """Makes a folder that was not there before; two runs never share one."""
+    """Creates a folder that did not exist; two runs never share one."""
     for number in range(1, _REPEATS):
         folder = log_dir / (name if number == 1 else f"{name}_{number}")
         try:
@@ -196,4 +182,4 @@ def _new_folder(log_dir: Path, name: str) -> Path:
                 f"cannot make {folder}: {reason(error)}; choose another --log-dir or mend this one"
             ) from error
         return folder
-    raise MAWError(f"cannot make {log_dir / name}: it is there {_REPEATS - 1} times already; clear {log_dir}")
+    raise MAWError(f"cannot make {log_dir / name}: it exists {_REPEATS - 1} times already; clear {log_dir}")

@@ -1,9 +1,8 @@
-"""Which method beats which: the letters behind values in every table, and the p-value that decides.
+"""Significance letters in tables, and the verdict on MAW against its controls.
 
-A method's letter is its place among those that ran. A value bears the letters of the methods that it beats: the mean
-is higher, and p, corrected by Holm over the test's family, is below 0.05. The family is that of the whole run where a
-table is about the run, and its part in the dataset where it is about that alone. Results without corrected p, of an
-earlier version, are marked by the p that they have.
+A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
+below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
+Results of an earlier version that have no corrected p are marked by their uncorrected p.
 """
 
 from __future__ import annotations
@@ -13,15 +12,19 @@ from typing import Any
 
 from maw.config.methods import METHODS, Method, comparisons
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
+from maw.evaluation.metrics import METRIC_LABELS
+from maw.report.text.format import p_value
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MOST_LINES = 4
+"""Confirmatory comparisons of which each has a line in the verdict, significant or not."""
 
 RunValues = Mapping[tuple[str, str, str], float]
 """(dataset, comparison, metric) -> p corrected over the run."""
 
 
 def run_p_values(families: Iterable[Mapping[str, Any] | None]) -> dict[tuple[str, str, str], float]:
-    """The corrected p of every test of a run, from its families over all datasets; nothing for those not there."""
+    """The corrected p of every test of a run, from its families over all datasets; a missing family adds none."""
     return {
         (row["dataset"], row["comparison"], row.get("metric", family.get("metric"))): row["p_holm"]
         for family in families
@@ -41,17 +44,17 @@ def methods_of_run(results: Sequence[Mapping[str, Any]]) -> list[Method]:
 
 
 def label_of(short: str) -> str:
-    """What heads a method's column, by the name that stands in keys; that name itself, if no method has it."""
+    """The label of the method with that short name; the short name itself if there is no such method."""
     return next((method.label for method in METHODS if method.short == short), short)
 
 
 def look_of(method: Method) -> int:
-    """The place of a method's colour, dash and marker: the same in every chart."""
+    """Index of a method's colour, dash and marker, the same in every chart."""
     return METHODS.index(method)
 
 
 def corrected_p(result: Mapping[str, Any], key: str, metric: str, over_run: RunValues | None = None) -> float | None:
-    """A test's p corrected over the run, where that is given, or over its family in the dataset; None if untested."""
+    """A test's p, corrected over the run if `over_run` has it, else over the dataset; None if untested."""
     test = result.get("significance", {}).get(key, {}).get(metric)
     if test is None:
         return None
@@ -61,12 +64,12 @@ def corrected_p(result: Mapping[str, Any], key: str, metric: str, over_run: RunV
 def beaten(
     result: Mapping[str, Any], methods: Sequence[Method], over_run: RunValues | None = None
 ) -> dict[tuple[str, str], str]:
-    """(method, metric) -> the letters of the methods it beats, in order; nothing for those that beat none.
+    """(method, metric) -> the letters of the methods it beats, in order; no entry if it beats none.
 
     Args:
         result: the content of dataset.json.
-        methods: those that ran, in the order of their letters.
-        over_run: of `run_p_values`, to go by the families of the whole run.
+        methods: the methods that ran, in the order of their letters.
+        over_run: from `run_p_values`, for p corrected over the whole run.
     """
     names = dict(zip(methods, LETTERS, strict=False))
     found: dict[tuple[str, str], str] = {}
@@ -82,31 +85,56 @@ def beaten(
 
 
 def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
-    """The comparisons fixed beforehand: the content of the dataset.json that has it, and its key."""
+    """The confirmatory comparisons: the content of the dataset.json that has each, and its key."""
     return [(result, key) for result in results for key in result.get("confirmatory", {}).get("comparisons", {})]
 
 
 def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
-    """The claim in one sentence.
+    """The result of all confirmatory comparisons in one sentence, without their numbers.
 
     Args:
         results: the content of each dataset.json.
-        over_run: of `run_p_values`; empty as long as datasets are missing, and p is then that of each dataset.
+        over_run: from `run_p_values`; empty while datasets are missing, and p is then corrected over each dataset.
+    """
+    found = [_outcome(result, key, over_run) for result, key in comparisons_claimed(results)]
+    if not found:
+        return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests are exploratory."
+    if len(found) == 1:
+        return f"{found[0]} in {METRIC_LABELS[METRIC]}."
+    better, worse = (sum(word in each for each in found) for word in ("significantly better", "significantly worse"))
+    return (
+        f"MAW against its controls in {METRIC_LABELS[METRIC]}, {len(found)} comparisons: significantly better in "
+        f"{better}, significantly worse in {worse}, no significant difference in {len(found) - better - worse}."
+    )
+
+
+def verdict_lines(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> list[str]:
+    """The result of each confirmatory comparison with its numbers; arguments as `verdict`.
+
+    Of more than four comparisons only the significant ones have a line, below a first line that counts them all.
     """
     confirmed = comparisons_claimed(results)
     if not confirmed:
-        return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests explore."
-    better = worse = 0
+        return [verdict(results, over_run)]
+    lines = []
     for result, key in confirmed:
-        test = result["confirmatory"]["comparisons"][key]
-        if corrected_p(result, key, METRIC, over_run) < LEVEL:
-            better, worse = better + (test["mean_difference"] > 0), worse + (test["mean_difference"] < 0)
-    size = len(confirmed)
-    whom = "its control" if size == 1 else "its controls"
-    if not better and not worse:
-        of = "the one comparison" if size == 1 else f"any of the {size} comparisons"
-        return f"No difference is shown between MAW and {whom}, in {of} fixed beforehand."
-    if better and worse:
-        return f"Mixed: of {size} comparisons fixed beforehand MAW is better in {better} and worse in {worse}."
-    of = "the one comparison" if size == 1 else f"{better or worse} of the {size} comparisons"
-    return f"MAW is {'better' if better else 'worse'} than {whom} in {of} fixed beforehand."
+        test, p = result["confirmatory"]["comparisons"][key], corrected_p(result, key, METRIC, over_run)
+        where = f"{result['dataset']}: " if len(results) > 1 else ""
+        shown = p_value(p)
+        lines.append(
+            f"{where}{_outcome(result, key, over_run)}: {METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} "
+            f"(95% interval {test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}, "
+            f"{'corrected ' * (len(confirmed) > 1)}p {shown if shown.startswith('<') else f'= {shown}'})."
+        )
+    if len(lines) <= MOST_LINES:
+        return lines
+    return [verdict(results, over_run), *(line for line in lines if "do not differ" not in line)]
+
+
+def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> str:
+    """Which of two methods is better, if one is."""
+    new, old = (label_of(short).removesuffix(" Fine-tuned") for short in key.split("_vs_"))
+    difference = result["confirmatory"]["comparisons"][key]["mean_difference"]
+    if corrected_p(result, key, METRIC, over_run) >= LEVEL or not difference:
+        return f"{new} and {old} do not differ significantly"
+    return f"{new} is significantly {'better' if difference > 0 else 'worse'} than {old}"

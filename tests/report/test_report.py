@@ -19,10 +19,10 @@ from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.metrics import METRICS, PRIMARY, compute_metrics
 from maw.report import significance_marks
 from maw.report.layout import write_dataset, write_summary
-from maw.report.significance_marks import run_p_values, verdict
+from maw.report.significance_marks import run_p_values, verdict, verdict_lines
 from maw.report.tables import comparisons as tables
 from maw.report.tables.csv_file import write_csv
-from maw.report.text import differences, protocol
+from maw.report.text import differences
 from maw.report.text import summary as text
 from maw.storage.files import write_json, write_text
 
@@ -207,9 +207,10 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
     first = summary.index("Confirmatory: MAW against its controls, corrected by Holm over all 2 comparisons")
     assert first < summary.index("Confirmatory: corrected by Holm over all 2") < summary.index("Exploratory: ")
     assert "msmarco: vs LoRA Fine-tuned" in summary
-    claim = verdict(results, run_p_values([family]))
-    assert "2 comparisons" in claim and claim in " ".join(summary.split())
-    assert text.claim(results[:1]) in " ".join(text.benchmark_summary(results[:1]).split())
+    claims = verdict_lines(results, run_p_values([family]))
+    assert len(claims) == 2 and all(line in " ".join(summary.split()) for line in claims)
+    assert claims[1].startswith("msmarco: MAW ") and ": nDCG@10 " in claims[1] and ", corrected p " in claims[1]
+    assert " ".join(text.claim(results[:1]).split()) in " ".join(text.benchmark_summary(results[:1]).split())
     assert "Exploratory: corrected by Holm over all 58 other tests of the run" in summary
     assert "of this dataset" not in summary and "within the dataset" not in summary
     alone = " ".join(text.dataset_summary(results[0]).split())
@@ -247,8 +248,48 @@ def test_one_run_has_one_p_for_each_test(tmp_path, evaluations):
         assert "  0.0306  0.0306" not in whole
     alone = text.dataset_summary(results[0])
     assert [line for line in values(alone) if line.endswith(" a")]
-    assert "Letters go by p corrected within the dataset; over the run in summary/" in alone
+    assert "Letters use p corrected within the dataset; those in summary/ use p corrected over the run." in alone
     assert "0.0612" not in alone and "of this dataset" in alone
+
+
+def claimed(*differences, datasets=1, p=0.2):
+    """Results of a run in which MAW differs by that much from each control, all with the same corrected p."""
+    tests = {
+        f"maw_vs_{short}": {"mean_difference": each, "ci_low": each - 0.01, "ci_high": each + 0.01, "p_value": p}
+        for short, each in zip(("lora", "lora_matched", "full"), differences, strict=False)
+    }
+    significance = {key: {"ndcg_cut_10": test} for key, test in tests.items()}
+    section = {"confirmatory": {"comparisons": tests}, "significance": significance}
+    return [{"dataset": f"d{number}"} | section for number in range(datasets)]
+
+
+def test_the_verdict_has_the_numbers_of_each_comparison():
+    assert verdict_lines(claimed(0.005), {}) == [
+        "MAW and LoRA do not differ significantly: nDCG@10 +0.0050 (95% interval -0.0050 to +0.0150, p = 0.2000)."
+    ]
+    assert verdict(claimed(0.005), {}) == "MAW and LoRA do not differ significantly in nDCG@10."
+    assert verdict_lines(claimed(0.02, -0.02, p=0.00001), {}) == [
+        "MAW is significantly better than LoRA: nDCG@10 +0.0200 (95% interval +0.0100 to +0.0300, corrected p "
+        "<0.0001).",
+        "MAW is significantly worse than LoRA matched: nDCG@10 -0.0200 (95% interval -0.0300 to -0.0100, corrected p "
+        "<0.0001).",
+    ]
+    by_run = {("d0", "maw_vs_lora", "ndcg_cut_10"): 0.03}
+    assert [line.split(":")[:2] for line in verdict_lines(claimed(0.02, datasets=2), by_run)] == [
+        ["d0", " MAW is significantly better than LoRA"],
+        ["d1", " MAW and LoRA do not differ significantly"],
+    ]
+
+
+def test_the_verdict_on_many_comparisons_counts_them_and_shows_the_significant_ones():
+    by_run = {("d0", "maw_vs_lora", "ndcg_cut_10"): 0.03, ("d1", "maw_vs_full", "ndcg_cut_10"): 0.04}
+    first, *others = verdict_lines(claimed(0.02, 0.01, -0.01, datasets=2), by_run)
+    assert first == verdict(claimed(0.02, 0.01, -0.01, datasets=2), by_run)
+    assert first.startswith("MAW against its controls in nDCG@10, 6 comparisons: significantly better in 1, ")
+    assert first.endswith("significantly worse in 1, no significant difference in 4.")
+    assert [line.split(":")[1] for line in others] == [
+        " MAW is significantly better than LoRA", " MAW is significantly worse than Whole layers"
+    ]  # fmt: skip
 
 
 def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
@@ -367,7 +408,7 @@ def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
         for each in range(4, 10)
     ]
     table = (*METHODS, *more)
-    for module in (methods, tables, text, differences, protocol, significance_marks):
+    for module in (methods, tables, text, significance_marks):
         monkeypatch.setattr(module, "METHODS", table)
     names = [method.name for method in table]
     evaluations = make_evaluations(names)

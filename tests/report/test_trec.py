@@ -170,7 +170,7 @@ def test_judgements_come_back(tmp_path):
     path, *_ = RunFiles("tiny", data, {"maw": {42: result}}).write(tmp_path)
     assert read_qrels(path) == data.qrels
     path.write_text(path.read_text() + "q1 0 d1\n")
-    with pytest.raises(DataError, match=rf"tiny_qrels\.trec:{QUERIES * 8 + 1}: a line of judgements is"):
+    with pytest.raises(DataError, match=rf"tiny_qrels\.trec:{QUERIES * 8 + 1}: a line of judgements must be"):
         read_qrels(path)
 
 

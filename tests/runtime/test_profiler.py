@@ -319,5 +319,5 @@ def test_the_table():
         "  other            4.00   40.0%",
         "other              4.00   40.0%",
         "all               10.00  100.0%",
-        "Peak: 3.0 GFLOP/s, the best of large square matrix products in float32 on cpu, 1 thread; padding is no work",
+        "Peak: 3.0 GFLOP/s, the best of large square matrix products in float32 on cpu, 1 thread; padding not counted",
     ]

@@ -1,17 +1,16 @@
-r"""The report's figures for a paper: PDF with fonts embedded and SVG, one column wide, in a dataset's `figures/`.
+r"""Figures for a paper, as PDF with embedded fonts and as SVG, one column wide, in a dataset's `figures/`.
 
     \includegraphics[width=\columnwidth]{logs/tier1/msmarco_20250106_143022/figures/recall}
 
     ndcg_cut_10             bars with the 95% intervals of the means
-    recall                  by passages looked at
+    recall                  recall by number of passages
     training                validation nDCG@10 and training loss by epoch
-    routing_maw             entropy, effective depths and greedy picks, of each method that routes
+    routing_maw             entropy, effective depths and greedy depths, one figure for each method that routes
     attention_maw           one text: heads by depths, and depths by tokens
-    attention_maw_tokens    one text: tokens by tokens, pretrained, in use and at the depth that is farthest
+    attention_maw_tokens    one text: tokens by tokens, pretrained, in use and at the farthest depth
 
-They are as wide as a column of ACM's and IEEE's two-column formats, with text of seven points, and have no title: that
-is for the caption. Glyphs of the SVG are outlines, so that it looks the same without the font. Colours are the page's.
-Made from the files of a run, and the same files make the same bytes.
+They fit a column of ACM's and IEEE's two-column formats, with text of seven points and no title. Glyphs of the SVG are
+outlines, so that it looks the same without the font. The same files of a run give the same bytes.
 """
 
 from __future__ import annotations
@@ -59,16 +58,16 @@ _SETTINGS = {
     "lines.markersize": 3.5,
     "legend.fontsize": 6.5,
     "legend.frameon": False,
-    "pdf.fonttype": 42,  # TrueType: text that can be selected, and what publishers ask for
+    "pdf.fonttype": 42,  # TrueType: selectable text, and publishers ask for it
     "svg.fonttype": "path",
-    "svg.hashsalt": "maw",  # the names inside are the same each time
+    "svg.hashsalt": "maw",  # the same ids inside each time
 }
 _DASHES = ("-", "--", ":", "-.", (0, (1, 3)))
-_MARKERS = "osD"  # with five dashes fifteen looks, and the three methods of the user have one of their own
+_MARKERS = "osD"  # with five dashes: fifteen looks
 _LABEL = METRIC_LABELS[METRIC]
-_LABELS = 16  # of an axis, at most
-_TITLE = 46  # letters that fit into a line
-_TICKS = tuple(k for k in RECALL if k != 15)  # beside 10 and 20 it has no room
+_LABELS = 16  # the most on one axis
+_TITLE = 46  # letters in a line
+_TICKS = tuple(k for k in RECALL if k != 15)  # 15 has no room beside 10 and 20
 
 Result = Mapping[str, Any]
 Draw = Callable[[Any], object]
@@ -78,14 +77,14 @@ def write_figures(folder: Path, result: Result, attention: Mapping[str, Mapping[
     """Writes every figure of a dataset, each as PDF and as SVG.
 
     Args:
-        folder: the dataset's.
+        folder: the dataset's folder.
         result: the content of its dataset.json.
-        attention: the content of its attention.json; empty where it has none.
+        attention: the content of its attention.json; empty if it has none.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: a path cannot be written.
     """
-    from matplotlib.figure import Figure  # loaded when a picture is drawn, and without pyplot's global state
+    from matplotlib.figure import Figure  # imported late, since it is slow; without pyplot's global state
 
     written = []
     with _drawing():
@@ -94,16 +93,16 @@ def write_figures(folder: Path, result: Result, attention: Mapping[str, Mapping[
             draw(figure)
             for form, save in _formats(figure).items():
                 written.append(write_atomically(folder / FOLDER / f"{name}.{form}", save))
-                figure.set_layout_engine("none")  # where everything stands is found once, and not for each format
+                figure.set_layout_engine("none")  # the layout is computed once, not for each format
     return written
 
 
 def _formats(figure: Any) -> dict[str, Callable[[Path], object]]:
-    """What writes a figure, by format; `savefig` would draw it once more each time, to find its layout beforehand."""
+    """Functions that write a figure, by format; `savefig` would draw it once more for its layout."""
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    return {  # without a date: the same figure makes the same bytes
+    return {  # without a date, for the same bytes each time
         "pdf": lambda to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),
         "svg": lambda to: FigureCanvasSVG(figure).print_svg(to, metadata={"Date": None}),
     }
@@ -111,7 +110,7 @@ def _formats(figure: Any) -> dict[str, Callable[[Path], object]]:
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """With the settings of these figures; what a font has no sign for becomes a box, without a word."""
+    """Applies the settings of these figures, and hides warnings about missing glyphs."""
     from matplotlib import rc_context
 
     with rc_context(_SETTINGS), warnings.catch_warnings():
@@ -120,7 +119,7 @@ def _drawing() -> Iterator[None]:
 
 
 def _figures(result: Result, attention: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float, Draw]]:
-    """Name, height in inches and drawing of each."""
+    """Name, height in inches and drawing function of each figure."""
     methods = methods_of(result)
     yield METRIC, 0.45 + 0.22 * len(methods), lambda figure: _bars(figure, result)
     yield "recall", 2.2 + 0.13 * -(-len(methods) // 2), lambda figure: _recall(figure, result)
@@ -191,7 +190,7 @@ def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _epochs(axis: Any, every: Sequence[Series], name: str, *, from_zero: bool = False) -> None:
-    """Lines by epoch, with room for one epoch alone and for markers at the edge."""
+    """Lines by epoch, with margins for a single epoch and for markers at the edge."""
     for series in every:
         _line(axis, series.points, series.look, series.name)
     last = max((x for series in every for x, _ in series.points), default=1)
@@ -205,7 +204,7 @@ def _epochs(axis: Any, every: Sequence[Series], name: str, *, from_zero: bool = 
 
 
 def _maps(figure: Any, shown: Sequence[Grid]) -> None:
-    """Heat maps one below the other, in the page's shades, each with its scale."""
+    """Heat maps one below the other, each with its colour scale."""
     for axis, grid in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
         colours = _cells(axis, grid)
         axis.set(xlim=(0, len(grid.columns)), ylim=(len(grid.rows), 0))
@@ -226,10 +225,10 @@ def _maps(figure: Any, shown: Sequence[Grid]) -> None:
 
 
 def _cells(axis: Any, grid: Grid) -> Any:
-    """Draws the cells, those of one shade as one shape: sharp at any size, and no thousand shapes.
+    """Draws the cells, all cells of one shade as one vector shape, to keep the file small.
 
     Returns:
-        Shares of the grid's scale as colours, for its legend.
+        The mapping from shares of the grid's scale to colours, for the legend.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap
@@ -252,7 +251,7 @@ def _cells(axis: Any, grid: Grid) -> Any:
 
 
 def _labels(place: Callable[..., object], labels: Sequence[str], **how: Any) -> None:
-    """Labels at the middles of cells, as many as have room; nothing in them is read as mathematics."""
+    """Labels at the middles of cells, as many as fit; never read as TeX mathematics."""
     every = -(-len(labels) // _LABELS)
     shown = range(0, len(labels), every)
     place(
@@ -268,7 +267,7 @@ def _line(axis: Any, points: Sequence[tuple[float, float | None]], look: int, na
 
 
 def _legend(figure: Any, axis: Any) -> None:
-    """Below the figure, where it hides nothing; none where nothing has a name."""
+    """A legend below the figure, if any line has a name."""
     handles, names = axis.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=2)

@@ -1,9 +1,9 @@
-"""Pictures of what routing did, one PNG for each method that routes.
+"""Plots of routing by epoch, one PNG for each method that routes.
 
-    write_routing_plots(folder, result)     # folder/routing_maw.png, from what dataset.json holds
+    write_routing_plots(folder, result)     # folder/routing_maw.png, from the content of dataset.json
 
-Everything in them is in the method's "training_history" (see `maw.evaluation.routing.diagnostics`); where it lacks
-something, as without diagnostics or for a router without a policy, its panel is left out.
+All values come from the method's "training_history" (`maw.evaluation.routing.diagnostics`). A panel whose values are
+missing is left out, for example without diagnostics or for a router without a policy.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ History = Sequence[Mapping[str, Any]]
 
 
 def write_routing_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
-    """Writes `routing_<method>.png` for each method whose history says what its router did.
+    """Writes `routing_<method>.png` for each method with routing in its history.
 
     Args:
         folder: the dataset's folder.
         result: the content of dataset.json.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: a path cannot be written.
     """
     written = []
     for method in METHODS:
@@ -53,13 +53,13 @@ def write_routing_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
 
 
 def write_routing_plot(path: Path, title: str, history: History) -> None:
-    """Draws one method's history, an epoch a point; histograms and depths are those of the epoch that was kept.
+    """Draws one method's history, one point for each epoch; histograms are those of the best epoch.
 
     Raises:
         MAWError: the path cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # loaded when a picture is drawn, and without pyplot's global state
+    from matplotlib.figure import Figure  # imported late, since it is slow; without pyplot's global state
 
     kept = max(history, key=lambda record: (record["val_ndcg_cut_10"], -record["epoch"]))
     panels = _panels(history, kept)
@@ -79,7 +79,7 @@ def write_routing_plot(path: Path, title: str, history: History) -> None:
 
 
 def _panels(history: History, kept: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], None]]]:
-    """Title and drawing of each panel, in pairs that stand side by side."""
+    """Title and drawing function of each panel; two panels share a row."""
     routing = kept["val_routing"]
     depths = len(routing["query"]["depth_histogram"][0])
 
@@ -106,7 +106,7 @@ def _panels(history: History, kept: Mapping[str, Any]) -> list[tuple[str, Callab
 
 
 def _curve(axis: Any, history: History, values: Sequence[float | None], **style: Any) -> None:
-    """Values by epoch; those that are missing are passed over."""
+    """Values by epoch, without missing ones."""
     points = [(record["epoch"], each) for record, each in zip(history, values, strict=True) if each is not None]
     if points:
         axis.plot(*zip(*points, strict=True), **({"marker": "o", "markersize": 4} | style))
@@ -126,9 +126,10 @@ def _validation(axis: Any, history: History) -> None:
 
 
 def _sides(axis: Any, history: History, key: str, limit: float | None, limit_name: str) -> None:
-    """A fact of both sides by epoch, the mean over MAW layers, and the line of its largest value."""
+    """A statistic of queries and of documents by epoch, averaged over MAW layers, with a line at its limit."""
     for side, marker in (("query", "o"), ("document", "D")):
-        values = [_mean(record["val_routing"][side].get(key)) for record in history]
+        facts = [record["val_routing"][side].get(key) for record in history]
+        values = [None if each is None else float(np.mean(each)) for each in facts]
         _curve(axis, history, values, color=COLOURS[side], marker=marker, fillstyle="none", label=NAMES[side])
     if limit is not None:
         axis.axhline(limit, color=_GREY, linewidth=0.8, linestyle="--", label=limit_name or None)
@@ -154,8 +155,3 @@ def _per_depth(facts: Mapping[str, Any], side: str, axis: Any) -> None:
     axis.set_xlabel("depth", fontsize=8)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-
-
-def _mean(value: Any) -> float | None:
-    """Over MAW layers, where a fact is of each; None where it is missing."""
-    return None if value is None else float(np.mean(value))

@@ -1,9 +1,7 @@
-"""How methods differ: relative improvements, paired tests, runtimes, and the long table behind
-metrics_comparison.csv.
+"""Comparisons of methods: relative improvements, paired tests, runtimes, and the rows of metrics_comparison.csv.
 
-Keys are the user's: `lora_vs_zeroshot_ndcg_cut_10` is LoRA's nDCG@10 as a relative difference to zero-shot's.
-Which methods there are, in which order and against which earlier ones they are compared, is up to
-`maw.config.methods`.
+`lora_vs_zeroshot_ndcg_cut_10` is the relative difference of LoRA's nDCG@10 to zero-shot's. `maw.config.methods`
+decides the order of the methods and which pairs are compared.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ CSV_HEADER = (
     "minimum_detectable_effect",
     "queries_needed",
 )
-"""Columns of metrics_comparison.csv; a row with `compared_with` holds a difference, the others a value with the
+"""Columns of metrics_comparison.csv. A row with `compared_with` holds a difference, any other row a value with the
 interval of its mean. `p_holm` is corrected over the test's family within the dataset, `p_holm_run` over the run."""
 
 _TESTED = ("ci_low", "ci_high", "p_value", "t_p_value", "effect_size", "family", "p_holm")
@@ -52,13 +50,13 @@ _FOUND = ("minimum_detectable_effect", "queries_needed")
 
 
 def improvements(evaluations: Mapping[str, EvaluationResult]) -> dict[str, float | None]:
-    """Relative difference of every method to each earlier one, in every metric, the primary ones first.
+    """Relative difference of every method to each earlier one in every metric, primary metrics first.
 
     Args:
         evaluations: method name -> its metrics on the test split.
 
     Returns:
-        `{short}_vs_{short}_{metric}` -> (new - old) / old, or None where old is 0 and there is no such ratio.
+        `{short}_vs_{short}_{metric}` -> (new - old) / old; None if old is 0.
     """
     return {
         f"{new.short}_vs_{old.short}_{metric}": relative(evaluations[new.name][metric], evaluations[old.name][metric])
@@ -80,7 +78,7 @@ def significance(
         `{short}_vs_{short}` -> metric -> the fields of `maw.evaluation.significance.PairedTest`.
 
     Raises:
-        ValueError: two evaluations that are not of the same queries in the same order.
+        ValueError: two evaluations have different queries, or another order of them.
     """
     pairs = list(comparisons(evaluations))
     for new, old in pairs:
@@ -91,7 +89,7 @@ def significance(
     a, b = (
         np.hstack([_columns(evaluations[each.name], metrics) for each in side]) for side in zip(*pairs, strict=True)
     )
-    tests = iter(paired_tests(a, b, permutations=permutations, seed=seed))  # all at once: they share the random draws
+    tests = iter(paired_tests(a, b, permutations=permutations, seed=seed))  # in one call: they share the random draws
     return {
         f"{new.short}_vs_{old.short}": {metric: dataclasses.asdict(next(tests)) for metric in metrics}
         for new, old in pairs
@@ -101,7 +99,7 @@ def significance(
 def intervals(
     evaluations: Mapping[str, EvaluationResult], metrics: Sequence[str] = PRIMARY, *, seed: int = 0
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """95% interval of the mean of each method's metrics: `{short}` -> metric -> (low, high), by bootstrap."""
+    """95% bootstrap interval of each method's mean metrics: `{short}` -> metric -> (low, high)."""
     found = {}
     for method in in_order(evaluations):
         ends = mean_intervals(_columns(evaluations[method.name], metrics), seed=seed)
@@ -110,10 +108,10 @@ def intervals(
 
 
 def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
-    """`{short}_seconds` of each method, their sum and that in minutes.
+    """`{short}_seconds` of each method, and their sum in seconds and in minutes.
 
     Args:
-        seconds: method name -> how long it took from start to end.
+        seconds: method name -> its runtime.
     """
     total = sum(seconds.values())
     return {
@@ -126,14 +124,13 @@ def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
 def comparison_rows(
     dataset_results: Iterable[Mapping[str, Any]], families: Iterable[Mapping[str, Any]] = ()
 ) -> Iterator[tuple[Any, ...]]:
-    """Rows under `CSV_HEADER`: for each dataset, method and metric its value, then its differences to earlier
-    methods.
+    """Rows under `CSV_HEADER`: for each dataset, method and metric its value, then its differences to earlier methods.
 
-    The interval and p-value are there for metrics that `significance` has tested.
+    Tested metrics have an interval and a p-value.
 
     Args:
         dataset_results: the content of each dataset.json.
-        families: the families of tests over all datasets, once all are done.
+        families: the families of tests over all datasets; empty until all are finished.
     """
     over_run = run_p_values(families)
     for result in dataset_results:
@@ -164,7 +161,7 @@ def comparison_rows(
 
 
 def relative(new: float, old: float) -> float | None:
-    """(new - old) / old, or None where old is 0."""
+    """(new - old) / old; None if old is 0."""
     return (new - old) / old if old else None
 
 

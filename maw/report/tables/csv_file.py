@@ -1,4 +1,4 @@
-"""Tables as CSV that a spreadsheet cannot be tricked by, written whole or not at all by `maw.storage.files`."""
+"""CSV files without spreadsheet formulas, written atomically."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     """Writes a table; None becomes an empty cell, and numbers keep all their digits.
 
-    Text that a spreadsheet would run as a formula gets a quote in front; text that is a number stays as it
-    is.
+    Text that a spreadsheet would run as a formula gets a quote in front, unless it is a number.
 
     Raises:
-        MAWError: a cell that is NaN or infinite, named by row and column; a path that cannot be written.
+        MAWError: a cell is NaN or infinite, named by row and column; or the path cannot be written.
     """
     lines: list[str] = []
-    writer = csv.writer(SimpleNamespace(write=lines.append))  # its own line end, or it would not quote a bare CR
+    writer = csv.writer(SimpleNamespace(write=lines.append))  # with its own line end, or it would not quote a bare CR
     writer.writerow(header)
     for number, row in enumerate(rows, start=1):
         for name, cell in zip(header, row, strict=True):

@@ -1,11 +1,11 @@
-r"""Tables for a paper: LaTeX with booktabs, and Markdown, beside the other reports.
+r"""Tables for a paper, in LaTeX with booktabs and in Markdown.
 
     \input{logs/tier1/summary/tables}     % \usepackage{booktabs}
 
-The first table has nDCG@10 of every method on every dataset; then each dataset has one with more metrics; the last one
-has the comparisons on which claims are made. Rows are methods, each with a letter. The best value of a column is bold;
-superscripts name the methods that it beats by a two-sided paired randomisation test, corrected by Holm
-(`maw.report.significance_marks`). Every number is that of the other reports, with their digits.
+The first table has nDCG@10 of every method on every dataset, the next ones have more metrics of each dataset, the last
+one has the confirmatory comparisons. Rows are methods, each with a letter. The best value of a column is bold.
+Superscripts name the methods that it beats in a two-sided paired randomisation test, corrected by Holm
+(`maw.report.significance_marks`). Numbers and digits are those of the other reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from maw.report.significance_marks import (
 from maw.report.text.format import clean, p_value
 
 COLUMNS = ("ndcg_cut_10", "map", "recip_rank_10", "recall_100", "P_10", "success_5")
-"""Metrics of a dataset's table; all ten of the tests are in the other reports."""
+"""Metrics of a dataset's table; the other reports have all ten tested metrics."""
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table before it has a format: the first column is text, the others are cells."""
+    """A table before it is formatted: the first column is text, the others are cells."""
 
     name: str
     caption: str
@@ -66,7 +66,7 @@ def latex(results: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, 
 
     Args:
         results: the content of each dataset.json.
-        families: the families of tests over all datasets, once all are done.
+        families: the families of tests over all datasets; empty until all are finished.
     """
     return "\n\n".join(["% needs \\usepackage{booktabs}", *map(_latex, paper_tables(results, families))]) + "\n"
 
@@ -87,7 +87,7 @@ def paper_tables(
 
 
 def _overview(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Table:
-    """Methods by datasets; a method's letter is its place among all methods of the run."""
+    """nDCG@10, methods by datasets; letters count all methods of the run."""
     methods = methods_of_run(results)
     columns = [_column(result, METRIC, over_run, methods) for result in results]
     caption = f"{METRIC_LABELS[METRIC]} on each dataset. {_reading(over_run)}"
@@ -122,7 +122,7 @@ def _column(result: Mapping[str, Any], metric: str, over_run: RunValues, methods
 
 
 def _claims(families: Sequence[Mapping[str, Any] | None]) -> list[Table]:
-    """The confirmatory family, where a run has one and all its datasets are done."""
+    """The confirmatory family; empty if the run has none or is unfinished."""
     family = next((each for each in families if each and each["family"] == "confirmatory"), None)
     if family is None:
         return []
@@ -200,5 +200,5 @@ def _in_latex(text: str) -> str:
 
 
 def _in_markdown(text: str) -> str:
-    """The text, with what Markdown or the HTML inside it would read as markup escaped."""
+    """The text with Markdown and HTML markup escaped."""
     return _MARKDOWN.sub(lambda found: f"\\{found[0]}", text)

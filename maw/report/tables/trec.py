@@ -1,21 +1,21 @@
-"""What other evaluation tools read: TREC run files, the judgements used, and a table of every query's values.
+"""Files for other evaluation tools: TREC runs, the judgements used, and a table of per-query values.
 
     pystdlib_20250106_143022/runs/
-        pystdlib_qrels.trec                  query 0 passage grade: the judgements that every value was computed with
-        pystdlib_maw.trec                    query Q0 passage rank score maw; .trec.gz where it is long
-        pystdlib_maw_seed43.trec             one for each seed where there are several
+        pystdlib_qrels.trec                  query 0 passage grade: the judgements behind every value
+        pystdlib_maw.trec                    query Q0 passage rank score maw; .trec.gz if it is long
+        pystdlib_maw_seed43.trec             one for each seed if there are several
         pystdlib_maw_per_query.parquet       query_id, seed and the 36 metrics, a row for each query and seed
 
-    trec_eval -q -m all_trec pystdlib_qrels.trec pystdlib_maw.trec     # after gzip -dk, where it is compressed
+    trec_eval -q -m all_trec pystdlib_qrels.trec pystdlib_maw.trec     # after gzip -dk if it is compressed
     ir_measures pystdlib_qrels.trec pystdlib_maw.trec.gz nDCG@10 AP R@100
     ranx.evaluate(Qrels.from_file("pystdlib_qrels.trec"), Run.from_file("pystdlib_maw.trec.gz"), "ndcg@10")
     pandas.read_parquet("pystdlib_maw_per_query.parquet")
 
-Scores are written with nine significant digits, so that every float32 comes back as it was. Lines stand in trec_eval's
-order: by score, equal scores by passage id, descending. The same ranking makes the same bytes, gzip included.
+Scores have nine significant digits, which reproduce every float32. Lines are in trec_eval's order: by score, ties by
+passage id, descending. The same ranking gives the same bytes, gzip included.
 
-The format parts its columns by white space and knows no way to quote it: a blank inside an id becomes %20, in run and
-judgements alike. (Equal scores of such passages may then rank differently in trec_eval than here.)
+The format separates columns by white space and cannot quote it: a blank inside an id becomes %20, in the run and in
+the judgements. trec_eval may therefore break ties of such passages differently.
 
 Source: https://github.com/usnistgov/trec_eval, README.
 """
@@ -38,7 +38,7 @@ from maw.evaluation.metrics import METRICS, EvaluationResult
 from maw.storage.files import write_atomically
 
 FOLDER = "runs"
-_LONG = 100_000  # lines, about five megabytes: compressed from here on, unless the run says otherwise
+_LONG = 100_000  # lines, about five megabytes: "auto" compresses longer files
 _LEVEL = 6
 _BLANK = re.compile(r"\s")
 
@@ -48,9 +48,9 @@ class RunFiles:
     """The files of one dataset.
 
     Attributes:
-        dataset: its name, which opens the name of every file.
+        dataset: its name, the prefix of every file name.
         data: the test split: judgements and corpus.
-        by_seed: method -> seed -> the evaluation under it, with its ranking.
+        by_seed: method -> seed -> its evaluation, with the ranking.
         form: "auto", "plain", "gzip", or "none" for no rankings.
     """
 
@@ -60,10 +60,10 @@ class RunFiles:
     form: str = "auto"
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes them below a dataset's folder; the judgements first.
+        """Writes the files below a dataset's folder, the judgements first.
 
         Raises:
-            MAWError: a path that cannot be written.
+            MAWError: a path cannot be written.
         """
         folder = folder / FOLDER
         written = [write_qrels(folder / f"{self.dataset}_qrels.trec", self.data.qrels)]
@@ -72,36 +72,34 @@ class RunFiles:
             table = folder / f"{self.dataset}_{method.name}_per_query.parquet"
             written.append(write_per_query(table, evaluations))
             for seed, evaluation in evaluations.items():
-                if self.form != "none" and evaluation.run is not None:
-                    name = f"{method.name}_seed{seed}" if len(evaluations) > 1 else method.name
-                    written.append(self._write_run(folder, name, evaluation))
+                if self.form == "none" or evaluation.run is None:
+                    continue
+                name = f"{method.name}_seed{seed}" if len(evaluations) > 1 else method.name
+                rows_QK, scores_QK = evaluation.run["rows"], evaluation.run["scores"]
+                is_long = self.form == "gzip" or (self.form == "auto" and rows_QK.size > _LONG)
+                path = folder / f"{self.dataset}_{name}.trec{'.gz' if is_long else ''}"
+                ids = self.data.corpus.ids_of(rows_QK)
+                written.append(write_run(path, evaluation.query_ids, ids, scores_QK, name))
         return written
-
-    def _write_run(self, folder: Path, name: str, evaluation: EvaluationResult) -> Path:
-        rows_QK, scores_QK = evaluation.run["rows"], evaluation.run["scores"]
-        is_long = self.form == "gzip" or (self.form == "auto" and rows_QK.size > _LONG)
-        path = folder / f"{self.dataset}_{name}.trec{'.gz' if is_long else ''}"
-        ids = self.data.corpus.ids_of(rows_QK)
-        return write_run(path, evaluation.query_ids, ids, scores_QK, name)
 
 
 def write_run(
     path: Path, query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: Sequence[Any], tag: str
 ) -> Path:
-    """Writes a ranking, best passage first, as it stands; with gzip where the name ends in .gz.
+    """Writes a ranking in the order given, best passage first; compressed if the name ends in .gz.
 
     Args:
         path: the file.
         query_ids: the queries.
-        doc_ids: passages of each query, in order.
+        doc_ids: ranked passages of each query.
         scores: float32, of each passage.
-        tag: what the last column says.
+        tag: the last column.
 
     Shapes:
         query_ids (Q,), doc_ids (Q, K), scores (Q, K).
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: the path cannot be written.
     """
 
     def blocks() -> Iterator[str]:
@@ -114,20 +112,20 @@ def write_run(
 
 
 def write_qrels(path: Path, qrels: Mapping[str, Mapping[str, int]]) -> Path:
-    """Writes judgements, all grades included.
+    """Writes judgements of all grades.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: the path cannot be written.
     """
     rows = ((query, doc, grade) for query, judged in qrels.items() for doc, grade in judged.items())
     return _write(path, (f"{token(query)} 0 {token(doc)} {int(grade)}\n" for query, doc, grade in rows))
 
 
 def write_per_query(path: Path, by_seed: Mapping[int, EvaluationResult]) -> Path:
-    """Writes every query's values under every seed as a Parquet table: query_id, seed, and a column for each metric.
+    """Writes a Parquet table of every query and seed: query_id, seed, and a column for each metric.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: the path cannot be written.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -144,10 +142,10 @@ def write_per_query(path: Path, by_seed: Mapping[int, EvaluationResult]) -> Path
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Judgements of a file of `write_qrels`: query -> passage -> grade, ids as they stand there.
+    """Judgements from a file of `write_qrels`: query -> passage -> grade, ids as written there.
 
     Raises:
-        DataError: a line of another form; names file and line.
+        DataError: a line has another form; the message names file and line.
         OSError: the file cannot be read.
     """
     qrels: dict[str, dict[str, int]] = {}
@@ -156,12 +154,12 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
             query, _, doc, grade = line.split()
             qrels.setdefault(query, {})[doc] = int(grade)
         except ValueError:
-            raise DataError(f"{path}:{number}: a line of judgements is QUERY 0 PASSAGE GRADE") from None
+            raise DataError(f"{path}:{number}: a line of judgements must be QUERY 0 PASSAGE GRADE") from None
     return qrels
 
 
 def token(identifier: str) -> str:
-    """An id without white space."""
+    """The id with its white space percent-encoded."""
     return _BLANK.sub(lambda found: quote(found[0], safe=""), identifier)
 
 
@@ -180,5 +178,7 @@ def _stream(path: Path, *, compress: bool) -> Iterator[IO[bytes]]:
         if not compress:
             yield file
             return
-        with gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:  # no name and no time: the same bytes again
+        with gzip.GzipFile(
+            "", "wb", _LEVEL, file, mtime=0
+        ) as packed:  # no name and no time, for the same bytes each time
             yield packed

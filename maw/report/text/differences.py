@@ -1,14 +1,14 @@
-"""How methods differ, as people read it: what a run could find, the confirmatory family, the exploratory rest."""
+"""Differences between methods as text: detectable differences, the confirmatory family, the exploratory tests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import METHODS, Method, comparisons
+from maw.config.methods import comparisons
 from maw.evaluation.confirmatory import METRIC, SUBJECT, key_of
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import RunValues
+from maw.report.significance_marks import RunValues, label_of, methods_of
 from maw.report.text.format import as_table, clean, p_value, wrapped
 
 BASELINE = "zero_shot"
@@ -18,10 +18,10 @@ _MORE = ("t-test p", "effect d", "queries needed")
 
 
 def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a run says before its test results: the smallest differences that its confirmatory tests can find.
+    """The smallest differences that the confirmatory tests can find, shown before any test result.
 
     Args:
-        effects: of `maw.evaluation.confirmatory.smallest_effects`; nothing to say where it is empty.
+        effects: from `maw.evaluation.confirmatory.smallest_effects`; if empty, so is the text.
     """
     if not effects:
         return ""
@@ -35,27 +35,27 @@ def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
             rows.append([_name(key), f"{smallest:.4f}", spread])
     first = next(iter(effects.values()))
     about = (
-        f"Before the results, the smallest true difference in {_LABEL} that the comparisons on which claims are made "
-        f"find with a probability of {first['power']:g}: two-sided tests of {first['queries']:,} test queries at "
-        f"level {first['level']:.3g}, with the spread that the differences have on validation queries."
+        f"Before the results: the smallest true difference in {_LABEL} that the confirmatory tests find with a "
+        f"probability of {first['power']:g}. They are two-sided, over {first['queries']:,} test queries, at level "
+        f"{first['level']:.3g}; the spread of the differences is that on validation queries."
     )
     table = as_table([_LABEL, "smallest", "standard deviation on validation"], rows)
     return "\n".join([*wrapped("", about), table])
 
 
 def dataset_differences(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
-    """A dataset's differences in the headline metric: the confirmatory ones first, then some of the others.
+    """A dataset's differences in nDCG@10: the confirmatory comparisons first, then some of the others.
 
     Args:
         result: the content of dataset.json.
-        over_run: of `run_p_values`; without it p is corrected within the dataset.
+        over_run: from `run_p_values`; without it p is corrected within the dataset.
     """
     over_run = over_run or {}
     return "\n\n".join(part for part in (_confirmatory(result, over_run), _exploratory(result, over_run)) if part)
 
 
 def run_differences(family: Mapping[str, Any]) -> str:
-    """The confirmatory family over all datasets of a run, as `maw.evaluation.confirmatory.over_run` has it."""
+    """The confirmatory family over all datasets of a run, from `maw.evaluation.confirmatory.over_run`."""
     rows = []
     for row in family.get("comparisons", ()):
         name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}"
@@ -83,10 +83,10 @@ def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
 
 
 def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
-    """MAW against each method and each against zero-shot; all other pairs are in the JSON files."""
+    """MAW against each method and each method against zero-shot; all other pairs are in the JSON files only."""
     confirmed = result.get("confirmatory", {}).get("comparisons", {})
-    names = [method.name for method in METHODS if method.key in result["results"]]
-    shown = [pair for pair in comparisons(names) if _is_shown(*pair)] or list(comparisons(names))
+    pairs = list(comparisons(method.name for method in methods_of(result)))
+    shown = [(new, old) for new, old in pairs if SUBJECT in (new.name, old.name) or old.name == BASELINE] or pairs
     rows = []
     for new, old in shown:
         key = key_of(new, old)
@@ -99,7 +99,7 @@ def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
         return ""
     table = as_table([_LABEL, *_COLUMNS, "better/worse/same", *_MORE], rows)
     section = result.get("exploratory", {})
-    signs = "" if confirmed else _signs(section)  # said above
+    signs = "" if confirmed else _signs(section)  # the confirmatory part has them already
     return "\n".join([*wrapped("", _exploratory_heading(section, signs, bool(over_run))), table])
 
 
@@ -116,16 +116,12 @@ def _exploratory_heading(section: Mapping[str, Any], signs: str, of_run: bool) -
     return about
 
 
-def _is_shown(new: Method, old: Method) -> bool:
-    return SUBJECT in (new.name, old.name) or old.name == BASELINE
-
-
 def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
     return as_table([_LABEL, *_COLUMNS, "detectable", *_MORE], rows)
 
 
 def _p(result: Mapping[str, Any], key: str, test: Mapping[str, Any], over_run: RunValues) -> float | None:
-    """A test's corrected p in the headline metric: over the run, where that is known."""
+    """A test's p in nDCG@10, corrected over the run if that is known, else within the dataset."""
     return over_run.get((result["dataset"], key, METRIC), test.get("p_holm"))
 
 
@@ -162,7 +158,6 @@ def _signs(section: Mapping[str, Any]) -> str:
 
 
 def _name(key: str, *, short: bool = False) -> str:
-    """A comparison's name for people."""
-    labels = {method.short: method.label for method in METHODS}
-    new, old = key.split("_vs_")
-    return f"vs {labels.get(old, old)}" if short else f"{labels.get(new, new)} vs {labels.get(old, old)}"
+    """A comparison by the labels of its methods."""
+    new, old = map(label_of, key.split("_vs_"))
+    return f"vs {old}" if short else f"{new} vs {old}"

@@ -1,6 +1,6 @@
-"""Pieces of plain text that people read: headings, bullets, facts and tables, at most 100 columns wide.
+"""Building blocks of plain-text reports: headings, bullets, facts and tables, at most 100 columns wide.
 
-A fact and a bullet are made safe to display; what else comes from data or files has to pass through `clean`.
+`fact` and `bullet` make their text safe to display. Any other text from data or files must pass through `clean`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _HASH_LENGTH = 12
 
 
 def fact(key: str, value: Any) -> list[str]:
-    """Lines for one fact; a dictionary of dictionaries takes one for each of its entries."""
+    """Lines for one fact; for a dictionary of dictionaries one for each entry."""
     label = clean(str(key)).replace("_", " ")
     if isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values()):
         texts = [f"{clean(str(name))}: {_value(str(name), each)}" for name, each in value.items()]
@@ -46,7 +46,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first to the left, others to the right; columns that do not fit follow below."""
+    """A table, its first column aligned left, the others right; columns that do not fit follow below."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     widths[0] = min(widths[0], WIDTH // 2)
     blocks, columns, used = [], [], widths[0]
@@ -70,13 +70,13 @@ def _block(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequenc
 
 
 def heading(text: str, rule: str) -> str:
-    """A line of text, cut to the width, and a line of `rule`, one character, below it."""
+    """A line of text, cut to the width, underlined with the character `rule`."""
     text = text[:WIDTH]
     return f"{text}\n{rule * len(text)}"
 
 
 def p_value(p: float | None) -> str:
-    """Four digits of a p-value; a dash where there is none."""
+    """A p-value with four digits; a dash for None."""
     return "-" if p is None else "<0.0001" if p < 0.00005 else f"{p:.4f}"
 
 
@@ -86,11 +86,11 @@ def bullet(text: str) -> list[str]:
 
 
 def wrapped(first: str, text: str) -> list[str]:
-    """Lines of text behind `first`, those that follow as far to the right."""
+    """Text wrapped to the width behind `first`, later lines indented as far."""
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [first.rstrip()]
 
 
 def clean(text: str, *, keep_blanks: bool = False) -> str:
-    """One line that a terminal only displays: control characters and the like become question marks."""
+    """The text as one line, safe for a terminal: unprintable characters become question marks."""
     text = text if keep_blanks else " ".join(text.split())
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,13 +1,14 @@
-"""Trials, seeds, folds and compute as people read them: a line when one is done, and tables at the end."""
+"""Trials, seeds, folds and compute as text: a line after each training, and tables at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import METHODS, Method
+from maw.config.methods import Method
 from maw.evaluation.confirmatory import METRIC
 from maw.evaluation.metrics import METRIC_LABELS
+from maw.report.significance_marks import methods_of
 from maw.report.text.format import as_table
 
 RATE_NAMES = {
@@ -15,7 +16,7 @@ RATE_NAMES = {
     "kernel_learning_rate": "kernel rate",
     "router_learning_rate": "router rate",
 }
-"""What a rate is called, by its setting."""
+"""The name of each rate in reports, by its setting."""
 _LABEL = METRIC_LABELS[METRIC]
 _SCORE = f"val_{METRIC}"
 
@@ -25,8 +26,8 @@ def trial_line(trial: Mapping[str, Any], trials: int, best: bool) -> str:
 
     Args:
         trial: its record.
-        trials: how many there will be.
-        best: whether it is the best so far.
+        trials: number of trials in the search.
+        best: whether this one is the best so far.
     """
     rates = ", ".join(f"{RATE_NAMES.get(name, name)} {rate:g}" for name, rate in trial["rates"].items())
     score = trial[_SCORE]
@@ -35,20 +36,20 @@ def trial_line(trial: Mapping[str, Any], trials: int, best: bool) -> str:
 
 
 def run_line(record: Mapping[str, Any]) -> str:
-    """One run of a method that has several: its record of dataset.json's "runs"."""
+    """One training of a method that has several; `record` is an entry of dataset.json's "runs"."""
     which = f"seed {record['seed']}" + (f", fold {record['fold']}" if "fold" in record else "")
     found = f"validation {_LABEL} {record[_SCORE]:.4f} in epoch {record['best_epoch']}"
     return f"   {which}: {found} ({record['runtime_seconds']:.1f} s)"
 
 
 def spread_line(record: Mapping[str, Any]) -> str:
-    """Mean and standard deviation over a method's seeds; nothing where there is one."""
+    """Mean and standard deviation over a method's seeds; empty for one seed."""
     spread = record.get("spread")
     return f"{_LABEL} over {spread['seeds']} seeds: {spread['mean']:.4f} +/- {spread['std']:.4f}" if spread else ""
 
 
 def seeds_table(result: Mapping[str, Any]) -> str:
-    """How far the seeds of each method lie apart; nothing where there is one."""
+    """Table of each method's spread over seeds; empty for one seed."""
     rows = []
     for method, record in _records(result):
         spread = record.get("spread")
@@ -59,7 +60,7 @@ def seeds_table(result: Mapping[str, Any]) -> str:
 
 
 def tuning_table(result: Mapping[str, Any]) -> str:
-    """The rates that each search chose; nothing where none was made."""
+    """Table of the rates that each search chose; empty without a search."""
     names = [name for name in RATE_NAMES if any(name in search["chosen"] for _, search in _searches(result))]
     rows = [
         [
@@ -75,7 +76,7 @@ def tuning_table(result: Mapping[str, Any]) -> str:
 
 
 def compute_table(result: Mapping[str, Any]) -> str:
-    """What training took, trials included; nothing where no method trains."""
+    """Table of what training took, trials included; empty if no method trains."""
     rows = []
     for method, record in _records(result):
         cost = compute(record)
@@ -86,10 +87,10 @@ def compute_table(result: Mapping[str, Any]) -> str:
 
 
 def compute(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What training a method took over its runs and trials; empty for one that is not trained.
+    """Steps and seconds of all trainings and trials of a method; empty for a method that is not trained.
 
-    Steps are batches that went forward and back, optimizer steps the updates that came of them. Those of a trial that
-    diverged are not known, and not counted.
+    A step is one batch forward and backward, an optimizer step one update of the weights. Steps of a trial that
+    diverged are unknown and not counted.
     """
     runs = [run for run in record.get("runs", ()) if "steps" in run]
     if not runs:
@@ -105,7 +106,7 @@ def compute(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def edge_warning(method: Method, searches: Sequence[Mapping[str, Any]]) -> str:
-    """A warning if a method's searches left rates at the edge of what they tried, else nothing."""
+    """A warning if a search chose the lowest or highest rate it tried; else empty."""
     found = [
         f"{RATE_NAMES.get(name, name)} {search['chosen'][name]:g}, the {edge}"
         + (f" in fold {search['fold']}" if "fold" in search else "")
@@ -121,7 +122,7 @@ def edge_warning(method: Method, searches: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rate_range(record: Mapping[str, Any]) -> str:
-    """A method's learning rate, or from where to where it goes over its folds."""
+    """A method's learning rate, or its lowest and highest over the folds."""
     rates = [run.get("learning_rate") for run in record.get("runs", [record])]
     rates = [rate for rate in rates if rate is not None]
     if not rates:
@@ -131,7 +132,7 @@ def rate_range(record: Mapping[str, Any]) -> str:
 
 
 def _records(result: Mapping[str, Any]) -> Iterator[tuple[Method, Mapping[str, Any]]]:
-    return ((method, result["results"][method.key]) for method in METHODS if method.key in result["results"])
+    return ((method, result["results"][method.key]) for method in methods_of(result))
 
 
 def _searches(result: Mapping[str, Any]) -> list[tuple[Method, Mapping[str, Any]]]:

@@ -1,7 +1,7 @@
-"""What people read: the summary of a dataset on the console, and summary/benchmark_summary.txt.
+"""Text reports: the summary of a dataset on the console, and summary/benchmark_summary.txt.
 
-Plain text, at most 100 columns, no colour. Everything in it comes from the dictionaries that dataset.json
-holds; a fact that the data or the model adds there appears here under its own name.
+Plain text, at most 100 columns, no colour. All of it comes from dataset.json. A fact that the data or the model adds
+there appears here under its own name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from typing import Any
 from maw.config.methods import METHODS, Method
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import LETTERS, RunValues, beaten, methods_of, run_p_values, verdict
+from maw.report.significance_marks import (
+    LETTERS,
+    RunValues,
+    beaten,
+    methods_of,
+    methods_of_run,
+    run_p_values,
+    verdict_lines,
+)
 from maw.report.text.costs import cost_table
 from maw.report.text.differences import dataset_differences, run_differences
 from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
@@ -22,34 +30,35 @@ _HEADLINE = PRIMARY[0]
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
-_WITHIN = "Letters go by p corrected within the dataset; over the run in summary/."
+_WITHIN = "Letters use p corrected within the dataset; those in summary/ use p corrected over the run."
 NOTES = (
     "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
     f"A letter behind a value names a method it beats at p < {LEVEL:g}: a two-sided paired "
     "randomisation test over queries, corrected by Holm over the test's family.",
     "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
     "other queries of the kind, not with another training seed.",
-    "Confirmatory are the comparisons fixed beforehand, corrected together by Holm's procedure; all others are "
-    "exploratory, a family of their own. Detectable is the smallest true difference that a confirmatory test "
-    "finds with a probability of 0.8, from the differences on validation queries.",
-    "Effect d is Cohen's d_z: the mean of the differences by their standard deviation. Queries needed are those "
-    "with which a test finds a true difference as large as the one found with a probability of 0.8, at the level "
-    "0.05 by the number of tests of its family in the run. The t test's p is not corrected.",
-    "With several seeds a query's values are averaged over them before anything is tested.",
+    "Confirmatory comparisons were fixed before the run and are corrected together by Holm's procedure; all other "
+    "tests are exploratory and a second family. Detectable is the smallest true difference that a confirmatory "
+    "test finds with a probability of 0.8, given the spread of the differences on validation queries.",
+    "Effect d is Cohen's d_z: the mean of the differences divided by their standard deviation. Queries needed is "
+    "the number of queries with which a test finds a true difference as large as the measured one with a "
+    "probability of 0.8, at the level 0.05 divided by the number of tests of its family in the run. The t test's p "
+    "is not corrected.",
+    "With several seeds the values of a query are averaged over the seeds before any test.",
     "Better / worse / same counts queries. Relative differences are to the second method's mean.",
 )
 """What the numbers mean, a sentence or two each."""
 
 
 def method_heading(method: Method, dataset: str) -> str:
-    """What opens a method's part of the console output."""
+    """The heading of a method on the console."""
     number = method.key.partition("_")[0]  # controls have none
     approach = f"approach {number}" if number.isdigit() else "control"
     return f"\n{clean(dataset)}, {approach}: {method.approach}\n{method.description}."
 
 
 def method_summary(record: Mapping[str, Any]) -> str:
-    """What closes it: the primary metrics and the runtime.
+    """A method's primary metrics and runtime.
 
     Args:
         record: the method's entry in dataset.json's "results".
@@ -68,23 +77,23 @@ def method_summary(record: Mapping[str, Any]) -> str:
 
 
 def method_done(record: Mapping[str, Any]) -> str:
-    """What a method shows when it is done; its test results wait until it has been said what they can show."""
+    """The line after a method has finished; test results follow later, after the detectable differences."""
     seconds, score = record["runtime_seconds"], record.get(f"val_{_HEADLINE}")
     found = "" if score is None else f"validation {METRIC_LABELS[_HEADLINE]} {score:.4f}; "
     return f"{clean(record['approach'])}: {found}{seconds:.2f} seconds ({seconds / 60:.2f} minutes){_cached(record)}"
 
 
 def _cached(record: Mapping[str, Any]) -> str:
-    """What stands behind a runtime in which the documents were not encoded."""
+    """The note behind a runtime in which the documents were not encoded."""
     return "  (embeddings from cache)" if record.get("evaluation", {}).get("embeddings") == "from cache" else ""
 
 
 def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
-    """One dataset: where its numbers come from, primary metrics, differences, costs and warnings.
+    """The report of one dataset: setting, primary metrics, differences, costs and warnings.
 
     Args:
         result: the content of dataset.json.
-        over_run: of `run_p_values`; without it, as long as datasets are missing, p is corrected within the dataset.
+        over_run: from `run_p_values`; without it, while datasets are missing, p is corrected within the dataset.
     """
     parts = [
         _title(result),
@@ -104,11 +113,11 @@ def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None
 
 
 def answers(results: Sequence[Mapping[str, Any]], families: Iterable[Mapping[str, Any] | None] = ()) -> str:
-    """What a quiet run says in the end: of each dataset its metrics, differences and warnings.
+    """The output of a quiet run: metrics, differences and warnings of each dataset.
 
     Args:
         results: the content of each dataset.json.
-        families: the confirmatory and the exploratory one over all datasets.
+        families: the confirmatory and the exploratory family over all datasets.
     """
     over_run = run_p_values(families)
     texts = [
@@ -133,8 +142,8 @@ def benchmark_summary(
 
     Args:
         results: the content of each dataset.json.
-        family: the confirmatory family over all datasets, once all are done.
-        explored: the exploratory one, likewise.
+        family: the confirmatory family over all datasets; None until all are finished.
+        explored: the exploratory family, likewise.
     """
     over_run = run_p_values([family, explored])
     overview = "\n\n".join(part for part in (_overview(results), claim(results, family)) if part)
@@ -145,42 +154,44 @@ def benchmark_summary(
 
 
 def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
-    """`maw.report.significance_marks` as console lines, with the confirmatory family of a run; "" without tests."""
+    """The verdict as console lines; empty if nothing was tested.
+
+    Args:
+        results: the content of each dataset.json.
+        family: the confirmatory family over all datasets; None until all are finished.
+    """
     if not any(result.get("significance") for result in results):
         return ""
-    return "\n".join(wrapped("", verdict(results, run_p_values([family]))))
+    lines = (
+        clean(line).replace("p = ", "p\N{NBSP}=\N{NBSP}") for line in verdict_lines(results, run_p_values([family]))
+    )
+    return "\n".join(part for line in lines for part in wrapped("", line)).replace(
+        "\N{NBSP}", " "
+    )  # no break in p = 1
 
 
 def reading_notes() -> str:
-    """What the numbers mean."""
+    """Notes on how to read the numbers."""
     return "\n".join([heading("How to read the numbers", "-"), *(line for note in NOTES for line in bullet(note))])
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
-    """The headline metric, datasets by methods."""
-    methods = [method for method in METHODS if any(method.key in result["results"] for result in results)]
+    """Table of nDCG@10, datasets by methods, with notes on sampled corpora and dates."""
+    methods = methods_of_run(results)
     rows = []
     for result in results:
         records = [result["results"].get(method.key) for method in methods]
         values = [f"{record['metrics'][_HEADLINE]:.4f}" if record else "-" for record in records]
         rows.append([clean(result["dataset"]), *values])
     table = as_table([METRIC_LABELS[_HEADLINE], *(method.label for method in methods)], rows)
-    return "\n\n".join([table, *_sampled(results), *_evaluated(results)])
-
-
-def _sampled(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which numbers are not of a whole corpus, and so not comparable with published ones."""
-    lines = []
+    sampled = []  # scores that published ones, of the whole corpus, do not compare with
     for result in results:
         searched = result.get("data", {}).get("corpora", {}).get("test", {}).get("passages", "")
         if searched.startswith("sampled"):
-            lines += bullet(f"{result['dataset']} {searched}; scores on the whole corpus would be lower")
-    return ["\n".join(lines)] if lines else []
-
-
-def _evaluated(results: Sequence[Mapping[str, Any]]) -> list[str]:
+            sampled += bullet(f"{result['dataset']} {searched}; scores on the whole corpus would be lower")
     dates = sorted({clean(result["evaluated_at"]) for result in results})
-    return [f"Evaluated {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "")] if dates else []
+    evaluated = f"Evaluated {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") if dates else ""
+    return "\n\n".join(part for part in (table, "\n".join(sampled), evaluated) if part)
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -188,27 +199,26 @@ def _title(result: Mapping[str, Any]) -> str:
 
 
 def _setting(result: Mapping[str, Any]) -> str:
-    """Facts on data, model and training, a line each."""
+    """Facts on data, model and training, one line each, except those with a section of their own."""
     settings = {key: value for key, value in result.get("configuration", {}).items() if key in _SETTINGS}
     sections = {"Data": result.get("data", {}), "Model": result.get("model", {}), "Training": settings}
     lines = []
     for name, facts in sections.items():
-        body = [line for key, value in facts.items() if _is_setting(key, value) for line in fact(key, value)]
+        body = [
+            line
+            for key, value in facts.items()
+            if key != "warnings" and not (key == "answers" and str(value).startswith(_NO_ANSWERS))
+            for line in fact(key, value)
+        ]
         lines += [name, *body] if body else []
     return "\n".join(lines)
 
 
-def _is_setting(key: str, value: Any) -> bool:
-    """Whether a fact stands in the list of facts; what has a part of its own does not."""
-    return key != "warnings" and not (key == "answers" and str(value).startswith(_NO_ANSWERS))
-
-
 def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
-    """Primary metrics by methods, with letters for the methods significantly surpassed, and what the letters go by
-    where that is not the whole of a run of several datasets.
+    """Primary metrics by methods, with letters for the methods significantly surpassed.
 
-    Where so many methods do not fit beside each other they stand below each other, so that one metric's values can
-    still be read at a glance.
+    Methods are columns if they fit into the width, else rows, so that the values of one metric stay together. A note
+    says if the letters use p corrected within the dataset although the run has more datasets.
     """
     methods = methods_of(result)
     marks = beaten(result, methods, over_run)
@@ -227,20 +237,15 @@ def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None)
     else:
         by_method = zip(*by_metric, strict=True)
         table = as_table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
-    return f"{table}\n{_WITHIN}" if marks and not over_run and _of_several(result) else table
-
-
-def _of_several(result: Mapping[str, Any]) -> bool:
-    """Whether the run has tests on other datasets, too, with which these are corrected in the end."""
-    sections = (result.get(name, {}) for name in ("confirmatory", "exploratory"))
-    return any(section["run_family_size"] > section["family_size"] for section in sections if section)
+    sections = [result[name] for name in ("confirmatory", "exploratory") if result.get(name)]
+    several = any(section["run_family_size"] > section["family_size"] for section in sections)
+    return f"{table}\n{_WITHIN}" if marks and not over_run and several else table
 
 
 def _answer_match(result: Mapping[str, Any]) -> str:
-    """Share of queries with an answer in their first k passages, or that the data has no answers.
+    """Share of queries with an answer in their first k passages; a line if the data lacks expected answers.
 
-    A collection whose facts say "answers": "not available", with a reason or without, is one that might be expected
-    to have some.
+    A collection that might be expected to have answers and has none says "answers": "not available" in its facts.
     """
     answers = result.get("data", {}).get("answers")
     if str(answers).startswith(_NO_ANSWERS):
@@ -252,17 +257,17 @@ def _answer_match(result: Mapping[str, Any]) -> str:
         return f"{_ANSWER_MATCH}: {_NO_ANSWERS}" if none else ""
     first = next(iter(found.values()))
     cutoffs = [key for key in first if key.startswith("top_")]
-    rows = [[f"Top-{key.removeprefix('top_')}", *(_share(match[key]) for match in found.values())] for key in cutoffs]
+    rows = [
+        [f"Top-{key.removeprefix('top_')}"]
+        + ["-" if match[key] is None else f"{match[key]:.4f}" for match in found.values()]
+        for key in cutoffs
+    ]
     table = as_table([_ANSWER_MATCH, *(method.label for method in found)], rows)
     return f"{table}\nover the {first['queries']:,} queries with answers ({first['coverage']:.1%} of all)"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _training(result: Mapping[str, Any]) -> str:
-    """What each method trained, and how fast it learned."""
+    """Table of trained parameters and learning rates."""
     rows = []
     for method in methods_of(result):
         record = result["results"][method.key]
