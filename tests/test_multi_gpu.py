@@ -174,7 +174,7 @@ def test_datasets_on_disjoint_gpus_have_the_results_of_a_sequence(words, tmp_pat
     sequence, together = tmp_path / "logs1", tmp_path / "logs2"
     start([*words(), "--no-use-multi-gpu"], sequence)
     done = start([*words(), "--no-use-multi-gpu", "--parallel-datasets"], together)
-    assert "2 datasets side by side, 2 at a time" in done.stderr
+    assert "2 datasets in parallel, 2 at a time" in done.stderr
     assert metrics(together) == pytest.approx(metrics(sequence), abs=1e-4)
 
 

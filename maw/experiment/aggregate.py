@@ -1,11 +1,11 @@
-"""All runs of one arm as one result: the folds of a seed joined, then the seeds averaged query by query.
+"""Combines the trainings of one method: concatenates folds, then averages seeds per query.
 
-    result = combine(runs)          # runs of the seeds 42, 43, ... on the folds 1, 2, ...
-    result.evaluation               # one value a query, and their means; what is tested
-    result.record["spread"]         # how far seeds differ in nDCG@10
+    result = combine(runs)          # trainings with the seeds 42, 43, ... on the folds 1, 2, ...
+    result.evaluation               # one value for each query, and their means; used in the tests
+    result.record["spread"]         # spread of nDCG@10 over seeds
 
-Tests are over queries, and values of one query under several seeds are no independent observations of it: they are
-averaged before any test. How much a seed matters is reported apart, by the spread of the seeds' means.
+Tests are over queries. Values of one query under several seeds are not independent, so they are averaged before any
+test. The spread of the seeds' means is reported separately.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from maw.experiment.arm import TrainingResult
 
 METRIC = PRIMARY[0]
 _SUMS = ("encode_seconds", "search_seconds")
-_FIRST = ("learning_rate", "training_history")  # of the first run; the others' are in their own records
+_FIRST = ("learning_rate", "training_history")  # those of the first training; "runs" has the others
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """An arm over all its runs.
+    """The result of one method over all its trainings.
 
     Attributes:
-        record: JSON-able; for one run what `maw.experiment.arm` recorded of it, with "runs", the records of all.
+        record: JSON-able facts of `maw.experiment.arm` over all trainings, and "runs", the record of each training.
         evaluation: test queries of all folds, averaged over seeds.
-        validation: the same of the validation queries; None for an arm that is not trained.
-        by_seed: seed -> test queries of all folds under that seed, with their rankings.
-        attention: the first run's, see `maw.experiment.arm.TrainingResult`.
+        validation: validation queries of all folds, averaged over seeds; None if the method is not trained.
+        by_seed: seed -> test queries of all folds, with their rankings.
+        attention: that of the first training, see `maw.experiment.arm.TrainingResult`.
     """
 
     record: dict[str, Any]
@@ -45,13 +45,13 @@ class MethodResult:
 
 
 def combine(runs: Sequence[TrainingResult]) -> MethodResult:
-    """Puts the runs of an arm together.
+    """Concatenates folds, then averages seeds per query.
 
     Args:
-        runs: every seed on every fold, in any order; at least one.
+        runs: the trainings of one method, every seed on every fold, in any order; at least one.
 
     Raises:
-        ValueError: seeds that were measured on different queries.
+        ValueError: seeds were tested on different queries.
     """
     ordered = sorted(runs, key=lambda run: (run.seed, run.fold or 0))
     parts = [list(part) for _, part in groupby(ordered, key=lambda run: run.seed)]
@@ -61,7 +61,11 @@ def combine(runs: Sequence[TrainingResult]) -> MethodResult:
     if ordered[0].validation is not None:
         validation = averaged([joined([run.validation for run in part]) for part in parts])
     first = ordered[0].record
-    record = {key: value for key, value in first.items() if key in _FIRST or _same(key, ordered)}
+    record = {
+        key: value
+        for key, value in first.items()
+        if key in _FIRST or all(run.record.get(key) == value for run in ordered)
+    }
     record |= {"metrics": dict(evaluation), "evaluation": evaluation.facts}
     record.pop("seed", None)
     for key in ("training_seconds", "evaluation_seconds", "runtime_seconds"):
@@ -79,12 +83,8 @@ def combine(runs: Sequence[TrainingResult]) -> MethodResult:
     return MethodResult(record, evaluation, validation, by_seed, ordered[0].attention)
 
 
-def _same(key: str, runs: Sequence[TrainingResult]) -> bool:
-    return all(run.record.get(key) == runs[0].record[key] for run in runs)
-
-
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """How far the seeds' means of nDCG@10 lie apart; the standard deviation is that of a sample (divisor n - 1)."""
+    """Spread of the seeds' means of nDCG@10, with the sample standard deviation (divisor n - 1)."""
     return {
         "metric": METRIC,
         "seeds": len(values),
@@ -96,21 +96,23 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def joined(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:
-    """Evaluations of different queries as one, with their rankings where all of them have one of the same corpus.
+    """Concatenates evaluations of different queries, with their rankings if all have them at the same width.
 
     Raises:
-        ValueError: a query that two of them have.
+        ValueError: two evaluations have the same query.
     """
     if len(evaluations) == 1:
         return evaluations[0]
     ids = [query_id for each in evaluations for query_id in each.query_ids]
     if len(set(ids)) < len(ids):
-        raise ValueError("a query was evaluated on two folds; each must count once")
+        raise ValueError("a query was evaluated on two folds; each query must count once")
     values = {key: np.concatenate([each.per_query[key] for each in evaluations]) for key in evaluations[0].per_query}
     facts = _facts([each.facts for each in evaluations], len(ids))
     match = [each.facts["answer_match"] for each in evaluations if "answer_match" in each.facts]
     if match:
-        facts["answer_match"] = _joined_match(match, len(ids))
+        answered = [each["queries"] for each in match]
+        shares = {key: _mean([each[key] for each in match], answered) for key in match[0] if key.startswith("top_")}
+        facts["answer_match"] = shares | {"queries": sum(answered), "coverage": sum(answered) / len(ids)}
     rankings = [each.run for each in evaluations]
     run = None
     if all(rankings) and len({ranking["rows"].shape[1] for ranking in rankings}) == 1:
@@ -119,16 +121,16 @@ def joined(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:
 
 
 def averaged(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:
-    """Evaluations of the same queries as one, every value the mean of the query's values.
+    """Averages evaluations of the same queries, query by query.
 
     Raises:
-        ValueError: queries that differ, or come in another order.
+        ValueError: the queries or their order differ.
     """
     first = evaluations[0]
     if len(evaluations) == 1:
         return first
     if any(each.query_ids != first.query_ids for each in evaluations):
-        raise ValueError("seeds were measured on different queries; they cannot be averaged by query")
+        raise ValueError("seeds were tested on different queries; they cannot be averaged per query")
     values = {key: np.mean([each.per_query[key] for each in evaluations], axis=0) for key in first.per_query}
     facts = _facts([each.facts for each in evaluations], len(first.query_ids))
     match = [each.facts["answer_match"] for each in evaluations if "answer_match" in each.facts]
@@ -140,7 +142,7 @@ def averaged(evaluations: Sequence[EvaluationResult]) -> EvaluationResult:
 
 
 def _facts(facts: Sequence[Mapping[str, Any]], queries: int) -> dict[str, Any]:
-    """What several evaluations have in common, and what they took together; each one's own are in its run's record."""
+    """Facts shared by all evaluations, and sums of their times."""
     first = dict(facts[0])
     if not first:
         return first
@@ -154,17 +156,8 @@ def _facts(facts: Sequence[Mapping[str, Any]], queries: int) -> dict[str, Any]:
     return same | found | {"queries": queries} | sums | rate
 
 
-def _joined_match(match: Sequence[Mapping[str, Any]], queries: int) -> dict[str, Any]:
-    """The answer match over the queries of all folds."""
-    answered = sum(each["queries"] for each in match)
-    tops = [key for key in match[0] if key.startswith("top_")]
-    weights = [each["queries"] for each in match]
-    shares = {key: _mean([each[key] for each in match], weights) for key in tops}
-    return {**shares, "queries": answered, "coverage": answered / queries}
-
-
 def _mean(values: Sequence[float | None], weights: Sequence[float] | None = None) -> float | None:
-    """The mean; None where a value that counts is missing."""
+    """The weighted mean; None if a value with weight is missing."""
     weights = [1.0] * len(values) if weights is None else weights
     kept = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
     if not kept or any(value is None for value, _ in kept):

@@ -1,13 +1,12 @@
-"""One arm of the benchmark, trained with one seed on one training split and measured on one test split.
+"""One training of a method: one seed, one training split, measured on one test split.
 
     arm = Arm(find_method("lora"), config, device, activations)
     run = arm.run(collection, seed=43, rates={"learning_rate": 1e-3})
     run.evaluation["ndcg_cut_10"], run.record["training_history"]
 
-What a method is, its settings and its default rate, is `maw.config.methods`'s; how it is trained,
-`maw.training.trainer`'s. `train` is given no test data, so that tuning (`maw.experiment.tuning`) cannot look at any.
-The seed given here decides initialisation, data order, dropout and routing; queries, passages, folds and negatives
-were drawn before, by `config.seed` alone.
+`maw.config.methods` has the settings and default learning rate of each method, `maw.training.trainer` the training
+loop. `train` gets no test data, so tuning (`maw.experiment.tuning`) cannot use any. The seed of a training decides
+initialisation, data order, dropout and routing; `config.seed` alone decides queries, passages, folds and negatives.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ from maw.training.train import train_retriever
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """One seed on one test split.
+    """The result of one training.
 
     Attributes:
-        seed: of the training.
-        fold: number of the test fold from 1, None where there are no folds.
-        record: JSON-able; metrics and facts, and for a trained arm rates, history, steps and seconds.
-        evaluation: on the test queries.
-        validation: of the best epoch on the validation queries; None for an arm that is not trained.
-        attention: what its depths do with one text (`maw.evaluation.routing.attention_example`); None where there are
-            none.
+        seed: the training's seed.
+        fold: number of the test fold from 1; None without folds.
+        record: JSON-able metrics and facts; if the method is trained also rates, history, steps and seconds.
+        evaluation: test queries.
+        validation: validation queries at the best epoch; None if the method is not trained.
+        attention: attention of one text at each depth (`maw.evaluation.routing.attention_example`); None without
+            depths.
     """
 
     seed: int
@@ -64,10 +63,10 @@ class Arm:
     """A method ready to run on a dataset.
 
     Args:
-        method: what it is.
-        config: of the whole benchmark.
+        method: the method.
+        config: the benchmark's configuration.
         device: where to compute.
-        activations: of the frozen layers, shared with the other arms.
+        activations: store of the frozen layers' output, shared by all methods.
     """
 
     def __init__(
@@ -75,11 +74,11 @@ class Arm:
     ):
         self.method, self.device, self.activations = method, device, activations
         rate = config.learning_rate if config.learning_rate is not None else method.learning_rate
-        # One run's configuration: what repeats and varies runs is the benchmark's.
+        # One training's configuration: seeds, folds and trials are the benchmark's.
         self.config = replace(method.configure(config), learning_rate=rate, tune=0, seeds=1, folds=0)
 
     def metered(self) -> EnergyMeter:
-        """A meter of the energy that this arm takes inside its block."""
+        """A meter of the energy used inside its block."""
         return EnergyMeter(used_gpus(self.config, self.device))
 
     def configure(self, seed: int, rates: Mapping[str, float] | None = None) -> Tier1Config:
@@ -94,7 +93,7 @@ class Arm:
         return model
 
     def default_rates(self, seed: int) -> dict[str, float]:
-        """The rates by which anything of the arm is trained, as they are if nobody changes them."""
+        """The method's default learning rates by setting."""
         config = self.configure(seed)
         return rates(self.build(config), config)
 
@@ -106,7 +105,7 @@ class Arm:
         dataset: str,
         writer: CheckpointWriter | None = None,
     ) -> History:
-        """Trains a model of `build`; it is left with its best epoch's weights.
+        """Trains a model from `build`, which then has the weights of its best epoch.
 
         Raises:
             NotFiniteError: the training diverged.
@@ -133,14 +132,14 @@ class Arm:
         fold: int | None = None,
         writer: CheckpointWriter | None = None,
     ) -> TrainingResult:
-        """Trains, where the method trains, and evaluates on the test queries.
+        """Trains the model, if the method is trained, and evaluates it on the test queries.
 
         Args:
-            collection: its three splits.
-            seed: of the training.
-            rates: learning rates by the setting's name; the arm's own defaults, if not given.
+            collection: the dataset's three splits.
+            seed: the training's seed.
+            rates: learning rates by setting; the method's defaults if None.
             fold: for the record.
-            writer: writes its checkpoints, and has what an interrupted training is to go on from; None to keep none.
+            writer: writes checkpoints and has the one of an interrupted training; None to write none.
         """
         with self.metered() as meter:
             return self._run(collection, seed, rates, fold, writer, meter)
@@ -201,7 +200,7 @@ def _energy_facts(training: Energy, evaluation: Energy) -> dict[str, float]:
 
 
 def training_facts(model: BaselineRetriever, history: History) -> dict[str, Any]:
-    """What to record of a training: its rates, what it cost, the best epoch and all epochs."""
+    """The record of a training: rates, steps, best epoch and history."""
     best = history.best
     return {
         "learning_rate": model.config.learning_rate,

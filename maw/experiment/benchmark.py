@@ -1,20 +1,19 @@
-"""The whole experiment: every method on every dataset, and the files it leaves.
+"""The whole experiment: every method on every dataset, and its result files.
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config(...))
 
-    python tier_1.py --tune 9 --seeds 3 --folds 5      # trials for every method alike, seeds, cross-validation
-    python tier_1.py --resume last                     # after an interruption: goes on to the same results
+    python tier_1.py --tune 9 --seeds 3 --folds 5      # 9 trials for every method, seeds, cross-validation
+    python tier_1.py --resume last                     # continues an interrupted run to the same results
 
-The run makes its plan, opens its folder, and runs its datasets (`maw.experiment.datasets`). Each finished part is
-saved (`maw.experiment.run_state`, `maw.experiment.dataset_state`), so that an interrupted run does not repeat it.
+A run makes its plan, opens its folder and runs its datasets (`maw.experiment.datasets`). Each finished part is saved
+(`maw.experiment.run_state`, `maw.experiment.dataset_state`), so that an interrupted run does not repeat it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,19 +43,19 @@ logger = logging.getLogger(__name__)
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """Runs every method of `config.methods` on every dataset of `config.datasets` and writes the results.
 
-    Before anything is downloaded or written it shows what it needs, and stops if a disk is too small for it.
+    Before it downloads or writes anything it shows its plan, and stops if a disk is too small.
 
     Args:
-        config: what to run; the defaults, if not given.
+        config: the run's configuration; the defaults if None.
 
     Returns:
-        What `summary/all_results.json` holds: each dataset's results by its name. Nothing if `config.dry_run`.
+        The content of `summary/all_results.json`: each dataset's results by its name. Empty if `config.dry_run`.
 
     Raises:
-        ConfigError: every mistake in the configuration, before anything is loaded; a run that cannot go on since not
-            all is as it was, or a new one where an unfinished one would be lost.
-        Stopped: a signal asked for it; what is done is kept.
-        MAWError: whatever else the user can mend.
+        ConfigError: every mistake in the configuration, before anything is loaded; or the run to resume has changed,
+            or a new run would overwrite an unfinished one.
+        Stopped: a signal stopped the run; finished parts are kept.
+        MAWError: any other error that the user can fix.
     """
     config = config or Tier1Config()
     with (
@@ -75,8 +74,8 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     plan = make_plan(config, spec)
     (console.answer if config.dry_run else console.show)(plan_text(plan))
     if distributed.is_distributed():
-        of_machine = distributed.this_process().local_count
-        logger.info("%d processes, %d of them on this machine", distributed.this_process().count, of_machine)
+        here = distributed.this_process()
+        logger.info("%d processes, %d of them on this machine", here.count, here.local_count)
     if config.dry_run:
         return {}
     plan.check_disks()
@@ -86,7 +85,12 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         machine = _machine(config, device)
         with distributed.main_first():
             state = open_run(config, machine | {"command": command()})
-        _warn_of_another_machine(state.record["machine"], machine["machine"])
+        changed = differences(state.record["machine"], machine["machine"], "")
+        if changed:
+            listed = "; ".join(line.strip() for line in changed)
+            logger.warning(
+                "the run continues on another processor than it began on; last digits may differ (%s)", listed
+            )
         config = replace(config, resume=None, restart=False)
         log_event(logger, "run", schema=console.SCHEMA, configuration=config.to_dict())
         tracked = trackers.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
@@ -104,15 +108,8 @@ def _run(config: Tier1Config) -> dict[str, Any]:
 
 
 def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:
-    """What a run notes of where it computes: the number format, which a measurement may have chosen, and the rest."""
+    """The number format, device, processor and threads of a run; a resumed run is compared with them."""
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
     machine = {"device": device.type, "units": name, "threads": torch.get_num_threads()}
     return {"precision": name_of(pick_precision(config.precision, device)), "machine": machine}
-
-
-def _warn_of_another_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = differences(before, now, "")
-    if changed:
-        listed = "; ".join(line.strip() for line in changed)
-        logger.warning("the run goes on with other processors than it began with: last digits may differ (%s)", listed)

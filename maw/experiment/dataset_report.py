@@ -1,4 +1,4 @@
-"""Tests between the methods of one dataset, the lines that the console shows of them, and the files of its folder."""
+"""Tests, shows and writes the results of one dataset."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ STAMP = "%Y%m%d_%H%M%S"
 
 
 def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | None) -> tuple[dict[str, Any], Path]:
-    """Tests, shows and writes what the methods of a dataset gave.
+    """Tests the methods of a dataset against each other, shows the results and writes the dataset's folder.
 
     Args:
-        outcome: records and evaluations of all methods.
-        started: when the dataset was begun.
-        state: says into which folder; None for a new one.
+        outcome: results of all methods.
+        started: when the dataset was started.
+        state: resumable state of the dataset, which has its folder; None for a new folder.
 
     Returns:
-        What dataset.json holds, and the dataset's folder.
+        The content of dataset.json, and the dataset's folder.
     """
     effects = outcome.smallest_effects()
     if effects:
         console.show(f"\n{effects_text(effects)}")  # before any result is shown
     with stage("significance and report"):
-        began_with = state.run.record.get("command") if state else None
-        result = outcome.result(started, effects, began_with)
+        result = outcome.result(started, effects, state.run.record.get("command") if state else None)
     for record in outcome.records.values():
         console.show(f"\n{summary.method_summary(record)}")
     with stage("writing"):

@@ -2,7 +2,7 @@
 
 outcome = Outcome(collection, config, spec, device)
 outcome.add(find_method("lora"), result, searches)
-outcome.result(started, outcome.smallest_effects())     # what dataset.json holds
+outcome.result(started, outcome.smallest_effects())     # the content of dataset.json
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from maw.runtime.precision import name_of, pick_precision
 
 @dataclass
 class Outcome:
-    """What the methods of one dataset gave, by the method's name.
+    """Results of all methods on one dataset, by method name.
 
     Attributes:
-        collection: the dataset, with all of its test queries.
+        collection: the dataset, with all test queries.
         config: the run's configuration.
         spec: the run's model.
-        device: where it was computed.
-        records: JSON-able, as dataset.json holds them.
-        evaluations: on the test queries, averaged over seeds.
-        validations: of the best epoch on the validation queries; None for a method that is not trained.
-        by_seed: on the test queries, for each seed.
-        attention: of one text, for methods with depths.
+        device: where to compute.
+        records: the methods' entries in dataset.json.
+        evaluations: test queries, averaged over seeds.
+        validations: validation queries at the best epoch; None for a method that is not trained.
+        by_seed: test queries of each seed.
+        attention: attention of one text, for methods with depths.
     """
 
     collection: Collection
@@ -63,7 +63,7 @@ class Outcome:
     attention: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, method: Method, result: MethodResult, searches: Sequence[Mapping[str, Any]]) -> None:
-        """Takes a method's result, and the accounts of its searches for learning rates."""
+        """Adds a method's result and the records of its learning rate searches."""
         record = {"approach": self._approach(method), "description": method.description} | result.record
         if searches:
             record |= {"tuning": searches, "tuning_seconds": sum(search["seconds"] for search in searches)}
@@ -75,18 +75,18 @@ class Outcome:
             self.attention[method.name] = result.attention
 
     def smallest_effects(self) -> dict[str, dict[str, Any]]:
-        """What the confirmatory tests can find, from the validation queries alone."""
+        """Smallest differences that the confirmatory tests can find, from validation queries alone."""
         return confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
 
     def result(
         self, started: datetime, effects: dict[str, dict[str, Any]], command: str | None = None
     ) -> dict[str, Any]:
-        """What dataset.json holds.
+        """The content of dataset.json.
 
         Args:
-            started: when the dataset was begun.
-            effects: of `smallest_effects`.
-            command: the command line that began the run, if it is not this process's.
+            started: when the dataset was started.
+            effects: from `smallest_effects`.
+            command: the command line that started the run, if it is not that of this process.
         """
         config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)
         seconds = {name: record["runtime_seconds"] for name, record in self.records.items()}
@@ -118,13 +118,13 @@ class Outcome:
         }
 
     def files(self) -> list[Callable[[Path], object]]:
-        """What else is written into the dataset's folder: functions that take it."""
+        """Functions that take the dataset's folder and write more files into it."""
         runs = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
         examples = Examples(self.collection.test, self.evaluations, self.by_seed)
         return [runs.write, examples.write, partial(write_examples, by_method=self.attention)]
 
     def warnings(self) -> list[str]:
-        """What a reader of the numbers must know."""
+        """Warnings for the reader of the numbers."""
         test, level = self.collection.test, self.collection.test.relevance_level
         edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
         about = (cutoff_warning(self.config.top_k, len(test.corpus)), bpref_warning(test.qrels, level))
@@ -151,7 +151,7 @@ class Outcome:
     def _approach(self, method: Method) -> str:
         """The method's name in reports, with the router and layers of this run."""
         own = method.configure(self.config)
-        if method.retriever == "maw" and own.router == self.config.router:  # where it does not stand in the name
+        if method.retriever == "maw" and own.router == self.config.router:  # a router of the run, not of the method
             layers = trained_layers(own, self.spec)
             where = "last layer" if layers["maw"] == (self.spec.num_layers,) else _layers(layers["maw"])
             router = own.router
@@ -187,7 +187,7 @@ class Outcome:
 
 
 def _environment(command: str | None) -> dict[str, Any]:
-    """Facts on process and machine; of a resumed run with the command that began it."""
+    """Facts on process and machine, with the command that started a resumed run."""
     return environment_facts() | ({"command": command} if command else {})
 
 

@@ -1,9 +1,9 @@
-"""All methods on one dataset, from its texts to its results.
+"""All methods on one dataset, from loading it to its results.
 
-Methods run one after the other on the same batches and against the same corpus. Hard negatives are chosen before,
-once for all methods; each method is then tuned, trained and tested (`maw.experiment.method_run`). A training reads
-test queries once, when it is over. The smallest difference that the tests can find is shown before any of their
-results (`maw.evaluation.confirmatory`).
+Methods run one after the other on the same batches and the same corpus. Hard negatives are mined first, once for all
+methods. Then each method is tuned, trained and tested (`maw.experiment.method_run`). Test queries are read once for
+each training, after it. The smallest difference that the tests can find is shown before any test result
+(`maw.evaluation.confirmatory`).
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def run_dataset(
     """Loads one dataset and runs all methods on it.
 
     Args:
-        name: as in `config.datasets`.
+        name: the dataset, as in `config.datasets`.
         config: the run's configuration.
         spec: the run's model.
         device: where to compute.
-        state: what of the dataset is finished; None to keep nothing.
+        state: resumable state of the dataset; None to save none.
         others: names of the results that the run has already.
 
     Returns:
-        What dataset.json holds, and the dataset's folder; no folder in a process that does not write.
+        The content of dataset.json, and the dataset's folder; None for the folder in a process that does not write.
 
     Raises:
-        ConfigError: the results would have a name that is taken.
+        ConfigError: another dataset of the run has the same result name.
     """
     with console.at(dataset=results_name(name)), profiling(device, wanted=config.profile):
         with stage("loading data"), distributed.main_first():
@@ -74,11 +74,11 @@ class DatasetRun:
     """All methods on one dataset.
 
     Args:
-        data: the dataset, its samples drawn; or its folds.
+        data: the sampled dataset, or its folds.
         config: the run's configuration.
         spec: the run's model.
         device: where to compute.
-        state: what of the dataset is finished; None to keep nothing.
+        state: resumable state of the dataset; None to save none.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class DatasetRun:
         self.folder: Path | None = None
 
     def run(self) -> dict[str, Any]:
-        """Runs the methods, writes the dataset's folder, shows its summary, and gives what `dataset.json` holds."""
+        """Runs the methods, writes the dataset's folder and shows its summary; returns the content of dataset.json."""
         started = self._begin()
-        room = self.config.prefix_cache_gb / distributed.this_process().local_count  # each process stores its own
-        with ActivationStore(cache_folder(self.config) / "activations", room) as activations:
+        limit_gb = self.config.prefix_cache_gb / distributed.this_process().local_count  # each process has a store
+        with ActivationStore(cache_folder(self.config) / "activations", limit_gb) as activations:
             if self.state:
                 self.state.share(activations)
             with stage("negatives"), distributed.main_first():
@@ -118,7 +118,7 @@ class DatasetRun:
         return result
 
     def _begin(self) -> datetime:
-        """When the dataset was begun: before the run was interrupted, if it was."""
+        """The time when the dataset was started, in the interrupted run if this one resumes it."""
         now = datetime.now()
         if self.state is None:
             return now
@@ -127,7 +127,7 @@ class DatasetRun:
         return self.state.begin(folder.name, now)
 
     def _prepare_training(self, activations: ActivationStore) -> None:
-        """Chooses the hard negatives that every trained method will see."""
+        """Mines the hard negatives, the same for every trained method."""
         if not any(method.trained for method in in_order(self.config.methods)):
             return
         retriever = None
@@ -138,8 +138,8 @@ class DatasetRun:
         for each in self.collections:
             if len(each.train) == 1 and not any(each.train.negatives.values()):
                 raise DataError(
-                    f"{each.name}: there is one training query, with nothing to be compared with; add "
-                    "more, or run with --methods zero_shot"
+                    f"{each.name}: there is only one training query, and it has no negatives; add more, or run with "
+                    "--methods zero_shot"
                 )
         folds = self.config.folds
         self.collection = with_fold_facts(self.collection, self.collections) if folds else self.collections[0]

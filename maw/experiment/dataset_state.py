@@ -1,13 +1,12 @@
-"""What of a dataset is done, kept in the run's folder until the run has finished.
+"""Resumable state of one dataset: finished trainings, trials, activations; removed when the run has finished.
 
-    done = DatasetState(state, number, config)
-    run = done.read_run("maw_seed42")           # None if it is to be run
-    done.write_run("maw_seed42", run)
+    state = DatasetState(run_state, number, config)
+    result = state.read_run("maw_seed42")           # None if the training is not finished
+    state.write_run("maw_seed42", result)
 
-Below `state/01`: `data.json`, hashes of the data; `activations/`, which texts passed through the frozen layers
-together (`maw.encoding.activation_log`); for each finished run of an arm a folder with its record, every query's
-values and the ranking; the trials of its searches; and `dataset.json`, which says where the dataset's results lie, or
-will lie.
+The folder `state/01` holds `data.json`, hashes of the data; `activations/`, which texts passed through the frozen
+layers together (`maw.encoding.activation_log`); a folder for each finished training with its record, per-query values
+and ranking; the trials of each search; and `dataset.json`, which names the folder of the dataset's results.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ _MODEL, _DATA, _ACTIVATIONS, _DATASET = "model.json", "data.json", "activations"
 
 
 class DatasetState:
-    """What of one dataset is done.
+    """Resumable state of one dataset.
 
     Args:
         run: the run's state.
-        number: of the dataset, from 1.
-        config: of the run.
+        number: the dataset's number, from 1.
+        config: the run's configuration.
     """
 
     def __init__(self, run: RunState, number: int, config: Tier1Config):
@@ -66,11 +65,11 @@ class DatasetState:
     # ------------------------------------------------------------------------------------------------- the dataset
 
     def begin(self, folder: str, now: datetime) -> datetime:
-        """When the dataset was begun; that, and where its results will lie, is noted once and stays.
+        """The time when the dataset was started; saved once, with the folder of its results.
 
         Args:
-            folder: name of the results' folder, if none is noted yet.
-            now: the time, likewise.
+            folder: name of the results' folder, saved if there is none yet.
+            now: the current time, likewise.
         """
         if not distributed.is_main():
             return now
@@ -83,23 +82,25 @@ class DatasetState:
 
     @property
     def results_folder(self) -> Path:
-        """Where the results lie, or will lie."""
+        """The folder of the dataset's results; it may not exist yet."""
         return self.run.log_dir / self._read()["folder"]
 
     @distributed.main_only
     def close(self) -> None:
-        """Notes that the dataset's results are written."""
+        """Saves that the dataset's results are written."""
         digest = sha256(self.results_folder / _DATASET)
         write_signed(self.folder / _DATASET, self._read() | {"results_sha256": digest})
 
     def results(self) -> dict[str, Any] | None:
-        """What dataset.json holds of a dataset that is done; None if it is not, or the file is not as it was left."""
+        """The content of dataset.json; None if the dataset is not finished or the file has changed."""
         record = self._read()
         if record is None or not record["results_sha256"]:
             return None
         results = self.results_folder / _DATASET
         if not results.is_file() or sha256(results) != record["results_sha256"]:
-            logger.warning("%s: is not as it was written; the results are put together again", results)
+            logger.warning(
+                "%s: has changed since it was written; the results are computed again from finished trainings", results
+            )
             return None
         return json.loads(results.read_text(encoding="utf-8"))
 
@@ -108,15 +109,15 @@ class DatasetState:
         try:
             return read_signed(path) if path.is_file() else None
         except DamagedError as error:
-            logger.warning("%s; the dataset's results are put together again", error)
+            logger.warning("%s; the dataset's results are computed again from finished trainings", error)
             return None
 
     @distributed.main_only
     def check_model(self, config: Tier1Config) -> None:
-        """Notes which pretrained model the run computes with, or compares it with the one it began with; once.
+        """Saves hashes of the run's pretrained model, or compares them with those saved; once in a run.
 
         Raises:
-            ConfigError: it is not the same; one line for each difference.
+            ConfigError: the model has changed; one line for each difference.
         """
         if self.run.model_checked:
             return
@@ -127,10 +128,10 @@ class DatasetState:
 
     @distributed.main_only
     def check_data(self, collections: Sequence[Collection]) -> None:
-        """Notes which data the run computes with, or compares them with those it began with.
+        """Saves hashes of the dataset's data, or compares them with those saved.
 
         Raises:
-            ConfigError: they are not the same; one line for each difference.
+            ConfigError: the data have changed; one line for each difference.
         """
         found = {f"round {number}": fingerprints(each) for number, each in enumerate(collections, start=1)}
         self.run.record_or_compare(self.folder / _DATA, "data", found)
@@ -138,12 +139,12 @@ class DatasetState:
     # ------------------------------------------------------------------------------------------------- activations
 
     def share(self, activations: ActivationStore) -> None:
-        """Takes a store whose journal is to be saved; one of a run that goes on gets what was noted before.
+        """Saves the activation log of a store from now on, and restores the log of a resumed run into it.
 
         Raises:
-            DamagedError: that cannot be read, so that going on would give other last bits.
+            DamagedError: the saved log cannot be read, so the run could not continue with the same last bits.
         """
-        if distributed.is_distributed():  # each process has a store of its own, of what came to it
+        if distributed.is_distributed():  # each process has a store of its own texts
             return
         self.activations, activations.before_commit = activations, self.save_activations
         path = self.folder / _ACTIVATIONS
@@ -153,12 +154,12 @@ class DatasetState:
             record = read_bundle(path)
             activations.resume(record, read_tensors(path, record, "rows"))
         except DamagedError as error:
-            text = f"{error}; without it the run would not go on to the same result: start anew with --restart"
+            text = f"{error}; without it the run cannot continue to the same result; start again with --restart"
             raise DamagedError(text) from error
         self._noted = len(activations.activation_log.fills)
 
     def save_activations(self) -> None:
-        """Saves the journal, if there is anything new in it."""
+        """Saves the activation log if it has grown."""
         if self.activations is None or len(self.activations.activation_log.fills) == self._noted:
             return
         facts, tensors = self.activations.activation_log.content()
@@ -168,13 +169,13 @@ class DatasetState:
     # ------------------------------------------------------------------------------------------------ runs and trials
 
     def writer(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> CheckpointWriter:
-        """What saves one training.
+        """The checkpoint writer of one training.
 
         Args:
-            name: of the run, with dataset and method.
+            name: the training's name, with dataset and method.
             dataset: for the record.
             method: for the record.
-            trial: which trial of a search it is; nothing of it is kept when it is over.
+            trial: the trial's name in a search; its checkpoints are removed when it ends. None for a training.
         """
         part = {"id": self.run.id, "part": name if trial is None else f"{name} {trial}"}
         folder = Path(self.config.log_dir) / "checkpoints" if trial is None else self.folder
@@ -191,7 +192,7 @@ class DatasetState:
         )
 
     def read_run(self, name: str) -> TrainingResult | None:
-        """A finished run, as it was; None if it is to be run, or run again because what was kept is damaged."""
+        """The result of a finished training; None if it is not finished or its files are damaged."""
         folder = self.folder / name
         if not (folder / RECORD).is_file():
             return None
@@ -200,7 +201,7 @@ class DatasetState:
             evaluation = _evaluation(folder, record, "evaluation")
             validation = _evaluation(folder, record, "validation") if record["validation"] else None
         except DamagedError as error:
-            logger.warning("%s; this part of the run is done again", error)
+            logger.warning("%s; the training is repeated", error)
             return None
         return TrainingResult(
             record["seed"], record["fold"], record["record"], evaluation, validation, record.get("attention")
@@ -208,8 +209,8 @@ class DatasetState:
 
     @distributed.main_only
     def write_run(self, name: str, run: TrainingResult) -> None:
-        """Keeps a finished run."""
-        self.save_activations()  # first: a run that is not repeated must have left its activations behind
+        """Saves the result of a finished training."""
+        self.save_activations()  # first: a training that is not repeated must leave its activations behind
         record = {
             "seed": run.seed,
             "fold": run.fold,
@@ -224,16 +225,16 @@ class DatasetState:
         write_bundle(self.folder / name, record, tensors)
 
     def trials(self, name: str, *, dataset: str, method: str) -> Trials:
-        """Where the trials of a search are kept."""
+        """The saved trials of one search."""
         return Trials(self, name, dataset, method)
 
 
 class Trials:
-    """The trials of one search, `maw.experiment.tuning.TrialLog`.
+    """The saved trials of one search; implements `maw.experiment.tuning.TrialLog`.
 
     Args:
-        state: of the dataset.
-        name: of the search.
+        state: the dataset's state.
+        name: the search's name.
         dataset: for the record.
         method: for the record.
     """
@@ -243,29 +244,29 @@ class Trials:
         self.path = state.folder / f"trials_{name}.json"
 
     def read(self) -> list[Trial]:
-        """Those that are over; none, with a warning, if the file is damaged."""
+        """The finished trials; none, with a warning, if the file is damaged."""
         if not self.path.is_file():
             return []
         try:
             return [Trial(**each) for each in read_signed(self.path)["trials"]]
         except DamagedError as error:
-            logger.warning("%s; the search begins again", error)
+            logger.warning("%s; the search starts again", error)
             return []
 
     @distributed.main_only
     def write(self, trials: Sequence[Trial]) -> None:
-        """Keeps all that are over; what was saved of the last one goes."""
+        """Saves all finished trials, and removes the checkpoint of the last one."""
         self.state.save_activations()
         write_signed(self.path, {"trials": [dataclasses.asdict(each) for each in trials]})
         self.writer(len(trials), trials[-1].rates).finish()
 
     def writer(self, number: int, rates: Mapping[str, float]) -> CheckpointWriter:
-        """What saves a trial while it goes on."""
+        """The checkpoint writer of one trial."""
         return self.state.writer(self.name, **self.about, trial=f"trial {number} {json_sha(dict(rates))[:16]}")
 
 
 def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
-    """What decides a collection's splits, as hashes: its queries, judgements, passages, negatives and answers."""
+    """Hashes of each split: queries, judgements, passages, negatives and answers."""
     found = {}
     for name in SPLITS:
         split = getattr(collection, name)
@@ -280,12 +281,11 @@ def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
 
 
 def _facts(result: EvaluationResult) -> Mapping[str, Any]:
-    ranking = result.run is not None
     return {
         "query_ids": result.query_ids,
         "facts": result.facts,
         "metrics": list(result.per_query),
-        "ranking": ranking,
+        "ranking": result.run is not None,
     }
 
 

@@ -1,8 +1,7 @@
-"""The process of one dataset, where a run has its datasets side by side (`maw.experiment.parallel_datasets`, which
-starts it).
+"""The worker process of one dataset, started by `maw.experiment.parallel_datasets`.
 
-It reads its order, one line of JSON, and says what it logs and shows as lines of JSON. When its input closes the run's
-own process is gone, and it ends at once: nobody holds the run's folder for it any more.
+It reads its order from standard input, one line of JSON, and sends log records and output as lines of JSON. When its
+input closes, the parent process is gone and no longer holds the lock on the run's folder, so the worker ends at once.
 """
 
 from __future__ import annotations
@@ -22,30 +21,25 @@ from maw.runtime import console, signals
 
 
 class Voice:
-    """Says things to the run's own process.
+    """Sends messages to the parent process.
 
     Args:
-        stream: where to.
+        stream: the stream that the parent reads.
     """
 
     def __init__(self, stream: IO[str]):
         self._stream, self._lock = stream, threading.Lock()
 
     def say(self, **message: Any) -> None:
-        """One line."""
-        line = json.dumps(message, default=_plain)
+        """Sends one message as a line; numpy values become plain ones, other objects their text."""
+        line = json.dumps(message, default=lambda each: each.tolist() if hasattr(each, "tolist") else str(each))
         with self._lock:
             self._stream.write(f"{line}\n")
             self._stream.flush()
 
 
-def _plain(value: Any) -> Any:
-    """numpy's numbers and arrays as Python's; anything else as its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
 class Shown(io.TextIOBase):
-    """What stands for standard output: whatever is printed goes to the run's own process when it is flushed."""
+    """Replaces standard output: printed text is sent to the parent process when it is flushed."""
 
     def __init__(self, voice: Voice):
         self._voice, self._held = voice, ""
@@ -61,7 +55,7 @@ class Shown(io.TextIOBase):
 
 
 class Lines(io.TextIOBase):
-    """What stands for standard error: whole lines go to the run's own process, whose console they are for."""
+    """Replaces standard error: whole lines are sent to the parent process, for its console."""
 
     def __init__(self, voice: Voice):
         self._voice, self._held = voice, ""
@@ -74,14 +68,14 @@ class Lines(io.TextIOBase):
 
 
 class Sender(logging.Handler):
-    """Sends log records to the run's own process, whose handlers see to them."""
+    """Sends log records to the parent process, whose handlers write them."""
 
     def __init__(self, voice: Voice):
         super().__init__(logging.DEBUG)
         self._voice = voice
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Sends one record, with its traceback in its message."""
+        """Sends one record, with the traceback in its message."""
         known = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname}
         known |= {"msg": self.format(record), "created": record.created, "msecs": record.msecs}
         if hasattr(record, "event"):
@@ -90,11 +84,11 @@ class Sender(logging.Handler):
 
 
 def main() -> int:
-    """Does what the order says; the exit code."""
+    """Runs the dataset of the order; returns the exit code."""
     voice = Voice(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # what else writes to standard output is for people
+    os.dup2(2, 1)  # other writers to standard output go to standard error
     order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     logger, warned, sender = logging.getLogger("maw"), logging.getLogger("py.warnings"), Sender(voice)
     logger.setLevel(logging.DEBUG)
     for each in (logger, warned):
@@ -124,7 +118,7 @@ def _run(order: dict[str, Any], voice: Voice) -> int:
     except MAWError as error:
         voice.say(failed=str(error), problems=error.problems if isinstance(error, ConfigError) else [])
         return 1
-    except Exception as error:  # noqa: BLE001 - the others go on, and the run says why this one did not
+    except Exception as error:  # noqa: BLE001 - the other datasets continue, and the parent reports this one
         if not is_out_of_memory(error):
             traceback.print_exc()
         voice.say(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
@@ -132,8 +126,8 @@ def _run(order: dict[str, Any], voice: Voice) -> int:
     return 0
 
 
-def _end_with_the_run() -> None:
-    sys.stdin.read()
+def _end_with_parent() -> None:
+    sys.stdin.read()  # returns when the parent is gone
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""The datasets of a run: one after the other, or side by side in processes of their own."""
+"""Runs the datasets of a run, one after the other or in parallel processes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 
 def run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
-    """Runs all datasets of a run, and writes its reports after each.
+    """Runs all datasets of a run, and writes the run's reports after each one.
 
     Returns:
-        What dataset.json of each holds, by the dataset's name.
+        Dataset -> the content of its dataset.json.
     """
     if config.parallel_datasets:
         parts = shares(config, device)
         if len(parts) > 1:
             return run_side_by_side(config, state, parts)
-        logger.info("datasets run one after the other: there is one dataset, or one GPU or thread for all")
+        logger.info("datasets run one after the other: there is only one dataset, one GPU or one thread")
     results: dict[str, Any] = {}
     folders: list[Path] = []
     for number, name in enumerate(config.datasets, start=1):
@@ -42,7 +42,7 @@ def run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, sta
         result = done.results()
         if result is not None:
             folders.append(done.results_folder)
-            console.show(f"\n{result['dataset']}: done before the run was interrupted")
+            console.show(f"\n{result['dataset']}: finished before the run was interrupted")
         else:
             result, folder = run_dataset(name, config, spec, device, done, results)
             folders += [folder] if folder else []
@@ -55,12 +55,12 @@ def run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, sta
 
 
 def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
-    """One dataset of a run that another process has started, and whose folder that one holds.
+    """Runs one dataset of a run for the parent process, which holds the lock on the run's folder.
 
     Args:
-        config: of the run.
-        number: of the dataset, from 1.
-        resumed: whether the run goes on from what it had done before.
+        config: the run's configuration.
+        number: the dataset's number, from 1.
+        resumed: whether the run continues an interrupted one.
     """
     with numerics(tf32=config.tf32, deterministic=config.deterministic):
         spec, device = validate(config), pick_device(config)

@@ -1,10 +1,10 @@
-"""Every training of one method on one dataset: each fold tuned, then each seed trained and tested.
+"""All trainings of one method on one dataset: each fold is tuned, then each seed trained and tested.
 
     runner = MethodRunner(outcome, collections, state)
-    runner.run(Arm(find_method("lora"), config, device))       # outcome.records["lora"] has what came of it
+    runner.run(Arm(find_method("lora"), config, device))       # the result is outcome.records["lora"]
 
-A training that is finished is read back from the state of the run; one that was interrupted goes on from its last
-checkpoint (`maw.experiment.dataset_state`).
+A finished training is read back from the run's state. An interrupted training continues from its last checkpoint
+(`maw.experiment.dataset_state`).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class MethodRunner:
     """Runs methods on one dataset.
 
     Args:
-        outcome: takes what comes of each method.
-        collections: one for each fold, or the dataset itself.
-        state: where finished trainings are kept; None to keep nothing.
+        outcome: collects the result of each method.
+        collections: one for each fold, or the dataset alone.
+        state: resumable state of the dataset; None to save none.
     """
 
     def __init__(self, outcome: Outcome, collections: Sequence[Collection], state: DatasetState | None):
@@ -56,12 +56,12 @@ class MethodRunner:
         log_event(logger, "method", dataset=self.dataset, method=method.name, seconds=record["runtime_seconds"])
 
     def report_scores(self) -> None:
-        """Tells the experiment tracker the test metrics of every training; once, when the dataset is finished."""
+        """Sends the test metrics of all trainings to the experiment tracker; called once, after the dataset."""
         for name, (metrics, steps) in self._scores.items():
             trackers.results(name, metrics, steps)
 
     def _train_and_test(self, arm: Arm) -> tuple[MethodResult, list[dict[str, Any]]]:
-        """The combined result, and an account of each search for learning rates."""
+        """The combined result, and a record of each learning rate search."""
         config, results, searches = self.config, [], []
         if not arm.method.trained:
             return combine([self._train(arm, self.outcome.collection, config.seed, None, None)]), []
@@ -82,7 +82,7 @@ class MethodRunner:
     def _train(
         self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
     ) -> TrainingResult:
-        """One training: read back if it is finished, else from where it was interrupted or from its beginning."""
+        """One training: read back if finished, else continued from its checkpoint or started."""
         name, state, method = self._name(arm.method, seed, fold), self.state, arm.method.name
         result = state.read_run(name) if state else None
         if state is None:
@@ -91,7 +91,7 @@ class MethodRunner:
         else:
             writer = state.writer(name, dataset=self.dataset, method=method)
         if result is not None:
-            logger.info("%s: done before the run was interrupted", name)
+            logger.info("%s: finished before the run was interrupted", name)
         else:
             settings = arm.configure(seed, rates).to_dict()
             settings = {key: each for key, each in settings.items() if key not in RESULT_NEUTRAL}
@@ -106,7 +106,7 @@ class MethodRunner:
         return result
 
     def _tune(self, arm: Arm, collection: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
-        """The rates that a search has chosen, and an account of it."""
+        """The rates that a search chose, and the search's record."""
 
         def show(trial: Trial, trials: int, best: bool) -> None:
             console.show(protocol.trial_line(trial.record, trials, best))

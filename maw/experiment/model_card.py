@@ -1,7 +1,6 @@
-"""The README.md of a trained model: how to load it, what it is, what was measured, and what that does not say.
+"""README.md of a trained model: how to load it, facts on model and data, its results and their limits.
 
-It lies beside the best checkpoint of every method, written when the results of a dataset are there, and in every
-exported folder.
+Each best checkpoint has one, written after the results of its dataset, and so has each exported folder.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _OF_DATA = ("source", "version", "licence")
 
 
 def write_cards(run: PastRun, spec: ModelSpec) -> list[Path]:
-    """Writes a card beside each best checkpoint of a run, as far as they are there.
+    """Writes a card into the folder of each best checkpoint that a run has kept.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: a path cannot be written.
     """
     written = []
     for method in run.methods:
@@ -49,18 +48,24 @@ def model_card(
     fold: int | None = None,
     exported_to: str | None = None,
 ) -> str:
-    """Markdown; of an exported model with the metadata that model hubs read.
+    """The card as Markdown; that of an exported model has the metadata that model hubs read.
 
     Args:
         spec: the pretrained model.
-        run: whose results to give.
-        method: its name.
-        seed, fold: of the training; the first ones, if not given.
-        exported_to: from where a reader will load it with sentence-transformers, a folder or a hub's ORG/NAME; None
-            for a checkpoint.
+        run: the run with the model's results.
+        method: the method's name.
+        seed, fold: those of the training; the first ones if None.
+        exported_to: folder or ORG/NAME from which sentence-transformers will load the model; None for a checkpoint.
     """
     base, record = base_model(spec), run.record(method)
-    own = _own(record, run, seed, fold)
+    asked = run.config.seed if seed is None else seed, fold or (1 if run.config.folds else None)
+    runs = record.get("runs", [record])
+    own = next((each for each in runs if (each.get("seed"), each.get("fold")) == asked), runs[0])
+    code = "`modeling_maw.py` is under the MIT licence. " if exported_to and _has_depths(method) else ""
+    licence = (
+        f"{code}The weights are those of `{base}`, changed by training. Its licence applies to them, and perhaps the "
+        "terms of the data, too. Neither was checked here."
+    )
     parts = [_metadata(spec, find_method(method), base)] if exported_to else []
     parts += [
         f"# {record['approach']}, trained on {run.result['venue']}",
@@ -70,20 +75,13 @@ def model_card(
         "## The data\n\n" + _bullets(_data(run)),
         "## What was measured\n\n" + _measured(run, method, own),
         "## Limits\n\n" + _bullets(_limits(run, method, exported=bool(exported_to))),
-        "## Licence\n\n" + _licence(base, with_code=bool(exported_to) and _has_depths(method)),
+        "## Licence\n\n" + licence,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _own(record: Mapping[str, Any], run: PastRun, seed: int | None, fold: int | None) -> Mapping[str, Any]:
-    """The record of the training that made this model."""
-    asked = run.config.seed if seed is None else seed, fold or (1 if run.config.folds else None)
-    runs = record.get("runs", [record])
-    return next((each for each in runs if (each.get("seed"), each.get("fold")) == asked), runs[0])
-
-
 def _metadata(spec: ModelSpec, method: Method, base: str) -> str:
-    # A licence is not stated there: it is the pretrained model's, which the files at hand do not tell.
+    # The licence is that of the pretrained model, which its files do not state.
     head = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     head += [f"base_model: {base}"] if spec.folder is None or base != spec.name else []
     head += ["tags:", "- sentence-transformers", "- dense-retrieval", f"- {method.retriever}", "---"]
@@ -119,19 +117,19 @@ def _loading(run: PastRun, method: str, own: Mapping[str, Any], place: str | Non
     which += f" --dataset {run.name}" if len(run.config.datasets) > 1 else ""
     command = f"python tier_1.py export RUN_DIR OUT --method {method}{which}"
     about = (
-        "Only what training changed lies here; the pretrained weights are found by their name and hash. As a folder "
+        "This folder holds only the weights that training changed; the pretrained ones are found by name and hash. To "
+        f"export all weights as a folder for sentence-transformers: `{command}`."
     )
-    about += f"that sentence-transformers loads, with all weights: `{command}`."
     return "\n".join(["## Use", "", "```python", *code, "```", "", about])
 
 
 def _facts(spec: ModelSpec, run: PastRun, method: str, own: Mapping[str, Any]) -> list[str]:
     lengths = f"{spec.max_query_length} tokens of a query and {spec.max_document_length} of a passage"
     facts = [
-        f"{spec.num_layers} layers, {spec.num_heads} heads, embeddings of {spec.hidden_dim} numbers",
+        f"{spec.num_layers} layers, {spec.num_heads} heads, {spec.hidden_dim}-dimensional embeddings",
         f"{spec.pooling} pooling, compared by {spec.similarity}, {lengths}",
         f'prefixes: query "{spec.query_prefix}", passage "{spec.document_prefix}"',
-        f"trained: {run.record(method).get('trained_parameters') or 0:,} numbers",
+        f"trained parameters: {run.record(method).get('trained_parameters') or 0:,}",
     ]
     if "seed" in own and find_method(method).trained:
         fold = f", fold {own['fold']}" if "fold" in own else ""
@@ -145,7 +143,7 @@ def _facts(spec: ModelSpec, run: PastRun, method: str, own: Mapping[str, Any]) -
 
 
 def _data(run: PastRun) -> list[str]:
-    """Where the texts come from, and how many queries each split has."""
+    """Source of the texts, and the number of queries in each split."""
     about = run.result.get("data", {})
     facts = [f"{run.result['venue']} ({run.name})", *(f"{key}: {about[key]}" for key in _OF_DATA if key in about)]
     for name, split in about.get("splits", {}).items():
@@ -156,15 +154,14 @@ def _data(run: PastRun) -> list[str]:
 
 def _measured(run: PastRun, method: str, own: Mapping[str, Any]) -> str:
     record = run.record(method)
-    names = [name for name in ("zero_shot", method) if name in run.methods]
-    names = list(dict.fromkeys(names))
+    names = [name for name in dict.fromkeys(("zero_shot", method)) if name in run.methods]
     header = ["metric", *(find_method(name).label for name in names)]
     rows = [[METRIC_LABELS[key], *(f"{run.record(name)['metrics'][key]:.4f}" for name in names)] for key in PRIMARY]
     lines = [_row(header), _row(["---"] * len(header)), *map(_row, rows)]
     count, first = len(record.get("runs", [record])), PRIMARY[0]
-    runs = f"Means over {count} trainings, of which this model is one" if count > 1 else ""
-    runs += f"; it reached {METRIC_LABELS[first]} {own['metrics'][first]:.4f} itself. " if runs else ""
-    intro = f"{runs}The whole report of the run, its other methods, tests and data included, is below."
+    runs = f"Means over {count} trainings. This model alone reached " if count > 1 else ""
+    runs += f"{METRIC_LABELS[first]} {own['metrics'][first]:.4f}. " if runs else ""
+    intro = f"{runs}The full report of the run, with its other methods, tests and data, is below."
     return "\n".join([*lines, "", intro, "", "```", dataset_summary(run.result), "```"])
 
 
@@ -178,25 +175,17 @@ def _bullets(lines: list[str]) -> str:
 
 def _limits(run: PastRun, method: str, *, exported: bool) -> list[str]:
     found = [
-        f"Measured on one dataset, {run.result['venue']}; nothing is known about others.",
+        f"Measured on one dataset only, {run.result['venue']}.",
         "Scores on a sampled corpus are higher than on the whole one; the report above says what was searched.",
     ]
     for new, old in comparisons(run.methods):
         test = run.result.get("significance", {}).get(f"{new.short}_vs_{old.short}", {}).get(PRIMARY[0])
         if new.name == method and test and not (test["p_value"] < _LEVEL and test["mean_difference"] > 0):
             difference = f"difference {test['mean_difference']:+.4f}, p = {test['p_value']:.3f}, not corrected"
-            found.append(f"Not shown to be better than {old.label} in {METRIC_LABELS[PRIMARY[0]]}: {difference}.")
+            found.append(f"Not significantly better than {old.label} in {METRIC_LABELS[PRIMARY[0]]}: {difference}.")
     if run.config.seeds == 1 and find_method(method).trained:
-        found.append("One training seed: how far another one would move the numbers is not known.")
+        found.append("One training seed: the variation over seeds is not known.")
     found += [f"{text}." for text in run.result.get("warnings", ())]
     if exported and _has_depths(method):
-        found.append("The modeling file takes texts with padding only: flash attention 2 is not supported.")
+        found.append("The modeling file needs padded batches: flash attention 2 is not supported.")
     return found
-
-
-def _licence(base: str, *, with_code: bool) -> str:
-    code = "`modeling_maw.py` is under the MIT licence. " if with_code else ""
-    return (
-        f"{code}The weights are those of `{base}`, changed by training: its licence applies to them, and so may the "
-        "terms of the data. Neither was checked here."
-    )

@@ -1,12 +1,12 @@
-"""Datasets side by side: each in a process of its own, on GPUs or threads that no other one has.
+"""Runs datasets in parallel: each in its own process, on its own GPUs or threads.
 
     CUDA_VISIBLE_DEVICES=0,1,2,3 python tier_1.py --parallel-datasets         # four datasets, each on one GPU
 
-The run's own process then computes nothing. It starts `maw.experiment.dataset_worker` for each dataset, as many at
-once as there are shares of the machine, and the next one where one has ended. What they log comes to its console,
-with the dataset's name in front, and to its log files, and so does how far they are; what they show is shown when the
-dataset is done, so that reports do not mix.
-Results go through the run's folder, as in a run that was interrupted. A dataset that fails keeps no other from ending.
+The parent process computes nothing. It starts `maw.experiment.dataset_worker` for each dataset, as many at once as
+there are shares of the machine, and the next one when one ends. Log records and progress of the workers go to the
+parent's console and log files, with the dataset's name in front. Reports are held back until the dataset is finished,
+so that they do not mix. Results pass through the run's folder, as in a resumed run. If a dataset fails, the others
+continue.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from maw.runtime import console, signals
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.5
-"""Seconds between looks whether a signal asks for a save."""
+"""Seconds between checks for signals."""
 STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
-"""Exit codes of a process that was asked to end, the second one before it could do so by itself."""
+"""Exit codes of a worker after SIGTERM; the second one if it had no handler yet."""
 COMMAND = (sys.executable, "-P", "-m", "maw.experiment.dataset_worker")
 
 
 @dataclass(frozen=True)
 class Share:
-    """A part of the machine.
+    """A part of the machine for one worker.
 
     Attributes:
-        environment: variables that keep a process to it.
-        words: what it is, for people.
+        environment: environment variables that limit a process to it.
+        words: its description in messages.
     """
 
     environment: dict[str, str]
@@ -60,13 +60,18 @@ class Share:
 
 
 def shares(config: Tier1Config, device: torch.device) -> list[Share]:
-    """The parts into which the run's GPUs, or threads, are divided for its datasets; one, if there is nothing to."""
+    """Divides the run's GPUs or threads among its datasets; one share if they cannot be divided."""
     count = len(config.datasets)
     if device.type == "cuda" and device.index is None:
-        groups = divided(_visible_gpus(), count)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        groups = divided(names[: torch.cuda.device_count()], count)
         if not config.use_multi_gpu:
             groups = [group[:1] for group in groups]
-        return [Share({"CUDA_VISIBLE_DEVICES": ",".join(group)}, _named("GPU", group)) for group in groups]
+        return [
+            Share({"CUDA_VISIBLE_DEVICES": ",".join(group)}, f"GPU{'s' * (len(group) != 1)} {', '.join(group)}")
+            for group in groups
+        ]
     if device.type == "cpu":
         groups = divided([str(number) for number in range(torch.get_num_threads())], count)
         return [Share({"OMP_NUM_THREADS": str(len(group))}, _counted(len(group), "thread")) for group in groups]
@@ -74,21 +79,10 @@ def shares(config: Tier1Config, device: torch.device) -> list[Share]:
 
 
 def divided(things: Sequence[str], count: int) -> list[list[str]]:
-    """Things in at most `count` groups, none empty, of sizes that differ by one at most."""
+    """At most `count` groups of things, none empty, with sizes that differ by at most one."""
     count = max(1, min(count, len(things)))
     bounds = [len(things) * number // count for number in range(count + 1)]
     return [list(things[start:stop]) for start, stop in pairwise(bounds)]
-
-
-def _visible_gpus() -> list[str]:
-    """The GPUs of this process as CUDA_VISIBLE_DEVICES names them."""
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[:count] if named else [str(number) for number in range(count)]
-
-
-def _named(kind: str, names: Sequence[str]) -> str:
-    return f"{kind}{'s' * (len(names) != 1)} {', '.join(names)}"
 
 
 def _counted(count: int, kind: str) -> str:
@@ -96,20 +90,20 @@ def _counted(count: int, kind: str) -> str:
 
 
 def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share]) -> dict[str, Any]:
-    """All datasets of a run that are not done, each in a process of its own.
+    """Runs all unfinished datasets of a run, each in its own process.
 
     Args:
-        config: of the run, whose folder the caller holds.
-        state: of the run.
-        parts: of the machine, each for one dataset at a time.
+        config: the run's configuration; the caller holds the lock on its folder.
+        state: the run's state.
+        parts: shares of the machine, each for one dataset at a time.
 
     Returns:
-        What dataset.json holds of each, by the dataset's name.
+        Dataset -> the content of its dataset.json.
 
     Raises:
-        MAWError: some failed, when the others are done.
-        ConfigError: none could run with this configuration.
-        Stopped: a signal asked for it; the datasets have saved what can be saved.
+        MAWError: a dataset failed; raised after the others have finished.
+        ConfigError: no dataset can run with this configuration.
+        Stopped: a signal stopped the run; the datasets have saved their state.
     """
     states = {number: DatasetState(state, number, config) for number in range(1, len(config.datasets) + 1)}
     done: dict[int, dict[str, Any]] = {}
@@ -123,7 +117,7 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
 
     write()
     for result in done.values():
-        console.show(f"\n{result['dataset']}: done before the run was interrupted")
+        console.show(f"\n{result['dataset']}: finished before the run was interrupted")
     waiting = [number for number in states if number not in done]
     conductor = _Conductor(config, waiting, parts, state.resumed, write)
     failures = conductor.run()
@@ -131,17 +125,21 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
         raise ConfigError(list(dict.fromkeys(problem for each in conductor.refused for problem in each)))
     if failures:
         causes = "; ".join(f"{name}: {cause}" for name, cause in failures.items())
-        again = f"--resume {shlex.quote(config.log_dir)} goes on with {'the rest' if done else 'them'}"
-        others = "The others are done; " if done else ""
+        again = f"--resume {shlex.quote(config.log_dir)} continues {'the rest' if done else 'them'}"
+        others = "The others are finished; " if done else ""
         raise MAWError(f"{len(failures)} of {len(states)} datasets failed. {causes}. {others}{again}")
     return {done[number]["dataset"]: done[number] for number in sorted(done)}
 
 
 class _Process:
-    """One dataset's process.
+    """The worker process of one dataset.
 
     Args:
-        messages: gets (number, what it says), and (number, None) when it has ended.
+        config: the run's configuration.
+        number: the dataset's number, from 1.
+        share: the worker's part of the machine.
+        resumed: whether the run continues an interrupted one.
+        messages: gets (this process, its message), and (this process, None) when it has ended.
     """
 
     def __init__(self, config: Tier1Config, number: int, share: Share, resumed: bool, messages: queue.Queue):
@@ -149,8 +147,8 @@ class _Process:
         self.name = results_name(config.datasets[number - 1])
         self.shown: list[str] = []
         self.failure: str | None = None
-        self.problems: list[str] = []  # of a configuration that cannot run
-        self.ready = False  # for signals, which would end it before
+        self.problems: list[str] = []  # mistakes in the configuration
+        self.ready = False  # for signals; before that they would kill it
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
@@ -160,25 +158,25 @@ class _Process:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # Ctrl-C is for the run's own process, which passes it on
+            start_new_session=True,  # Ctrl-C reaches the parent only, which passes it on
         )
         order = {"config": config.to_dict(), "number": number, "resumed": resumed}
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()  # and stays open: when it closes, this process is gone
+            self.process.stdin.flush()  # it stays open: the worker ends when it closes
         except BrokenPipeError:
-            pass  # it has ended already, and that is noticed below
+            pass  # it has ended already, which the thread below reports
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
     def _listen(self, messages: queue.Queue) -> None:
         for line in self.process.stdout:
-            with contextlib.suppress(ValueError):  # the last line of one that was killed may be torn
+            with contextlib.suppress(ValueError):  # the last line of a killed process may be cut
                 messages.put((self, json.loads(line)))
         self.process.wait()
         messages.put((self, None))
 
     def take(self, message: dict[str, Any]) -> None:
-        """Passes on what the process says."""
+        """Handles one message of the process."""
         if "show" in message:
             self.shown.append(message["show"])
         elif "line" in message:
@@ -196,24 +194,26 @@ class _Process:
                     logger_of_it.handle(record)
 
     def end(self) -> None:
-        """Shows what was held back, and notes how the process ended."""
+        """Shows the held back output, and records how the process ended."""
         if self.shown:
             console.show("".join(self.shown).rstrip("\n"))
         code = self.process.returncode
         if code and self.failure is None:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             self.failure = f"its process {how}"
         self.process.stdin.close()
         self.process.stdout.close()
 
 
 class _Conductor:
-    """The loop over the processes.
+    """Starts the workers and handles their messages.
 
     Args:
-        numbers: of the datasets to run, from 1.
-        resumed: whether the run goes on from what it had done before.
-        done: called when a dataset has ended well.
+        config: the run's configuration.
+        numbers: numbers of the datasets to run, from 1.
+        parts: shares of the machine.
+        resumed: whether the run continues an interrupted one.
+        done: called when a dataset has finished.
     """
 
     def __init__(
@@ -229,20 +229,22 @@ class _Conductor:
         self.running: list[_Process] = []
         self.messages: queue.Queue[tuple[_Process, dict[str, Any] | None]] = queue.Queue()
         self.failures: dict[str, str] = {}
-        self.refused: list[list[str]] = []  # why those of the failures could not run whose configuration is at fault
+        self.refused: list[list[str]] = []  # problems of the failures due to the configuration
         self.stopping = False
 
     def run(self) -> dict[str, str]:
-        """Runs them; why it failed, for each one that did, by its name."""
+        """Runs all workers; returns dataset -> cause for those that failed."""
         at_once = min(len(self.waiting), len(self.free))
-        logger.info("%s side by side, %d at a time", _counted(len(self.waiting), "dataset"), at_once)
+        logger.info("%s in parallel, %d at a time", _counted(len(self.waiting), "dataset"), at_once)
         try:
             with signals.held_back():
                 while self.waiting or self.running:
                     signals.check()
                     while self.waiting and self.free:
-                        self._start()
-                    self._hear()
+                        number, share = self.waiting.pop(0), self.free.pop(0)
+                        self.running.append(_Process(self.config, number, share, self.resumed, self.messages))
+                        logger.info("[%s] starts on %s", self.running[-1].name, share.words)
+                    self._receive()
                     if signals.save_asked():
                         self._send(signal.SIGUSR1)
         except KeyboardInterrupt:
@@ -250,8 +252,8 @@ class _Conductor:
             self._send(signal.SIGTERM)
             try:
                 while self.running:
-                    self._hear()
-            except BaseException:  # in a notebook, where nothing else ends what is still at work
+                    self._receive()
+            except BaseException:  # in a notebook nothing else ends the workers
                 self._send(signal.SIGKILL)
                 raise
             raise
@@ -260,13 +262,8 @@ class _Conductor:
             raise
         return self.failures
 
-    def _start(self) -> None:
-        started = _Process(self.config, self.waiting.pop(0), self.free.pop(0), self.resumed, self.messages)
-        self.running.append(started)
-        logger.info("[%s] starts on %s", started.name, started.share.words)
-
-    def _hear(self) -> None:
-        """Takes in one message, if one comes soon."""
+    def _receive(self) -> None:
+        """Handles one message, if one comes within `LOOK_EVERY` seconds."""
         try:
             process, message = self.messages.get(timeout=LOOK_EVERY)
         except queue.Empty:

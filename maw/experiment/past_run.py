@@ -1,11 +1,11 @@
-"""What a run has left behind: its results, the models it trained, and the collection they are for.
+"""Loads a finished run: its results, its trained models, and their corpus.
 
     run = PastRun.open("logs/tier1")                # or one dataset's folder in it
-    model = run.model("maw")                            # float32, with the best epoch's weights
+    model = run.model("maw")                        # float32, with the best epoch's weights
     corpus = run.corpus()
 
-The settings of dataset.json say how the collection was drawn; a checkpoint holds those of its own method. A checkpoint
-of other settings, which a later run into the same folder leaves there, is refused.
+dataset.json has the settings with which the collection was sampled, a checkpoint those of its method. A checkpoint
+with other settings, left by a later run in the same folder, is refused.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.training.checkpoint import load_checkpoint
 
-_VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among the runs of one method
-_ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where and how, and not what was trained
+_VARIES = (
+    "seed",
+    "learning_rate",
+    "kernel_learning_rate",
+    "router_learning_rate",
+)  # among the trainings of one method
+_ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where the run computes, not what it trains
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """One dataset of a run.
+    """One dataset of a finished run.
 
     Attributes:
-        folder: with its dataset.json.
-        result: what that holds.
-        config: the run's settings.
+        folder: the dataset's folder.
+        result: the content of its dataset.json.
+        config: the run's configuration.
     """
 
     folder: Path
@@ -50,12 +55,12 @@ class PastRun:
         """The newest results of a dataset.
 
         Args:
-            folder: a run's `log_dir`, or in it the folder of one dataset.
-            dataset: name of the results, such as msmarco or beir_scifact; needed where the folder has several.
+            folder: a run's `log_dir`, or the folder of one dataset in it.
+            dataset: name of the results, such as msmarco or beir_scifact; needed if the folder has several.
 
         Raises:
-            ConfigError: no results there, or several and none is named.
-            MAWError: results that cannot be read.
+            ConfigError: the folder has no such results, or several and `dataset` is None.
+            MAWError: the results cannot be read.
         """
         folder = Path(folder)
         paths = [folder / "dataset.json"] if (folder / "dataset.json").is_file() else folder.glob("*/dataset.json")
@@ -77,19 +82,19 @@ class PastRun:
 
     @property
     def name(self) -> str:
-        """Of the dataset."""
+        """Name of the dataset's results."""
         return self.result["dataset"]
 
     @property
     def methods(self) -> list[str]:
-        """The methods that the run compared, in the order of reports."""
+        """The run's methods, in the order of reports."""
         return [method.name for method in METHODS if method.key in self.result["results"]]
 
     def record(self, method: str) -> dict[str, Any]:
-        """What the run recorded of a method.
+        """A method's entry in dataset.json.
 
         Raises:
-            ConfigError: the run had no such method.
+            ConfigError: the run did not have that method.
         """
         if method not in self.methods:
             text = f"{suggestion(method, self.methods)}; it compared {', '.join(self.methods)}"
@@ -97,7 +102,7 @@ class PastRun:
         return self.result["results"][find_method(method).key]
 
     def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
-        """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
+        """The path of a method's best checkpoint, which may be gone; arguments as `checkpoint`."""
         config, parts = self.config, [self.name, method]
         parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
         parts += [f"fold{1 if fold is None else fold}"] if config.folds else []
@@ -107,24 +112,24 @@ class PastRun:
         """The folder of a method's best checkpoint.
 
         Args:
-            seed: of the training; the first one, if not given.
-            fold: from 1; the first one, if not given.
+            seed: the training's seed; the first one if None.
+            fold: from 1; the first one if None.
 
         Raises:
             ConfigError: the run had no such seed or fold.
-            MAWError: none was kept of them.
+            MAWError: the checkpoint is gone.
         """
         self.check_training(seed, fold)
         path = self.checkpoint_folder(method, seed, fold)
         if not path.is_dir():
-            raise MAWError(f"{path}: there is no such checkpoint; a run keeps one of each method, seed and fold")
+            raise MAWError(f"{path}: no such checkpoint; a run keeps one for each method, seed and fold")
         return path
 
     def check_training(self, seed: int | None, fold: int | None) -> None:
-        """That the run had such a training.
+        """Makes sure that the run had that seed and fold.
 
         Raises:
-            ConfigError: it had no such seed or fold.
+            ConfigError: it did not.
         """
         config = self.config
         seeds, folds = range(config.seed, config.seed + config.seeds), range(1, (config.folds or 0) + 1)
@@ -137,16 +142,16 @@ class PastRun:
     def model(
         self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
     ) -> BaselineRetriever:
-        """The retriever that a method ended with, in evaluation mode, on the device of this machine.
+        """A method's trained retriever, in evaluation mode, on the device of this machine.
 
         Args:
-            method: its name, as in `--methods`.
-            seed: of the training, where there were several; the first, if not given.
-            fold: of the cross-validation, where there were some; the first, if not given.
+            method: the method's name, as in `--methods`.
+            seed: the training's seed; the first one if None.
+            fold: the fold; the first one if None.
             precision: number format, as `Tier1Config.precision`.
 
         Raises:
-            MAWError: as `record` and `checkpoint`, and a checkpoint that is damaged or of another run.
+            MAWError: as `record` and `checkpoint`, or the checkpoint is damaged or from another run.
         """
         self.record(method)
         device = pick_device(replace(self.config, device=None))
@@ -159,21 +164,21 @@ class PastRun:
         return in_precision(model, precision).to(device).eval()
 
     def corpus(self) -> Corpus:
-        """The passages that the test queries were searched in.
+        """The corpus of the test queries.
 
         Raises:
-            DataError: the dataset cannot be loaded any more.
-            MAWError: its passages are others than those of the run.
+            DataError: the dataset can no longer be loaded.
+            MAWError: its passages have changed since the run.
         """
         names = [name for name in self.config.datasets if results_name(name) == self.name]
         if not names:
-            raise MAWError(f"{self.folder}: its configuration names no dataset whose results are called {self.name}")
+            raise MAWError(f"{self.folder}: no dataset of its configuration has results called {self.name}")
         config = self.config
         data = load_folds(names[0], config).whole if config.folds else load_collection(names[0], config)
         return data.test.corpus
 
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
-        """That a checkpoint is of this run, as far as settings tell."""
+        """Makes sure that a checkpoint has the settings of this run."""
         mine, its = Arm(find_method(method), self.config, None).config.to_dict(), config.to_dict()
         other = [
             name
@@ -182,11 +187,11 @@ class PastRun:
         ]
         if other:
             names = ", ".join(other[:5])
-            raise MAWError(f"{path}: is of another run than {self.folder}: they differ in {names}; run it again")
+            raise MAWError(f"{path}: is from another run than {self.folder}: they differ in {names}; run it again")
 
 
 def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetriever:
-    """The same retriever in another number format, from weights as they were read and trained."""
+    """The same retriever in another number format, made from the original weights."""
     if model.config.precision == precision:
         return model
     made = type(model)(replace(model.config, precision=precision))

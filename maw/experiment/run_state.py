@@ -1,19 +1,19 @@
-"""What an unfinished run needs to go on: how it was started, and what of it is done.
+"""State of an unfinished run, and the checks before it is resumed.
 
-    python tier_1.py --resume logs/tier1        # or last: the unfinished run under logs/ that was at work last
+    python tier_1.py --resume logs/tier1        # or last: the unfinished run under logs/ that wrote last
 
-A run's folder is its `log_dir`. While the run is unfinished it holds
+A run's folder is its `log_dir`. Until the run has finished, the folder holds
 
     state/run.json          settings, hashes of the code, libraries, number format; written before anything is computed
-    state/model.json        hash of the model's weights and of all else that decides its output
-    state/01/               of the first dataset: hashes of its data, which activations were stored, and each arm's
-                            finished runs and trials (`maw.experiment.dataset_state`)
+    state/model.json        hashes of the model's weights and of all else that decides its output
+    state/01/               of the first dataset: hashes of its data, its activation log, finished trainings and trials
+                            (`maw.experiment.dataset_state`)
     checkpoints/*_latest    the training in progress (`maw.training.checkpoint_writer`)
 
-and when the run has finished `state` is removed. To go on with other settings, code, libraries, weights or data would
-mix two experiments in one result: it is refused, with every difference. Settings in `RESULT_NEUTRAL` change no result.
+A run is not resumed with other settings, code, libraries, weights or data, since that would mix two experiments in one
+result; the error lists every difference. Settings in `RESULT_NEUTRAL` may differ.
 
-This module loads nothing heavy, so that a wrong --resume is answered at once.
+This module imports nothing heavy, so that a wrong --resume is answered at once.
 """
 
 from __future__ import annotations
@@ -37,16 +37,8 @@ from maw.storage.run_record import RUN, STATE, VERSION, read_run
 
 LAST = "last"
 _LIBRARIES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "numpy",
-    "scipy",
-    "statsmodels",
-    "pytrec-eval-terrier",
-    "faiss-cpu",
-    "faiss-gpu",
+    *("torch", "transformers", "tokenizers", "peft", "numpy", "scipy", "statsmodels", "pytrec-eval-terrier"),
+    *("faiss-cpu", "faiss-gpu"),
 )
 _LONGEST = 60
 
@@ -56,8 +48,8 @@ class RunState:
 
     Args:
         log_dir: the run's folder.
-        record: what run.json holds.
-        resumed: whether the run goes on from what it had done before.
+        record: the content of run.json.
+        resumed: whether this process continues an interrupted run.
     """
 
     def __init__(self, log_dir: Path, record: Mapping[str, Any], resumed: bool):
@@ -67,18 +59,18 @@ class RunState:
 
     @property
     def id(self) -> str:
-        """Tells the run from others in the same folder."""
+        """Unique id of the run."""
         return self.record["id"]
 
     def dataset(self, number: int) -> Path:
-        """Where the state of a dataset lies, from 1 in the order of the run."""
+        """The folder of a dataset's state; `number` counts from 1 in the order of the run."""
         return self.folder / f"{number:02d}"
 
     def record_or_compare(self, path: Path, what: str, found: Mapping[str, Any]) -> None:
-        """Notes in a file what the run computes with, or compares it with what was noted when it started.
+        """Saves facts when a run starts, and compares them with those saved when it is resumed.
 
         Raises:
-            ConfigError: it is not the same; one line for each difference.
+            ConfigError: the facts have changed; one line for each difference.
         """
         if not path.is_file():
             write_signed(path, {"found": found})
@@ -90,22 +82,22 @@ class RunState:
     @distributed.main_only
     def finish(self) -> None:
         """Removes the state: the run has finished."""
-        (self.folder / RUN).unlink(missing_ok=True)  # first, so that what a kill leaves is no run to go on with
+        (self.folder / RUN).unlink(missing_ok=True)  # first, so that a kill here leaves no resumable run
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
-    """Starts the state of a run, or takes up that of the run to resume; call it while the folder is locked.
+    """Creates the state of a new run, or opens that of the run to resume; the folder must be locked.
 
-    Of several processes the main one does, and the others read what it has written.
+    With several processes, the main one writes the state and the others read it.
 
     Args:
-        config: of the run; `resume` names the run to go on with.
-        facts: JSON-able; what else to note of a new run.
+        config: the run's configuration; `resume` names the run to resume.
+        facts: more JSON-able facts to save with a new run.
 
     Raises:
-        ConfigError: a run that cannot go on, with every difference; or a new one, where an unfinished one would be
-            lost.
+        ConfigError: the run to resume has changed, with every difference; or a new run would overwrite an unfinished
+            one.
         MAWError: the folder cannot be written.
     """
     log_dir = Path(config.log_dir)
@@ -124,7 +116,7 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         "version": VERSION,
         "id": secrets.token_hex(8),
         "started": datetime.now().isoformat(sep=" ", timespec="seconds"),
-        "config": config.to_dict() | {"restart": False},  # it is done, and going on does not ask for it again
+        "config": config.to_dict() | {"restart": False},  # done once, not again when the run is resumed
         "code": code_hashes(),
         "libraries": _libraries(),
         "processes": distributed.this_process().count,
@@ -135,15 +127,15 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
 
 
 def _read_shared(log_dir: Path) -> dict[str, Any]:
-    """What the main process has written.
+    """The run's record that the main process has written.
 
     Raises:
-        MAWError: it is not there.
+        MAWError: this process does not see it.
     """
     try:
         return read_run(log_dir)
     except ConfigError as error:
-        text = "is not the folder that the main process sees; it must lie on a disk that all machines share"
+        text = "is not the folder that the main process writes; it must be on a disk that all machines share"
         raise MAWError(f"--log-dir {log_dir}: {text}") from error
 
 
@@ -151,12 +143,12 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
     """The folder that --resume names.
 
     Args:
-        text: a run's folder, or last: of the unfinished runs that no process is at, the one that wrote last;
-            those with work in them come first.
-        log_dir: where to look for the last one, itself or in it; where runs lie by default, if not given.
+        text: a run's folder; or "last", the unfinished run without a process that wrote last, if possible one with
+            finished parts.
+        log_dir: where to look for "last": this folder and those in it; the default parent of runs if None.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such run.
     """
     if text != LAST:
         return Path(text)
@@ -165,24 +157,28 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
     found = [folder for folder in folders if (folder / STATE / RUN).is_file() and not is_held(folder)]
     if not found:
         raise ConfigError([f"--resume last: there is no unfinished run in {base} or in a folder of it"])
-    begun = [folder for folder in found if _has_begun(folder)]  # one that failed at its start hides no other
+    begun = []  # a run that failed at its start must not hide an earlier one
+    for folder in found:
+        with contextlib.suppress(DamagedError, KeyError):
+            if _has_work(folder, read_signed(folder / STATE / RUN)["id"]):
+                begun.append(folder)
     return max(begun or found, key=_last_written)
 
 
 def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
-    """What is not as it was when a run was started, of settings, code and libraries; one line each."""
+    """Settings, code and libraries that have changed since the run was started; one line each."""
     before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
     settings = [name for name in now if name not in RESULT_NEUTRAL]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
     if any(method in TRAINED_METHODS for method in config.methods):
-        count = distributed.launched().count  # the command line asks before the processes are joined
+        count = distributed.launched().count  # the command line asks before the processes are connected
         found += differences(record.get("processes", 1), count, "processes that train")
     found += differences(record["code"], code_hashes(), "code")
     return found + differences(record["libraries"], _libraries(), "libraries")
 
 
 def differences(before: Any, now: Any, name: str) -> list[str]:
-    """One line for each value that differs, named by its keys."""
+    """One line for each value that differs, with its keys."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = sorted({*before, *now})
         return [line for key in keys for line in differences(before.get(key), now.get(key), f"{name} {key}".lstrip())]
@@ -190,10 +186,10 @@ def differences(before: Any, now: Any, name: str) -> list[str]:
 
 
 def code_hashes() -> dict[str, str]:
-    """File -> the start of its SHA-256, of all modules of the package, in every room.
+    """File -> first 16 digits of its SHA-256, for all modules of the package.
 
-    Templates and style sheets (*.j2, *.html, *.css) are left out: reports are made with them after all is computed, so
-    they change no result. `tier_1.py` is left out too: it starts a run and computes nothing.
+    Templates and style sheets (*.j2, *.html, *.css) are left out: they only lay out reports and change no result.
+    `tier_1.py` is left out too: it starts a run and computes nothing.
     """
     package = Path(__file__).parents[1]
     return {
@@ -211,20 +207,21 @@ def _libraries() -> dict[str, str]:
 
 
 def _make_way(log_dir: Path, restart: bool) -> None:
-    """Removes the state of an unfinished run, unless there is work in it that nobody has given up."""
+    """Removes the state of an unfinished run; refuses if it has finished parts and --restart is not given."""
     path, record = log_dir / STATE / RUN, None
     if path.is_file() and not restart:
-        with contextlib.suppress(DamagedError):  # what is damaged cannot be gone on with
+        with contextlib.suppress(DamagedError):  # a damaged run cannot be resumed
             record = read_signed(path)
     if record is not None and _has_work(log_dir, record["id"]):
         text = f"{log_dir}: holds an unfinished run, started {record['started']}, that this one would replace"
-        way = f"--resume {log_dir} goes on with it; --restart gives it up; or choose another --log-dir"
+        way = f"--resume {log_dir} continues it; --restart discards it; or choose another --log-dir"
         raise ConfigError([text, way])
     path.unlink(missing_ok=True)
     shutil.rmtree(log_dir / STATE, ignore_errors=True)
 
 
 def _has_work(log_dir: Path, run: str) -> bool:
+    """Whether an unfinished run has a finished training or trial, or a checkpoint."""
     state = log_dir / STATE
     runs = (path for path in state.glob("*/*/record.json") if path.parent.name != "activations")
     if any(runs) or any(state.glob("*/trials_*.json")):
@@ -237,16 +234,10 @@ def _has_work(log_dir: Path, run: str) -> bool:
     return False
 
 
-def _has_begun(log_dir: Path) -> bool:
-    with contextlib.suppress(DamagedError, KeyError):
-        return _has_work(log_dir, read_signed(log_dir / STATE / RUN)["id"])
-    return False
-
-
 def _written_by_runs(log_dir: Path) -> Iterator[Path]:
-    """The folders in which an interrupted run may have left temporary files."""
+    """Folders in which an interrupted run may have left temporary files."""
     yield from (log_dir, log_dir / "summary")
-    for result in log_dir.glob("*/dataset.json"):  # whose pictures come last
+    for result in log_dir.glob("*/dataset.json"):  # its figures are written last
         yield from (result.parent, *result.parent.glob("*/"))
     for name in (STATE, "checkpoints"):
         yield log_dir / name
@@ -260,8 +251,8 @@ def _last_written(log_dir: Path) -> int:
 
 
 def refusal(log_dir: Path) -> str:
-    """The line above the differences."""
-    return f"--resume {log_dir}: the run cannot go on, for not all is as it was when it started:"
+    """The error line above the differences."""
+    return f"--resume {log_dir}: the run cannot continue, since these have changed since it started:"
 
 
 def _short(value: Any) -> str:

@@ -1,21 +1,21 @@
-"""Learning rates by trials on validation: every arm gets exactly as many as every other.
+"""Learning rate search on validation, with the same number of trials for every method.
 
     python tier_1.py --preset offline --tune 9
 
-A trial is a whole training with the run's own seed; its score is the best epoch's validation nDCG@10. It writes no
-checkpoint and is given no test data. Each arm has a space of its own: the rate of its layers or adapters, that of its
-depth kernels where it has some, and that of its routers where they learn, each a factor of ten either way around its
-default. How far from there the trials go is the same for all:
+A trial is a whole training with the run's seed. Its score is the best epoch's validation nDCG@10. It leaves no
+checkpoint and gets no test data. The search space of a method has the rate of its layers or adapters, of its depth
+kernels if it has any, and of its routers if they learn, each within a factor of ten around its default. The trials of
+every method are:
 
-1. the arm's defaults;
-2. up to two thirds of the trials, quasi-random points of the space, evenly spread in the logarithm (a scrambled Halton
-   sequence, Owen 2017, arXiv:1706.02808), the same for all arms with as many rates;
-3. the last third, one rate at a time around the best trial so far: where it has the lowest or the highest value tried
-   of a rate, a step beyond it, by the mean distance of the values tried, so that the range grows; else half-way
-   to the better of its two neighbours.
+1. the method's defaults;
+2. up to two thirds of the trials: quasi-random points, uniform in the logarithm (a scrambled Halton sequence, Owen
+   2017, arXiv:1706.02808), the same for all methods with the same number of rates;
+3. the last third: one rate at a time around the best trial so far. If that trial has the lowest or highest value tried
+   of a rate, the next one is a step beyond it, by the mean ratio of the values tried; else it is half-way to the
+   better of the two neighbours.
 
-A training that diverges is a trial without a score; if all have, the rates go down by a factor of ten. A winner that
-is still at an edge when the trials are used up is reported.
+A training that diverges is a trial without a score; if all diverged, the rates go down by a factor of ten. The run
+warns if the best trial is at the edge of the values tried.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from maw.training.progress import VALIDATION_METRIC, CheckpointWriter
 logger = logging.getLogger(__name__)
 
 FACTOR = 10.0
-HIGHEST = 1.0  # a learning rate that the configuration takes
+HIGHEST = 1.0  # the highest learning rate that the configuration allows
 DIGITS = 4
 
 Rates = dict[str, float]
@@ -50,11 +50,11 @@ Rates = dict[str, float]
 
 @dataclass(frozen=True)
 class Trial:
-    """One training on trial.
+    """One trial of a search.
 
     Attributes:
         number: from 1.
-        rates: what it was trained with.
+        rates: learning rates by setting.
         how: "default", "drawn", "between" two trials, "beyond" the range tried so far, or "lower" after failures.
         score: best validation nDCG@10; None if it diverged.
         facts: JSON-able: seconds, and steps and best epoch, or why it failed.
@@ -68,32 +68,35 @@ class Trial:
 
     @property
     def record(self) -> dict[str, Any]:
-        """For dataset.json."""
+        """The trial's entry in dataset.json."""
         score = {f"val_{VALIDATION_METRIC}": self.score}
         return {"trial": self.number, "how": self.how, "rates": self.rates} | score | self.facts
 
 
 class Search:
-    """Which rates to try next.
+    """Chooses the rates of each trial.
 
     Args:
-        defaults: the arm's own rates, by setting.
-        trials: how many there will be.
-        seed: of the quasi-random points.
+        defaults: the method's default rates by setting.
+        trials: number of trials.
+        seed: seed of the quasi-random points.
     """
 
     def __init__(self, defaults: Mapping[str, float], trials: int, seed: int):
         self.defaults, self.names = dict(defaults), tuple(defaults)
-        self.range = {name: _around(value) for name, value in defaults.items()}
+        self.range = {name: (value / FACTOR, min(value * FACTOR, HIGHEST)) for name, value in defaults.items()}
         self.drawn = trials - trials // 3
         points = qmc.Halton(len(self.names), rng=np.random.default_rng(seed)).random(max(0, self.drawn - 1))
         self.points = [
-            {name: _between(*self.range[name], share) for name, share in zip(self.names, point, strict=True)}
+            {
+                name: _rounded(low * (high / low) ** share)
+                for (name, (low, high)), share in zip(self.range.items(), point, strict=True)
+            }
             for point in points.tolist()
         ]
 
     def next(self, done: Sequence[Trial]) -> tuple[Rates, str]:
-        """Rates of the next trial, and how they came about, given all trials so far."""
+        """Rates of the next trial, and how they were chosen, given all trials so far."""
         if not done:
             return self.defaults, "default"
         if len(done) < self.drawn:
@@ -112,7 +115,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found: the rates chosen, all trials, and a JSON-able account of both."""
+    """Result of a search: the chosen rates, all trials, and a JSON-able record of both."""
 
     rates: Rates
     trials: tuple[Trial, ...]
@@ -120,16 +123,16 @@ class Tuned:
 
 
 class TrialLog(Protocol):
-    """Where the trials of a search are kept, so that an interrupted one goes on (`maw.experiment.dataset_state`)."""
+    """Saves the trials of a search, so that an interrupted one can continue (`maw.experiment.dataset_state`)."""
 
     def read(self) -> list[Trial]:
-        """Those that are over."""
+        """The finished trials."""
 
     def write(self, trials: Sequence[Trial]) -> None:
-        """Keeps all that are over."""
+        """Saves all finished trials."""
 
     def writer(self, number: int, rates: Rates) -> CheckpointWriter:
-        """What saves a trial while it goes on."""
+        """The checkpoint writer of one trial."""
 
 
 def tune(
@@ -142,17 +145,17 @@ def tune(
     show: Callable[[Trial, int, bool], None] = lambda *_: None,
     log: TrialLog | None = None,
 ) -> Tuned:
-    """Finds an arm's rates in exactly so many trials.
+    """Finds a method's learning rates in exactly `trials` trials.
 
     Args:
-        arm: what to tune.
-        train: to train on.
-        validation: to judge by.
+        arm: the method to tune.
+        train: training data.
+        validation: data that scores the trials.
         dataset: for messages.
-        trials: how many, at least 1.
-        seed: of the trainings and of the points drawn.
-        show: called after each trial with it, the number of all, and whether it is the best so far.
-        log: keeps the trials that are over, and saves the one in progress.
+        trials: number of trials, at least 1.
+        seed: seed of the trainings and of the quasi-random points.
+        show: called after each trial with the trial, `trials`, and whether it is the best so far.
+        log: saves finished trials and the one in progress; None to save none.
 
     Raises:
         MAWError: every trial diverged.
@@ -173,8 +176,8 @@ def tune(
     best = best_of(done)
     if best is None:
         raise MAWError(
-            f"{dataset} {arm.method.name}: all {trials} trials diverged ({done[-1].facts['failed']}); allow more, or "
-            "set the rates to lower ones"
+            f"{dataset} {arm.method.name}: all {trials} trials diverged ({done[-1].facts['failed']}); allow more "
+            "trials, or set lower rates"
         )
     return Tuned(best.rates, tuple(done), _account(search, best, done))
 
@@ -193,7 +196,7 @@ def _try(
     started = time.perf_counter()
     with arm.metered() as meter:
         try:
-            config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
+            config = replace(arm.configure(seed, rates), diagnostics="none")  # the weights of a trial are not kept
             history = arm.train(arm.build(config), train, validation, dataset, writer)
         except NotFiniteError as error:
             facts = {"failed": str(error), "seconds": time.perf_counter() - started}
@@ -211,12 +214,12 @@ def _try(
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial of highest score, the first of equals; None if none has a score."""
+    """The trial with the highest score, the first of equal ones; None if all diverged."""
     return max((trial for trial in trials if trial.score is not None), key=lambda trial: trial.score, default=None)
 
 
 def at_edge(best: Trial, trials: Sequence[Trial]) -> dict[str, str]:
-    """The rates of which the best trial has the lowest or highest value tried, by setting: "lowest" or "highest"."""
+    """Setting -> "lowest" or "highest", for each rate whose best value is at the edge of those tried."""
     found = {}
     for name, value in best.rates.items():
         values = _values(name, trials)
@@ -249,7 +252,7 @@ def _values(name: str, trials: Sequence[Trial]) -> list[float]:
 
 
 def _beyond(name: str, best: Trial, trials: Sequence[Trial]) -> float | None:
-    """A step out of the range tried, where the best trial is at its edge; None where it is not, or cannot go on."""
+    """A value beyond those tried, if the best trial is at their edge; else None, also at the highest allowed rate."""
     values = _values(name, trials)
     value = best.rates[name]
     if value not in (values[0], values[-1]):
@@ -273,15 +276,6 @@ def _half_way(name: str, best: Trial, trials: Sequence[Trial]) -> float:
     return _rounded(math.sqrt(best.rates[name] * max(neighbours, key=score)))
 
 
-def _around(default: float) -> tuple[float, float]:
-    return default / FACTOR, min(default * FACTOR, HIGHEST)
-
-
-def _between(low: float, high: float, share: float) -> float:
-    """The point of a range at `share` of the way, in the logarithm."""
-    return _rounded(low * (high / low) ** share)
-
-
 def _rounded(value: float) -> float:
-    """To so few digits that it can be typed in."""
+    """Rounded to four significant digits, so that users can type it."""
     return float(f"{value:.{DIGITS}g}")

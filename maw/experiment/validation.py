@@ -1,7 +1,7 @@
-"""What a run needs of its configuration beyond types and ranges: datasets that exist, layers that the model has.
+"""Checks of a configuration beyond types and ranges: datasets that exist, layers that the model has.
 
 `validate` lists every mistake at once. It reads the model's config.json and nothing heavier, so that a wrong layer
-number costs a second and not the minutes that loading torch, the model and the data would take.
+number is reported within a second, before torch, the model and the data are loaded.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ NO_FOLDS = {
 
 
 def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
-    """Checks a whole run, before anything is loaded.
+    """Checks a whole run before anything is loaded, and brings changed settings into their final form.
 
     Args:
-        config: the run.
-        spec: its model, if it has been looked up already.
+        config: the run's configuration.
+        spec: its model; read from the model's files if None.
 
     Returns:
         The model's specification.
@@ -50,11 +50,11 @@ def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
     Raises:
         ConfigError: every mistake found, a model that cannot be used included; one line each.
     """
-    config.recheck()  # brings settings changed since the start into their final form
-    judged, problems = gather(vars(config))
-    problems, spec = find_problems(judged, problems, spec=spec)
+    checked, problems = gather(vars(config))
+    problems, spec = find_problems(checked, problems, spec=spec)
     if problems or spec is None:
         raise ConfigError([str(problem) for problem in problems])
+    vars(config).update(vars(checked))
     return spec
 
 
@@ -66,16 +66,19 @@ def find_problems(
     *,
     mistaken: bool = False,
 ) -> tuple[list[Problem], ModelSpec | None]:
-    """All problems of a run, those known already first, and the model's specification if it could be read.
+    """All problems of a run, the known ones first, and the model's specification if it could be read.
 
-    A setting that is known to be wrong is not judged again, nor what follows from it; `unsure` names more of them.
-    Once there is a problem, or a mistake elsewhere (`mistaken`), the network is left alone: a model that would have to
-    be downloaded is then not judged.
+    Args:
+        config: the run's configuration.
+        known: problems found already; their settings, and what follows from them, are not judged again.
+        unsure: more settings not to judge.
+        spec: the model's specification, if it was read already.
+        mistaken: whether there are mistakes elsewhere. After any mistake the network is not used, so a model that must
+            be downloaded is not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
     found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
-    found += _method_problems(config) + _folder_problems(config) + _search_problems(config) + _fold_problems(config)
-    found += _tracker_problems(config)
+    found += _method_problems(config) + _folder_problems(config) + _package_problems(config) + _fold_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -92,29 +95,30 @@ def find_problems(
 
 def _fold_problems(config: Tier1Config) -> list[Problem]:
     names = [name for name in config.datasets if name in NO_FOLDS] if config.folds else []
-    texts = [f"{name} cannot be divided anew: {NO_FOLDS[name]}; leave it out, or folds at 0" for name in names]
+    texts = [
+        f"{name} cannot be divided into folds: {NO_FOLDS[name]}; leave it out, or set folds to 0" for name in names
+    ]
     return [Problem("folds", text, ("datasets",)) for text in texts]
 
 
-def _search_problems(config: Tier1Config) -> list[Problem]:
-    if config.search == "exact" or importlib.util.find_spec("faiss"):
-        return []
-    text = f"{config.search} needs FAISS: pip install faiss-cpu, or faiss-gpu with an NVIDIA GPU, never both; or exact"
-    return [Problem("search", text)]
-
-
-def _tracker_problems(config: Tier1Config) -> list[Problem]:
+def _package_problems(config: Tier1Config) -> list[Problem]:
+    found = []
+    if config.search != "exact" and not importlib.util.find_spec("faiss"):
+        text = (
+            f"{config.search} needs FAISS: install faiss-cpu, or faiss-gpu for an NVIDIA GPU, not both; or set exact"
+        )
+        found.append(Problem("search", text))
     package = PACKAGES.get(config.report_to)
-    found = importlib.util.find_spec(config.report_to) if package else None
-    if package is None or (found and found.origin):  # without: a folder of that name, as trackers make them
-        return []
-    return [Problem("report_to", f"{config.report_to} is not installed: pip install {package}; or none")]
+    spec = importlib.util.find_spec(config.report_to) if package else None
+    if package and not (spec and spec.origin):  # no origin: only a folder of that name, as trackers create
+        found.append(Problem("report_to", f"{config.report_to} is not installed: pip install {package}; or set none"))
+    return found
 
 
 def _process_problems(config: Tier1Config) -> list[Problem]:
     if not config.parallel_datasets or distributed.launched().count == 1:
         return []
-    text = "the processes of torchrun share each dataset already; leave it out, or start one process"
+    text = "the processes of torchrun already share each dataset; leave it out, or start one process"
     return [Problem("parallel_datasets", text)]
 
 
@@ -141,22 +145,19 @@ def _dataset_problem(name: str) -> str | None:
     if not is_folder(folder):
         return f"{show(name)}: there is no such folder"
     if judgements is not None and not SAFE_NAME.fullmatch(judgements):
-        return f"{show(name)}: what follows @ names the test judgements, qrels/NAME.tsv; {show(judgements)} is no name"
-    return _beir_problem(name, Path(folder).expanduser(), judgements or "test")
-
-
-def _beir_problem(name: str, folder: Path, judgements: str) -> str | None:
-    """What a folder in BEIR layout lacks of the three files that every run reads."""
-    files = {"corpus.jsonl": "passages", "queries.jsonl": "queries", f"qrels/{judgements}.tsv": "test judgements"}
+        return f"{show(name)}: the text after @ names the judgements qrels/NAME.tsv; {show(judgements)} is not a name"
+    files = {"corpus.jsonl": "passages", "queries.jsonl": "queries"}
+    files[f"qrels/{judgements or 'test'}.tsv"] = "test judgements"
     for file, what in files.items():
-        lacks = _lacks(folder / file)
+        path = Path(folder).expanduser() / file
+        lacks = _lacks(path)
         if lacks:
-            return f"{show(name)}: {folder / file} {lacks}; a folder in BEIR layout has its {what} there"
+            return f"{show(name)}: {path} {lacks}; a folder in BEIR layout has its {what} there"
     return None
 
 
 def _lacks(path: Path) -> str | None:
-    """Why there is nothing to read in a file; None if there is something."""
+    """Why a file cannot be read or is empty; None if it has content."""
     try:
         if not path.is_file():
             return "is missing"
@@ -171,14 +172,14 @@ def _distractor_problems(config: Tier1Config) -> list[Problem]:
         try:
             folder = Path(name.removeprefix(BEIR)).expanduser().resolve()
             there = folder.is_dir() and _lacks(folder / "corpus.jsonl") is None
-        except (OSError, RuntimeError, ValueError):  # too long a name, ~ of an unknown user, a NUL
+        except (OSError, RuntimeError, ValueError):  # name too long, ~ of an unknown user, a NUL
             folder, there = Path(), False
         if not there:
-            found.append(
-                f"{show(name)}: there is no folder with passages in a corpus.jsonl; give folders in BEIR layout"
-            )
+            found.append(f"{show(name)}: no such folder with passages in corpus.jsonl; give folders in BEIR layout")
         elif folder.name in names:
-            found.append(f"two folders are called {show(folder.name)}, so their passages would mix; rename one")
+            found.append(
+                f"two folders are called {show(folder.name)}, so their passages could not be told apart; rename one"
+            )
         names.append(folder.name)
     return [Problem("distractors", text) for text in found]
 
@@ -188,13 +189,13 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
     found = []
     if trained and min(config.batch_size, config.train_samples) < 2:
         short = "batch_size" if config.batch_size < 2 else "train_samples"
-        text = f"must be at least 2 for {', '.join(trained)}: alone in its batch a query has no negatives"
+        text = f"must be at least 2 for {', '.join(trained)}: a query alone in its batch has no negatives"
         found.append(Problem(short, text, ("methods",)))
     needed = {"maw_layers": ("maw", "without MAW layers"), "finetune_layers": ("baseline", "nothing to train")}
     empty = {name for name in needed if getattr(config, name) in ("none", [])}
     for name, (retriever, what) in needed.items():
         without = [method for method in trained if find_method(method).retriever == retriever]
-        if name == "finetune_layers" and "maw_layers" not in empty:  # some have those to adapt
+        if name == "finetune_layers" and "maw_layers" not in empty:  # LoRA in MAW layers has those to train
             without = [method for method in without if not find_method(method).reaches_maw_layers]
         if without and name in empty:
             which = ", ".join(without)
@@ -207,13 +208,13 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
 def _folder_problems(config: Tier1Config) -> list[Problem]:
     found = []
     if config.log_dir.startswith("~"):
-        text = f"{show(config.log_dir)} would make a folder called ~; write the home folder out"
+        text = f"{show(config.log_dir)} would create a folder called ~; write out the path of the home folder"
         found.append(Problem("log_dir", text))
     for name in ("log_dir", "cache_dir"):
         folder = getattr(config, name)
         try:
             wrong = "is a file, not a folder" if folder and Path(folder).expanduser().is_file() else None
-        except (OSError, RuntimeError) as error:  # too long a name, or ~ of an unknown user
+        except (OSError, RuntimeError) as error:  # name too long, or ~ of an unknown user
             wrong = getattr(error, "strerror", None) or str(error)
         if wrong:
             found.append(Problem(name, f"{show(folder)}: {wrong}"))
@@ -230,7 +231,7 @@ def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
     if config.grpo_group == "all" and config.router == "grpo" and not any(p.name == "maw_layers" for p in found):
         layers = parse_layers(config.maw_layers, spec.num_layers)
         if len(layers) > 1:
-            text = f"all is for one decision a text, and there are {len(layers)} MAW layers; use sampled"
+            text = f"all needs one decision for each text, but there are {len(layers)} MAW layers; use sampled"
             found.append(Problem("grpo_group", text, ("maw_layers",)))
     for name in ("lora_rank", "kernel_rank"):
         rank = getattr(config, name)

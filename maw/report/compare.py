@@ -29,7 +29,8 @@ from maw.evaluation.power import detectable, queries_needed
 from maw.evaluation.significance import paired_tests
 from maw.report.rebuild import find_folders, read_json, read_result
 from maw.report.tables.trec import FOLDER, read_qrels, token
-from maw.report.text.format import as_table, clean, fact, heading, p_value, wrapped
+from maw.report.text.differences import COLUMNS, MORE, cells, more_cells
+from maw.report.text.format import as_table, clean, fact, heading, wrapped
 
 _PERMUTATIONS = 10_000
 _PLACES = ("log_dir", "cache_dir", "dry_run", "profile", "compress_logs", "run_files")
@@ -145,34 +146,13 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    header = (
-        title,
-        "first",
-        "second",
-        "differ.",
-        "95% interval",
-        "p",
-        "Holm p",
-        "t-test p",
-        "effect d",
-        "queries needed",
-    )
-    cells = [
-        [
-            _row_name(row),
-            f"{row['first']:.4f}",
-            f"{row['second']:.4f}",
-            f"{row['mean_difference']:+z.4f}",
-            f"[{row['ci_low']:+z.4f}, {row['ci_high']:+z.4f}]",
-            p_value(row["p_value"]),
-            p_value(row["p_holm"]),
-            p_value(row["t_p_value"]),
-            "-" if row["effect_size"] is None else f"{row['effect_size']:+z.3f}",
-            "-" if row["queries_needed"] is None else f"{row['queries_needed']:,}",
-        ]
-        for row in rows
-    ]
-    return as_table(header, cells)
+    lines = []
+    for row in rows:
+        difference, _, *tests = cells(row, row["p_holm"])  # without the relative difference
+        lines.append([_row_name(row), f"{row['first']:.4f}", f"{row['second']:.4f}", difference, *tests])
+        lines[-1] += more_cells(row)
+    first, _, *columns = COLUMNS
+    return as_table((title, "first", "second", first, *columns, *MORE), lines)
 
 
 def _row_name(row: Mapping[str, Any]) -> str:

@@ -101,9 +101,8 @@ def free_folder(log_dir: Path | str, dataset: str, timestamp: str) -> Path:
     Raises:
         MAWError: a name is not safe as a folder's.
     """
-    name = f"{_safe(dataset)}_{_safe(timestamp)}"
-    names = [name, *(f"{name}_{number}" for number in range(2, _REPEATS))]
-    return next(folder for folder in (Path(log_dir) / each for each in names) if not folder.exists())
+    folders = _folders(Path(log_dir), f"{_safe(dataset)}_{_safe(timestamp)}")
+    return next(folder for folder in folders if not folder.exists())
 
 
 def write_profile(folder: Path, content: Mapping[str, Any]) -> Path:
@@ -166,10 +165,13 @@ def _safe(name: str) -> str:
     return name
 
 
+def _folders(log_dir: Path, name: str) -> list[Path]:
+    return [log_dir / name, *(log_dir / f"{name}_{number}" for number in range(2, _REPEATS))]
+
+
 def _new_folder(log_dir: Path, name: str) -> Path:
     """Creates a folder that did not exist; two runs never share one."""
-    for number in range(1, _REPEATS):
-        folder = log_dir / (name if number == 1 else f"{name}_{number}")
+    for folder in _folders(log_dir, name):
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
             folder.mkdir()

@@ -126,5 +126,5 @@ def test_a_run_whose_data_is_gone_says_so(tiny_run, tmp_path):
     result = json.loads(path.read_text())
     result["configuration"]["datasets"] = ["pystdlib"]
     path.write_text(json.dumps(result))
-    with pytest.raises(MAWError, match="names no dataset whose results are called beir_small"):
+    with pytest.raises(MAWError, match="no dataset of its configuration has results called beir_small"):
         PastRun.open(other).corpus()

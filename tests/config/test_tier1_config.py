@@ -374,7 +374,7 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"datasets": ["beir:" + "x" * 300]}, "datasets", "no such folder"),
         ({"datasets": ["beir:a\0b"]}, "datasets", "no such folder"),
         ({"log_dir": __file__}, "log_dir", "is a file, not a folder"),
-        ({"log_dir": "~/logs"}, "log_dir", "write the home folder out"),
+        ({"log_dir": "~/logs"}, "log_dir", "write out the path of the home folder"),
         ({"cache_dir": __file__}, "cache_dir", "is a file, not a folder"),
         ({"cache_dir": "x" * 300}, "cache_dir", "xxx"),
     ],
@@ -397,8 +397,8 @@ def test_test_judgements_of_a_beir_folder(spec, tmp_path):
     assert validate(Tier1Config(datasets=[name, f"{name}@dl19", f"{name}@dl20"]), spec) is spec
     for wrong, message in [
         (f"{name}@dl21", f"{qrels / 'dl21.tsv'} is missing"),
-        (f"{name}@", "'' is no name"),
-        (f"{name}@..", "'..' is no name"),
+        (f"{name}@", "'' is not a name"),
+        (f"{name}@..", "'..' is not a name"),
         (f"beir:{tmp_path}/nowhere@dl19", "there is no such folder"),
         (f"{name}@x/y", "there is no such folder"),
     ]:

@@ -314,7 +314,7 @@ def test_distractors_join_before_the_sample_and_not_in_training(config, folders)
 def test_a_distractor_folder_that_is_not_there(config, tmp_path, wrong):
     (tmp_path / "no corpus").mkdir()
     name = str(tmp_path / wrong) if " " in wrong or wrong == "missing" else wrong
-    with pytest.raises(ConfigError, match=r"distractors: .+: there is no folder with passages in a corpus.jsonl"):
+    with pytest.raises(ConfigError, match=r"distractors: .+: no such folder with passages in corpus.jsonl"):
         validate(config(distractors=[name], model="packaged:all-MiniLM-L6-v2"))
 
 

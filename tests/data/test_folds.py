@@ -213,6 +213,6 @@ def test_public_datasets_that_cannot_be_pooled_are_refused_before_anything_is_lo
     from maw.experiment.validation import validate
 
     settings = {"model": str(models("bert")), "datasets": ["msmarco", name]}
-    with pytest.raises(ConfigError, match=f"folds: {name} cannot be divided anew: its? "):
+    with pytest.raises(ConfigError, match=f"folds: {name} cannot be divided into folds: its? "):
         validate(Tier1Config(folds=3, **settings))
     validate(Tier1Config(folds=0, **settings))

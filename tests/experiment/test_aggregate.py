@@ -126,7 +126,7 @@ def test_seeds_are_no_further_observations_of_a_query():
 
 
 def test_what_does_not_belong_together_is_refused():
-    with pytest.raises(ValueError, match="seeds were measured on different queries"):
+    with pytest.raises(ValueError, match="seeds were tested on different queries"):
         averaged([evaluation([0.5]), evaluation([0.5], first=1)])
     with pytest.raises(ValueError, match="evaluated on two folds"):
         joined([evaluation([0.5]), evaluation([0.5])])

@@ -257,7 +257,7 @@ def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings
     one = replace(data, query_ids=[first], queries=data.queries[:1], qrels={first: data.qrels[first]})
     run = DatasetRun(replace(graded(1), train=one), config, model_spec(config), torch.device("cpu"))
     monkeypatch.setattr("maw.experiment.dataset_run.Arm", lambda *words: pytest.fail("a method ran"))
-    with pytest.raises(MAWError, match="tiny: there is one training query"):
+    with pytest.raises(MAWError, match="tiny: there is only one training query"):
         run.run()
 
 

@@ -108,7 +108,7 @@ def check_one_failure(words, logs, monkeypatch, capfd, good, bad):
         patch.setattr("torch.get_num_threads", lambda: count)
         assert tier_1.main([*words, "--parallel-datasets", "--log-dir", str(logs)]) == 1
     said = capfd.readouterr()
-    assert f"{count} datasets side by side, {count} at a time" in said.err
+    assert f"{count} datasets in parallel, {count} at a time" in said.err
     assert all(f"[{name}] starts on 1 thread" in said.err for name in (*good, bad))
     assert f"error: 1 of {count} datasets failed. {bad}: " in said.err and "train.tsv" in said.err
     assert f"--resume {logs} goes on" in said.err and "Summary of the run" not in said.out
@@ -139,8 +139,8 @@ def test_three_side_by_side_and_resumed_are_as_in_sequence(models, tmp_path, mon
         patch.setattr("torch.get_num_threads", lambda: 3)
         assert tier_1.main(["--resume", str(logs)]) == 0
     said = capfd.readouterr()
-    assert said.out.count("done before the run was interrupted") == 2 and said.out.count("Summary of the run") == 1
-    assert "1 dataset side by side" in said.err and "[beir_one]" not in said.err
+    assert said.out.count("finished before the run was interrupted") == 2 and said.out.count("Summary of the run") == 1
+    assert "1 dataset in parallel" in said.err and "[beir_one]" not in said.err
     assert tier_1.main([*words, "--log-dir", str(tmp_path / "sequence")]) == 0
     assert results(logs) == results(tmp_path / "sequence")
     assert list(results(logs)) == ["beir_one", "beir_two", "beir_three"]
@@ -234,7 +234,7 @@ def test_a_process_that_is_killed_is_told(play, caplog):
         os.kill(int(message.split()[-1]), signal.SIGTERM)
 
     threading.Thread(target=end_the_other, daemon=True).start()
-    with pytest.raises(MAWError, match=r"2 of 2 .* beir_nq: its process was ended by SIGKILL; msmarco: .* code 143"):
+    with pytest.raises(MAWError, match=r"2 of 2 .* beir_nq: its process was killed by SIGKILL; msmarco: .* code 143"):
         play(killed=2)
 
 

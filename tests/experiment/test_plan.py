@@ -121,14 +121,14 @@ def test_seeds_trials_and_folds_are_counted(tmp_path, models, spec):
     for seeds, folds in ((1, 0), (3, 4)):
         config = config_of(tmp_path, models, seeds=seeds, folds=folds, run_files="none")
         plan = make_plan(config, spec, [needs])
-        (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
+        (room,) = (room for disk in plan.disks for room in disk.requirements if room.what == "results and checkpoints")
         checkpoints[seeds] = (
             room.size
             - maw.experiment.plan.disk_space.LOG_BYTES
             - maw.experiment.plan.disk_space.state_bytes(config, spec, plan.works)
         )
     assert checkpoints[3] == 12 * checkpoints[1]
-    assert "those that train on each of 3 seeds and 4 folds" in " ".join(plan_text(plan).split())
+    assert "trained ones on each of 3 seeds and 4 folds" in " ".join(plan_text(plan).split())
 
 
 def test_run_files_need_room(tmp_path, models, spec):
@@ -136,7 +136,7 @@ def test_run_files_need_room(tmp_path, models, spec):
     needs, sizes = Needs("x", passages={"a": 500}, mean_characters=100), {}
     for form in ("none", "auto", "plain"):
         plan = make_plan(config_of(tmp_path, models, run_files=form, seeds=3), spec, [needs])
-        (room,) = (room for disk in plan.disks for room in disk.rooms if room.what == "results and checkpoints")
+        (room,) = (room for disk in plan.disks for room in disk.requirements if room.what == "results and checkpoints")
         sizes[form] = room.size
     lines = (1 + 2 * 3) * 500 * 1000
     assert sizes["auto"] - sizes["none"] == lines * maw.experiment.plan.disk_space.RUN_LINE_BYTES_GZIP
@@ -194,10 +194,10 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec, monkeypatch):
     assert shown.count("psgs_w100.tsv.gz") == 1, "what two datasets share is fetched once"
     assert "Resumed" not in shown
     resumed = replace(plan, config=replace(plan.config, resume="logs"))
-    assert "Resumed   the plan is of the whole run" in plan_text(resumed)
-    downloads = next(room for disk in plan.disks for room in disk.rooms if room.what == "downloads")
+    assert "Resumed   the plan is for the whole run" in plan_text(resumed)
+    downloads = next(room for disk in plan.disks for room in disk.requirements if room.what == "downloads")
     assert (downloads.size, downloads.folder) == (9 * GB, tmp_path / "ir")
-    stores = next(room for disk in plan.disks for room in disk.rooms if room.what == "passage stores")
+    stores = next(room for disk in plan.disks for room in disk.requirements if room.what == "passage stores")
     assert stores.size == 21 * GB, "and stored once"
     assert not list(tmp_path.rglob("*")), "nothing is written"
 
@@ -209,7 +209,7 @@ def test_files_that_are_there_are_not_fetched(tmp_path, models, spec):
             file.path.touch()
     plan = make_plan(config_of(tmp_path, models), spec, needs)
     assert plan.files == () and "Download  nothing" in plan_text(plan)
-    assert all(room.what != "downloads" for disk in plan.disks for room in disk.rooms)
+    assert all(room.what != "downloads" for disk in plan.disks for room in disk.requirements)
 
 
 def test_a_disk_that_is_too_small_stops_the_run(tmp_path, models, spec, monkeypatch):
@@ -245,7 +245,7 @@ def test_disks_are_told_apart(tmp_path, models, spec, monkeypatch):
     monkeypatch.setattr(maw.experiment.plan.disk_space, "Path", Elsewhere)
     monkeypatch.setattr(maw.experiment.plan.disk_space, "cache_folder", lambda config: Elsewhere(config.cache_dir))
     plan = make_plan(config_of(tmp_path, models), spec, public(tmp_path / "ir"))
-    assert [sorted(room.what for room in disk.rooms) for disk in plan.disks] == [
+    assert [sorted(room.what for room in disk.requirements) for disk in plan.disks] == [
         ["downloads"],
         ["activations", "embeddings", "passage stores", "results and checkpoints"],
     ]
@@ -262,7 +262,7 @@ def test_activations_are_bounded_by_their_limit(tmp_path, models, spec):
     needs = [Needs("x", passages={"a": 10**6}, mean_characters=400)]
     for limit in (0, 0.01, 5):
         plan = make_plan(config_of(tmp_path, models, prefix_cache_gb=limit), spec, needs)
-        sizes = [room.size for disk in plan.disks for room in disk.rooms if room.what == "activations"]
+        sizes = [room.size for disk in plan.disks for room in disk.requirements if room.what == "activations"]
         assert all(size <= limit * GB for size in sizes) and bool(sizes) == (limit > 0)
     every = config_of(tmp_path, models, finetune_layers="all")
     assert make_plan(every, spec, needs).works[0].activation_bytes == 0, "no layer is frozen"
@@ -285,7 +285,7 @@ def test_activations_are_bounded_by_their_limit(tmp_path, models, spec):
 def test_embeddings_are_kept_within_their_limit_or_spilled(tmp_path, models, spec, settings, kept, spilled):
     needs = [Needs("x", passages={"a": 2 * 10**7}, mean_characters=400)]
     plan = make_plan(config_of(tmp_path, models, **({"corpus_size": 10**6} | settings)), spec, needs)
-    sizes = [room.size for disk in plan.disks for room in disk.rooms if room.what == "embeddings"]
+    sizes = [room.size for disk in plan.disks for room in disk.requirements if room.what == "embeddings"]
     assert sum(sizes) == (kept + spilled) * 16 * 4
     width = 2 if "embedding_precision" in settings else 4
     most = 0 if "store_embeddings_on_disk" in settings else 10**9
@@ -403,14 +403,14 @@ def test_a_model_that_would_have_to_be_downloaded_is_not_measured(tmp_path, mode
     shown = plan_text(plan)
     assert "not measured: the model is not on this machine" in shown
     assert "the model nobody/has-this-model, from its hub" in shown
-    assert any(room.what == "the model" and room.size > 0 for disk in plan.disks for room in disk.rooms)
+    assert any(room.what == "the model" and room.size > 0 for disk in plan.disks for room in disk.requirements)
     assert plan.seconds(plan.works[0]) is None
 
 
 @pytest.mark.usefixtures("real")
 def test_unknown_data_is_said_to_be_unknown(tmp_path, models, spec):
     plan = make_plan(config_of(tmp_path, models), spec, [Needs("x")])
-    assert "not measured: nothing is known of the data beforehand" in plan_text(plan)
+    assert "not measured: the size of the data is not known before it is loaded" in plan_text(plan)
     assert "unknown" in plan_text(plan)
 
 
@@ -479,7 +479,7 @@ def test_datasets_side_by_side_need_room_at_the_same_time(tmp_path, models, spec
         make_plan(config_of(tmp_path, models, parallel_datasets=side, store_embeddings_on_disk=True), spec, needs)
         for side in (False, True)
     ]
-    rooms = [{room.what: room.size for disk in plan.disks for room in disk.rooms} for plan in plans]
+    rooms = [{room.what: room.size for disk in plan.disks for room in disk.requirements} for plan in plans]
     for what in ("activations", "embeddings"):
         assert rooms[1][what] > rooms[0][what], what
     assert rooms[1]["results and checkpoints"] > rooms[0]["results and checkpoints"]

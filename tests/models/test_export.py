@@ -303,7 +303,7 @@ def test_the_card_of_one_of_several_trainings(tiny_run):
     ]
     run = replace(run, config=replace(run.config, seeds=2))
     card = model_card(run.model("zero_shot").spec, run, "maw", seed=43)
-    assert "Means over 2 trainings, of which this model is one; it reached nDCG@10 0.7500 itself." in card
+    assert "Means over 2 trainings. This model alone reached nDCG@10 0.7500." in card
     assert "seed 43; weights" in card and "--method maw --seed 43`" in card
 
 

@@ -692,4 +692,4 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 
 def test_a_difference_that_rounds_to_zero_has_no_minus():
     test = {"mean_difference": -1e-6, "relative": -1e-5, "ci_low": -0.01, "ci_high": 0.01, "p_value": 0.9}
-    assert differences._cells(test, None)[:3] == ["+0.0000", "+0.0%", "[-0.0100, +0.0100]"]
+    assert differences.cells(test, None)[:3] == ["+0.0000", "+0.0%", "[-0.0100, +0.0100]"]

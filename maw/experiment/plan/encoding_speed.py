@@ -1,8 +1,7 @@
-"""How fast this machine encodes: the run's own model on some hundred real texts, for a few seconds.
+"""Measures how fast this machine encodes, with the run's model and 200 texts, for two seconds.
 
-The texts are cut from docstrings of the running Python's modules. A rate is seconds for each token, since a run's
-texts differ in length. It is meant for `maw.experiment.plan.plan`'s estimate of the time a run takes, and for nothing
-else.
+The texts are cut from docstrings of Python's own modules. Time is counted for each token, since texts differ in
+length. Only the time estimate of `maw.experiment.plan.plan` uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from maw.models.model_files import WEIGHTS
 from maw.models.pretrained import ModelSpec
 
 TEXTS = 200
-SECONDS = 2.0  # after which no further batch is started
+SECONDS = 2.0  # no batch starts after this time
 _BATCH = 10
 _MODULES = ("argparse", "collections", "decimal", "enum", "inspect", "json", "logging", "pathlib", "re", "threading")
 _WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -25,13 +24,13 @@ _WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_mode
 
 @dataclass(frozen=True)
 class Rate:
-    """A measurement.
+    """A measurement of encoding speed.
 
     Attributes:
-        texts: how many were encoded.
-        tokens: in all of them.
-        seconds: that it took.
-        device: on what.
+        texts: number of texts encoded.
+        tokens: number of tokens in them.
+        seconds: time taken.
+        device: kind of device used.
     """
 
     texts: int
@@ -41,10 +40,10 @@ class Rate:
 
 
 def measure(config: Tier1Config, spec: ModelSpec, characters: int) -> Rate:
-    """Encodes texts of about so many characters with the real model.
+    """Encodes texts of about `characters` characters with the run's model.
 
     Raises:
-        MAWError: the model's weights are not on this machine, or it cannot be run; says which in a few words.
+        MAWError: the model's weights are not on this machine, or the model cannot be run.
     """
     if not weights_are_here(spec):
         raise MAWError("the model is not on this machine")
@@ -57,9 +56,8 @@ def measure(config: Tier1Config, spec: ModelSpec, characters: int) -> Rate:
     model = BaselineRetriever(config).to(device)
     source = model.source(ListTexts(docstrings(characters, TEXTS)), "document")
     tokens = source.batch(range(TEXTS))["attention_mask"].sum(1).tolist()
-    encode(
-        model.encoder, model.source(source.texts.texts[:4], "document"), device=device
-    )  # what only a first call does
+    warm_up = model.source(source.texts.texts[:4], "document")
+    encode(model.encoder, warm_up, device=device)
     done, started = 0, time.perf_counter()
     while done < TEXTS and time.perf_counter() - started < SECONDS:
         part = source.texts.texts[done : done + _BATCH]
@@ -78,7 +76,7 @@ def weights_are_here(spec: ModelSpec) -> bool:
 
 
 def docstrings(characters: int, count: int) -> list[str]:
-    """So many texts of about so many characters each, from docstrings of Python's own modules."""
+    """`count` texts of about `characters` characters each, from docstrings of Python's own modules."""
     modules = [importlib.import_module(name) for name in _MODULES]
     holders = [each for module in modules for each in (module, *(value for value in vars(module).values()))]
     members = [m for each in holders for m in (each, *(vars(each).values() if isinstance(each, type) else ()))]

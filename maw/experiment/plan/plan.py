@@ -1,12 +1,11 @@
-"""What a run will download, store, encode and take, before it does any of it.
+"""Plan of a run, made before it starts: downloads, disk space, memory, encoded texts and time.
 
     python tier_1.py --dry-run      # shows the plan and stops
     plan = make_plan(config, spec)
 
-`maw.experiment.benchmark` shows the plan (`maw.experiment.plan.plan_text`) at the start of every run, and stops there
-if a disk is too small. Sizes that publishers state are theirs. All others are estimates: of tokens by the mean length
-of a passage, of memory by the sizes of the model, and of time by encoding some real texts with the real model for two
-seconds.
+`maw.experiment.benchmark` shows the plan (`maw.experiment.plan.plan_text`) at the start of every run, and stops if a
+disk is too small. Download sizes are those that publishers state. All other numbers are estimates: tokens from the
+mean length of a passage, memory from the sizes of the model, time from encoding 200 texts with the run's model.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from maw.experiment.plan.disk_space import (
     disks_of,
     embedding_width,
     model_bytes,
-    model_room,
+    model_requirement,
     most_in_memory,
-    rooms_of,
+    requirements_of,
     too_small,
 )
 from maw.experiment.plan.encoding_speed import Rate, measure, weights_are_here
@@ -37,21 +36,21 @@ from maw.models.pretrained import ModelSpec
 from maw.storage.disk import GIGABYTE
 
 PROGRAM_BYTES = int(1.0 * GIGABYTE)  # torch and the other libraries
-STATES_PER_TOKEN = 24  # vectors of the hidden size that a pass through a layer holds at once
+STATES_PER_TOKEN = 24  # vectors of the hidden size that one layer holds in memory
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it.
+    """The plan of a run.
 
     Attributes:
-        config: the run.
-        model: name, and whether its weights would have to be downloaded.
-        works: one for each dataset.
-        files: what has to be downloaded, each file once.
-        disks: by file system.
-        memory: what takes it -> bytes, an estimate.
-        rate: of encoding, or why it was not measured.
+        config: the run's configuration.
+        model: the model's name, and whether its weights must be downloaded.
+        works: the work on each dataset.
+        files: files to download, each once.
+        disks: disk space needed, by file system.
+        memory: use -> estimated bytes.
+        rate: encoding speed, or the reason why it was not measured.
     """
 
     config: Tier1Config
@@ -63,17 +62,17 @@ class Plan:
     rate: Rate | str
 
     def seconds(self, work: Work) -> float | None:
-        """How long the dataset takes, None if that is not known."""
+        """Estimated time of a dataset; None if it is not known."""
         if isinstance(self.rate, str) or not work.searched:
             return None
         return work.token_passes * self.rate.seconds / self.rate.tokens
 
     def too_small(self) -> list[str]:
-        """One line for each disk that is too small: what is needed, what is free, where, and what helps."""
+        """One line for each disk that is too small."""
         return [too_small(disk) for disk in self.disks if disk.size > disk.free]
 
     def check_disks(self) -> None:
-        """Makes sure that everything fits.
+        """Makes sure that all disks are large enough.
 
         Raises:
             MAWError: a disk is too small.
@@ -84,14 +83,16 @@ class Plan:
 
 
 def make_plan(config: Tier1Config, spec: ModelSpec, needs: Sequence[Needs] | None = None) -> Plan:
-    """Adds up what a run needs. Nothing is downloaded or written.
+    """Makes the plan of a run. Nothing is downloaded or written.
 
     Args:
-        config: the run.
-        spec: its model.
-        needs: of its datasets; asked of their loaders, if not given.
+        config: the run's configuration.
+        spec: the run's model.
+        needs: needs of its datasets; those that their loaders state if None.
     """
-    needs = [_known_needs(name, config) for name in config.datasets] if needs is None else needs
+    if needs is None:
+        stated = ((name, needs_of(name, config)) for name in config.datasets)
+        needs = [each if each.passages else local_needs(name, config) for name, each in stated]
     works = tuple(make_work(each, config, spec) for each in needs)
     files = tuple({file.path: file for each in needs for file in each.files if not file.present}.values())
     here = weights_are_here(spec)
@@ -100,15 +101,10 @@ def make_plan(config: Tier1Config, spec: ModelSpec, needs: Sequence[Needs] | Non
         model=(spec.name, not here),
         works=works,
         files=files,
-        disks=disks_of([*rooms_of(config, spec, works, files), *([] if here else [model_room(spec)])]),
+        disks=disks_of([*requirements_of(config, spec, works, files), *([] if here else [model_requirement(spec)])]),
         memory=_memory(config, spec, works),
         rate=_rate(config, spec, works),
     )
-
-
-def _known_needs(name: str, config: Tier1Config) -> Needs:
-    needs = needs_of(name, config)
-    return needs if needs.passages else local_needs(name, config)
 
 
 def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict[str, int]:
@@ -117,20 +113,20 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     texts = max(config.eval_batch_size, 2 * config.batch_size * (2 + config.num_negatives) if trains(config) else 0)
     one = {
         "libraries": PROGRAM_BYTES,
-        "model": 2 * model_bytes(spec),  # with what training adds, or the next method's while it is loaded
+        "model": 2 * model_bytes(spec),  # twice: for training, or for loading the next method
         "embeddings": min(most * spec.hidden_dim * embedding_width(config), most_in_memory(config)),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
     count = at_once(config, works)
-    conductor = PROGRAM_BYTES if config.parallel_datasets else 0  # the run's own process, which only looks on
-    return {name: count * size for name, size in one.items()} | {"libraries": count * PROGRAM_BYTES + conductor}
+    parent = PROGRAM_BYTES if config.parallel_datasets else 0  # that process computes nothing
+    return {name: count * size for name, size in one.items()} | {"libraries": count * PROGRAM_BYTES + parent}
 
 
 def _rate(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> Rate | str:
-    """Measured on texts of the length that most passages of the run have, or why it was not."""
+    """Encoding speed on texts of the run's mean passage length, or the reason why it was not measured."""
     known = [work for work in works if work.searched and work.needs.mean_characters]
     if not known:
-        return "nothing is known of the data beforehand"
+        return "the size of the data is not known before it is loaded"
     total = sum(work.searched for work in known)
     try:
         return measure(config, spec, sum(work.needs.mean_characters * work.searched for work in known) // total)

@@ -1,4 +1,4 @@
-"""The plan of a run as people read it: a table of the datasets, and a line each on files, disks, memory and time."""
+"""The plan of a run as text: a table of the datasets, and lines on downloads, disks, memory and time."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
+from maw.config.tier1_config import TRAINED_METHODS
 from maw.experiment.plan.disk_space import size_text
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
 
 MOST_FILES = 10
-_RESUMED = "the plan is of the whole run; what is done already is not done again"
+_RESUMED = "the plan is for the whole run; finished parts are not repeated"
 
 
 def plan_text(plan: Plan) -> str:
-    """At most 100 columns, about 20 lines for four datasets; numbers that are estimates are said to be."""
+    """The plan as text, at most 100 columns wide; estimates are marked as such."""
     lines = [
         heading("Plan", "="),
         _datasets(plan),
@@ -44,7 +44,7 @@ def _datasets(plan: Plan) -> str:
 
 
 def _short(dataset: str) -> str:
-    """A folder by its last part alone."""
+    """The dataset's name; of a folder the last part of its path."""
     return f"beir:{PurePath(dataset.removeprefix('beir:')).name}" if dataset.startswith("beir:") else dataset
 
 
@@ -67,7 +67,7 @@ def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
 
 
 def _download_size(sizes: Sequence[int | None]) -> str:
-    """A sum to which files of unknown size may add."""
+    """The sum of known sizes, with a + if some are unknown."""
     if not sizes:
         return "none"
     known = [size for size in sizes if size is not None]
@@ -88,7 +88,7 @@ def _disks(plan: Plan) -> list[str]:
     texts = []
     for disk in plan.disks:
         texts.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
-        texts += [f"  {size_text(room.size)} for {room.what} in {room.folder}" for room in disk.rooms]
+        texts += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
     return texts
 
 
@@ -101,22 +101,17 @@ def _encoding(plan: Plan) -> list[str]:
     config = plan.config
     trained = [method for method in config.methods if method in TRAINED_METHODS]
     total = {part: sum(work.encoded[part] for work in plan.works) for part in ("test", "validation", "training")}
-    methods = f"{len(config.methods)} methods{_repeated(config)}"
+    counts = {"seeds": config.seeds if config.seeds > 1 else 0, "folds": config.folds}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    methods = f"{len(config.methods)} methods" + (f", trained ones on each of {' and '.join(parts)}" if parts else "")
     texts = [f"{total['test']:,} texts of the test corpora and queries, once for each of {methods}"]
     if trained:
         often = f"over at most {config.num_epochs} epochs of {', '.join(trained)}"
-        often += f", {config.tune} trials each included" if config.tune else ""
+        often += f", with {config.tune} trials each" if config.tune else ""
         texts.append(f"{total['validation']:,} of validation and {total['training']:,} of training, {often}")
     if any(work.activation_bytes for work in plan.works):
-        texts.append("the frozen layers see every text once: their output is stored while a dataset runs")
+        texts.append("the frozen layers encode every text once; their output is stored while a dataset runs")
     return texts
-
-
-def _repeated(config: Tier1Config) -> str:
-    """How often a method that is trained is evaluated."""
-    counts = {"seeds": config.seeds if config.seeds > 1 else 0, "folds": config.folds}
-    parts = [f"{count} {name}" for name, count in counts.items() if count]
-    return f", those that train on each of {' and '.join(parts)}" if parts else ""
 
 
 def _time(plan: Plan) -> str:

@@ -1,6 +1,6 @@
-"""What a run does with a dataset: which texts it encodes, how often, and how much work that is.
+"""Work of a run on one dataset: texts to encode, how often, and the cost in tokens.
 
-Counts of texts follow from the configuration; tokens are estimated by the mean length of a passage.
+Counts of texts follow from the configuration; tokens are estimated from the mean length of a passage.
 """
 
 from __future__ import annotations
@@ -20,26 +20,24 @@ from maw.storage.disk import GIGABYTE
 FLOAT_BYTES = 4
 CHARACTERS_PER_TOKEN = 4.2
 QUERY_CHARACTERS = 50
-BACKWARD = 3  # passes that a training step with its gradient takes, in forward ones
-DIAGNOSED_DOCUMENTS = (
-    200  # of a split, which `maw.evaluation.routing.diagnostics` puts at every depth, beside its queries
-)
+BACKWARD = 3  # cost of a forward and backward pass, in forward passes
+DIAGNOSED_DOCUMENTS = 200  # of a split, which `maw.evaluation.routing.diagnostics` encodes at every depth
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run does with one dataset, over all its methods, seeds, trials and folds.
+    """Work of a run on one dataset, over all methods, seeds, trials and folds.
 
     Attributes:
-        needs: as its loader says, or estimated from local files.
-        searched: passages of the test corpus; 0 where nothing is known beforehand.
-        validated: passages of the validation corpus; 0 where no method trains.
-        shared: whether test and validation queries search one and the same corpus.
-        queries: split -> how many are drawn; with folds, how many one round has, and in the test all rounds together.
-        tokens: "document" and "query" -> of a mean text, as the model reads it.
+        needs: stated by the loader, or estimated from local files.
+        searched: passages of the test corpus; 0 if not known yet.
+        validated: passages of the validation corpus; 0 if no method is trained.
+        shared: whether test and validation queries search the same corpus.
+        queries: split -> number of sampled queries; with folds those of one fold, and in "test" those of all folds.
+        tokens: "document" and "query" -> tokens of a mean text.
         encoded: "test", "validation" and "training" -> texts encoded, over all methods, trainings and epochs.
-        activation_bytes: of the frozen layers' output for every text of the run; 0 if nothing is stored.
-        token_passes: what encoding costs, as tokens that pass through the whole model.
+        activation_bytes: size of the frozen layers' output for all texts; 0 if it is not stored.
+        token_passes: cost of encoding, in tokens that pass through the whole model.
     """
 
     needs: Needs
@@ -53,29 +51,26 @@ class Work:
     token_passes: float
 
 
-def _distractors(config: Tier1Config) -> int:
-    """Passages of the folders that join every corpus that is searched."""
-    folders = [name.removeprefix("beir:") for name in config.distractors or ()]
-    return sum(sum(local_needs(f"beir:{folder}", config).passages.values()) for folder in folders)
-
-
 def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
-    """The first corpus of the needs is searched for the test queries, the last one for the others.
+    """The work on a dataset with these needs.
 
-    Distractors join both, and training then reads another corpus than is searched.
+    Test queries search the first corpus of the needs, other queries the last one. Distractors are added to both;
+    training then reads another corpus than is searched.
     """
-    joined = _distractors(config) if needs.passages else 0
+    joined = 0
+    for name in (config.distractors or ()) if needs.passages else ():
+        joined += sum(local_needs(f"beir:{name.removeprefix('beir:')}", config).passages.values())
     test, other = ((list(needs.passages.values()) or [0])[which] + joined for which in (0, -1))
     searched = _at_most(config.corpus_size, test)
     validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trains(config) else 0
     shared = len(needs.passages) == 1 and searched == test and validated in (0, test)
-    queries = _of_rounds(_drawn(needs, config), config)
+    queries = _queries(needs, config)
     folds = config.folds or 1
     tokens = {
         "document": _tokens(needs.mean_characters, spec.max_document_length),
         "query": _tokens(QUERY_CHARACTERS, spec.max_query_length),
     }
-    used = {  # documents and queries of one pass: through all rounds, where there are folds
+    used = {  # documents and queries of one pass over all folds
         "test": (searched * folds, queries["test"]),
         "once": (searched, queries["test"]),
         "validation": (validated * folds, queries["validation"] * folds),
@@ -110,14 +105,14 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
 def _token_passes(
     once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, config: Tier1Config, spec: ModelSpec
 ) -> float:
-    """Tokens that pass through the whole model, or as much work.
+    """Cost of encoding, in tokens that pass through the whole model.
 
     Args:
-        once: tokens of all different texts, which pass the frozen layers once as far as their output is stored.
+        once: tokens of all different texts; they pass the frozen layers once if their output is stored.
         by_pass: "test", "once" (the test of a method that is not trained), "validation" and "training" -> tokens of
             one pass over its texts.
-        times: how often each is done, over all methods, trainings and epochs.
-        stored: bytes that storing the output of all would take.
+        times: number of passes of each, over all methods, trainings and epochs.
+        stored: bytes of the stored output of all texts.
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
@@ -129,7 +124,7 @@ def _token_passes(
 
 
 def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], config: Tier1Config) -> int:
-    """Tokens that diagnostics put at every depth: of test texts after a training, of validation texts in it."""
+    """Tokens that diagnostics encode at every depth: test texts after training, validation texts during it."""
     if config.diagnostics == "none":
         return 0
     folds, looks = config.folds or 1, config.num_epochs if config.diagnostics == "all" else 1
@@ -138,29 +133,16 @@ def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], con
         documents = min(queries[split], folds * DIAGNOSED_DOCUMENTS)
         of_split = queries[split] * tokens["query"] + documents * tokens["document"]
         total += times * of_split
-    return total * config.seeds * sum(find_method(name).configure(config).depth_dim for name in _maw_methods(config))
+    maw = [method for method in map(find_method, trained_methods(config)) if method.retriever == "maw"]
+    return total * config.seeds * sum(method.configure(config).depth_dim for method in maw)
 
 
-def _maw_methods(config: Tier1Config) -> list[str]:
-    return [method for method in trained_methods(config) if find_method(method).retriever == "maw"]
-
-
-def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
-    """Queries by split: those asked for, fewer where the source has fewer."""
+def _queries(needs: Needs, config: Tier1Config) -> dict[str, int]:
+    """Sampled queries by split; with folds those of one fold, and in "test" those of all folds."""
     drawn = {}
     for split, field in SAMPLE_FIELDS.items():
         asked = getattr(config, field) if split == "test" or trains(config) else 0
         drawn[split] = min(asked, needs.queries.get(split) or asked)
-    return drawn
-
-
-def trained_methods(config: Tier1Config) -> list[str]:
-    """The methods of a run that train, as they are named in it."""
-    return [method for method in config.methods if method in TRAINED_METHODS]
-
-
-def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
-    """With folds: what one round trains on and validates with, and what all test, of all queries drawn."""
     if not config.folds:
         return drawn
     pooled = sum(drawn.values())
@@ -168,8 +150,13 @@ def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
     return {"train": pooled - 2 * fold if fold else 0, "validation": fold, "test": pooled}
 
 
+def trained_methods(config: Tier1Config) -> list[str]:
+    """The run's methods that are trained."""
+    return [method for method in config.methods if method in TRAINED_METHODS]
+
+
 def _training_passes(method: str, config: Tier1Config) -> int:
-    """What a training step costs in the layers that are not frozen, in forward passes of its texts."""
+    """Cost of a training step in the layers that are not frozen, in forward passes."""
     config = find_method(method).configure(config)
     if find_method(method).retriever != "maw":
         return BACKWARD
@@ -180,7 +167,7 @@ def _training_passes(method: str, config: Tier1Config) -> int:
 
 
 def _frozen_layers(config: Tier1Config, spec: ModelSpec) -> int:
-    """Layers from the bottom that no method changes."""
+    """Number of lowest layers that no method changes."""
     settings = (config.maw_layers, config.finetune_layers)
     changed = [layer for each in settings for layer in parse_layers(each, spec.num_layers)]
     return min(changed, default=spec.num_layers + 1) - 1

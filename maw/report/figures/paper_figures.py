@@ -18,7 +18,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,38 +84,24 @@ def write_figures(folder: Path, result: Result, attention: Mapping[str, Mapping[
     Raises:
         MAWError: a path cannot be written.
     """
-    from matplotlib.figure import Figure  # imported late, since it is slow; without pyplot's global state
+    from matplotlib import rc_context  # imported late, since it is slow; without pyplot's global state
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
     written = []
-    with _drawing():
+    with rc_context(_SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         for name, height, draw in _figures(result, attention):
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
             draw(figure)
-            for form, save in _formats(figure).items():
-                written.append(write_atomically(folder / FOLDER / f"{name}.{form}", save))
-                figure.set_layout_engine("none")  # the layout is computed once, not for each format
+            # `savefig` would draw it once more for its layout. Without a date, the bytes are the same each time.
+            pdf = partial(FigureCanvasPdf(figure).print_pdf, metadata={"CreationDate": None})
+            written.append(write_atomically(folder / FOLDER / f"{name}.pdf", pdf))
+            figure.set_layout_engine("none")  # the layout is computed once, not for each format
+            svg = partial(FigureCanvasSVG(figure).print_svg, metadata={"Date": None})
+            written.append(write_atomically(folder / FOLDER / f"{name}.svg", svg))
     return written
-
-
-def _formats(figure: Any) -> dict[str, Callable[[Path], object]]:
-    """Functions that write a figure, by format; `savefig` would draw it once more for its layout."""
-    from matplotlib.backends.backend_pdf import FigureCanvasPdf
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    return {  # without a date, for the same bytes each time
-        "pdf": lambda to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),
-        "svg": lambda to: FigureCanvasSVG(figure).print_svg(to, metadata={"Date": None}),
-    }
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Applies the settings of these figures, and hides warnings about missing glyphs."""
-    from matplotlib import rc_context
-
-    with rc_context(_SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
 
 
 def _figures(result: Result, attention: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, float, Draw]]:

@@ -21,26 +21,9 @@ _FAMILY_OF = {key: family for family, keys in FAMILIES.items() for key in keys}
 _METRIC_ORDER = (*PRIMARY, *(key for key in METRICS if key not in PRIMARY))
 
 CSV_HEADER = (
-    "dataset",
-    "method",
-    "metric",
-    "label",
-    "family",
-    "value",
-    "compared_with",
-    "baseline_value",
-    "difference",
-    "relative",
-    "ci_low",
-    "ci_high",
-    "p_value",
-    "t_p_value",
-    "effect_size",
-    "test_family",
-    "p_holm",
-    "p_holm_run",
-    "minimum_detectable_effect",
-    "queries_needed",
+    *("dataset", "method", "metric", "label", "family", "value"),
+    *("compared_with", "baseline_value", "difference", "relative", "ci_low", "ci_high", "p_value", "t_p_value"),
+    *("effect_size", "test_family", "p_holm", "p_holm_run", "minimum_detectable_effect", "queries_needed"),
 )
 """Columns of metrics_comparison.csv. A row with `compared_with` holds a difference, any other row a value with the
 interval of its mean. `p_holm` is corrected over the test's family within the dataset, `p_holm_run` over the run."""

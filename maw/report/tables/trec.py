@@ -25,10 +25,10 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import quote
 
 from maw.config.methods import in_order
@@ -165,20 +165,11 @@ def token(identifier: str) -> str:
 
 def _write(path: Path, blocks: Iterable[str]) -> Path:
     def write(temporary: Path) -> None:
-        with _stream(temporary, compress=path.suffix == ".gz") as stream:
+        with temporary.open("wb") as file, ExitStack() as stack:
+            stream: Any = file
+            if path.suffix == ".gz":  # no name and no time inside, for the same bytes each time
+                stream = stack.enter_context(gzip.GzipFile("", "wb", _LEVEL, file, mtime=0))
             for block in blocks:
                 stream.write(block.encode("utf-8", errors="surrogatepass"))
 
     return write_atomically(path, write)
-
-
-@contextmanager
-def _stream(path: Path, *, compress: bool) -> Iterator[IO[bytes]]:
-    with path.open("wb") as file:
-        if not compress:
-            yield file
-            return
-        with gzip.GzipFile(
-            "", "wb", _LEVEL, file, mtime=0
-        ) as packed:  # no name and no time, for the same bytes each time
-            yield packed

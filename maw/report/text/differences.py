@@ -13,8 +13,8 @@ from maw.report.text.format import as_table, clean, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
-_COLUMNS = ("differ.", "rel.", "95% interval", "p", "Holm p")
-_MORE = ("t-test p", "effect d", "queries needed")
+COLUMNS = ("differ.", "rel.", "95% interval", "p", "Holm p")
+MORE = ("t-test p", "effect d", "queries needed")
 
 
 def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
@@ -59,7 +59,7 @@ def run_differences(family: Mapping[str, Any]) -> str:
     rows = []
     for row in family.get("comparisons", ()):
         name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}"
-        rows.append([name, *_cells(row, row.get("p_holm")), *_found(row)])
+        rows.append([name, *cells(row, row.get("p_holm")), *_found(row)])
     about = (
         f"Confirmatory: MAW against its controls, corrected by Holm over all {len(rows)} comparisons of the "
         f"run{_signs(family)}"
@@ -72,7 +72,7 @@ def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
     tests = section.get("comparisons", {})
     if not tests:
         return ""
-    rows = [[_name(key), *_cells(test, _p(result, key, test, over_run)), *_found(test)] for key, test in tests.items()]
+    rows = [[_name(key), *cells(test, _p(result, key, test, over_run)), *_found(test)] for key, test in tests.items()]
     count, of_run = f"{len(rows)} comparison{'s' * (len(rows) != 1)}", section["run_family_size"]
     about = f"Confirmatory: corrected by Holm over the {count} of this dataset{_signs(section)}"
     if of_run > len(rows) and over_run:
@@ -93,11 +93,11 @@ def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
         test = result.get("significance", {}).get(key, {}).get(METRIC)
         if test and key not in confirmed:
             counts = f"{test['wins']} / {test['losses']} / {test['ties']}"
-            cells = _cells(test, _p(result, key, test, over_run))
-            rows.append([f"{new.label} vs {old.label}", *cells, counts, *_more(test)])
+            values = cells(test, _p(result, key, test, over_run))
+            rows.append([f"{new.label} vs {old.label}", *values, counts, *more_cells(test)])
     if not rows:
         return ""
-    table = as_table([_LABEL, *_COLUMNS, "better/worse/same", *_MORE], rows)
+    table = as_table([_LABEL, *COLUMNS, "better/worse/same", *MORE], rows)
     section = result.get("exploratory", {})
     signs = "" if confirmed else _signs(section)  # the confirmatory part has them already
     return "\n".join([*wrapped("", _exploratory_heading(section, signs, bool(over_run))), table])
@@ -117,7 +117,7 @@ def _exploratory_heading(section: Mapping[str, Any], signs: str, of_run: bool) -
 
 
 def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
-    return as_table([_LABEL, *_COLUMNS, "detectable", *_MORE], rows)
+    return as_table([_LABEL, *COLUMNS, "detectable", *MORE], rows)
 
 
 def _p(result: Mapping[str, Any], key: str, test: Mapping[str, Any], over_run: RunValues) -> float | None:
@@ -125,7 +125,8 @@ def _p(result: Mapping[str, Any], key: str, test: Mapping[str, Any], over_run: R
     return over_run.get((result["dataset"], key, METRIC), test.get("p_holm"))
 
 
-def _cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
+def cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
+    """A test's cells under `COLUMNS`, with its corrected p."""
     return [
         f"{test['mean_difference']:+z.4f}",
         "-" if test["relative"] is None else f"{test['relative']:+z.1%}",
@@ -136,10 +137,11 @@ def _cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
 
 
 def _found(test: Mapping[str, Any]) -> list[str]:
-    return [_number(test.get("minimum_detectable_effect"), ".4f"), *_more(test)]
+    return [_number(test.get("minimum_detectable_effect"), ".4f"), *more_cells(test)]
 
 
-def _more(test: Mapping[str, Any]) -> list[str]:
+def more_cells(test: Mapping[str, Any]) -> list[str]:
+    """A test's cells under `MORE`."""
     found = (("effect_size", "+z.3f"), ("queries_needed", ",d"))
     return [p_value(test.get("t_p_value")), *(_number(test.get(key), form) for key, form in found)]
 
