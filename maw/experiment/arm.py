@@ -63,7 +63,7 @@ class Arm:
     """A method ready to run on a dataset.
 
     Args:
-        method: the method.
+        method: the method to train.
         config: the benchmark's configuration.
         device: where to compute.
         activations: store of the frozen layers' output, shared by all methods.

@@ -82,7 +82,12 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     check_sources(config.datasets, config)
     check_writable(config.log_dir)
     with run_lock(config.log_dir) if distributed.is_main() else contextlib.nullcontext():
-        machine = _machine(config, device)
+        cuda = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
+        machine = {  # the number format may come from a measurement, so it is saved with the run
+            "precision": name_of(pick_precision(config.precision, device)),
+            "machine": {"device": device.type, "units": name, "threads": torch.get_num_threads()},
+        }
         with distributed.main_first():
             state = open_run(config, machine | {"command": command()})
         changed = differences(state.record["machine"], machine["machine"], "")
@@ -105,11 +110,3 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     claim = summary.claim(found, family)
     console.answer("\n" + "\n".join(line for line in (claim, where) if line))
     return results
-
-
-def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:
-    """The number format, device, processor and threads of a run; a resumed run is compared with them."""
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    machine = {"device": device.type, "units": name, "threads": torch.get_num_threads()}
-    return {"precision": name_of(pick_precision(config.precision, device)), "machine": machine}

@@ -30,7 +30,7 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
     Args:
         outcome: results of all methods.
         started: when the dataset was started.
-        state: resumable state of the dataset, which has its folder; None for a new folder.
+        state: resumable state of the dataset, which names its folder; None for a new folder.
 
     Returns:
         The content of dataset.json, and the dataset's folder.

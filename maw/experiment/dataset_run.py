@@ -71,15 +71,7 @@ def run_dataset(
 
 
 class DatasetRun:
-    """All methods on one dataset.
-
-    Args:
-        data: the sampled dataset, or its folds.
-        config: the run's configuration.
-        spec: the run's model.
-        device: where to compute.
-        state: resumable state of the dataset; None to save none.
-    """
+    """All methods on one dataset, loaded and sampled, or on its folds; other arguments as `run_dataset`."""
 
     def __init__(
         self,

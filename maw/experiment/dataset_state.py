@@ -48,13 +48,7 @@ _MODEL, _DATA, _ACTIVATIONS, _DATASET = "model.json", "data.json", "activations"
 
 
 class DatasetState:
-    """Resumable state of one dataset.
-
-    Args:
-        run: the run's state.
-        number: the dataset's number, from 1.
-        config: the run's configuration.
-    """
+    """Resumable state of one dataset of a run; `number` counts from 1."""
 
     def __init__(self, run: RunState, number: int, config: Tier1Config):
         self.run, self.config = run, config
@@ -65,12 +59,7 @@ class DatasetState:
     # ------------------------------------------------------------------------------------------------- the dataset
 
     def begin(self, folder: str, now: datetime) -> datetime:
-        """The time when the dataset was started; saved once, with the folder of its results.
-
-        Args:
-            folder: name of the results' folder, saved if there is none yet.
-            now: the current time, likewise.
-        """
+        """The time when the dataset was started; `now` and the results' `folder` are saved the first time."""
         if not distributed.is_main():
             return now
         if self._read() is None:
@@ -169,14 +158,7 @@ class DatasetState:
     # ------------------------------------------------------------------------------------------------ runs and trials
 
     def writer(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> CheckpointWriter:
-        """The checkpoint writer of one training.
-
-        Args:
-            name: the training's name, with dataset and method.
-            dataset: for the record.
-            method: for the record.
-            trial: the trial's name in a search; its checkpoints are removed when it ends. None for a training.
-        """
+        """The checkpoint writer of one training, or of a trial, whose checkpoints are removed when it ends."""
         part = {"id": self.run.id, "part": name if trial is None else f"{name} {trial}"}
         folder = Path(self.config.log_dir) / "checkpoints" if trial is None else self.folder
         return CheckpointWriter(
@@ -230,14 +212,7 @@ class DatasetState:
 
 
 class Trials:
-    """The saved trials of one search; implements `maw.experiment.tuning.TrialLog`.
-
-    Args:
-        state: the dataset's state.
-        name: the search's name.
-        dataset: for the record.
-        method: for the record.
-    """
+    """The saved trials of one search; implements `maw.experiment.tuning.TrialLog`."""
 
     def __init__(self, state: DatasetState, name: str, dataset: str, method: str):
         self.state, self.name, self.about = state, name, {"dataset": dataset, "method": method}

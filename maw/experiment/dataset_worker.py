@@ -21,11 +21,7 @@ from maw.runtime import console, signals
 
 
 class Voice:
-    """Sends messages to the parent process.
-
-    Args:
-        stream: the stream that the parent reads.
-    """
+    """Sends messages to the parent process through a stream."""
 
     def __init__(self, stream: IO[str]):
         self._stream, self._lock = stream, threading.Lock()

@@ -55,13 +55,7 @@ def run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, sta
 
 
 def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
-    """Runs one dataset of a run for the parent process, which holds the lock on the run's folder.
-
-    Args:
-        config: the run's configuration.
-        number: the dataset's number, from 1.
-        resumed: whether the run continues an interrupted one.
-    """
+    """Runs one dataset, counted from 1, for the parent process, which holds the lock on the run's folder."""
     with numerics(tf32=config.tf32, deterministic=config.deterministic):
         spec, device = validate(config), pick_device(config)
         state = RunState(Path(config.log_dir), read_run(Path(config.log_dir)), resumed)

@@ -134,12 +134,7 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
 class _Process:
     """The worker process of one dataset.
 
-    Args:
-        config: the run's configuration.
-        number: the dataset's number, from 1.
-        share: the worker's part of the machine.
-        resumed: whether the run continues an interrupted one.
-        messages: gets (this process, its message), and (this process, None) when it has ended.
+    It puts (itself, message) into `messages`, and (itself, None) when it has ended.
     """
 
     def __init__(self, config: Tier1Config, number: int, share: Share, resumed: bool, messages: queue.Queue):
@@ -206,15 +201,7 @@ class _Process:
 
 
 class _Conductor:
-    """Starts the workers and handles their messages.
-
-    Args:
-        config: the run's configuration.
-        numbers: numbers of the datasets to run, from 1.
-        parts: shares of the machine.
-        resumed: whether the run continues an interrupted one.
-        done: called when a dataset has finished.
-    """
+    """Starts the workers and handles their messages; calls `done` when a dataset has finished."""
 
     def __init__(
         self,

@@ -44,13 +44,7 @@ _LONGEST = 60
 
 
 class RunState:
-    """The state of one unfinished run.
-
-    Args:
-        log_dir: the run's folder.
-        record: the content of run.json.
-        resumed: whether this process continues an interrupted run.
-    """
+    """The state of an unfinished run: its folder, the content of run.json, and whether it was interrupted before."""
 
     def __init__(self, log_dir: Path, record: Mapping[str, Any], resumed: bool):
         self.log_dir, self.folder = log_dir, log_dir / STATE
@@ -127,11 +121,7 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
 
 
 def _read_shared(log_dir: Path) -> dict[str, Any]:
-    """The run's record that the main process has written.
-
-    Raises:
-        MAWError: this process does not see it.
-    """
+    """The run's record that the main process has written."""
     try:
         return read_run(log_dir)
     except ConfigError as error:

@@ -74,13 +74,7 @@ class Trial:
 
 
 class Search:
-    """Chooses the rates of each trial.
-
-    Args:
-        defaults: the method's default rates by setting.
-        trials: number of trials.
-        seed: seed of the quasi-random points.
-    """
+    """Chooses the rates of each trial; `seed` is that of the quasi-random points."""
 
     def __init__(self, defaults: Mapping[str, float], trials: int, seed: int):
         self.defaults, self.names = dict(defaults), tuple(defaults)
@@ -123,16 +117,13 @@ class Tuned:
 
 
 class TrialLog(Protocol):
-    """Saves the trials of a search, so that an interrupted one can continue (`maw.experiment.dataset_state`)."""
+    """Saves the trials of a search, so that an interrupted one can continue (`dataset_state.Trials`)."""
 
-    def read(self) -> list[Trial]:
-        """The finished trials."""
+    def read(self) -> list[Trial]: ...
 
-    def write(self, trials: Sequence[Trial]) -> None:
-        """Saves all finished trials."""
+    def write(self, trials: Sequence[Trial]) -> None: ...
 
-    def writer(self, number: int, rates: Rates) -> CheckpointWriter:
-        """The checkpoint writer of one trial."""
+    def writer(self, number: int, rates: Rates) -> CheckpointWriter: ...
 
 
 def tune(

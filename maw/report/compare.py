@@ -78,9 +78,8 @@ def compare_runs(
         DataError: the runs do not compare; one line with every reason.
     """
     if against and not method:
-        raise ConfigError(
-            ["compare: --against names a method of the second run; name one of the first run with --method, too"]
-        )
+        text = "compare: --against names a method of the second run; name one of the first run with --method, too"
+        raise ConfigError([text])
     first, second = _sides(run_a), _sides(run_b)
     shared = [name for name in first if name in second]
     if not shared:
@@ -102,14 +101,16 @@ def compare_runs(
         for pair in pairs[name]
         for row in _tests(first[name], second[name], pair, queries[name], signs, size)
     ]
-    about = {"level": LEVEL, "correction": "Holm's, with nDCG@10 as one family and all other metrics as another"}
+    headline = {number: row for number, row in enumerate(rows) if row["metric"] == METRIC}
+    others = {number: row for number, row in enumerate(rows) if row["metric"] != METRIC}
     return {
         "runs": [str(run_a), str(run_b)],
         "settings_that_differ": _settings(first[shared[0]].result, second[shared[0]].result),
         "datasets": {name: _counts(first[name], second[name], pairs[name], queries[name]) for name in queries},
-        **about,
+        "level": LEVEL,
+        "correction": "Holm's, with nDCG@10 as one family and all other metrics as another",
         "permutations": signs,
-        "comparisons": [*_family(rows, headline=True), *_family(rows, headline=False)],
+        "comparisons": [*corrected(headline).values(), *corrected(others).values()],
     }
 
 
@@ -262,12 +263,6 @@ def _columns(values: Mapping[str, Any], common: Sequence[str]) -> np.ndarray:
     place = {query: row for row, query in enumerate(values["query_ids"])}
     rows = [place[query] for query in common]
     return np.column_stack([np.asarray(values["metrics"][metric], np.float64)[rows] for metric in PRIMARY])
-
-
-def _family(rows: Sequence[Mapping[str, Any]], *, headline: bool) -> list[dict[str, Any]]:
-    """The tests of nDCG@10, or those of the other metrics, with their p corrected."""
-    chosen = {number: row for number, row in enumerate(rows) if (row["metric"] == METRIC) == headline}
-    return list(corrected(chosen).values())
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -127,10 +127,8 @@ def write_summary(
     Args:
         log_dir: the run's folder.
         dataset_results: the content of each dataset.json, in the order of the run.
-        family: the confirmatory family over all datasets; None or empty until all are finished, or if there is none.
-        explored: the exploratory family, likewise.
-        examples: dataset -> the content of its examples.json, if it has one.
-        attention: dataset -> the content of its attention.json, if it has one.
+        family, explored: the confirmatory and the exploratory family over all datasets, once all are finished.
+        examples, attention: dataset -> the content of its examples.json or attention.json, if it has one.
 
     Returns:
         The folder.

@@ -3,6 +3,9 @@
 A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
 below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
 Results of an earlier version that have no corrected p are marked by their uncorrected p.
+
+`result` is the content of a dataset.json, `results` those of a run. `over_run` has the p corrected over the run, from
+`run_p_values`; it is empty while datasets are missing, and p is then corrected within the dataset.
 """
 
 from __future__ import annotations
@@ -64,13 +67,7 @@ def corrected_p(result: Mapping[str, Any], key: str, metric: str, over_run: RunV
 def beaten(
     result: Mapping[str, Any], methods: Sequence[Method], over_run: RunValues | None = None
 ) -> dict[tuple[str, str], str]:
-    """(method, metric) -> the letters of the methods it beats, in order; no entry if it beats none.
-
-    Args:
-        result: the content of dataset.json.
-        methods: the methods that ran, in the order of their letters.
-        over_run: from `run_p_values`, for p corrected over the whole run.
-    """
+    """(method, metric) -> letters of the methods it beats; `methods` are in the order of their letters."""
     names = dict(zip(methods, LETTERS, strict=False))
     found: dict[tuple[str, str], str] = {}
     for new, old in comparisons(method.name for method in methods):
@@ -90,12 +87,7 @@ def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapp
 
 
 def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
-    """The result of all confirmatory comparisons in one sentence, without their numbers.
-
-    Args:
-        results: the content of each dataset.json.
-        over_run: from `run_p_values`; empty while datasets are missing, and p is then corrected over each dataset.
-    """
+    """The result of all confirmatory comparisons in one sentence, without their numbers."""
     found = [_outcome(result, key, over_run) for result, key in comparisons_claimed(results)]
     if not found:
         return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests are exploratory."
@@ -109,7 +101,7 @@ def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
 
 
 def verdict_lines(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> list[str]:
-    """The result of each confirmatory comparison with its numbers; arguments as `verdict`.
+    """The result of each confirmatory comparison with its numbers.
 
     Of more than four comparisons only the significant ones have a line, below a first line that counts them all.
     """

@@ -1,1 +1,1 @@
-"""What a run will download, store and compute, said before it starts."""
+"""Plan of a run: what it will download, store and compute."""

@@ -72,24 +72,14 @@ class Plan:
         return [too_small(disk) for disk in self.disks if disk.size > disk.free]
 
     def check_disks(self) -> None:
-        """Makes sure that all disks are large enough.
-
-        Raises:
-            MAWError: a disk is too small.
-        """
+        """Raises a `MAWError` if a disk is too small."""
         problems = self.too_small()
         if problems:
             raise MAWError("; ".join(problems))
 
 
 def make_plan(config: Tier1Config, spec: ModelSpec, needs: Sequence[Needs] | None = None) -> Plan:
-    """Makes the plan of a run. Nothing is downloaded or written.
-
-    Args:
-        config: the run's configuration.
-        spec: the run's model.
-        needs: needs of its datasets; those that their loaders state if None.
-    """
+    """Makes the plan of a run; without `needs` the datasets' loaders state them. Nothing is downloaded or written."""
     if needs is None:
         stated = ((name, needs_of(name, config)) for name in config.datasets)
         needs = [each if each.passages else local_needs(name, config) for name, each in stated]

@@ -18,13 +18,20 @@ _RESUMED = "the plan is for the whole run; finished parts are not repeated"
 
 def plan_text(plan: Plan) -> str:
     """The plan as text, at most 100 columns wide; estimates are marked as such."""
+    rows = []
+    for work in plan.works:
+        name, folder = work.needs.dataset, work.needs.dataset.removeprefix("beir:")
+        rows.append(_row(name if name == folder else f"beir:{PurePath(folder).name}", [work], plan))
+    rows += [_row("total", plan.works, plan)] if len(rows) > 1 else []
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in plan.memory.items())
+    memory = f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
     lines = [
         heading("Plan", "="),
-        _datasets(plan),
+        as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows),
         "",
         *_part("Download", _downloads(plan)),
         *_part("Disk", _disks(plan)),
-        *_part("Memory", [_memory(plan)]),
+        *_part("Memory", [memory]),
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
         *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
@@ -35,17 +42,6 @@ def plan_text(plan: Plan) -> str:
 def _part(name: str, texts: Iterable[str]) -> list[str]:
     names = [name]
     return [line for text in texts for line in wrapped(f"{names.pop() if names else '':<10}", clean(text))]
-
-
-def _datasets(plan: Plan) -> str:
-    rows = [_row(_short(work.needs.dataset), [work], plan) for work in plan.works]
-    rows += [_row("total", plan.works, plan)] if len(rows) > 1 else []
-    return as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows)
-
-
-def _short(dataset: str) -> str:
-    """The dataset's name; of a folder the last part of its path."""
-    return f"beir:{PurePath(dataset.removeprefix('beir:')).name}" if dataset.startswith("beir:") else dataset
 
 
 def _row(name: str, works: Sequence[Work], plan: Plan) -> list[str]:
@@ -90,11 +86,6 @@ def _disks(plan: Plan) -> list[str]:
         texts.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
         texts += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
     return texts
-
-
-def _memory(plan: Plan) -> str:
-    parts = ", ".join(f"{name} {size_text(size)}" for name, size in plan.memory.items())
-    return f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
 
 
 def _encoding(plan: Plan) -> list[str]:

@@ -74,12 +74,7 @@ Draw = Callable[[Any], object]
 
 
 def write_figures(folder: Path, result: Result, attention: Mapping[str, Mapping[str, Any]]) -> list[Path]:
-    """Writes every figure of a dataset, each as PDF and as SVG.
-
-    Args:
-        folder: the dataset's folder.
-        result: the content of its dataset.json.
-        attention: the content of its attention.json; empty if it has none.
+    """Writes every figure into a dataset's folder, each as PDF and as SVG.
 
     Raises:
         MAWError: a path cannot be written.

@@ -32,11 +32,7 @@ History = Sequence[Mapping[str, Any]]
 
 
 def write_routing_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
-    """Writes `routing_<method>.png` for each method with routing in its history.
-
-    Args:
-        folder: the dataset's folder.
-        result: the content of dataset.json.
+    """Writes `routing_<method>.png` into a dataset's folder for each method with routing in its history.
 
     Raises:
         MAWError: a path cannot be written.

@@ -91,11 +91,7 @@ def intervals(
 
 
 def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
-    """`{short}_seconds` of each method, and their sum in seconds and in minutes.
-
-    Args:
-        seconds: method name -> its runtime.
-    """
+    """`{short}_seconds` of each method, and their sum in seconds and in minutes."""
     total = sum(seconds.values())
     return {
         **{f"{method.short}_seconds": round(seconds[method.name], 2) for method in in_order(seconds)},
@@ -109,11 +105,7 @@ def comparison_rows(
 ) -> Iterator[tuple[Any, ...]]:
     """Rows under `CSV_HEADER`: for each dataset, method and metric its value, then its differences to earlier methods.
 
-    Tested metrics have an interval and a p-value.
-
-    Args:
-        dataset_results: the content of each dataset.json.
-        families: the families of tests over all datasets; empty until all are finished.
+    Tested metrics have an interval and a p-value. `families` are the families of tests over all datasets of the run.
     """
     over_run = run_p_values(families)
     for result in dataset_results:

@@ -62,24 +62,19 @@ class Table:
 
 
 def latex(results: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any] | None] = ()) -> str:
-    """All tables of a run as LaTeX.
-
-    Args:
-        results: the content of each dataset.json.
-        families: the families of tests over all datasets; empty until all are finished.
-    """
+    """All tables of a run as LaTeX; `families` are the families of tests over all its datasets."""
     return "\n\n".join(["% needs \\usepackage{booktabs}", *map(_latex, paper_tables(results, families))]) + "\n"
 
 
 def markdown(results: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any] | None] = ()) -> str:
-    """All tables of a run as Markdown; arguments as `latex`."""
+    """All tables of a run as Markdown."""
     return "\n\n".join(map(_markdown, paper_tables(results, families))) + "\n"
 
 
 def paper_tables(
     results: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any] | None] = ()
 ) -> list[Table]:
-    """The tables of a run; arguments as `latex`."""
+    """The tables of a run, before they are formatted."""
     over_run = run_p_values(families)
     tables = [_overview(results, over_run)] if len(results) > 1 else []
     tables += [_dataset(result, over_run) for result in results]

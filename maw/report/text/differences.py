@@ -18,11 +18,7 @@ MORE = ("t-test p", "effect d", "queries needed")
 
 
 def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
-    """The smallest differences that the confirmatory tests can find, shown before any test result.
-
-    Args:
-        effects: from `maw.evaluation.confirmatory.smallest_effects`; if empty, so is the text.
-    """
+    """The smallest differences that the confirmatory tests can find, from `smallest_effects`; empty without any."""
     if not effects:
         return ""
     rows = []
@@ -46,9 +42,7 @@ def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
 def dataset_differences(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
     """A dataset's differences in nDCG@10: the confirmatory comparisons first, then some of the others.
 
-    Args:
-        result: the content of dataset.json.
-        over_run: from `run_p_values`; without it p is corrected within the dataset.
+    Without `over_run`, from `run_p_values`, p is corrected within the dataset.
     """
     over_run = over_run or {}
     return "\n\n".join(part for part in (_confirmatory(result, over_run), _exploratory(result, over_run)) if part)

@@ -22,13 +22,7 @@ _SCORE = f"val_{METRIC}"
 
 
 def trial_line(trial: Mapping[str, Any], trials: int, best: bool) -> str:
-    """One trial of a search.
-
-    Args:
-        trial: its record.
-        trials: number of trials in the search.
-        best: whether this one is the best so far.
-    """
+    """The record of one trial; `trials` is their number, `best` whether this one is the best so far."""
     rates = ", ".join(f"{RATE_NAMES.get(name, name)} {rate:g}" for name, rate in trial["rates"].items())
     score = trial[_SCORE]
     found = "diverged" if score is None else f"validation {_LABEL} {score:.4f}{', best so far' * best}"

@@ -1,7 +1,9 @@
 """Text reports: the summary of a dataset on the console, and summary/benchmark_summary.txt.
 
-Plain text, at most 100 columns, no colour. All of it comes from dataset.json. A fact that the data or the model adds
-there appears here under its own name.
+Plain text, at most 100 columns, no colour. All of it comes from dataset.json: `result` is the content of one,
+`results` those of a run, in order. `family` and `explored` are the confirmatory and the exploratory family over all
+datasets, None until all are finished; without them p is corrected within the dataset. A fact that data or model
+add to dataset.json appears under its own name.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ NOTES = (
     "With several seeds the values of a query are averaged over the seeds before any test.",
     "Better / worse / same counts queries. Relative differences are to the second method's mean.",
 )
-"""What the numbers mean, a sentence or two each."""
+"""Notes on how to read the numbers."""
 
 
 def method_heading(method: Method, dataset: str) -> str:
@@ -58,11 +60,7 @@ def method_heading(method: Method, dataset: str) -> str:
 
 
 def method_summary(record: Mapping[str, Any]) -> str:
-    """A method's primary metrics and runtime.
-
-    Args:
-        record: the method's entry in dataset.json's "results".
-    """
+    """A method's primary metrics and runtime, from its entry in dataset.json."""
     cells = [f"{METRIC_LABELS[key]} {record['metrics'][key]:.4f}" for key in PRIMARY]
     spread = spread_line(record)
     half = len(cells) // 2
@@ -89,12 +87,7 @@ def _cached(record: Mapping[str, Any]) -> str:
 
 
 def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
-    """The report of one dataset: setting, primary metrics, differences, costs and warnings.
-
-    Args:
-        result: the content of dataset.json.
-        over_run: from `run_p_values`; without it, while datasets are missing, p is corrected within the dataset.
-    """
+    """The report of one dataset: setting, primary metrics, differences, costs and warnings."""
     parts = [
         _title(result),
         _setting(result),
@@ -113,12 +106,7 @@ def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None
 
 
 def answers(results: Sequence[Mapping[str, Any]], families: Iterable[Mapping[str, Any] | None] = ()) -> str:
-    """The output of a quiet run: metrics, differences and warnings of each dataset.
-
-    Args:
-        results: the content of each dataset.json.
-        families: the confirmatory and the exploratory family over all datasets.
-    """
+    """The output of a quiet run: metrics, differences and warnings of each dataset."""
     over_run = run_p_values(families)
     texts = [
         text
@@ -138,13 +126,7 @@ def benchmark_summary(
     family: Mapping[str, Any] | None = None,
     explored: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole run: an overview, every dataset, and how to read the numbers.
-
-    Args:
-        results: the content of each dataset.json.
-        family: the confirmatory family over all datasets; None until all are finished.
-        explored: the exploratory family, likewise.
-    """
+    """The whole run: an overview, every dataset, and how to read the numbers."""
     over_run = run_p_values([family, explored])
     overview = "\n\n".join(part for part in (_overview(results), claim(results, family)) if part)
     parts = [heading("Benchmark summary", "="), overview]
@@ -154,12 +136,7 @@ def benchmark_summary(
 
 
 def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
-    """The verdict as console lines; empty if nothing was tested.
-
-    Args:
-        results: the content of each dataset.json.
-        family: the confirmatory family over all datasets; None until all are finished.
-    """
+    """The verdict as console lines; empty if nothing was tested."""
     if not any(result.get("significance") for result in results):
         return ""
     lines = (
