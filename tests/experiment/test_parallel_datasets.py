@@ -111,7 +111,7 @@ def check_one_failure(words, logs, monkeypatch, capfd, good, bad):
     assert f"{count} datasets in parallel, {count} at a time" in said.err
     assert all(f"[{name}] starts on 1 thread" in said.err for name in (*good, bad))
     assert f"error: 1 of {count} datasets failed. {bad}: " in said.err and "train.tsv" in said.err
-    assert f"--resume {logs} goes on" in said.err and "Summary of the run" not in said.out
+    assert f"--resume {logs} continues" in said.err and "Summary of the run" not in said.out
     lines = [line for line in said.out.splitlines() if "approach 1: " in line or "Written to" in line]
     assert len(lines) == 2 * len(good), lines
     assert all("approach" in line for line in lines[::2]) and all("Written" in line for line in lines[1::2]), lines

@@ -260,7 +260,7 @@ def test_the_card_has_what_was_measured_and_what_not(tiny_run, tmp_path, capsys)
     for words in (
         "4 depths in layer 3",
         "One training seed",
-        "its licence applies",
+        "Its licence applies",
         run.result["venue"],
         'query "get "',
     ):
@@ -281,7 +281,7 @@ def test_each_best_checkpoint_has_a_card(tiny_run):
             assert f"seed 42; weights of epoch {run.record(method)['best_epoch']}" in card
             assert f"- test: {run.result['data']['splits']['test']['queries']:,} queries" in card
             assert ("4 depths in layer 3" in card) == (method == "maw")
-            assert "its licence applies" in card and "sentence-transformers\npipeline_tag" not in card
+            assert "Its licence applies" in card and "sentence-transformers\npipeline_tag" not in card
 
 
 def test_a_card_goes_with_the_model_that_it_describes(tiny_run, tmp_path):
@@ -352,5 +352,5 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_run, tmp_path):
     PastRun.open(other).model("maw")
     record["config"]["num_epochs"] = 7
     write_signed(path, record)
-    with pytest.raises(MAWError, match=r"of another run than .*differ in num_epochs"):
+    with pytest.raises(MAWError, match=r"from another run than .*differ in num_epochs"):
         PastRun.open(other).model("maw")
