@@ -171,15 +171,14 @@ def bars(result: Result) -> list[Bar]:
     ]
 
 
-def recall(result: Result, method: Method) -> list[tuple[float, float]]:
-    """Recall at each cutoff."""
-    metrics = result["results"][method.key]["metrics"]
-    return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
-
-
-def recall_lines(result: Result) -> list[Series]:
+def recall(result: Result) -> list[Series]:
     """Recall by passages looked at, of each method."""
-    return [Series(method.label, look_of(method), recall(result, method)) for method in methods_of(result)]
+
+    def points(metrics: Mapping[str, float]) -> list[tuple[float, float]]:
+        return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
+
+    every = methods_of(result)
+    return [Series(each.label, look_of(each), points(result["results"][each.key]["metrics"])) for each in every]
 
 
 def by_epoch(result: Result, key: str) -> list[Series]:

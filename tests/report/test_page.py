@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from functools import cache
 from html.parser import HTMLParser
@@ -358,6 +359,18 @@ def test_escaping_of_elements_and_attributes():
     ]
     assert parts().table("c", Table(["a"], [])) == ""
     assert 'aria-label="&#34;&gt;"' in parts().table('">', Table(["a"], [["b"]]))
+
+
+def test_names_that_dictionaries_give_their_methods_are_names_like_others():
+    odd = {name: f"the {name}" for name in ("items", "get", "values", "keys", "pop")}
+    results, families = whole_result(data={**odd, "splits": {"items": odd}}, environment=odd, configuration=odd)
+    example = an_example(identifier="values")
+    for part in ("queries", "values", "rankings"):
+        example = {**example, part: json.loads(json.dumps(example[part]).replace('"q1"', '"items"'))}
+    example["comparisons"] = {"maw_vs_lora": {"won": ["items"], "lost": []}}
+    text = " ".join("".join(Page(report_page(results, families, {"pystdlib": example})).text).split())
+    assert text.count("the items") == text.count("the pop") == 4
+    assert "a query 1.000 against 0.250" in text and "values, score 0.7500" in text
 
 
 def test_a_name_that_a_template_lacks_is_an_error():

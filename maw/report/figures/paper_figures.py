@@ -43,7 +43,7 @@ from maw.report.series import (
     recall,
     sides,
 )
-from maw.report.significance_marks import look_of, methods_of
+from maw.report.significance_marks import methods_of
 from maw.report.text.format import clean
 from maw.storage.files import write_atomically
 
@@ -158,8 +158,8 @@ def _bars(figure: Any, result: Result) -> None:
 
 def _recall(figure: Any, result: Result) -> None:
     axis = figure.subplots()
-    for method in methods_of(result):
-        _line(axis, recall(result, method), look_of(method), method.label)
+    for line in recall(result):
+        _line(axis, line.points, line.look, line.name)
     axis.set_xscale("log")
     axis.set_xticks(_TICKS, [str(k) for k in _TICKS])
     axis.minorticks_off()

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from maw.config.methods import Method
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.series import RECALL, Result, recall_lines
+from maw.report import series
+from maw.report.series import Result
 from maw.report.significance_marks import (
     LETTERS,
     RunValues,
@@ -125,8 +126,8 @@ def _name(key: str) -> str:
 
 def recall(result: Result) -> Table:
     """Recall at each cutoff."""
-    rows = [[line.name, *(f"{value:.4f}" for _, value in line.points)] for line in recall_lines(result)]
-    return Table(["Method", *(f"@{k}" for k in RECALL)], rows)
+    rows = [[line.name, *(f"{value:.4f}" for _, value in line.points)] for line in series.recall(result)]
+    return Table(["Method", *(f"@{k}" for k in series.RECALL)], rows)
 
 
 def cost(result: Result) -> Table:
