@@ -15,7 +15,7 @@ from maw.report.html.charts import Bar, bar_chart, histogram, line_chart, swatch
 from maw.report.html.markup import Markup, details, element, facts, joined, paragraph, table
 from maw.report.series import RECALL, SIDES, Result, Series, by_epoch, histories, kept_epoch, recall, sides
 from maw.report.significance_marks import LETTERS, RunValues, beaten, corrected_p, label_of, look_of, methods_of
-from maw.report.text.costs import SHARED_NOTE, costs, energy_kind, energy_note, size, watt_hours
+from maw.report.text.costs import cost_note, costs, energy_devices, size, watt_hours
 from maw.report.text.format import p_value
 
 _LABEL = METRIC_LABELS[METRIC]
@@ -149,21 +149,22 @@ def routing(result: Result) -> Markup:
 def cost(result: Result) -> Markup:
     """What each method took, beside what it reached."""
     methods = methods_of(result)
-    columns = [_took(result["results"][method.key]) for method in methods]
+    devices = energy_devices(result)
+    columns = [_took(result["results"][method.key], energy=bool(devices)) for method in methods]
     names = (_LABEL, "trained parameters", "training steps", "training s", "evaluation s", "all s")
-    names = (*names, "embeddings searched", "index", f"energy, Wh, {energy_kind(result)}")
+    names = (*names, "embeddings searched", "index", *([f"energy, Wh, {devices}"] if devices else []))
     rows = [list(row) for row in zip(names, *columns, strict=True)]
     caption = "Cost beside quality; training includes all seeds, folds and trials"
     notes = []
     peak = result.get("environment", {}).get("peak_memory_bytes")
     if peak:
         notes.append(f"The program had at most {peak / 1e9:.2f} GB in use up to the end of this dataset.")
-    notes.append(f"{energy_note(result)} {SHARED_NOTE}".strip())
+    notes.append(cost_note(result))
     shown = table(caption, ["Cost", *(method.label for method in methods)], rows)
     return joined([shown, *(paragraph(note, class_="soft") for note in notes)])
 
 
-def _took(record: Mapping[str, Any]) -> list[Any]:
+def _took(record: Mapping[str, Any], *, energy: bool) -> list[Any]:
     """The cells of one method."""
     took = costs(record)
     cached = element("span", "embeddings from cache", class_="soft") if took["embeddings"] == "from cache" else ""
@@ -176,7 +177,7 @@ def _took(record: Mapping[str, Any]) -> list[Any]:
         _number(took["runtime_seconds"], ",.1f"),
         size(took["embedding_bytes"]),
         took["search"] if took["index_bytes"] is None else f"{size(took['index_bytes'])} {took['search']}",
-        watt_hours(took["energy_joules"]),
+        *([watt_hours(took["energy_joules"])] if energy else []),
     ]
 
 
