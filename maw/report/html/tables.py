@@ -22,7 +22,7 @@ from maw.report.significance_marks import (
     methods_of,
     methods_of_run,
 )
-from maw.report.text.costs import costs, energy_kind, size, watt_hours
+from maw.report.text.costs import costs, energy_devices, size, watt_hours
 from maw.report.text.format import p_value
 
 
@@ -80,48 +80,46 @@ def values(result: Result, over_run: RunValues) -> Table:
     return Table(["Metric", *(Cell(f"({letter}) {m.label}", look=look_of(m)) for letter, m in named)], rows)
 
 
-_TEST = ("First minus second", "difference", "relative", "95% interval", "p", "Holm p", "t-test p", "d_z")
-_TEST += ("detectable", "queries needed", "better / worse / same")
-
-
 def confirmatory(result: Result, over_run: RunValues) -> Table:
     """The tests fixed before the run, a column each: there are four at most, and eleven values."""
     tests = result.get("confirmatory", {}).get("comparisons", {})
-    columns = [[_name(key), *_cells(result, key, METRIC, test, over_run)] for key, test in tests.items()]
-    header, *rows = zip(_TEST, *columns, strict=True)
-    return Table(header, rows if tests else [])
+    columns = [_test(result, key, METRIC, test, over_run) for key, test in tests.items()]
+    names = [name for name in columns[0] if name != "metric"] if columns else []
+    header, *rows = [[name, *(column[name] for column in columns)] for name in names] or [[]]
+    return Table(header, rows)
 
 
 def exploratory(result: Result, over_run: RunValues) -> Table:
     """All other tests, a row each."""
     confirmed = result.get("confirmatory", {}).get("comparisons", {})
-    rows = [
-        [_name(key), METRIC_LABELS[metric], *_cells(result, key, metric, test, over_run)]
+    tests = [
+        _test(result, key, metric, test, over_run)
         for key, by_metric in result.get("significance", {}).items()
         for metric, test in by_metric.items()
         if not (metric == METRIC and key in confirmed)
     ]
-    return Table([_TEST[0], "metric", *_TEST[1:]], rows, numbers_from=2)
+    return Table(list(tests[0]) if tests else [], [list(test.values()) for test in tests], numbers_from=2)
 
 
-def _cells(result: Result, key: str, metric: str, test: Mapping[str, Any], over_run: RunValues) -> list[str | Cell]:
+def _test(
+    result: Result, key: str, metric: str, test: Mapping[str, Any], over_run: RunValues
+) -> dict[str, str | Cell]:
+    """What a test says, by the name of its column."""
     p = corrected_p(result, key, metric, over_run)
-    return [
-        f"{test['mean_difference']:+z.4f}",
-        number(test["relative"], "+z.1%"),
-        f"{test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}",
-        p_value(test["p_value"]),
-        Cell(p_value(p), strong=p is not None and p < LEVEL),
-        p_value(test.get("t_p_value")),
-        number(test.get("effect_size"), "+z.3f"),
-        number(test.get("minimum_detectable_effect"), ".4f"),
-        number(test.get("queries_needed"), ",d"),
-        f"{test['wins']} / {test['losses']} / {test['ties']}",
-    ]
-
-
-def _name(key: str) -> str:
-    return " - ".join(map(label_of, key.split("_vs_")))
+    return {
+        "First minus second": " - ".join(map(label_of, key.split("_vs_"))),
+        "metric": METRIC_LABELS[metric],
+        "difference": f"{test['mean_difference']:+z.4f}",
+        "relative": number(test["relative"], "+z.1%"),
+        "95% interval": f"{test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}",
+        "p": p_value(test["p_value"]),
+        "Holm p": Cell(p_value(p), strong=p is not None and p < LEVEL),
+        "t-test p": p_value(test.get("t_p_value")),
+        "d_z": number(test.get("effect_size"), "+z.3f"),
+        "detectable": number(test.get("minimum_detectable_effect"), ".4f"),
+        "queries needed": number(test.get("queries_needed"), ",d"),
+        "better / worse / same": f"{test['wins']} / {test['losses']} / {test['ties']}",
+    }
 
 
 def recall(result: Result) -> Table:
@@ -131,28 +129,33 @@ def recall(result: Result) -> Table:
 
 
 def cost(result: Result) -> Table:
-    """What each method took, beside what it reached, a column each."""
-    names = (METRIC_LABELS[METRIC], "trained parameters", "training steps", "training s", "evaluation s", "all s")
-    names = (*names, "embeddings searched", "index", f"energy, Wh, {energy_kind(result)}")
-    methods = methods_of(result)
-    columns = (_took(result["results"][method.key]) for method in methods)
-    return Table(["Cost", *(method.label for method in methods)], list(zip(names, *columns, strict=True)))
+    """What each method took, beside what it reached, a column each; energy where it was measured."""
+    methods, devices = methods_of(result), energy_devices(result)
+    records = [result["results"][method.key] for method in methods]
+    took = [costs(record) for record in records]
 
+    def row(name: str, key: str, form: str) -> list[str | Cell]:
+        return [name, *(number(each[key], form) for each in took)]
 
-def _took(record: Mapping[str, Any]) -> list[str | Cell]:
-    took = costs(record)
-    cached = "embeddings from cache" if took["embeddings"] == "from cache" else ""
-    return [
-        f"{record['metrics'][METRIC]:.4f}",
-        f"{took['trained_parameters']:,}",
-        f"{took['steps']:,}",
-        number(took["training_seconds"], ",.1f"),
-        Cell(number(took["evaluation_seconds"], ",.1f"), below=cached),
-        number(took["runtime_seconds"], ",.1f"),
-        size(took["embedding_bytes"]),
-        took["search"] if took["index_bytes"] is None else f"{size(took['index_bytes'])} {took['search']}",
-        watt_hours(took["energy_joules"]),
+    def evaluation(each: Mapping[str, Any]) -> Cell:
+        cached = each["embeddings"] == "from cache"
+        return Cell(number(each["evaluation_seconds"], ",.1f"), below="embeddings from cache" if cached else "")
+
+    def index(each: Mapping[str, Any]) -> str:
+        return each["search"] if each["index_bytes"] is None else f"{size(each['index_bytes'])} {each['search']}"
+
+    rows = [
+        [METRIC_LABELS[METRIC], *(f"{record['metrics'][METRIC]:.4f}" for record in records)],
+        row("trained parameters", "trained_parameters", ",d"),
+        row("training steps", "steps", ",d"),
+        row("training s", "training_seconds", ",.1f"),
+        ["evaluation s", *map(evaluation, took)],
+        row("all s", "runtime_seconds", ",.1f"),
+        ["embeddings searched", *(size(each["embedding_bytes"]) for each in took)],
+        ["index", *map(index, took)],
+        [f"energy, Wh, {devices}", *(watt_hours(each["energy_joules"]) for each in took)],
     ]
+    return Table(["Cost", *(method.label for method in methods)], rows if devices else rows[:-1])
 
 
 def splits(found: Mapping[str, Mapping[str, Any]]) -> Table:
