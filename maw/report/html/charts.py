@@ -17,7 +17,7 @@ from maw.report.series import COLOURS, Bar, Series
 WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
 _LABEL_ROOM = 24  # between the middles of two labels of the x axis
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
+_DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 4")
 _MARKERS = ("circle", "square", "diamond")  # with five dashes fifteen looks
 _CORNERS = {
     "square": ((-3, -3), (3, -3), (3, 3), (-3, 3)),
@@ -83,7 +83,9 @@ def line_chart(
         there = [(x, y) for x, y in each.points if y is not None]
         if there:
             ends.append(f"{each.name}: {there[0][1]:.4g} to {there[-1][1]:.4g}")
-            shapes += _line(each.look, [(x_at(x), y_at(y)) for x, y in there])
+            places = [(x_at(x), y_at(y)) for x, y in there]
+            shapes.append(_line("polyline", each.look, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places)))
+            shapes += [_marker(each.look, x, y) for x, y in places]
     return Chart(title, f"{y_name} by {x_name}. {'; '.join(ends)}.", HEIGHT, shapes, series)
 
 
@@ -139,11 +141,7 @@ def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> C
 
 def swatch(look: int) -> list[Shape]:
     """A small piece of a series' line, for tables and legends: 26 by 12."""
-    dash = _DASHES[look % len(_DASHES)] or None
-    return [
-        shape("line", f"line {colour(look)}", x1=0, y1=6, x2=26, y2=6, stroke_dasharray=dash),
-        _marker(look, 13, 6),
-    ]
+    return [_line("line", look, x1=0, y1=6, x2=26, y2=6), _marker(look, 13, 6)]
 
 
 def colour(look: int) -> str:
@@ -151,10 +149,8 @@ def colour(look: int) -> str:
     return f"s{look % len(COLOURS)}"
 
 
-def _line(look: int, places: Sequence[tuple[float, float]]) -> Iterator[Shape]:
-    path, dash = " ".join(f"{x:.1f},{y:.1f}" for x, y in places), _DASHES[look % len(_DASHES)] or None
-    yield shape("polyline", f"line {colour(look)}", points=path, stroke_dasharray=dash)
-    yield from (_marker(look, x, y) for x, y in places)
+def _line(tag: str, look: int, **place: Any) -> Shape:
+    return shape(tag, f"line {colour(look)}", stroke_dasharray=_DASHES[look % len(_DASHES)], **place)
 
 
 def _marker(look: int, x: float, y: float) -> Shape:
