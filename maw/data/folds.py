@@ -33,7 +33,7 @@ from maw.data.leakage import check_disjoint, connected, leakage_facts
 from maw.data.normalise import normalise
 from maw.data.splits import trains
 from maw.errors import DataError
-from maw.storage.cache_entry import json_sha
+from maw.storage.files import json_sha
 
 RULE = (
     "all drawn queries pooled; groups (same text, or together by the collection) in order of a seeded hash, each into "

@@ -36,10 +36,9 @@ from maw.experiment.tuning import Trial
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
 from maw.models.retriever import BaselineRetriever
 from maw.runtime import distributed
-from maw.storage.cache_entry import json_sha
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
 from maw.storage.checksummed_tensors import RECORD, read_bundle, read_tensors, write_bundle
-from maw.storage.files import sha256
+from maw.storage.files import json_sha, read_json, sha256
 from maw.training.checkpoint_writer import CheckpointWriter
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,7 @@ class DatasetState:
         if not results.is_file() or sha256(results) != record["results_sha256"]:
             logger.warning("%s: is not as it was written; the results are put together again", results)
             return None
-        return json.loads(results.read_text(encoding="utf-8"))
+        return read_json(results)
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / _DATASET

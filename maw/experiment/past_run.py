@@ -10,7 +10,6 @@ of other settings, which a later run into the same folder leaves there, is refus
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from maw.errors import ConfigError, MAWError, show, suggestion
 from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
+from maw.storage.files import read_json
 from maw.training.checkpoint import load_checkpoint
 
 _VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among the runs of one method
@@ -195,10 +195,7 @@ def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetr
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MAWError(f"{path}: cannot be read as a dataset's results: {error}") from error
+    result = read_json(path)
     kinds = {"dataset": str, "evaluated_at": str, "configuration": Mapping, "results": Mapping}
     if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in kinds.items()):
         raise MAWError(f"{path}: not the results of a dataset of this version")

@@ -19,7 +19,6 @@ This module loads nothing heavy, so that a wrong --resume is answered at once.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from maw.config.tier1_config import RESULT_NEUTRAL, TRAINED_METHODS, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
 from maw.runtime import distributed
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
+from maw.storage.files import sha256
 from maw.storage.locks import is_held
 from maw.storage.run_record import RUN, STATE, VERSION, read_run
 
@@ -192,10 +192,7 @@ def differences(before: Any, now: Any, name: str) -> list[str]:
 def code_hashes() -> dict[str, str]:
     """File -> the start of its SHA-256, of all modules of the package."""
     package = Path(__file__).parents[1]
-    return {
-        path.relative_to(package.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(package.rglob("*.py"))
-    }
+    return {path.relative_to(package.parent).as_posix(): sha256(path)[:16] for path in sorted(package.rglob("*.py"))}
 
 
 def _libraries() -> dict[str, str]:

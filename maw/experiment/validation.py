@@ -214,7 +214,7 @@ def _folder_problems(config: Tier1Config) -> list[Problem]:
         try:
             wrong = "is a file, not a folder" if folder and Path(folder).expanduser().is_file() else None
         except (OSError, RuntimeError) as error:  # too long a name, or ~ of an unknown user
-            wrong = getattr(error, "strerror", None) or str(error)
+            wrong = reason(error)
         if wrong:
             found.append(Problem(name, f"{show(folder)}: {wrong}"))
     return found

@@ -15,7 +15,8 @@ from typing import Any
 from maw.config.fields import Problem
 from maw.config.tier1_config import PUBLIC_DATASETS, Tier1Config
 from maw.errors import ConfigError, ModelError, show
-from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm, sha256
+from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
+from maw.storage.files import sha256
 
 SUPPORTED_MODEL_TYPES = (
     "bert",
@@ -207,7 +208,7 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
         cached = (try_to_load_from_cache(spec.name, name) for name in (WEIGHTS, "pytorch_model.bin"))
         paths = [Path(path) for path in cached if isinstance(path, str)][:1]
-    return sha256(paths[0]) if len(paths) == 1 else None
+    return sha256(paths[0], ModelError) if len(paths) == 1 else None
 
 
 def verify_weights(spec: ModelSpec) -> None:
@@ -219,7 +220,7 @@ def verify_weights(spec: ModelSpec) -> None:
     if spec.weights_sha256 is None or spec.folder is None:
         return
     path = spec.folder / WEIGHTS
-    actual = sha256(path)
+    actual = sha256(path, ModelError)
     if actual != spec.weights_sha256:
         raise ModelError(
             f"{path}: SHA-256 is {actual}, not {spec.weights_sha256}: the weights of {spec.name} are damaged or "

@@ -22,7 +22,7 @@ from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
 from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, kernel_noise
-from maw.errors import ConfigError, ModelError
+from maw.errors import ConfigError, ModelError, reason
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
@@ -135,7 +135,7 @@ class BaselineRetriever(nn.Module):
         try:
             unexpected = self.encoder.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError as error:
-            raise ModelError(f"weights do not fit model {self.spec.name}: {_first_line(error)}") from error
+            raise ModelError(f"weights do not fit model {self.spec.name}: {reason(error)}") from error
         if missing or unexpected:
             name = sorted(missing or unexpected)[0]
             raise ModelError(f"weights do not fit model {self.spec.name}: {name} is in only one of the two")
@@ -307,8 +307,4 @@ def _reading(what: str) -> Iterator[None]:
         of_the_file = isinstance(error, _UNREADABLE) or type(error) is Exception  # which tokenizers raises
         if not of_the_file and type(error).__name__ != "UnpicklingError":
             raise
-        raise ModelError(f"{what}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{what}: {reason(error)}") from error

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maw.errors import DamagedError, MAWError
+from maw.errors import DamagedError, MAWError, reason
 from maw.storage.files import json_text, write_atomically
 
 _OWN, _BLANK = "sha256", "0" * 64
@@ -39,7 +39,7 @@ def read_signed(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise MAWError(f"{path}: cannot be read: {error.strerror}") from error
+        raise MAWError(f"{path}: cannot be read ({reason(error)})") from error
     try:
         record = json.loads(content)
         digest = record.pop(_OWN)

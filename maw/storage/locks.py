@@ -11,7 +11,6 @@ Beside it `run.holder.json` says who has it, for the message that a second run g
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -22,8 +21,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from maw.errors import MAWError
-from maw.storage.files import write_json
+from maw.errors import MAWError, reason
+from maw.storage.files import read_json, write_json
 
 WAIT = 0.5
 """Seconds to wait for a holder that is just going."""
@@ -50,7 +49,7 @@ def run_lock(folder: Path | str) -> Iterator[None]:
     except Timeout:
         raise MAWError(_refusal(folder)) from None
     except OSError as error:
-        raise MAWError(f"{folder}: cannot be locked: {error.strerror or error}; choose another --log-dir") from error
+        raise MAWError(f"{folder}: cannot be locked: {reason(error)}; choose another --log-dir") from error
     _held[folder] = threading.get_ident()
     try:
         write_json(folder / _HOLDER, _about_me())
@@ -83,9 +82,8 @@ def _about_me() -> dict[str, Any]:
 
 
 def _refusal(folder: Path) -> str:
-    try:
-        holder = json.loads((folder / _HOLDER).read_text(encoding="utf-8"))
+    who = "it has not said who it is"
+    with contextlib.suppress(MAWError, KeyError, TypeError):
+        holder = read_json(folder / _HOLDER)
         who = f"process {holder['pid']} on {holder['host']}, since {holder['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        who = "it has not said who it is"
     return f"{folder}: another run is at work there ({who}); wait for it, or choose another --log-dir"

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from maw.config.tier1_config import Tier1Config
-from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError
-from maw.models.model_files import WEIGHTS, sha256
+from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
+from maw.models.model_files import WEIGHTS
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime.devices import unwrap
 from maw.storage.checksummed_tensors import read_bundle, read_tensors, write_bundle
+from maw.storage.files import sha256
 from maw.storage.run_record import is_unfinished
 from maw.training.state import State, joined, separated
 
@@ -165,7 +166,7 @@ def cleanup_checkpoints(folder: Path | str, keep_best: bool = True) -> list[Path
             shutil.rmtree(path)
             removed.append(path)
     except OSError as error:
-        raise MAWError(f"{folder}: cannot be cleaned up: {error.strerror or error}") from error
+        raise MAWError(f"{folder}: cannot be cleaned up: {reason(error)}") from error
     return removed
 
 
@@ -218,4 +219,4 @@ def _pretrained_sha256(model: BaselineRetriever) -> str | None:
 @lru_cache(maxsize=8)
 def _sha256_once(path: Path, size: int, changed: int) -> str:
     """The SHA-256 of a file of that size and date; large, and asked for at every save."""
-    return sha256(path)
+    return sha256(path, ModelError)
