@@ -26,7 +26,7 @@ from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.training.hard_negatives import prepare_training
 from maw.training.optimizer import rates
-from maw.training.progress import History
+from maw.training.state import History
 
 NDCG = "ndcg_cut_10"
 ROUTING = (

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from maw.config.methods import Method, find_method, in_order
+from maw.config.methods import Method, find_method, in_order, trained_methods
 from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config, cache_folder
 from maw.data.collection import Collection
 from maw.data.folds import Folds, with_fold_facts
@@ -34,8 +34,8 @@ from maw.experiment.dataset_state import DatasetState
 from maw.experiment.model_card import write_cards
 from maw.experiment.past_run import PastRun
 from maw.experiment.tuning import Trial, tune
-from maw.models.pretrained import ModelSpec, source_of, weights_sha256
-from maw.models.retriever import BaselineRetriever, load_tokenizer, trained_layers
+from maw.models.pretrained import ModelSpec, source_of, trained_layers, weights_sha256
+from maw.models.retriever import BaselineRetriever, load_tokenizer
 from maw.models.tokenized import TextSource
 from maw.report import layout
 from maw.report.tables import comparisons
@@ -49,7 +49,7 @@ from maw.runtime.environment import environment_facts
 from maw.runtime.precision import name_of, pick_precision
 from maw.runtime.profiler import current, stage, watch
 from maw.runtime.run_log import log_event
-from maw.training.checkpoint_writer import CheckpointWriter
+from maw.training.checkpoint_writer import CheckpointWriter, checkpoints_folder, training_name
 from maw.training.hard_negatives import prepare_training
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class DatasetRun:
 
     def _prepare_training(self, activations: ActivationStore) -> None:
         """Chooses the hard negatives that every trained method will see."""
-        if not any(method.trained for method in in_order(self.config.methods)):
+        if not trained_methods(self.config):
             return
         dense = self.config.negative_source == "dense" and self.config.num_negatives
         plain = find_method("zero_shot").configure(self.config)
@@ -206,11 +206,11 @@ class DatasetRun:
         self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
     ) -> TrainingResult:
         """One run of an arm: read back if it is done, else from where it was interrupted or from its beginning."""
-        name, state = self._checkpoint_name(arm.method, seed, fold), self.state
-        dataset, method = self.collection.name, arm.method.name
+        dataset, method, state = self.collection.name, arm.method.name, self.state
+        name = training_name(self.config, dataset, method, seed, fold)
         run = state.read_run(name) if state else None
         if state is None:
-            folder = Path(self.config.log_dir) / "checkpoints"
+            folder = checkpoints_folder(self.config)
             writer = CheckpointWriter(self.config, folder, name, dataset=dataset, method=method)
         else:
             writer = state.writer(name, dataset=dataset, method=method)
@@ -240,8 +240,9 @@ class DatasetRun:
             console.show(f"   fold {fold}:")
         config, log = self.config, None
         if self.state:
-            name = self._checkpoint_name(arm.method, config.seed, fold)
-            log = self.state.trials(name, dataset=self.collection.name, method=arm.method.name)
+            dataset, method = self.collection.name, arm.method.name
+            name = training_name(config, dataset, method, config.seed, fold)
+            log = self.state.trials(name, dataset=dataset, method=method)
         tuned = tune(
             arm,
             collection_of_fold.train,
@@ -253,12 +254,6 @@ class DatasetRun:
             log,
         )
         return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record
-
-    def _checkpoint_name(self, method: Method, seed: int, fold: int | None) -> str:
-        parts = [self.collection.name, method.name]
-        parts += [f"seed{seed}"] if self.config.seeds > 1 else []
-        parts += [f"fold{fold}"] if fold is not None else []
-        return "_".join(parts)
 
     def _result(self, started: datetime, effects: dict[str, dict[str, Any]]) -> dict[str, Any]:
         config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)

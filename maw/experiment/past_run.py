@@ -25,7 +25,9 @@ from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.storage.files import read_json
+from maw.storage.run_record import BEST, CHECKPOINTS
 from maw.training.checkpoint import load_checkpoint
+from maw.training.checkpoint_writer import training_name
 
 _VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among the runs of one method
 _ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where and how, and not what was trained
@@ -98,10 +100,10 @@ class PastRun:
 
     def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
-        config, parts = self.config, [self.name, method]
-        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
-        parts += [f"fold{1 if fold is None else fold}"] if config.folds else []
-        return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+        seed = self.config.seed if seed is None else seed
+        fold = (fold or 1) if self.config.folds else None
+        name = training_name(self.config, self.name, method, seed, fold)
+        return self.folder.parent / CHECKPOINTS / f"{name}_{BEST}"
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """The folder of a method's best checkpoint.

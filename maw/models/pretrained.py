@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config.fields import Problem
+from maw.config.layers import parse_layers
 from maw.config.tier1_config import PUBLIC_DATASETS, Tier1Config
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
@@ -195,6 +196,21 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
         weights_sha256=MINILM_SHA256 if known_folder or name == "packaged:all-MiniLM-L6-v2" else None,
         max_positions=positions,
     )
+
+
+def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
+    """Layers by what a run does to them.
+
+    Returns:
+        "maw" and "finetune": layer numbers from 1; "prefix": how many layers from the bottom no method changes.
+
+    Raises:
+        ConfigError: as `maw.config.layers.parse_layers`.
+    """
+    maw, finetune = (
+        parse_layers(getattr(config, name), spec.num_layers, name) for name in ("maw_layers", "finetune_layers")
+    )
+    return {"maw": maw, "finetune": finetune, "prefix": min((*maw, *finetune), default=spec.num_layers + 1) - 1}
 
 
 def weights_sha256(spec: ModelSpec) -> str | None:

@@ -20,14 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
-from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, kernel_noise
 from maw.errors import ConfigError, ModelError, reason
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
 from maw.models.model_files import WEIGHTS
-from maw.models.pretrained import ModelSpec, model_spec, verify_weights
+from maw.models.pretrained import ModelSpec, model_spec, trained_layers, verify_weights
 from maw.models.tokenized import Texts, TextSource
 from maw.runtime.devices import pick_device
 from maw.runtime.precision import pick_precision
@@ -241,18 +240,6 @@ def count_maw_parameters(
         attention = build_depth_attention(backbone, architecture, number, **options)
         trained += [*attention.kernel_parameters(), *attention.router.parameters()]
     return sum(parameter.numel() for parameter in trained)
-
-
-def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
-    """Layers by what is done to them: "maw", "finetune" (from 1), and "prefix", how many no arm of the run changes."""
-    maw, finetune = (
-        parse_layers(getattr(config, name), spec.num_layers, name) for name in ("maw_layers", "finetune_layers")
-    )
-    return {
-        "maw": maw,
-        "finetune": finetune,
-        "prefix": min((*maw, *finetune), default=spec.num_layers + 1) - 1,
-    }
 
 
 def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:

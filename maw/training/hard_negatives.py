@@ -1,26 +1,26 @@
-"""Hard negatives of the training queries, chosen before any method runs, so that every arm trains against the same.
+"""Hard negatives of the training queries, chosen before any method runs, so that all methods train with the same.
 
     python tier_1.py --num-negatives 1 --negative-source bm25 --hard-negative-ratio 1.0 --negative-margin 0.95
 
 Sources: "given" (those of the data, in its order), "bm25" (the 100 best of the training corpus), "dense" (the 100 best
-of the pretrained retriever, over the training corpus or, where that is larger than `corpus_size`, a sample of it drawn
-by the rule of `maw.data.corpus_sampling`), and "auto" (given for the queries that have any, BM25 for the others).
+of the pretrained retriever, in the training corpus or, if that is larger than `corpus_size`, in a sample of it by the
+rule of `maw.data.corpus_sampling`), and "auto" (given for the queries that have some, BM25 for the others).
 
-No negative of a query is
+A negative of a query is never
 
-- judged relevant to it (a grade of 1 or more), or a copy of such a passage (equal normalised text);
-- a passage with an answer to it, where the data has answers;
-- for mined ones, a passage whose score is above `negative_margin` times the positive's by the same miner: it may well
-  be relevant. This is TopK-PercPos. The paper judges pairs of a query and one positive; of several positives the one
-  of highest score decides here. With the lowest, a question that needs two passages would have no hard negative at
-  all where the second passage shares no word with it. The limit is positive - (1 - margin) * |positive|: the paper's
-  for positive scores, and below the positive for others too, as dot products may give.
+- a passage that is judged relevant to it (a grade of 1 or more), or a copy of one (equal normalised text);
+- a passage with an answer to it, if the data has answers;
+- if it is mined, a passage with a score above `negative_margin` times the positive's score by the same miner, since it
+  may be relevant. This is TopK-PercPos. The paper has pairs of a query and one positive; of several positives, the one
+  with the highest score decides here. With the lowest, a question that needs two passages would have no hard negative
+  if the second passage shared no word with it. The limit is positive - (1 - margin) * |positive|: for positive scores
+  that of the paper, and below the positive also for negative scores, which dot products can have.
 
-The negatives that are not hard (one minus `hard_negative_ratio` of them) are drawn from the whole training corpus: all
-ids stand on a ring by their hash, and each draw takes the first fitting one after a point that belongs to seed and
-query. Like all draws it depends on no order.
+The negatives that are not hard (one minus `hard_negative_ratio` of them) are drawn from the whole training corpus: the
+hashes of all ids form a ring, and each draw takes the first allowed id after a point that depends on seed and query.
+So the order of the data has no influence.
 
-What is mined is kept under the cache folder, by the content of everything it depends on.
+Negatives are stored in the cache folder, under a hash of everything that they depend on.
 
 Source: Moreira et al. 2024, "NV-Retriever: Improving text embedding models with effective hard-negative mining".
 """
@@ -49,7 +49,7 @@ from maw.data.hash_sampling import place
 from maw.data.normalise import normalise
 from maw.encoding.activation_cache import ActivationStore
 from maw.encoding.embedding_cache import Embedder
-from maw.errors import DataError
+from maw.errors import DataError, MAWError
 from maw.evaluation.answer_match import contains_answer
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
 from maw.models.retriever import BaselineRetriever
@@ -57,12 +57,14 @@ from maw.models.tokenized import ListTexts
 from maw.runtime.profiler import stage
 from maw.runtime.progress_bars import track
 from maw.search.exact import top_k
-from maw.storage.cache_entry import json_sha, only_builder
-from maw.storage.files import write_json
+from maw.storage.cache_entry import only_builder
+from maw.storage.checksummed import read_signed, write_signed
+from maw.storage.files import json_sha
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 2
+RULES_VERSION = 3
+"""To be raised when the same key gives other negatives, or the file has another format."""
 DEPTH = 100
 LOOKED_AT_ONCE = 16
 
@@ -76,14 +78,14 @@ def prepare_training(
     retriever: BaselineRetriever | None = None,
     activations: ActivationStore | None = None,
 ) -> Collection:
-    """Chooses the negatives of the training split, then cuts its corpus to what training reads.
+    """Chooses the negatives of the training split, then cuts its corpus to the passages that training reads.
 
-    A corpus that another split searches too stays whole, since its activations are then shared.
+    A corpus that another split searches, too, stays whole, since the splits then share activations.
 
     Args:
         collection: its training split may have a corpus of any size.
-        config: the run's settings.
-        retriever: the pretrained one; for the source "dense".
+        config: of the run.
+        retriever: the pretrained one, for the source "dense".
         activations: of the run, for "dense".
     """
     train, facts = mine_negatives(collection.train, config, retriever, activations)
@@ -112,20 +114,20 @@ def mine_negatives(
     retriever: BaselineRetriever | None = None,
     activations: ActivationStore | None = None,
 ) -> tuple[RetrievalData, Facts]:
-    """A training split with `num_negatives` negatives for each query, where so many may be used.
+    """Chooses up to `num_negatives` negatives for each training query, or reads them from the cache.
 
     Args:
-        data: the training split over its whole corpus.
+        data: the training split with its whole corpus.
         config: source, number, ratio, margin, seed, corpus size and cache folder.
         retriever: the pretrained one, for "dense"; loaded here if not given.
         activations: stored activations of frozen layers, for "dense".
 
     Returns:
-        The split, hard negatives before the others; and for the facts, what was chosen and what was kept out. Counts
-        of what was kept out are of the candidates looked at until there were enough.
+        The split with its negatives, hard ones first; and facts: what was chosen and what was excluded. Excluded
+        candidates are counted until a query has enough negatives.
 
     Raises:
-        DataError: the source is "given" and the data has none.
+        DataError: the source is "given", and the data has no negatives.
     """
     if not (config.num_negatives and len(data)) or config.negative_source == "none":
         return replace(data, negatives={}), {"source": "none"}
@@ -141,15 +143,14 @@ def mine_negatives(
             found = _read(path, key, warn=True)
             if found is None:
                 found = _choose(data, config, retriever, activations)
-                record = {"key": key, "negatives": found[0], "facts": found[1]}
                 if activations is not None:
                     activations.before_commit()  # a resumed run reads the negatives and stores no texts for them
-                write_json(path, record | {"sha256": json_sha(record)})
+                write_signed(path, {"key": key, "negatives": found[0], "facts": found[1]})
     return replace(data, negatives=found[0]), found[1]
 
 
 def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever | None) -> dict[str, Any]:
-    """Everything that the negatives depend on, in short."""
+    """Everything that the negatives depend on, in hashes and settings."""
     names = ("negative_source", "num_negatives", "hard_negative_ratio", "negative_margin", "seed")
     given = data.negatives if config.negative_source in ("auto", "given") else {}
     key = {
@@ -174,18 +175,15 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
 
 
 def _read(path: Path, key: Mapping[str, Any], warn: bool = False) -> tuple[Negatives, Facts] | None:
-    """What the cache holds; None where it holds nothing, or nothing that can be trusted."""
+    """Negatives and facts from the cache; None if there are none for this key, or the file is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record.pop("sha256") != json_sha(record) or record["key"] != json.loads(json.dumps(key)):
-            raise ValueError("it was changed after it was written")
-        return record["negatives"], record["facts"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        record = read_signed(path) if path.is_file() else {}
+    except MAWError as error:
         if warn:
-            logger.warning("%s: cannot be used (%s); choosing the negatives again", path, error)
+            logger.warning("%s; choosing the negatives again", error)
         return None
+    same = record.get("key") == json.loads(json.dumps(key))
+    return (record["negatives"], record["facts"]) if same else None
 
 
 def _choose(
@@ -224,7 +222,7 @@ def _choose(
 
 
 def _by_source(data: RetrievalData, config: Tier1Config) -> Iterator[tuple[str, RetrievalData]]:
-    """The part of the split that each source serves."""
+    """Each source with the part of the split that it serves."""
     if config.negative_source != "auto":
         yield config.negative_source, data
         return
@@ -235,7 +233,7 @@ def _by_source(data: RetrievalData, config: Tier1Config) -> Iterator[tuple[str, 
 
 
 def _given(data: RetrievalData, kept_out: Counter[str]) -> Iterator[np.ndarray]:
-    """Rows of each query's given negatives that are in the corpus."""
+    """Rows of each query's given negatives, as far as the corpus has them."""
     for query_id in data.query_ids:
         rows = data.corpus.rows_of(list(dict.fromkeys(data.negatives.get(query_id, ()))))
         kept_out["not in the corpus"] += int((rows < 0).sum())
@@ -243,7 +241,7 @@ def _given(data: RetrievalData, kept_out: Counter[str]) -> Iterator[np.ndarray]:
 
 
 class Miner(Protocol):
-    """Something that ranks the training corpus for the queries of a split."""
+    """Ranks the training corpus for the queries of a split."""
 
     corpus: Corpus
 
@@ -292,7 +290,7 @@ class _Dense:
 
 
 def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[str]) -> Iterator[np.ndarray]:
-    """Rows of each query's best passages whose score is not too near the positive's."""
+    """Rows of each query's best passages whose score is not too close to the positive's."""
     with stage("search"):
         rows, scores = miner.search()
     for number, query_id in enumerate(track(data.query_ids, "hard negatives", "query")):
@@ -305,7 +303,7 @@ def _mined(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[s
 
 
 def limit(positive_scores: np.ndarray, margin: float) -> float:
-    """The highest score that a mined negative may have beside positives of these scores."""
+    """The highest score that a mined negative may have, given the scores of the positives."""
     highest = float(positive_scores.max())
     return highest - (1 - margin) * abs(highest)
 
@@ -315,13 +313,13 @@ def _relevant(data: RetrievalData, query_id: str) -> list[str]:
 
 
 class Screen:
-    """Keeps from one query's negatives what is relevant to it.
+    """Excludes relevant passages from the negatives of one query.
 
     Args:
-        data: judgements and answers.
-        corpus: whose rows are screened; relevant passages may lie in it or in the split's own corpus.
+        data: has judgements and answers.
+        corpus: of the candidates; relevant passages may be in it or in the corpus of the split.
         query_id: the query.
-        kept_out: counts what is kept out, by reason.
+        kept_out: counts the excluded candidates by reason.
     """
 
     def __init__(self, data: RetrievalData, corpus: Corpus, query_id: str, kept_out: Counter[str]):
@@ -332,7 +330,7 @@ class Screen:
         self.answers = data.answers.get(query_id, [])
 
     def first(self, rows: Iterable[int], count: int, besides: Sequence[str] = ()) -> list[str]:
-        """Ids of the first `count` rows that may be negatives, without those in `besides`."""
+        """Ids of the first `count` rows that may be negatives and are not in `besides`."""
         rows, chosen = list(rows), []
         for start in range(0, len(rows), LOOKED_AT_ONCE):
             if len(chosen) >= count:

@@ -17,7 +17,7 @@ from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
 from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever, MAWRetriever
-from maw.training.progress import Saved
+from maw.training.state import Saved
 from maw.training.train import train_retriever
 from maw.training.trainer import Trainer
 

@@ -330,6 +330,5 @@ def _problem(error: Exception, url: str) -> str:
 def _reason(error: Exception) -> str:
     if len(error.args) == 2 and isinstance(error.args[1], list) and error.args[1]:  # every mirror, and its error
         error = error.args[1][-1][-1]
-    text = reason(error) if isinstance(error, OSError) else str(error)
-    name = type(error).__name__
-    return " ".join((f"{name}: {text}" if isinstance(error, LookupError) or not text else text).split())[:300]
+    name = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
+    return f"{name}{reason(error)}"[:300]

@@ -13,6 +13,7 @@ from maw.config.methods import METHODS
 from maw.evaluation.confirmatory import METRIC
 from maw.report.text.format import as_table, wrapped
 from maw.report.text.protocol import compute
+from maw.storage.disk import size_text
 
 COST_HEADER = (
     "dataset",
@@ -35,7 +36,6 @@ seconds and joules are not what they cost; `index_bytes` is empty where nothing 
 `measured_joules` is the part of `energy_joules` that is no estimate."""
 
 SHARED_NOTE = "Methods share stored activations of the frozen layers: the first that needs them pays for them."
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,11 +101,8 @@ def energy_note(result: Mapping[str, Any]) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in decimal units."""
-    if count is None:
-        return "-"
-    power = next((power for power in range(len(_UNITS)) if count < 1000 ** (power + 1)), len(_UNITS) - 1)
-    return f"{count / 1000**power:.{1 if power else 0}f} {_UNITS[power]}"
+    """Bytes in decimal units, with one decimal."""
+    return "-" if count is None else size_text(count, whole_from=1_000_000)
 
 
 def watt_hours(joules: float | None) -> str:
