@@ -5,15 +5,16 @@
 The order is total: float32 score descending, then `tie_order` ascending. It also decides which of several equal scores
 make the cut at k. A score and its tie order pack into one 64-bit key that sorts the same way (`maw.search.sort_keys`).
 
-1. A block of passages is multiplied with all queries, in tiles of up to 1,024 queries. Each core has tiles of its own.
-2. Each query has a floor, its k-th best score so far, which starts as that of the first block. Scores that reach the
+1. A block of passages is multiplied with tiles of up to 1,024 queries. Each core has tiles of its own, and on a CPU
+   multiplies up to 4,096 passages at a time, whose scores stay in its cache.
+2. Each query has a floor, its k-th best score so far, which starts as that of the first product. Scores that reach the
    floor, equal ones included, go into the query's buffer as keys. All others are passed over.
 3. When the buffer of any query of a tile would overflow, every buffer of the tile keeps its k largest keys, and the
    floors rise.
 
-About nine tenths of the time goes into the matrix product. Memory above the arrays: one block of passages, one tile of
-scores for each core, 24 bytes per query and result and 4 KB per query for buffers, and 8 bytes per passage for the way
-back from tie orders to rows.
+The matrix product takes most of the time. Memory above the arrays: one block of passages, the scores of one product
+for each core, 24 bytes per query and result and 4 KB per query for buffers, and 8 bytes per passage for the way back
+from tie orders to rows.
 
 Legend: Q queries, N passages, C embedding size, K results per query, B passages of a block, R queries of a tile,
 W keys that a query's buffer holds, H scores of a tile that reach the floor.
@@ -22,7 +23,7 @@ W keys that a query's buffer holds, H scores of a tile that reach the floor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -35,6 +36,7 @@ from maw.search.checks import LARGEST, as_tensor, check_arguments, check_scores,
 from maw.search.sort_keys import NOTHING, best, pack, scores_of, ties_of
 
 _QUERIES_PER_TILE = 1024
+_PASSAGES_PER_PRODUCT = 4096  # on a CPU, so that scores stay in its cache
 _FEWEST_QUERIES = 16  # smaller products may take another path in the library, which rounds otherwise
 _QUERY_MULTIPLE, _PASSAGE_MULTIPLE, _BLOCK_MULTIPLE = 8, 64, 8
 _ROOM = 512  # keys that a buffer holds beside 3k
@@ -105,30 +107,27 @@ def best_keys(
     # Threads do not share the caller's modes, and tensors of inference mode may not be changed outside of it.
     with torch.inference_mode(False), torch.no_grad(), full_precision(device), _workers(device) as (workers, run):
         tiles = _tiles(queries_QC, workers, min(len(passages), 3 * k + _ROOM), k)
-        shares = [tiles[worker::workers] for worker in range(workers)]
-        memory = [torch.empty(len(tiles[0].queries_RC), size, device=device) for _ in shares]
+        columns = _even_size(size, _PASSAGES_PER_PRODUCT, _PASSAGE_MULTIPLE) if device.type == "cpu" else size
         for start in range(0, len(passages), size):
             part_BC = as_tensor(passages[start : start + size]).to(device).float()  # less to copy, if it is float16
             ties_B = as_tensor(tie_order[start : start + size]).to(device, torch.int64)
             bound = queries_QC.shape[1] * largest_query * largest(part_BC, "passage", start)
             safe = bound < LARGEST / 2  # no sum of products can overflow
             # Products of one shape take one code path, which gives identical passages identical scores wherever they
-            # stand. A shorter last block would take another, differ in the last bit, and hide a tie.
-            search = partial(_search, padded(part_BC, size), ties_B, start, safe)
-            list(run(search, shares, memory))
+            # stand. A shorter last product would take another, differ in the last bit, and hide a tie.
+            passages_BC = padded(part_BC, -(-len(part_BC) // columns) * columns)
+            list(run(partial(_search, passages_BC, ties_B, columns, start, safe), tiles))
         return torch.cat([best(tile.keys_RW, k) for tile in tiles]).cpu()
 
 
-def _search(
-    passages_BC: Tensor, ties_B: Tensor, start: int, safe: bool, tiles: Sequence[Tile], memory_RB: Tensor
-) -> None:
-    """Scores the passages from `start` for one worker's tiles, whose products are made in its memory."""
-    for tile in tiles:
-        product_RB = torch.mm(tile.queries_RC, passages_BC.T, out=memory_RB)
-        scores_RB = product_RB[: tile.count, : len(ties_B)]
+def _search(passages_BC: Tensor, ties_B: Tensor, columns: int, start: int, safe: bool, tile: Tile) -> None:
+    """Scores a block of passages, which begins with number `start`, for a tile, `columns` passages at a time."""
+    for part_BC, ties_P in zip(passages_BC.split(columns), ties_B.split(columns), strict=True):
+        scores_RP = (tile.queries_RC @ part_BC.T)[: tile.count, : len(ties_P)]
         if not safe:
-            check_scores(scores_RB, tile.first, start)
-        tile.add(scores_RB, ties_B)
+            check_scores(scores_RP, tile.first, start)
+        tile.add(scores_RP, ties_P)
+        start += columns
 
 
 class Tile:
@@ -143,7 +142,7 @@ class Tile:
     """
 
     def __init__(self, queries_RC: Tensor, first: int, count: int, width: int, k: int):
-        self.queries_RC, self.first, self.count, self.k = queries_RC, first, count, k
+        self.queries_RC, self.first, self.count, self.width, self.k = queries_RC, first, count, width, k
         self.keys_RW = torch.full((count, width), NOTHING, device=queries_RC.device)
         self.filled_R = torch.zeros(count, dtype=torch.int64, device=queries_RC.device)
         self.floor_R = torch.full((count,), -torch.inf, device=queries_RC.device)
@@ -157,13 +156,15 @@ class Tile:
         row_R = torch.arange(rows, device=hits_H.device)
         start_R = torch.searchsorted(hits_H, row_R * columns)  # hits stand row by row
         count_R = torch.diff(start_R, append=start_R.new_tensor([len(hits_H)]))
-        if (self.filled_R + count_R).amax() > self.keys_RW.shape[1]:
+        if (self.filled_R + count_R).amax() > self.width:
             self._make_room(scores_RB, ties_B)
             return
         row_H = row_R.repeat_interleave(count_R)
         column_H = hits_H - row_H * columns
-        slot_H = torch.arange(len(hits_H), device=hits_H.device) + (self.filled_R - start_R)[row_H]
-        self.keys_RW[row_H, slot_H] = pack(scores_RB[row_H, column_H], ties_B[column_H])
+        slot_H = (
+            torch.arange(len(hits_H), device=hits_H.device) + (row_R * self.width + self.filled_R - start_R)[row_H]
+        )
+        self.keys_RW.view(-1)[slot_H] = pack(scores_RB.take(hits_H), ties_B[column_H])
         self.filled_R += count_R
 
     def _make_room(self, scores_RB: Tensor, ties_B: Tensor) -> None:
