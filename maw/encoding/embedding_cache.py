@@ -46,7 +46,7 @@ import transformers
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.encoding.activation_cache import ActivationSource, ActivationStore
-from maw.encoding.encode_sharded import encode_together as encode
+from maw.encoding.encode_sharded import encode_sharded
 from maw.errors import DataError, reason
 from maw.models.batching import LENGTH_STEP, encoding_tokens, windows
 from maw.models.encode import Embeddings
@@ -222,7 +222,7 @@ class Embedder:
 
     def _compute(self, source: Source, label: str, place: Any, form: np.dtype) -> Embeddings:
         """Encodes to where `place` says: embeddings, (N, C), in a format; shares of depths, (N, M, D), in float32."""
-        return encode(
+        return encode_sharded(
             replicate(self.model.encoder, self.config, self.device),
             source,
             batch_size=self.config.eval_batch_size,

@@ -433,13 +433,13 @@ def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, 
 
     folder = beir(tmp_path / "tiny", list(dict.fromkeys(random_texts(80, seed=11)))[:50], queries=30)
     encoded = {"test": 0, "validation": 0}
-    real = maw.encoding.embedding_cache.encode
+    real = maw.encoding.embedding_cache.encode_sharded
 
     def counting(encoder, texts, **options):
         encoded[options["label"].split()[0]] += len(texts)
         return real(encoder, texts, **options)
 
-    monkeypatch.setattr(maw.encoding.embedding_cache, "encode", counting)
+    monkeypatch.setattr(maw.encoding.embedding_cache, "encode_sharded", counting)
     config = tiny_settings(datasets=[f"beir:{folder}"], patience=0, num_negatives=0, **protocol)
     (work,) = make_plan(config, model_spec(config)).works
     maw.experiment.benchmark.run_complete_benchmark(config)

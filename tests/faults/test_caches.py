@@ -223,7 +223,7 @@ def _all_caches(config, barrier, counter: Path) -> str:
 
     texts = list(dict.fromkeys(random_texts(60, seed=5)))
     model = BaselineRetriever(config)
-    counting(embedding_cache, "encode", "embeddings")
+    counting(embedding_cache, "encode_sharded", "embeddings")
     counting(bm25, "_build", "index")
     barrier.wait(60)
     folder = Path(config.cache_dir)
