@@ -19,31 +19,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DamagedError
-from maw.evaluation.metrics import EvaluationResult
 from maw.experiment.arm import TrainingResult
 from maw.experiment.run_state import RunState
 from maw.experiment.tuning import Trial
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
 from maw.models.retriever import BaselineRetriever
 from maw.runtime import distributed
-from maw.storage.cache_entry import json_sha
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
 from maw.storage.checksummed_tensors import RECORD, read_bundle, read_tensors, write_bundle
-from maw.storage.files import sha256
-from maw.training.checkpoint_writer import CheckpointWriter
+from maw.storage.files import json_sha, read_json, sha256
+from maw.training.checkpoint_writer import CheckpointWriter, checkpoints_folder
+from maw.training.state import evaluation_state, joined, load_evaluation, separated
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_EVALUATIONS = ("evaluation", "validation")  # of a TrainingResult
 _MODEL, _DATA, _ACTIVATIONS, _DATASET = "model.json", "data.json", "activations", "dataset.json"
 
 
@@ -91,7 +87,7 @@ class DatasetState:
                 "%s: has changed since it was written; the results are computed again from finished trainings", results
             )
             return None
-        return json.loads(results.read_text(encoding="utf-8"))
+        return read_json(results)
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / _DATASET
@@ -160,7 +156,7 @@ class DatasetState:
     def writer(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> CheckpointWriter:
         """The checkpoint writer of one training, or of a trial, whose checkpoints are removed when it ends."""
         part = {"id": self.run.id, "part": name if trial is None else f"{name} {trial}"}
-        folder = Path(self.config.log_dir) / "checkpoints" if trial is None else self.folder
+        folder = checkpoints_folder(self.config) if trial is None else self.folder
         return CheckpointWriter(
             self.config,
             folder,
@@ -180,31 +176,22 @@ class DatasetState:
             return None
         try:
             record = read_bundle(folder)
-            evaluation = _evaluation(folder, record, "evaluation")
-            validation = _evaluation(folder, record, "validation") if record["validation"] else None
+            values = joined(record["training"], read_tensors(folder, record, "values"))
         except DamagedError as error:
             logger.warning("%s; the training is repeated", error)
             return None
         return TrainingResult(
-            record["seed"], record["fold"], record["record"], evaluation, validation, record.get("attention")
+            **values | {part: values[part] and load_evaluation(values[part]) for part in _EVALUATIONS}
         )
 
     @distributed.main_only
     def write_run(self, name: str, run: TrainingResult) -> None:
         """Saves the result of a finished training."""
         self.save_activations()  # first: a training that is not repeated must leave its activations behind
-        record = {
-            "seed": run.seed,
-            "fold": run.fold,
-            "record": run.record,
-            "evaluation": _facts(run.evaluation),
-            "validation": _facts(run.validation) if run.validation is not None else None,
-            "attention": run.attention,
-        }
-        tensors = {"evaluation": _tensors(run.evaluation)}
-        if run.validation is not None:
-            tensors["validation"] = _tensors(run.validation)
-        write_bundle(self.folder / name, record, tensors)
+        values = vars(run)
+        evaluations = {part: values[part] and evaluation_state(values[part]) for part in _EVALUATIONS}
+        record, tensors = separated(values | evaluations)
+        write_bundle(self.folder / name, {"training": record}, {"values": tensors})
 
     def trials(self, name: str, *, dataset: str, method: str) -> Trials:
         """The saved trials of one search."""
@@ -253,25 +240,3 @@ def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
             "answers": json_sha(split.answers),
         }
     return found
-
-
-def _facts(result: EvaluationResult) -> Mapping[str, Any]:
-    return {
-        "query_ids": result.query_ids,
-        "facts": result.facts,
-        "metrics": list(result.per_query),
-        "ranking": result.run is not None,
-    }
-
-
-def _tensors(result: EvaluationResult) -> dict[str, Tensor]:
-    arrays = {f"values.{name}": values for name, values in result.per_query.items()}
-    arrays |= {f"ranking.{name}": values for name, values in (result.run or {}).items()}
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
-
-
-def _evaluation(folder: Path, record: Mapping[str, Any], name: str) -> EvaluationResult:
-    facts, tensors = record[name], read_tensors(folder, record, name)
-    per_query = {metric: tensors[f"values.{metric}"].numpy() for metric in facts["metrics"]}
-    ranking = {part: tensors[f"ranking.{part}"].numpy() for part in ("rows", "scores")} if facts["ranking"] else None
-    return EvaluationResult(facts["query_ids"], per_query, ranking, facts["facts"])

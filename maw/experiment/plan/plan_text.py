@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from maw.config.tier1_config import TRAINED_METHODS
-from maw.experiment.plan.disk_space import size_text
+from maw.config.methods import trained_methods
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
+from maw.storage.disk import size_text
 
 MOST_FILES = 10
 _RESUMED = "the plan is for the whole run; finished parts are not repeated"
@@ -90,7 +90,7 @@ def _disks(plan: Plan) -> list[str]:
 
 def _encoding(plan: Plan) -> list[str]:
     config = plan.config
-    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    trained = trained_methods(config)
     total = {part: sum(work.encoded[part] for work in plan.works) for part in ("test", "validation", "training")}
     counts = {"seeds": config.seeds if config.seeds > 1 else 0, "folds": config.folds}
     parts = [f"{count} {name}" for name, count in counts.items() if count]
