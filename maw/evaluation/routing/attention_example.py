@@ -121,7 +121,7 @@ def attention_example(model: BaselineRetriever, data: RetrievalData) -> Attentio
         return None
     layers = maw_layers(model)
     number = max(layers)
-    if layers[number].router.depths < 2 or not len(data):
+    if layers[number].router.num_depths < 2 or not len(data):
         return None
     row, ids = _short_query(model, data)
     tokens = [model.tokenizer.decode([each]).strip() or "(space)" for each in ids[:LONGEST]]

@@ -81,7 +81,7 @@ class DepthReader:
     def __init__(self, engine: nn.Module, source: Source, *, batch_size: int, device: torch.device):
         self.engine, self.source, self.batch_size, self.device = engine, source, batch_size, device
         self.routers: list[Router] = [layer.router for layer in unwrap(engine).maw_attention]
-        self.depths = self.routers[0].depths
+        self.depths = self.routers[0].num_depths
 
     def greedy(self, rows_B: np.ndarray) -> GreedyTexts:
         """The texts of these rows, ascending and each once, at their greedy picks."""

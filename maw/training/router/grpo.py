@@ -315,7 +315,7 @@ class GRPOLearner(RouterLearner):
     @torch.no_grad()
     def _log_reference(self, rollout: Rollout, layer: int) -> Tensor:
         if self.config.grpo_reference == "uniform":
-            depths = self.routers[layer].depths
+            depths = self.routers[layer].num_depths
             return -torch.full((), float(depths), device=rollout.reward_BG.device).log()
         return self.reference[layer].logits(rollout.states[layer]).log_softmax(-1)
 

@@ -85,5 +85,5 @@ class RouterLearner:
     def every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
         """Picks that put sample d of each of `size` texts at depth d, everywhere: for each layer (size, D, h, t)."""
         mask = inputs["attention_mask"]
-        depths_D = torch.arange(self.routers[0].depths, device=mask.device)
+        depths_D = torch.arange(self.routers[0].num_depths, device=mask.device)
         return same_depth(self.routers, depths_D, size, mask.shape[1])

@@ -62,7 +62,7 @@ def start_from_clusters(
         if not isinstance(router, PolicyRouter):
             continue
         state_hNF = torch.cat([side[layer] for side in sides], dim=1)
-        maps = [cluster_policy(router.norm(each), router.depths, seed, sharpness) for each in state_hNF]
+        maps = [cluster_policy(router.norm(each), router.num_depths, seed, sharpness) for each in state_hNF]
         with torch.no_grad():
             router.weight.copy_(torch.stack([weight for weight, _ in maps]))
             router.bias.copy_(torch.stack([bias for _, bias in maps])[:, None])
