@@ -50,13 +50,7 @@ class ActivationLog:
         self._to_follow: dict[str, list[Fill]] = {}
 
     def note(self, fill: Fill, room: tuple[int, bool], cut: bool) -> None:
-        """Logs a finished request; an interrupted one is repeated as a whole.
-
-        Args:
-            fill: the request.
-            room: free bytes of the store, and whether it is full.
-            cut: whether memory ran out.
-        """
+        """Logs a finished request with the store's `room` and `cut`; an interrupted one is repeated as a whole."""
         self.fills.append(fill)
         self.room, self.cut = room, self.cut or cut
 

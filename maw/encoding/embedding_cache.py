@@ -104,7 +104,8 @@ class Embedder:
 
     def _encode(self, texts: Texts, kind: str, label: str, fill: bool) -> Embeddings:
         plain = self.model.source(texts, kind)
-        source = self._source(plain)
+        stored = self.activations
+        source = plain if stored is None else stored.source(plain, self.model.encoder, self.device)
         form = np.dtype(self.config.embedding_precision if kind == "document" else np.float32)
         key = self._key(plain, source, label, form)
         if key is None:
@@ -122,11 +123,6 @@ class Embedder:
         if kind == "document":
             return found
         return replace(found, embeddings=np.array(found.embeddings))  # few queries, compared with every passage
-
-    def _source(self, plain: TextSource) -> Source:
-        if self.activations is None:
-            return plain
-        return self.activations.source(plain, self.model.encoder, self.device)
 
     def _key(self, plain: TextSource, source: Source, label: str, form: np.dtype) -> dict[str, Any] | None:
         """Everything that determines the bits of the embeddings; None if they are not to be cached."""

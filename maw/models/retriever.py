@@ -63,7 +63,11 @@ class BaselineRetriever(nn.Module):
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
         config = self.config
-        adapted = self._adapted_layers()
+        adapted: tuple[int, ...] = ()  # layers (from 1) with LoRA or trained whole, ascending
+        if config.use_lora or config.train_layers:
+            adapted = tuple(
+                sorted({*self.layers["finetune"], *(self.layers["maw"] if config.adapt_maw_layers else ())})
+            )
         for name, what in {"use_lora": "LoRA nothing to adapt", "train_layers": "nothing to train"}.items():
             if getattr(config, name) and not adapted:
                 text = f"finetune_layers: none leaves {what}; name a layer, or leave {name} False"
@@ -73,13 +77,6 @@ class BaselineRetriever(nn.Module):
         elif config.train_layers:
             _train_whole(backbone, architecture, adapted)
         return NonMAWEncoder(backbone, architecture, trained_layers=adapted, **self._encoder_options())
-
-    def _adapted_layers(self) -> tuple[int, ...]:
-        """Layers (from 1) that LoRA adapts or that are trained whole, ascending."""
-        config, layers = self.config, set(self.layers["finetune"])
-        if not (config.use_lora or config.train_layers):
-            return ()
-        return tuple(sorted(layers.union(self.layers["maw"]) if config.adapt_maw_layers else layers))
 
     def _add_lora(self, backbone: nn.Module, architecture: Architecture, layers: Iterable[int]) -> None:
         config, rank = self.config, self.config.lora_rank
@@ -258,18 +255,13 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     """
     architecture = architecture_of(spec.model_type)
     verify_weights(spec)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # transformers would report the pooler's unused weights
     transformers_logging.disable_progress_bar()
-    try:
-        with _reading(f"model {spec.name}"):
-            if spec.folder and (spec.folder / WEIGHTS).exists():  # safetensors reports an unreadable file as missing
-                (spec.folder / WEIGHTS).open("rb").close()
-            backbone = AutoModel.from_pretrained(
-                spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
-            )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with quiet_transformers(), _reading(f"model {spec.name}"):
+        if spec.folder and (spec.folder / WEIGHTS).exists():  # safetensors reports an unreadable file as missing
+            (spec.folder / WEIGHTS).open("rb").close()
+        backbone = AutoModel.from_pretrained(
+            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+        )
     if hasattr(backbone, "pooler"):
         backbone.pooler = None  # its output is unused, and unused weights confuse gradient checks
     keep_freed_memory()
@@ -285,6 +277,17 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """
     with _reading(f"tokenizer of model {spec.name}"):
         return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Suppresses transformers' reports of weights that a model or its checkpoint lacks, such as a pooler's."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager

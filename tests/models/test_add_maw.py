@@ -150,7 +150,7 @@ def test_texts_token_ids_and_batches_give_the_same(models):
         torch.testing.assert_close(maw.attention_maps(model, given), expected)
     one = torch.tensor([ids[0]])
     torch.testing.assert_close(maw.attention_maps(model, one), maw.attention_maps(model, TEXTS[0]))
-    with pytest.raises(ValueError, match="token ids hold padding"):
+    with pytest.raises(ValueError, match="token ids contain padding"):
         maw.attention_maps(model, batch["input_ids"])
 
 
@@ -370,7 +370,7 @@ def test_what_cannot_carry_it_is_refused_with_the_reason(models):
     model = maw.add_maw(load(models))
     with pytest.raises(ModelError, match="already"):
         maw.add_maw(model)
-    with pytest.raises(ModelError, match="layer 2 has no depth attention; layers that do: 3"):
+    with pytest.raises(ModelError, match="layer 2 has no depth attention; layers with depth attention: 3"):
         maw.attention_maps(model, TEXTS, layer=2)
     nameless = maw.add_maw(AutoModel.from_config(tiny_config("bert")))
     with pytest.raises(ModelError, match="pass tokenizer="):

@@ -113,7 +113,6 @@ class DepthLinear(SharedLinear):
     """A pretrained query map, followed by a router and depth kernels.
 
     Args:
-        plain: the pretrained map.
         fused: whether the map also computes keys and values.
     """
 

@@ -36,14 +36,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture
 from maw.errors import ConfigError, MAWError, ModelError
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.export.modeling_maw import MODELS
 from maw.models.pretrained import ModelSpec, base_model
-from maw.models.retriever import BaselineRetriever, load_tokenizer
+from maw.models.retriever import BaselineRetriever, load_tokenizer, quiet_transformers
 from maw.storage.files import give_usual_mode, write_json, write_text
 
 MODELING = "modeling_maw.py"
@@ -154,7 +153,7 @@ def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     state = {
         name.replace(".base_layer.", "."): each for name, each in backbone.state_dict().items() if ".lora_" not in name
     }
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for a pooler that was not published
         whole = AutoModel.from_pretrained(
             model.spec.folder or model.spec.name, dtype=torch.float32, trust_remote_code=False
@@ -230,14 +229,3 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppresses transformers' reports of weights that a checkpoint does not have."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
