@@ -58,11 +58,7 @@ class Architecture:
         return hidden_BTC if project is None else project(hidden_BTC)
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
-        """The inputs of each layer besides the hidden states: masks, and rotary tables if the family has them.
-
-        Args:
-            padding_BT: 1 for a token, 0 for padding.
-        """
+        """The inputs of each layer besides the hidden states: masks, and rotary tables if the family has them."""
         tokens = padding_BT.shape[1]
         real = padding_BT.bool()
         full = _may_look(real) and bool(real.all())

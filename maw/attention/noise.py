@@ -60,9 +60,5 @@ def uniform_noise(keys_BG: Tensor, layer: int, heads: int, tokens: int, num_dept
 
 
 def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
-    """Samples from softmax(logits) over the last dimension, as argmax(logits + Gumbel noise).
-
-    Args:
-        noise: uniform numbers in (0, 1), broadcastable to the logits.
-    """
+    """Samples from softmax(logits) over the last dimension; `noise` is uniform in (0, 1) and broadcastable."""
     return (logits - torch.log(-torch.log(noise))).argmax(-1)

@@ -89,12 +89,7 @@ class Router(nn.Module):
         self.heads, self.head_size, self.num_depths, self.route_by = heads, head_size, depths, route_by
 
     def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
-        """The router's state from the layer's query states, float32 (B, h, t, F), detached.
-
-        Args:
-            query_BHTE: query states of this layer.
-            padding_BT: 1 for a token, 0 for padding.
-        """
+        """The router's state, float32 (B, h, t, F), detached, from `query_BHTE` and `padding_BT` (1 for a token)."""
         query_BHTE = query_BHTE.detach()
         if self.route_by == "token":
             return query_BHTE.to(torch.float32, copy=True)  # kernels may change the query in place
@@ -158,11 +153,7 @@ class PolicyRouter(Router):
             self.bias[..., 0] = self.FIRST_PREFERENCE
 
     def logits(self, state: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of all depths, (..., h, t, D).
-
-        Args:
-            state: (..., h, t, F).
-        """
+        """Unnormalised log-probabilities of all depths, (..., h, t, D), from `state`, (..., h, t, F)."""
         state = self.norm(state)
         weight, bias = self.weight.to(state.dtype), self.bias.to(state.dtype)  # a whole model may be in bfloat16
         if len(weight) == 1:  # one plain product; einsum would copy the map for every text

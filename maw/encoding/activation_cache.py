@@ -40,7 +40,7 @@ from maw.storage.disk import GIGABYTE
 
 logger = logging.getLogger(__name__)
 
-GPU_TOKENS = 32_768  # of a batch on a GPU
+GPU_TOKENS = 32_768  # most tokens of a batch on a GPU
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 

@@ -50,12 +50,7 @@ def encode_together(
 
 
 class Share:
-    """A source of some texts of another source.
-
-    Args:
-        source: all texts.
-        rows: rows of the chosen texts.
-    """
+    """The source of some `rows` of another source."""
 
     def __init__(self, source: Source, rows: np.ndarray):
         self.source, self.rows = source, rows
@@ -65,7 +60,7 @@ class Share:
 
     @property
     def cut(self) -> bool:
-        """As `ActivationSource.cut`."""
+        """As `Source.cut`."""
         return self.source.cut
 
     def lengths(self) -> np.ndarray:

@@ -25,9 +25,7 @@ _BY_TOKEN = ("input_ids", "attention_mask", "hidden")
 class LengthChunks(nn.Module):
     """Wraps an encoder, or a parallel wrapper of one, and is called like it.
 
-    Args:
-        engine: the encoder.
-        tokens: most tokens of a chunk, samples included; a longer text is a chunk of its own.
+    `tokens` is the most tokens of a chunk, samples included; a longer text is a chunk of its own.
     """
 
     def __init__(self, engine: nn.Module, tokens: int = CPU_TOKENS):

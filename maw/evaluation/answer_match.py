@@ -93,6 +93,7 @@ def _first_hits(data: RetrievalData, rows_AK: np.ndarray, wanted: Sequence[Seque
 
 
 def _phrases(answers: Sequence[str]) -> list[str]:
+    """The answers that have tokens, as phrases."""
     return [phrase for phrase in map(_phrase, answers) if phrase.strip()]
 
 

@@ -181,12 +181,7 @@ def bpref_warning(qrels: Mapping[str, Mapping[str, int]], relevance_level: int =
 
 
 def cutoff_warning(top_k: int, passages: int) -> str | None:
-    """A warning if metrics have cutoffs beyond the number of ranked passages, else None.
-
-    Args:
-        top_k: most passages ranked for a query.
-        passages: number of passages of the corpus.
-    """
+    """A warning if only `top_k` of the `passages` are ranked and metrics have larger cutoffs, else None."""
     beyond = [METRIC_LABELS[key] for key in METRICS if _with_cutoff(key)[1] > top_k] if top_k < passages else []
     if not beyond:
         return None

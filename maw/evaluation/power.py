@@ -114,7 +114,7 @@ def _power(effect_size: float, queries: int, level: float) -> float:
     power is that of the near tail.
     """
     from scipy.stats import nct, t
-    from statsmodels.stats.power import TTestPower  # a second to import, and needed at the end of a run
+    from statsmodels.stats.power import TTestPower  # here, because it takes a second to import
 
     found = float(TTestPower().power(effect_size, queries, level, alternative="two-sided"))
     if math.isfinite(found):

@@ -44,15 +44,10 @@ def cut(lengths: np.ndarray, size: int, budget: int | None) -> Iterator[np.ndarr
 
 
 def chunk_sizes(costs: np.ndarray, budget: float, most: float = np.inf) -> list[int]:
-    """Number of texts in each chunk of texts sorted by cost.
+    """Number of texts in each chunk, where `costs` are the tokens of each text, ascending.
 
-    A chunk costs its number of texts times its largest cost, because shorter texts are padded. With a budget the
-    numbers are 2^n or 3 * 2^n, so that few shapes occur (see `LENGTH_STEP`).
-
-    Args:
-        costs: tokens of each text, ascending.
-        budget: most tokens of a chunk.
-        most: most texts of a chunk.
+    A chunk of n texts costs n times its largest cost, because shorter texts are padded: at most `budget`, with at most
+    `most` texts. With a budget n is 2^i or 3 * 2^i, so that few shapes occur (see `LENGTH_STEP`).
     """
     sizes: list[int] = []
     start, count = 0, len(costs)

@@ -259,7 +259,7 @@ def _frozen(linear: nn.Module) -> bool:
     return not any(each.requires_grad for each in linear.parameters())
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 
 @cache

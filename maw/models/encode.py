@@ -9,8 +9,9 @@ Letters: N texts, C embedding size, M MAW layers, D depths.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,17 @@ class Embeddings:
     cut: bool = False
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode, and restores its mode at the end of the block."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
 def in_memory(shape: tuple[int, ...]) -> np.ndarray:
     """An uninitialised float32 array."""
     return np.empty(shape, dtype=np.float32)
@@ -79,8 +91,6 @@ def encode(
     if len(source) == 0:
         raise MAWError("there is no text to encode")
     device = device or next(encoder.parameters()).device
-    was_training = encoder.training
-    encoder.eval()
     order = np.argsort(-source.lengths(), kind="stable")
     outputs: dict[str, np.ndarray] = {}
     tokens = 0
@@ -92,7 +102,7 @@ def encode(
         return {name: value.float().cpu() for name, value in encoder(on_device).items()}
 
     fitting = HalveOnOOM(run, label or "encoding")
-    with torch.inference_mode(), packed_weights(), progress:
+    with evaluating(encoder), torch.inference_mode(), packed_weights(), progress:
         for rows, inputs in waiting("waiting for batches", source.batches(order, batch_size, budget)):
             with stage("model"), np.errstate(over="ignore"):  # overflow of a narrower array gives inf: check_finite
                 for name, value in fitting(inputs).items():
@@ -102,7 +112,6 @@ def encode(
             tokens += int(inputs["attention_mask"].sum())
             progress.note(tokens_per_second=tokens / progress.seconds)
             progress.update(len(rows))
-    encoder.train(was_training)
     check_finite(outputs["embedding"], label)
     cut = fitting.cut or source.cut
     return Embeddings(outputs["embedding"], outputs.get("depth_share"), cut=cut)

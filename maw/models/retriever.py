@@ -224,12 +224,7 @@ def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Itera
 def count_maw_parameters(
     config: Tier1Config, backbone: nn.Module, architecture: Architecture, layers: Mapping[str, Any]
 ) -> int:
-    """The number of parameters that MAW trains with these settings: whole layers, depth kernels and routers.
-
-    Args:
-        backbone: the pretrained encoder without adapters and depth attention.
-        layers: from `trained_layers`.
-    """
+    """The number of parameters that MAW trains in a plain backbone: whole layers, depth kernels and routers."""
     modules = architecture.layers(backbone)
     trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
     options = depth_options(config, backbone) | {"depth_values": False}

@@ -11,7 +11,6 @@ M MAW layers, H heads, T tokens, F features of a router's state; h is 1 or H and
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from maw.attention.routers import PolicyRouter, Router, same_depth
 from maw.models.batching import encoding_tokens
 from maw.models.cpu_kernels import packed_weights
+from maw.models.encode import evaluating
 from maw.models.tokenized import Source
 from maw.runtime.devices import unwrap
 
@@ -87,7 +87,7 @@ class DepthReader:
         """The texts of these rows (ascending, each once) at their greedy depths."""
         counts = [PolicyCounts() for _ in self.routers]
         state, found = _Rows(len(rows_B)), [None] * len(rows_B)
-        with self._reading():
+        with evaluating(self.engine), torch.inference_mode(), packed_weights():
             for place, inputs in self._batches(rows_B, 1):
                 group, padding_BT = self.engine(inputs, mode="group"), inputs["attention_mask"]
                 state[place] = _token_mean(group["states"][0][:, 0], padding_BT).flatten(1)
@@ -129,7 +129,7 @@ class DepthReader:
         """Embeddings (B, G, C); `depths_of` maps places of texts, a slice of samples and (texts, T) to depths."""
         found = _Rows(len(rows_B))
         parts = [slice(start, start + DEPTHS_AT_ONCE) for start in range(0, samples, DEPTHS_AT_ONCE)]
-        with self._reading():
+        with evaluating(self.engine), torch.inference_mode(), packed_weights():
             for place, inputs in self._batches(rows_B, min(samples, DEPTHS_AT_ONCE)):
                 depths = (depths_of(place, part, inputs["attention_mask"].shape) for part in parts)
                 groups = [self.engine(inputs, mode="group", depths=each)["embedding"] for each in depths]
@@ -144,14 +144,6 @@ class DepthReader:
         for rows, inputs in self.source.batches(order, max(1, self.batch_size // samples), budget):
             on_device = {name: each.to(self.device, non_blocking=True) for name, each in inputs.items()}
             yield np.searchsorted(rows_B, rows), on_device
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        was_training = self.engine.training
-        self.engine.eval()
-        with torch.inference_mode(), packed_weights():
-            yield
-        self.engine.train(was_training)
 
     def _policies(self, states: list[Tensor]) -> list[Tensor | None]:
         """Each layer's log-probabilities (B, h, t, D) at greedy depths; None for routers without a policy."""

@@ -159,13 +159,7 @@ class DepthScorer:
         return DepthMatrix.joined([self._of_queries(rows_Q[part], every_QDC[part]) for part in parts])
 
     def of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
-        """Scores positives at every depth, with their queries and all other documents at greedy depths.
-
-        Args:
-            query_Q: row of each pair's query.
-            row_Q: corpus row of the pair's positive.
-            every_QDC: embeddings of the positive at every depth.
-        """
+        """Scores the pairs' positives at every depth, with their queries and all other documents at greedy depths."""
         parts = _parts(len(query_Q), every_QDC.shape[1] + 1)
         return DepthMatrix.joined([self._of_documents(query_Q[p], row_Q[p], every_QDC[p]) for p in parts])
 

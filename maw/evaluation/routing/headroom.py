@@ -100,12 +100,7 @@ def split_gain(halves_2QD: ArrayLike) -> np.ndarray:
 
 
 def learnable_headroom(halves_2QD: ArrayLike, noise_2QD: ArrayLike) -> Gain:
-    """`split_gain` minus that of noise; see the module's docstring.
-
-    Args:
-        halves_2QD: value of each text at each depth on two halves of the corpus.
-        noise_2QD: the same for texts that move between depths like other texts.
-    """
+    """`split_gain` minus that of noise; see the module's docstring, and `DepthMatrix` of `depth_scores`."""
     return Gain(split_gain(halves_2QD) - split_gain(noise_2QD))
 
 

@@ -254,9 +254,7 @@ class Queries(Side):
 class Documents(Side):
     """Relevant documents, each paired with one of its queries; each pair is a row of the matrix.
 
-    Args:
-        query_Q: queries of the pairs, each once.
-        row_Q: corpus rows of the pairs' documents, each once.
+    `query_Q` and `row_Q` are the pairs' queries and corpus rows, each once.
     """
 
     kind = "document"

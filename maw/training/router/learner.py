@@ -29,9 +29,7 @@ class RouterLearner:
     """Trains the routers of a MAW encoder, but not the encoder, one batch at a time.
 
     Args:
-        encoder: MAW encoder.
         engine: the same encoder, possibly inside a parallel wrapper.
-        config: settings of routers and rewards.
         temperature: temperature of the similarity.
     """
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maw.evaluation.reward import task_reward
 from maw.models.cpu_kernels import packed_weights
+from maw.models.encode import evaluating
 from maw.training.contrastive import Batch
 
 
@@ -71,11 +72,9 @@ def try_routings(
         passage_options: the same for the positives.
         bank_KC: embeddings of earlier batches' passages, as further candidates.
     """
-    was_training = engine.training
-    engine.eval()
     size = len(batch.queries)
     positives = {name: each[:size] for name, each in passages.items()}
-    with torch.no_grad(), packed_weights():
+    with evaluating(engine), torch.no_grad(), packed_weights():
         query_BC, passage_PC = engine(queries)["embedding"], engine(passages)["embedding"]
         query_group = engine(queries, mode="group", **query_options)
         positive_group = engine(positives, mode="group", **passage_options)
@@ -92,7 +91,6 @@ def try_routings(
         score_BP = (query_BC @ passage_PC.T / temperature).masked_fill(~others, -torch.inf)
         positive_BG = torch.einsum("bc,bgc->bg", query_BC, positive_group["embedding"]) / temperature
         passage_reward = task_reward(reward, positive_BG, score_BP[:, None])
-    engine.train(was_training)
     sides = (
         (query_group, query_reward, queries, query_BC),
         (positive_group, passage_reward, positives, passage_PC[:size]),

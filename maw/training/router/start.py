@@ -29,6 +29,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from maw.attention.routers import PolicyRouter
+from maw.models.encode import evaluating
 from maw.models.tokenized import Source
 
 DIRECTIONS = 16  # principal directions of the states
@@ -48,7 +49,6 @@ def start_from_clusters(
     """Initialises the routers of a MAW encoder from clusters of the texts' states, in place.
 
     Args:
-        encoder: a MAW encoder with untrained kernels.
         sources: sources of the encoder's inputs: queries and passages.
         rows: rows of the training texts in each source.
         seed: seed of the choice of texts and of k-means.
@@ -92,16 +92,13 @@ def cluster_policy(state_NF: Tensor, num_depths: int, seed: int, sharpness: floa
 def _states(encoder: nn.Module, source: Source, rows: np.ndarray, random: np.random.Generator) -> list[Tensor]:
     """The routers' states of texts, float32 (h, N, F) for each MAW layer."""
     parts: list[list[Tensor]] = []
-    was_training = encoder.training
-    encoder.eval()
     device = next(encoder.parameters()).device
-    with torch.no_grad():
+    with evaluating(encoder), torch.no_grad():
         for start in range(0, len(rows), _BATCH):
             inputs = {name: each.to(device) for name, each in source.batch(rows[start : start + _BATCH]).items()}
             mask = inputs["attention_mask"].bool()
             states = encoder(inputs, mode="group")["states"]  # per layer (B, 1, h, t, F)
             parts.append([_flat(each[:, 0], mask).cpu() for each in states])
-    encoder.train(was_training)
     layers = [torch.cat(each, dim=1) for each in zip(*parts, strict=True)]
     kept = torch.from_numpy(random.permutation(layers[0].shape[1])[:STATES])
     return [each[:, kept] for each in layers]
