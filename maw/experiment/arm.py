@@ -147,61 +147,50 @@ class Arm:
             writer: writes checkpoints and has the one of an interrupted training; None to write none.
         """
         with self.metered() as meter:
-            return self._run(collection, seed, rates, fold, writer, meter)
-
-    def _run(
-        self,
-        collection: Collection,
-        seed: int,
-        rates: Mapping[str, float] | None,
-        fold: int | None,
-        writer: CheckpointWriter | None,
-        meter: EnergyMeter,
-    ) -> TrainingResult:
-        started = time.perf_counter()
-        model = self.build(self.configure(seed, rates))
-        example = attention_example(model, collection.validation)
-        record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
-        history = None
-        if self.method.trained:
-            history = self.train(model, collection.train, collection.validation, collection.name, writer, meter)
-            record |= training_facts(model, history)
-        trained, before = time.perf_counter(), history.seconds_before if history else 0.0
-        training_joules = meter.joules()
-        with stage("evaluation"), error_context(f"{collection.name} {self.method.name}"):
-            diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
-            evaluation = evaluate_retriever(
-                model,
-                collection.test,
-                model.config,
-                self.device,
-                "test",
-                activations=self.activations,
-                inspect=diagnostics,
-            )
-            if diagnostics and history:
-                record["routing_test"] = diagnostics.evidence(history.best)
-        finished = time.perf_counter()
-        record |= {
-            "trained_parameters": model.trained_parameters if self.method.trained else 0,
-            "metrics": dict(evaluation),
-            "evaluation": evaluation.facts,
-            "training_seconds": before + trained - started if self.method.trained else 0.0,
-            "evaluation_seconds": finished - trained,
-            "runtime_seconds": before + finished - started,
-        }
-        record["energy"] = _energy(training_joules, meter.joules(), self.method.trained)
+            started = time.perf_counter()
+            model = self.build(self.configure(seed, rates))
+            example = attention_example(model, collection.validation)
+            record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
+            history = None
+            if self.method.trained:
+                history = self.train(model, collection.train, collection.validation, collection.name, writer, meter)
+                record |= training_facts(model, history)
+            trained, before = time.perf_counter(), history.seconds_before if history else 0.0
+            training_joules = meter.joules()
+            with stage("evaluation"), error_context(f"{collection.name} {self.method.name}"):
+                diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
+                evaluation = evaluate_retriever(
+                    model,
+                    collection.test,
+                    model.config,
+                    self.device,
+                    "test",
+                    activations=self.activations,
+                    inspect=diagnostics,
+                )
+                if diagnostics and history:
+                    record["routing_test"] = diagnostics.evidence(history.best)
+            finished = time.perf_counter()
+            record |= {
+                "trained_parameters": model.trained_parameters if self.method.trained else 0,
+                "metrics": dict(evaluation),
+                "evaluation": evaluation.facts,
+                "training_seconds": before + trained - started if self.method.trained else 0.0,
+                "evaluation_seconds": finished - trained,
+                "runtime_seconds": before + finished - started,
+            }
+            record["energy"] = _energy(training_joules, meter.joules(), self.method.trained)
         attention = example.content(model) if example else None
         return TrainingResult(seed, fold, record, evaluation, history.validation if history else None, attention)
 
 
 def _energy(training: Mapping[str, float], whole: Mapping[str, float], trained: bool) -> dict[str, Any]:
-    """The record of an arm's energy: null where no device was measured up to the end.
+    """The energy of a training; null if no device was measured up to the end.
 
     Args:
         training: joules of each kind of device up to the end of training.
-        whole: the same up to the end of evaluation.
-        trained: whether the arm trains; what loading the model took is counted only then.
+        whole: joules of each kind of device up to the end of evaluation.
+        trained: whether the method is trained; only then the energy of loading the model is counted.
     """
     spent = sum(training[kind] for kind in whole) if trained else 0.0
     evaluation = sum(whole[kind] - training[kind] for kind in whole)

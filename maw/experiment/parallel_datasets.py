@@ -161,14 +161,15 @@ class _Process:
             self.process.stdin.flush()  # it stays open: the worker ends when it closes
         except BrokenPipeError:
             pass  # it has ended already, which the thread below reports
-        threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
-    def _listen(self, messages: queue.Queue) -> None:
-        for line in self.process.stdout:
-            with contextlib.suppress(ValueError):  # the last line of a killed process may be cut
-                messages.put((self, json.loads(line)))
-        self.process.wait()
-        messages.put((self, None))
+        def listen() -> None:
+            for line in self.process.stdout:
+                with contextlib.suppress(ValueError):  # the last line of a killed process may be cut
+                    messages.put((self, json.loads(line)))
+            self.process.wait()
+            messages.put((self, None))
+
+        threading.Thread(target=listen, daemon=True).start()
 
     def take(self, message: dict[str, Any]) -> None:
         """Handles one message of the process."""

@@ -97,7 +97,11 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
     """
     log_dir = Path(config.log_dir)
     if not distributed.is_main():
-        return RunState(log_dir, _read_shared(log_dir), resumed=bool(config.resume))
+        try:
+            return RunState(log_dir, read_run(log_dir), resumed=bool(config.resume))
+        except ConfigError as error:
+            text = "is not the folder that the main process writes; it must be on a disk that all machines share"
+            raise MAWError(f"--log-dir {log_dir}: {text}") from error
     for folder in _written_by_runs(log_dir):
         clear_temporaries(folder)
     if config.resume:
@@ -119,15 +123,6 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
     }
     write_signed(log_dir / STATE / RUN, record)
     return RunState(log_dir, record, resumed=False)
-
-
-def _read_shared(log_dir: Path) -> dict[str, Any]:
-    """The run's record that the main process has written."""
-    try:
-        return read_run(log_dir)
-    except ConfigError as error:
-        text = "is not the folder that the main process writes; it must be on a disk that all machines share"
-        raise MAWError(f"--log-dir {log_dir}: {text}") from error
 
 
 def find_run(text: str, log_dir: str | None = None) -> Path:

@@ -150,17 +150,13 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
+        name = f"{clean(row['dataset'])}: {' vs '.join(dict.fromkeys(row['methods']))}"
+        name += "" if row["metric"] == METRIC else f", {METRIC_LABELS[row['metric']]}"
         difference, _, *tests = cells(row, row["p_holm"])  # without the relative difference
-        lines.append([_row_name(row), f"{row['first']:.4f}", f"{row['second']:.4f}", difference, *tests])
-        lines[-1] += more_cells(row)
+        values = [f"{row['first']:.4f}", f"{row['second']:.4f}"]
+        lines.append([name, *values, difference, *tests, *more_cells(row)])
     first, _, *columns = COLUMNS
     return as_table((title, "first", "second", first, *columns, *MORE), lines)
-
-
-def _row_name(row: Mapping[str, Any]) -> str:
-    methods = " vs ".join(dict.fromkeys(row["methods"]))
-    metric = "" if row["metric"] == METRIC else f", {METRIC_LABELS[row['metric']]}"
-    return f"{clean(row['dataset'])}: {methods}{metric}"
 
 
 def _shown(value: Any) -> str:

@@ -24,13 +24,17 @@ def plan_text(plan: Plan) -> str:
         rows.append(_row(name if name == folder else f"beir:{PurePath(folder).name}", [work], plan))
     rows += [_row("total", plan.works, plan)] if len(rows) > 1 else []
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in plan.memory.items())
+    disks = []
+    for disk in plan.disks:
+        disks.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
+        disks += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
     memory = f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
     lines = [
         heading("Plan", "="),
         as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows),
         "",
         *_part("Download", _downloads(plan)),
-        *_part("Disk", _disks(plan)),
+        *_part("Disk", disks),
         *_part("Memory", [memory]),
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
@@ -78,14 +82,6 @@ def _downloads(plan: Plan) -> list[str]:
         texts.append(f"{file.name} ({size}) from {urlsplit(file.url).hostname or file.url}")
     rest = len(plan.files) - MOST_FILES
     return [*texts, *([f"and {rest} more files"] if rest > 0 else [])] or ["nothing"]
-
-
-def _disks(plan: Plan) -> list[str]:
-    texts = []
-    for disk in plan.disks:
-        texts.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
-        texts += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
-    return texts
 
 
 def _encoding(plan: Plan) -> list[str]:
