@@ -84,7 +84,7 @@ def test_accelerate_takes_no_part_in_the_launcher_s_processes(monkeypatch):
     before = dict(PartialState._shared_state)
     PartialState._shared_state.clear()
     try:
-        trackers._let_accelerate_log()
+        trackers._init_accelerate()
         assert PartialState().num_processes == 1
     finally:
         PartialState._shared_state.clear()
