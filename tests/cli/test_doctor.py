@@ -37,7 +37,7 @@ def test_a_machine_that_has_everything(config, capsys, tmp_path):
     assert all(line.startswith("ok ") for line in shown.splitlines()[:-1])
     for words in (
         "Python 3.",
-        "packages at the version",
+        "packages at the tested version",
         "torch ",
         "cache folder",
         "its weights are here",
