@@ -1,7 +1,6 @@
-"""The three kinds of file of a folder in BEIR layout, read line by line and checked.
+"""Reads and checks the three kinds of file in a BEIR folder, line by line.
 
-What is malformed stops with one line that names file and line. A byte order mark, CRLF line ends and blank lines are
-accepted.
+Malformed input raises a one-line error with file and line. Byte order marks, CRLF and blank lines are accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config.tier1_config import LARGEST_GRADE
-from maw.data.store import UNFIT_ID, Record, Where
+from maw.data.store import UNFIT_ID, Record, Where, encodable
 from maw.errors import DataError, reason, show
 
 LONGEST_LINE = 16 << 20
@@ -27,7 +26,7 @@ GRADE = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
 
 @dataclass(frozen=True)
 class Judgements:
-    """One qrels file."""
+    """Contents of one qrels file."""
 
     path: Path
     qrels: dict[str, dict[str, int]]
@@ -36,7 +35,7 @@ class Judgements:
 
 
 def read_corpus(path: Path) -> Iterator[Record]:
-    """Yields (id, title, text) of each line; ids and texts are further checked by `Corpus.build`."""
+    """Yields (id, title, text) of each line; `Corpus.build` checks ids and texts further."""
     for number, value in read_objects(path):
         get = value.get
         identifier, title, text = get("_id"), get("title"), get("text")
@@ -48,7 +47,7 @@ def read_corpus(path: Path) -> Iterator[Record]:
 
 
 def read_queries(path: Path, wanted: set[str]) -> tuple[dict[str, str], int]:
-    """The texts of the queries in `wanted`, in the order of the file, and how many others have no text.
+    """Reads the texts of the queries in `wanted`, in file order, and counts all queries without text.
 
     Raises:
         DataError: a malformed line, a repeated id, or a wanted query without text.
@@ -85,8 +84,8 @@ def read_qrels(path: Path) -> Judgements:
     """Reads one qrels file.
 
     Raises:
-        DataError: no header, a line without three columns, a grade that is no integer or out of range, or two for
-            a pair.
+        DataError: no header, a line without three columns, a grade that is no integer or out of range, or two grades
+            for one pair.
     """
     qrels: dict[str, dict[str, int]] = {}
     repeated, number = 0, 0
@@ -116,10 +115,10 @@ def read_qrels(path: Path) -> Judgements:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the line number and the JSON object of each line that is not blank.
+    """Yields line number and JSON object of each line that is not blank.
 
     Raises:
-        DataError: the file is missing or empty, or a line is too long, not UTF-8, or not a JSON object.
+        DataError: the file is missing or empty, or a line is too long, not UTF-8, or no JSON object.
     """
     scan, empty = json.JSONDecoder().raw_decode, True
     for number, line in read_lines(path):
@@ -127,7 +126,7 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             value, end = scan(line)
         except (ValueError, RecursionError):
             value, end = None, 0
-        if type(value) is not dict or not line[end:].isspace():  # rare: let the slow way judge
+        if type(value) is not dict or not line[end:].isspace():  # rare; checked in full below
             if line.isspace():
                 continue
             value = _object(path, number, line)
@@ -154,7 +153,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields number and text of each line, from 1, its end included; never more than one in memory."""
+    """Yields number, from 1, and text of each line, line end included; holds one line in memory."""
     try:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
@@ -179,10 +178,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields the line number and the three columns of each judgement, below the header.
+    """Yields line number and the three columns of each judgement.
 
     Raises:
-        DataError: no header, a line without three columns, an id that is empty, or a NUL.
+        DataError: no header, a line without three columns, an empty id, or a NUL.
     """
     header = False
     for number, line in read_lines(path):
@@ -222,20 +221,18 @@ def _wrong_field(value: dict[str, Any]) -> str:
 
 
 def unfit(identifier: str, text: str) -> str | None:
-    """What is wrong with a query's id and text, or None."""
+    """The mistake in a query's id or text, or None."""
     if re.search(UNFIT_ID, identifier):
         return "the query id holds a control character (tab, line end, NUL); remove it"
     if "\0" in text:
         return "the text holds a NUL character; remove it"
-    try:
-        (identifier + text).encode("utf-8")
-    except UnicodeEncodeError:
+    if not encodable(identifier + text):
         return "an escape is half of a surrogate pair; write the whole character"
     return None
 
 
 def line_finder(path: Path, header: int = 0) -> Where:
-    """row -> "file:line" below so many header lines; reads the file again, since only errors ask for it."""
+    """A function from row to "file:line", below `header` lines; it reads the file again, for errors only."""
 
     def where(row: int) -> str:
         lines = (number for number, line in read_lines(path) if not line.isspace())

@@ -1,7 +1,7 @@
-"""From all queries of a dataset to the three splits of a run.
+"""Samples the three splits of a run from all queries of a dataset.
 
-A loader gathers one `Pool` for each split; `draw_splits` takes the number of queries that the configuration
-asks for, by hash, and states in the facts what was there and what was used.
+A loader collects one `Pool` per split; `draw_splits` samples the configured number of queries by hash and records the
+available and used counts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SAMPLE_FIELDS = {"train": "train_samples", "validation": "val_samples", "test": 
 
 @dataclass(frozen=True)
 class Pool:
-    """All queries of one split, before any is drawn: texts and judgements by query id.
+    """All queries of one split before sampling: texts and qrels by query id.
 
-    `negatives` and `answers` are as in `RetrievalData`; not every query needs to have them.
+    `negatives` and `answers` are as in `RetrievalData`, for some of the queries.
     """
 
     queries: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Pool:
         return len(self.queries)
 
     def only(self, ids: Iterable[str]) -> Pool:
-        """The part of the pool that holds `ids`."""
+        """The pool with only the queries `ids`."""
         ids = list(ids)
         return Pool(
             {i: self.queries[i] for i in ids},
@@ -54,10 +54,10 @@ def trains(config: Tier1Config) -> bool:
 
 
 def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:
-    """Takes a validation split out of the training queries: `val_samples` of them, a fifth of all at most.
+    """Splits a validation set off the training queries: `val_samples` of them, at most a fifth.
 
     Returns:
-        What is left for training, without other queries of the same normalised text, and the validation queries.
+        The remaining training queries, without those of the same normalised text, and the validation queries.
     """
     n = min(config.val_samples, max(1, len(train) // 5))
     held = set(draw(train.queries, n, config.seed, "hold out"))
@@ -73,17 +73,17 @@ def draw_splits(
     dataset: str,
     relevance_level: int | None = None,
 ) -> tuple[dict[str, RetrievalData], dict[str, Any], list[str]]:
-    """Draws the samples of a run.
+    """Samples the splits of a run.
 
     Args:
         config: its sample sizes and seed are used.
         corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
-        dataset: for messages.
-        relevance_level: of the test split's binary metrics; the configuration's, if not given.
+        dataset: name of the dataset, for messages.
+        relevance_level: level of the test split; default: the configuration's.
 
     Returns:
-        The splits by name, the facts on each, and one warning for each split that is smaller than asked for.
+        The splits by name, facts about each, and a warning for each split that is smaller than configured.
     """
     splits, facts, warnings = {}, {}, []
     for name, size_field in SAMPLE_FIELDS.items():
@@ -110,9 +110,9 @@ def draw_splits(
 
 
 def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:
-    """Sizes and hash of one split, for the report; what is relevant is so in the binary metrics.
+    """Sizes and qrels hash of one split, for the report; "relevant" as in the binary metrics.
 
-    A grade below 0 counts as a judgement that says nothing: trec_eval takes its passage for unjudged.
+    A grade below 0 is neither relevant nor not relevant: trec_eval treats its passage as unjudged.
     """
     grades = [grade for judged in split.qrels.values() for grade in judged.values()]
     relevant = sum(grade >= split.relevance_level for grade in grades)
