@@ -182,7 +182,7 @@ def _run_folder_locked(config: Tier1Config) -> Iterator[None]:
         except KeyboardInterrupt as interrupt:
             if is_unfinished(config.log_dir):
                 command = f"python tier_1.py --resume {shlex.quote(config.log_dir)}"
-                interrupt.add_note(f"; what is done is saved, and {command} goes on with it")
+                interrupt.add_note(f"; finished work is saved, and {command} continues the run")
             raise
 
 

@@ -133,12 +133,7 @@ def answer(text: str) -> None:
 
 
 def event_line(event: Mapping[str, Any], created: float | None = None) -> str:
-    """An event as one line of strict JSON, time first.
-
-    Args:
-        event: JSON-able, with its kind under "event".
-        created: seconds since 1970; default now.
-    """
+    """A JSON-able event as one line of strict JSON, time first; `created` is in seconds since 1970, default now."""
     moment = datetime.fromtimestamp(time.time() if created is None else created, UTC)
     return json_line({"time": moment.isoformat(timespec="milliseconds"), **event})
 
@@ -167,11 +162,7 @@ def end(exit_code: int, *lines: str) -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes log messages to standard error: as text, or as JSON together with events.
-
-    Args:
-        level: the lowest level written; at least WARNING with --quiet.
-    """
+    """Writes log messages from `level` up (--quiet: WARNING) to standard error, as text or as JSON with events."""
 
     def __init__(self, level: int):
         super().__init__(max(level, logging.WARNING) if _state.quiet and not _state.json else level)

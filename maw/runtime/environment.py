@@ -18,19 +18,8 @@ import torch
 
 from maw import __version__
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "datasets",
-    "ir_datasets",
-    "pytrec-eval-terrier",
-    "numpy",
-    "scipy",
-    "statsmodels",
-    "faiss-cpu",
-    "faiss-gpu",
-)
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "ir_datasets", "pytrec-eval-terrier", "numpy", "scipy")
+_PACKAGES += ("statsmodels", "faiss-cpu", "faiss-gpu")
 _ENTRYPOINT = "tier_1.py"
 
 

@@ -32,12 +32,7 @@ _ROUNDS, _TOKENS, _WIDTH = 15, 512, 384
 
 
 def pick_precision(asked: str, device: torch.device) -> torch.dtype:
-    """The number format to compute in.
-
-    Args:
-        asked: "auto" or a key of `FORMATS`.
-        device: the device to compute on.
-    """
+    """The number format to compute in on `device`; `asked` is "auto" or a key of `FORMATS`."""
     if asked != "auto":
         return FORMATS[asked]
     if device.type in _fixed:

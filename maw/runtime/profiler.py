@@ -54,11 +54,7 @@ class Stage:
 
 
 class Profile:
-    """Stages of a run. Only the thread that made the profile opens stages; any thread may add operations.
-
-    Args:
-        device: a CUDA device that stages wait for, or any other device.
-    """
+    """Stages of a run. Only the thread that made the profile opens stages; any thread may add operations."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device, self.precision = torch.device(device), torch.float32

@@ -33,6 +33,10 @@ class Bar:
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self.values: dict[str, float] = {}
         self._first, self._started = done, time.monotonic()
+        self._start()
+
+    def _start(self) -> None:
+        """Shows the bar."""
 
     def update(self, count: int = 1) -> None:
         """Adds `count` finished items."""
@@ -83,8 +87,7 @@ class Bar:
 class _DrawnBar(Bar):
     """A tqdm bar in a terminal or notebook; it disappears when the task ends."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
-        super().__init__(stage, total, unit, done)
+    def _start(self) -> None:
         import warnings
 
         with warnings.catch_warnings():
@@ -92,7 +95,7 @@ class _DrawnBar(Bar):
             from tqdm.auto import tqdm
 
             look = {"bar_format": _FORMAT, "dynamic_ncols": not _in_notebook(), "delay": DELAY, "leave": False}
-            amounts = {"total": total, "initial": done, "unit": f" {unit}"}
+            amounts = {"total": self.total, "initial": self.done, "unit": f" {self.unit}"}
             self._tqdm = tqdm(desc=self.label, file=sys.stderr, **amounts, **look)
 
     def update(self, count: int = 1) -> None:
@@ -107,8 +110,7 @@ class _DrawnBar(Bar):
 class _LineBar(Bar):
     """A line every half a minute: for files, pipes and logs of job schedulers."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
-        super().__init__(stage, total, unit, done)
+    def _start(self) -> None:
         if _state.line_at == -math.inf:
             _state.line_at = time.monotonic()
 
@@ -126,8 +128,7 @@ class _LineBar(Bar):
 class _JsonBar(Bar):
     """JSON objects: at the start, every second and at the end."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
-        super().__init__(stage, total, unit, done)
+    def _start(self) -> None:
         self._write()
 
     def update(self, count: int = 1) -> None:

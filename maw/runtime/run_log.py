@@ -39,12 +39,9 @@ _MAX_PER_SECOND = 1000
 
 
 def log_event(target: logging.Logger, event: str, **values: Any) -> None:
-    """Logs an event with the context of the run, for the .jsonl file and --json-progress.
+    """Logs an event, its kind in one word, with JSON-able values and the context of the run.
 
-    Args:
-        target: logger of the calling module.
-        event: kind of event, in one word.
-        values: JSON-able, numpy numbers included.
+    It goes to the .jsonl file and to --json-progress, through `target`, the logger of the calling module.
     """
     target.debug("%s", event, extra={"event": {"event": event, **where(), **values}})
 
@@ -101,10 +98,7 @@ class EventFile(LogFile):
 class RunLogs:
     """Log files of a new run, and the lock that marks it as in progress.
 
-    Args:
-        folder: log folder; created if missing.
-        keep: number of runs whose log files are kept, this one included; 0 keeps all.
-        compress: whether to compress log files at the end.
+    `keep` runs keep their log files, this one included; 0 keeps all. `compress` applies to the end of this run too.
 
     Raises:
         MAWError: the folder cannot be written.

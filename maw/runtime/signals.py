@@ -24,11 +24,7 @@ from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has stopped the run.
-
-    Args:
-        number: number of the signal.
-    """
+    """A signal, given by its number, has stopped the run."""
 
     def __init__(self, number: int):
         super().__init__(number)

@@ -34,15 +34,7 @@ NONE = "none"
 PROJECT = "maw-transformers"
 STEPS_OF_EPOCH = 100
 """A longer epoch reports at least this many steps and fewer than twice as many, since each report takes time."""
-
-
-class _State:
-    """The active reporter."""
-
-    current: Reporter | None = None
-
-
-_state = _State()
+_current: Reporter | None = None
 
 
 @contextlib.contextmanager
@@ -55,24 +47,20 @@ def reporting(kind: str, log_dir: Path | str, run_id: str, started: str) -> Iter
         run_id: unique id of the run; a resumed run keeps it.
         started: time when the run began, for display.
     """
-    before = _state.current
+    global _current
+    before = _current
     wanted = kind != NONE and distributed.is_main()
-    _state.current = Reporter(kind, Path(log_dir), run_id, started) if wanted else None
+    _current = Reporter(kind, Path(log_dir), run_id, started) if wanted else None
     try:
         yield
     finally:
-        _state.current = before
+        _current = before
 
 
 @contextlib.contextmanager
 def training(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Reports one training, from its beginning or from its last save.
-
-    Args:
-        name: name of the training, unique in the run.
-        settings: JSON-able; all settings of the training.
-    """
-    reporter = _state.current
+    """Reports one training, with a name unique in the run, from its beginning or from its last save."""
+    reporter = _current
     if reporter is None:
         yield
         return
@@ -90,25 +78,25 @@ def every(steps: float) -> int:
 
 def log(step: int, values: Mapping[str, Any]) -> None:
     """Notes the finite numbers of one step; `flush` reports them."""
-    if _state.current is not None:
-        _state.current.log(step, values)
+    if _current is not None:
+        _current.log(step, values)
 
 
 def log_epoch(step: int, record: Mapping[str, Any]) -> None:
     """Notes all numbers of an epoch's record, per layer too, without histograms."""
-    if _state.current is not None:
+    if _current is not None:
         log(step, {"epoch": record["epoch"]} | dict(_flat("epoch", {**record, "epoch": None})))
 
 
 def flush() -> None:
     """Reports the noted values; call it after the training is saved."""
-    if _state.current is not None:
-        _state.current.flush()
+    if _current is not None:
+        _current.flush()
 
 
 def results(name: str, metrics: Mapping[str, float], step: int) -> None:
     """Reports the test metrics of a finished training."""
-    if _state.current is not None:
+    if _current is not None:
         with training(name, {}):
             log(step, {f"test/{key}": value for key, value in metrics.items()})
             flush()
@@ -163,7 +151,7 @@ class Reporter:
         except Exception as error:  # noqa: BLE001 - no error of a tracker may stop the run
             self.failed, self._tracker = True, None
             text = f"{type(error).__name__}: {line_of(error)}"
-            logger.warning("--report-to %s: %s; the run goes on without", self.kind, text)
+            logger.warning("--report-to %s: %s; the run continues without it", self.kind, text)
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

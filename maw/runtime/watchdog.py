@@ -27,12 +27,7 @@ class PeerError(MAWError):
 
 
 class Watcher(threading.Thread):
-    """Watches the other processes; when one fails and this process does not end by itself, ends it.
-
-    Args:
-        rank: rank of this process.
-        count: number of processes.
-    """
+    """Watches the other processes; when one fails and this process does not end by itself, ends it."""
 
     def __init__(self, rank: int, count: int):
         import torch.distributed as dist

@@ -241,7 +241,7 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch, caplog, momen
                 trackers.log(1, {"train/loss": np.float64(1.0)})
                 trackers.flush()
         trackers.results("nq_maw", {"ndcg_cut_10": 0.5}, 1)
-    text = "--report-to tensorboard: RuntimeError: the network is down; the run goes on without"
+    text = "--report-to tensorboard: RuntimeError: the network is down; the run continues without it"
     assert [record.getMessage() for record in caplog.records if record.name == "maw.runtime.trackers"] == [text]
 
 
