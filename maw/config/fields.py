@@ -192,9 +192,9 @@ def _check_names(value: Any) -> tuple[Any, str | None]:
 def _check_layers(value: Any) -> tuple[Any, str | None]:
     if isinstance(value, str):
         value = _layers_from_text(value)
-        word = value.strip().lower() if isinstance(value, str) else ""
-        if isinstance(value, str):
-            return word, None if word in LAYER_WORDS else f"{_LAYER_HELP}, got {show(value)}"
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return word, None if word in LAYER_WORDS else f"{_LAYER_HELP}, got {show(value)}"
     if value is None:
         return None, None
     numbers = list(value) if isinstance(value, list | tuple) else [value]

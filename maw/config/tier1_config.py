@@ -371,7 +371,7 @@ def gather(values: Mapping[str, Any]) -> tuple[Tier1Config, list[Problem]]:
 
 
 def _check_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """As `maw.config.fields.check_all`; the method `all` is replaced by all methods not named beside it."""
+    """As `maw.config.fields.check_all`; `all` is replaced by every method that is not listed already."""
     good, problems = check_all(kinds(), values)
     methods = good.get("methods", [])
     if ALL in methods:
@@ -494,4 +494,4 @@ RESULT_NEUTRAL = (
     "store_embeddings_on_disk",
     "verify_sources",
 )
-"""Settings that change no result, and so may be other ones when a run goes on."""
+"""Settings that change no result; a resumed run may change them."""
