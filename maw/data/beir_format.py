@@ -60,23 +60,19 @@ def read_queries(path: Path, wanted: set[str]) -> tuple[dict[str, str], int]:
         if not (isinstance(identifier, str) and identifier and isinstance(text, str)):
             raise DataError(f"{path}:{number}: {_wrong_field(value)}")
         if identifier in seen:
-            raise DataError(
-                f"{path}:{number}: the query id {show(identifier)} was used before, in line "
-                f"{seen[identifier]}; give each query its own id"
-            )
+            text = f"the query id {show(identifier)} was used before, in line {seen[identifier]}"
+            raise DataError(f"{path}:{number}: {text}; give each query its own id")
         problem = unfit(identifier, text)
         if problem:
             raise DataError(f"{path}:{number}: {problem}")
         seen[identifier] = number
-        blank = not text.strip()
-        if identifier in wanted:
-            if blank:
-                raise DataError(
-                    f"{path}:{number}: the query {show(identifier)} is empty and has judgements; "
-                    "give it a text or remove its judgements"
-                )
+        if not text.strip():
+            if identifier in wanted:
+                advice = "give it a text or remove its judgements"
+                raise DataError(f"{path}:{number}: the query {show(identifier)} is empty and has judgements; {advice}")
+            empty += 1
+        elif identifier in wanted:
             texts[identifier] = text
-        empty += blank
     return texts, empty
 
 
@@ -91,24 +87,19 @@ def read_qrels(path: Path) -> Judgements:
     repeated, number = 0, 0
     for number, (query_id, passage_id, grade) in qrels_rows(path):
         if not GRADE.fullmatch(grade):
-            raise DataError(
-                f"{path}:{number}: the score {show(grade)} is not an integer; write a grade such as 0 or 1"
-            )
+            text = f"the score {show(grade)} is not an integer; write a grade such as 0 or 1"
+            raise DataError(f"{path}:{number}: {text}")
         if abs(int(grade)) > LARGEST_GRADE:
-            raise DataError(
-                f"{path}:{number}: the score {show(grade)} is out of range; grades go from -{LARGEST_GRADE} to "
-                f"{LARGEST_GRADE}"
-            )
+            limits = f"grades go from -{LARGEST_GRADE} to {LARGEST_GRADE}"
+            raise DataError(f"{path}:{number}: the score {show(grade)} is out of range; {limits}")
         judged = qrels.setdefault(query_id, {})
         if passage_id not in judged:
             judged[passage_id] = int(grade)
         elif judged[passage_id] == int(grade):
             repeated += 1
         else:
-            raise DataError(
-                f"{path}:{number}: {show(passage_id)} has two grades for the query {show(query_id)}, "
-                f"{judged[passage_id]} and {int(grade)}; keep one"
-            )
+            text = f"{show(passage_id)} has two grades for the query {show(query_id)}"
+            raise DataError(f"{path}:{number}: {text}, {judged[passage_id]} and {int(grade)}; keep one")
     if not qrels:
         raise DataError(f"{path}:1: there is no judgement under the header; add some or remove the file")
     return Judgements(path, qrels, number, repeated)
@@ -120,36 +111,24 @@ def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: the file is missing or empty, or a line is too long, not UTF-8, or no JSON object.
     """
-    scan, empty = json.JSONDecoder().raw_decode, True
+    empty = True
     for number, line in read_lines(path):
+        if line.isspace():
+            continue
         try:
-            value, end = scan(line)
-        except (ValueError, RecursionError):
-            value, end = None, 0
-        if type(value) is not dict or not line[end:].isspace():  # rare; checked in full below
-            if line.isspace():
-                continue
-            value = _object(path, number, line)
+            value = json.loads(line)
+        except RecursionError:
+            raise DataError(f"{path}:{number}: the JSON is nested too deeply; write a flat object") from None
+        except ValueError as error:
+            why = "it holds a NUL character" if "\0" in line else show(str(error))
+            raise DataError(f"{path}:{number}: the line is not JSON ({why}); write one object a line") from error
+        if not isinstance(value, dict):
+            text = f"the line is not a JSON object but a {type(value).__name__}"
+            raise DataError(f'{path}:{number}: {text}; write {{"_id": ..., "text": ...}}')
         empty = False
         yield number, value
     if empty:
         raise DataError(f"{path}:1: the file is empty; it needs one JSON object a line")
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except RecursionError:
-        raise DataError(f"{path}:{number}: the JSON is nested too deeply; write a flat object") from None
-    except ValueError as error:
-        reason = "it holds a NUL character" if "\0" in line else show(str(error))
-        raise DataError(f"{path}:{number}: the line is not JSON ({reason}); write one object a line") from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path}:{number}: the line is not a JSON object but a {type(value).__name__}; "
-            'write {"_id": ..., "text": ...}'
-        )
-    return value
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -161,18 +140,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             lines = iter(partial(file.readline, LONGEST_LINE + 1), b"")
             for number, line in enumerate(lines, start=1):
                 if len(line) > LONGEST_LINE:
-                    raise DataError(
-                        f"{path}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB; "
-                        "split the text or check the line ends"
-                    )
+                    text = f"the line is longer than {LONGEST_LINE >> 20} MiB; split the text or check the line ends"
+                    raise DataError(f"{path}:{number}: {text}")
                 if number == 1:
                     line = line.removeprefix(BOM) or b"\n"
                 try:
                     yield number, line.decode()
                 except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
-                    ) from error
+                    text = f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+                    raise DataError(f"{path}:{number}: {text}") from error
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({show(reason(error))[1:-1]})") from error
 
@@ -190,17 +166,13 @@ def qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         columns = line.rstrip("\r\n").split("\t")
         if not header:
             if [column.strip() for column in columns] != HEADER:
-                raise DataError(
-                    f"{path}:{number}: the first line is {show(line.rstrip())}; it must be query-id, corpus-id "
-                    "and score, separated by tabs"
-                )
+                needed = "it must be query-id, corpus-id and score, separated by tabs"
+                raise DataError(f"{path}:{number}: the first line is {show(line.rstrip())}; {needed}")
             header = True
             continue
         if len(columns) != len(HEADER):
-            raise DataError(
-                f"{path}:{number}: {len(columns)} columns instead of 3; separate query-id, corpus-id and "
-                "score by single tabs"
-            )
+            advice = "separate query-id, corpus-id and score by single tabs"
+            raise DataError(f"{path}:{number}: {len(columns)} columns instead of 3; {advice}")
         if "\0" in line:
             raise DataError(f"{path}:{number}: the line holds a NUL character; remove it")
         if not columns[0] or not columns[1]:

@@ -65,12 +65,7 @@ WHAT = "the BM25 index"
 
 
 class Bm25Index:
-    """The BM25 index of one corpus; open it with `Bm25Index.cached`.
-
-    Attributes:
-        corpus: the indexed corpus.
-        mean_length: mean number of tokens in a passage.
-    """
+    """The BM25 index of one corpus; open it with `Bm25Index.cached`."""
 
     def __init__(self, corpus: Corpus, index: tantivy.Index):
         self.corpus = corpus
@@ -102,8 +97,12 @@ class Bm25Index:
 
     def scores(self, query: str, rows: Sequence[int]) -> np.ndarray:
         """BM25 scores of `rows`, (len(rows),) float64; 0 for a passage without a token of the query."""
-        weights = self._weights(self._tokens(query))
-        return np.array([self._score(weights, self._tokens(text)) for text in self.corpus.take(rows)], np.float64)
+        weights, scores = self._weights(self._tokens(query)), np.zeros(len(rows))
+        for index, text in enumerate(self.corpus.take(rows) if weights else ()):
+            tokens = self._tokens(text)
+            frequency, norm = Counter(tokens), K1 * (1 - B + B * stored_length(len(tokens)) / self.mean_length)
+            scores[index] = sum(w * frequency[token] / (frequency[token] + norm) for token, w in weights.items())
+        return scores
 
     def _tokens(self, text: str) -> list[str]:
         return self._analyzer.analyze(text.encode("utf-8", "replace").decode())
@@ -116,13 +115,6 @@ class Bm25Index:
             if holders:
                 weights[token] = times * (1 + K1) * math.log1p((count - holders + 0.5) / (holders + 0.5))
         return weights
-
-    def _score(self, weights: dict[str, float], tokens: Sequence[str]) -> float:
-        if not weights or not tokens:
-            return 0.0
-        norm = K1 * (1 - B + B * stored_length(len(tokens)) / self.mean_length)
-        frequency = Counter(tokens)
-        return sum(weight * frequency[token] / (frequency[token] + norm) for token, weight in weights.items())
 
     def _candidates(self, query: str, k: int) -> np.ndarray:
         """Rows of the k best passages and of all that Tantivy cannot tell from them, unordered."""
@@ -150,11 +142,8 @@ class Bm25Index:
     def cached(cls, corpus: Corpus, folder: Path) -> Bm25Index:
         """Opens the corpus's index in `folder`, or builds it first; only one process builds.
 
-        A damaged index is rebuilt with a warning.
-
-        Args:
-            corpus: any corpus; its fingerprint, the analysis and Tantivy's version name the index.
-            folder: folder of all indexes, one subfolder each.
+        The index has a subfolder named by the corpus's fingerprint, the analysis and Tantivy's version. A damaged
+        index is rebuilt with a warning.
 
         Raises:
             DataError: the folder cannot be written.
@@ -181,15 +170,9 @@ def stored_length(tokens: int) -> int:
 
 def _analyzer() -> tantivy.TextAnalyzer:
     steps = tantivy.Filter
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for step in (
-        steps.remove_long(40),
-        steps.lowercase(),
-        steps.custom_stopword(STOP_WORDS),
-        steps.stemmer("english"),
-    ):
-        builder = builder.filter(step)
-    return builder.build()
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(steps.remove_long(40))
+    builder = builder.filter(steps.lowercase()).filter(steps.custom_stopword(STOP_WORDS))
+    return builder.filter(steps.stemmer("english")).build()
 
 
 def _schema() -> tantivy.Schema:

@@ -58,10 +58,8 @@ class RetrievalData:
         answered = {q for (q, _), ok in zip(pairs, there, strict=True) if ok}
         for query_id in self.query_ids:
             if query_id not in answered:
-                raise DataError(
-                    f"{self.name}: the query {show(query_id)} has no relevant passage (grade 1 or more) "
-                    "in the corpus; add one or leave the query out"
-                )
+                text = "has no relevant passage (grade 1 or more) in the corpus; add one or leave the query out"
+                raise DataError(f"{self.name}: the query {show(query_id)} {text}")
 
     def __len__(self) -> int:
         return len(self.query_ids)

@@ -37,17 +37,9 @@ class Corpus:
         folder: folder of the store; None for a corpus in memory.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        index: np.ndarray,
-        fingerprint: str,
-        empty: int,
-        manifest: Mapping[str, Any] | None = None,
-        folder: Path | None = None,
-    ):
-        self.dataset, self.fingerprint, self.empty = dataset, fingerprint, empty
-        self.manifest, self.folder = dict(manifest or {}), folder
+    def __init__(self, dataset: Any, index: np.ndarray, facts: Mapping[str, Any], folder: Path | None = None):
+        self.dataset, self.fingerprint, self.empty = dataset, facts["fingerprint"], facts["empty"]
+        self.manifest, self.folder = dict(facts) if folder else {}, folder
         self._hashes, self._rows = index
         self._arrow = dataset.with_format("arrow")
 
@@ -176,9 +168,9 @@ class Corpus:
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
-        fingerprint = contents.sha.hexdigest()
+        facts: dict[str, Any] = {"fingerprint": contents.sha.hexdigest(), "empty": contents.empty}
         table = InMemoryTable(pa.Table.from_batches(batches, store.SCHEMA))
-        corpus = cls(Dataset(table, fingerprint=fingerprint[:16]), contents.index(), fingerprint, contents.empty)
+        corpus = cls(Dataset(table, fingerprint=facts["fingerprint"][:16]), contents.index(), facts)
         corpus._refuse_duplicates(contents.where)
         return corpus
 
@@ -233,10 +225,9 @@ class Corpus:
             raise DataError(f"{folder}: the passage store cannot be read ({show(str(error))}); delete it") from error
         count = manifest["count"]
         if len(dataset) != count or index.shape != (2, count) or dataset.column_names != store.SCHEMA.names:
-            raise DataError(
-                f"{folder}: the store holds {len(dataset)} passages and its manifest says {count}; delete it"
-            )
-        return cls(dataset, index, manifest["fingerprint"], manifest["empty"], manifest, folder)
+            text = f"the store holds {len(dataset)} passages and its manifest says {count}"
+            raise DataError(f"{folder}: {text}; delete it")
+        return cls(dataset, index, manifest, folder)
 
     @classmethod
     def cached(
@@ -289,10 +280,8 @@ class Corpus:
             ids = self.id_of(rows)
             if ids[0] in ids[1:]:
                 second = int(rows[ids.index(ids[0], 1)])
-                raise DataError(
-                    f"{where(second)}: the passage id {show(ids[0])} was used before, at {where(first)}; "
-                    "give each passage its own id"
-                )
+                text = f"the passage id {show(ids[0])} was used before, at {where(first)}"
+                raise DataError(f"{where(second)}: {text}; give each passage its own id")
 
 
 def _check_rows(rows: np.ndarray, count: int) -> None:

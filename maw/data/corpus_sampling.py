@@ -98,11 +98,6 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
 def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> tuple[Corpus, dict[str, Any]]:
     """Cuts the corpus of one split to `size` passages, as the module says; the sample is a store, built once.
 
-    Args:
-        data: the split.
-        size: number of passages, or "full".
-        config: its seed and cache folder are used.
-
     Returns:
         The corpus, unchanged if it is no larger than `size`; and facts about it.
     """

@@ -58,11 +58,7 @@ class Folds:
 
 
 def make_folds(collection: Collection, config: Tier1Config) -> Folds:
-    """Pools a collection's splits, samples the corpus to search, and divides the queries.
-
-    Args:
-        collection: from a loader: splits sampled, disjoint, with their whole corpora.
-        config: number of folds, seed, corpus sizes, distractors and cache folder are used.
+    """Pools the splits of a loaded collection, samples the corpus to search, and divides the queries.
 
     Raises:
         DataError: the splits cannot be pooled, or there are fewer groups of queries than folds.
@@ -121,10 +117,8 @@ def _check_poolable(splits: Sequence[RetrievalData], name: str) -> None:
     }
     if "train" in graded and len(set(graded.values())) > 1:
         kinds = [f"those of {split} {'graded' if is_graded else 'binary'}" for split, is_graded in graded.items()]
-        raise DataError(
-            f"{name}: queries cannot be pooled into folds: judgements differ in kind, {', '.join(kinds)}; "
-            "leave folds at 0"
-        )
+        text = f"queries cannot be pooled into folds: judgements differ in kind, {', '.join(kinds)}"
+        raise DataError(f"{name}: {text}; leave folds at 0")
 
 
 def assign(
@@ -132,12 +126,7 @@ def assign(
 ) -> tuple[dict[str, int], int]:
     """Assigns each query to a fold, from 0, and counts the groups.
 
-    Args:
-        data: the queries.
-        groups: query id -> group; queries without one form groups by normalised text.
-        folds: number of folds.
-        seed: seed of the order in which groups are assigned.
-        name: name of the collection, for messages.
+    `groups` maps query ids to groups; queries without one form groups by normalised text.
 
     Raises:
         DataError: fewer groups than folds.
@@ -147,10 +136,8 @@ def assign(
     group_of = connected({i: [own[i], f"text {normalise(text)}"] for i, text in texts})
     sizes = Counter(group_of.values())
     if len(sizes) < folds:
-        raise DataError(
-            f"{name}: the {len(data)} queries make {len(sizes)} groups that must stay together, too few for {folds} "
-            "folds; sample more queries or use fewer folds"
-        )
+        text = f"the {len(data)} queries make {len(sizes)} groups that must stay together, too few for {folds} folds"
+        raise DataError(f"{name}: {text}; sample more queries or use fewer folds")
     filled, fold_of_group = [0] * folds, {}
     for group in sorted(sizes, key=lambda each: (order_key(seed, "folds", each), each)):
         smallest = filled.index(min(filled))

@@ -20,14 +20,7 @@ def order_key(seed: int, purpose: str, item: str) -> bytes:
 
 
 def draw(ids: Iterable[str], n: int, seed: int, purpose: str) -> list[str]:
-    """The `n` ids of lowest hash, in order of their hash; all ids if there are fewer.
-
-    Args:
-        ids: unique ids, in any order.
-        n: size of the sample.
-        seed: seed of the run.
-        purpose: purpose of the sample, e.g. "train"; samples for different purposes are independent.
-    """
+    """The `n` of the unique `ids` with the lowest hash, in order of their hash; all ids if there are fewer."""
     return heapq.nsmallest(n, ids, key=lambda item: (order_key(seed, purpose, item), item))
 
 
@@ -47,11 +40,5 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def order_keys(hashes: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """As `order_key`, for millions of ids at once, 8 bytes each, from their stored hashes.
-
-    Args:
-        hashes: (N,) uint64, from `Corpus.id_hashes`.
-        seed: as in `order_key`.
-        purpose: as in `order_key`.
-    """
+    """As `order_key`, for millions of ids at once, 8 bytes each, from the (N,) uint64 of `Corpus.id_hashes`."""
     return mix64(hashes ^ np.uint64(int.from_bytes(order_key(seed, purpose, "")[:8], "little")))

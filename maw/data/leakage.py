@@ -26,14 +26,10 @@ KEEPS_FIRST = ("test", "validation", "train")
 
 
 def drop_overlap(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, int]]:
-    """Keeps each question in one split only: test before validation before train.
-
-    Args:
-        pools: "train", "validation" and "test"; any may be missing.
+    """Drops queries whose id or normalised text is in a split of higher precedence: test, then validation, then train.
 
     Returns:
-        The pools without queries whose id or normalised text is in a split of higher precedence, and the number
-        dropped from each split.
+        The pools that remain, and the number of queries dropped from each split.
     """
     kept, dropped = dict(pools), {}
     ids: set[str] = set()
@@ -64,30 +60,22 @@ def check_disjoint(*splits: RetrievalData, collection: str = "") -> None:
         shared = set(one.query_ids) & set(other.query_ids)
         if shared:
             first = ", ".join(show(value) for value in sorted(shared)[:3])
-            raise DataError(
-                f"{prefix}{one.name} and {other.name} share {len(shared)} query ids, such as {first}; remove them "
-                "from one of the two"
-            )
+            text = f"{one.name} and {other.name} share {len(shared)} query ids, such as {first}"
+            raise DataError(f"{prefix}{text}; remove them from one of the two")
         texts = sorted(normal[one.name].keys() & normal[other.name].keys())
         if texts:
             pairs = [
                 f"{show(normal[one.name][text])} and {show(normal[other.name][text])} ({show(text)})"
                 for text in texts[:3]
             ]
-            raise DataError(
-                f"{prefix}{one.name} and {other.name} share {len(texts)} questions under different ids, "
-                f"such as {', '.join(pairs)}; remove them from one of the two"
-            )
+            text = f"{one.name} and {other.name} share {len(texts)} questions under different ids"
+            raise DataError(f"{prefix}{text}, such as {', '.join(pairs)}; remove them from one of the two")
 
 
 def connected(labels: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """Groups items that have a label in common, directly or through a chain of others.
 
-    Args:
-        labels: item -> its labels, at least one.
-
-    Returns:
-        Item -> name of its group, the smallest label in it, whatever the order of items and labels.
+    Maps item -> labels (at least one) to item -> name of its group, the smallest label in it.
     """
     if not labels:
         return {}
@@ -120,22 +108,14 @@ class NearDuplicate(NamedTuple):
 
 
 def leakage_facts(*splits: RetrievalData) -> dict[str, Any]:
-    """Facts about near-duplicates between splits, for the report; `check_disjoint` has excluded exact copies.
-
-    Args:
-        splits: train, validation and test, in this order.
-    """
+    """Facts about near-duplicates between train, validation and test, after `check_disjoint` has found no copies."""
     counts, examples = {}, []
     for one, other in itertools.combinations(splits, 2):
         found = near_duplicates(other.queries, one.queries)
         counts[f"{other.name}_near_{one.name}"] = len({pair.one for pair in found})
-        examples += [
-            (
-                -pair.similarity,
-                f"{other.name} {show(other.queries[pair.one])} and {one.name} {show(one.queries[pair.other])}",
-            )
-            for pair in found
-        ]
+        for pair in found:
+            text = f"{other.name} {show(other.queries[pair.one])} and {one.name} {show(one.queries[pair.other])}"
+            examples.append((-pair.similarity, text))
     best = [f"{text} ({-negative:.2f})" for negative, text in sorted(examples)[:EXAMPLES]]
     return {"exact": EXACT, "rule": RULE, "near_duplicates": counts} | ({"examples": best} if best else {})
 

@@ -40,12 +40,8 @@ class Pool:
     def only(self, ids: Iterable[str]) -> Pool:
         """The pool with only the queries `ids`."""
         ids = list(ids)
-        return Pool(
-            {i: self.queries[i] for i in ids},
-            {i: self.qrels[i] for i in ids},
-            {i: self.negatives[i] for i in ids if i in self.negatives},
-            {i: self.answers[i] for i in ids if i in self.answers},
-        )
+        parts: Any = (self.queries, self.qrels, self.negatives, self.answers)
+        return Pool(*({i: part[i] for i in ids if i in part} for part in parts))
 
 
 def trains(config: Tier1Config) -> bool:
@@ -79,7 +75,7 @@ def draw_splits(
         config: its sample sizes and seed are used.
         corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
-        dataset: name of the dataset, for messages.
+        dataset: name for messages.
         relevance_level: level of the test split; default: the configuration's.
 
     Returns:
@@ -90,9 +86,8 @@ def draw_splits(
         pool, asked = pools.get(name, Pool()), getattr(config, size_field)
         ids = draw(pool.queries, asked, config.seed, name)
         if len(ids) < asked and pool.queries:
-            warnings.append(
-                f"{dataset}: {size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
-            )
+            text = f"{size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
+            warnings.append(f"{dataset}: {text}")
             logger.warning(warnings[-1])
         drawn = pool.only(ids)
         splits[name] = RetrievalData(

@@ -14,7 +14,6 @@ store or none, and several processes build it once.
 from __future__ import annotations
 
 import hashlib
-import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from maw.data.hash_sampling import mix64
 from maw.errors import DataError
 from maw.storage.cache_entry import _sync, _write_json, write_manifest
 
-logger = logging.getLogger(__name__)
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 8 << 20
@@ -45,13 +43,7 @@ def hash_ids(ids: pa.Array) -> np.ndarray:
     """64-bit hashes of strings, computed without Python objects.
 
     The bytes of an id are the coefficients of a polynomial modulo 2^64, mixed by the splitmix64 finaliser. Equal
-    hashes are resolved by comparing the ids, so collisions do no harm.
-
-    Args:
-        ids: (N,) Arrow strings without nulls.
-
-    Returns:
-        (N,) uint64.
+    hashes are resolved by comparing the ids, so collisions do no harm. Maps (N,) strings without nulls to (N,) uint64.
     """
     offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     data = ids.buffers()[2]
@@ -94,15 +86,12 @@ class Contents:
         self.sha, self.hashes = hashlib.sha256(), array("Q")
 
     def add(self, batch: pa.RecordBatch) -> None:
-        self._refuse(pc.equal(pc.binary_length(batch["id"]), 0), "the passage has an empty id; give it one")
-        self._refuse(
-            pc.greater(pc.binary_length(batch["id"]), LONGEST_ID),
-            f"the passage id is longer than {LONGEST_ID} bytes; shorten it",
-        )
-        self._refuse(
-            pc.match_substring_regex(batch["id"], UNFIT_ID),
-            "the passage id holds a control character (tab, line end, NUL); remove it",
-        )
+        lengths = pc.binary_length(batch["id"])
+        too_long = f"the passage id is longer than {LONGEST_ID} bytes; shorten it"
+        unfit = "the passage id holds a control character (tab, line end, NUL); remove it"
+        self._refuse(pc.equal(lengths, 0), "the passage has an empty id; give it one")
+        self._refuse(pc.greater(lengths, LONGEST_ID), too_long)
+        self._refuse(pc.match_substring_regex(batch["id"], UNFIT_ID), unfit)
         for column in ("title", "text"):
             if not np.frombuffer(batch[column].buffers()[2] or b"", np.uint8).all():
                 wrong = pc.match_substring(batch[column], "\0")
@@ -176,9 +165,8 @@ def _batch(rows: Sequence[Record], done: int, where: Where) -> pa.RecordBatch:
         return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=SCHEMA)
     except UnicodeEncodeError as error:  # a lone surrogate: valid as a JSON escape, but no valid text
         row = next(row for row, values in enumerate(rows) if not all(map(encodable, values)))
-        raise DataError(
-            f"{where(done + row)}: an escape is half of a surrogate pair; write the whole character"
-        ) from error
+        text = "an escape is half of a surrogate pair; write the whole character"
+        raise DataError(f"{where(done + row)}: {text}") from error
 
 
 def encodable(text: str) -> bool:

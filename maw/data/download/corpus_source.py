@@ -18,7 +18,7 @@ from typing import Any
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.beir_format import line_finder, read_corpus, read_lines
 from maw.data.corpus import Corpus
-from maw.data.download.published import Inside, Published, ir_datasets, lock, published, reading
+from maw.data.download.published import DOWNLOAD_AGAIN, Inside, Published, ir_datasets, lock, published, reading
 from maw.data.store import Record, Where
 from maw.errors import DataError
 from maw.runtime.progress_bars import track
@@ -57,11 +57,7 @@ class Source:
         return stored is not None and stored == self._source(config)
 
     def corpus(self, config: Tier1Config) -> Corpus:
-        """The passages, from their store, which is built at first use.
-
-        Raises:
-            DataError: the source is malformed, or its number of passages is not the published one.
-        """
+        """The passages, from their store, which is built at first use from a source of the published size."""
         expected = official(self.id, "docs") if config.verify_sources else None
 
         def make() -> tuple[Iterable[Record], Where, Mapping[str, Any]]:
@@ -85,10 +81,8 @@ class Source:
                 count += 1
                 yield record
         if expected is not None and count != expected:
-            raise DataError(
-                f"{self.file.path}: {self.id} has {expected} passages as published, but this file has {count}; remove "
-                "it, and the files unpacked from it, to download it again"
-            )
+            text = f"{self.id} has {expected} passages as published, but this file has {count}"
+            raise DataError(f"{self.file.path}: {text}; {DOWNLOAD_AGAIN}")
 
     def _source(self, config: Tier1Config) -> dict[str, Any]:
         """Everything that the passages depend on; size and time of the source if its MD5 is not checked."""

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
 MISREAD = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 """Errors of ir_datasets for unexpected file contents; UnicodeError is a ValueError."""
+DOWNLOAD_AGAIN = "remove it, and the files unpacked from it, to download it again"
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,8 @@ def ir_datasets() -> ModuleType:
     try:
         import ir_datasets as library
     except OSError as error:
-        raise DataError(
-            f"{error.filename}: ir_datasets cannot create its folder ({error.strerror}); set IR_DATASETS_HOME to a "
-            "writable folder"
-        ) from error
+        text = f"ir_datasets cannot create its folder ({error.strerror}); set IR_DATASETS_HOME to a writable folder"
+        raise DataError(f"{error.filename}: {text}") from error
     theirs = library.log.easy().logger()
     theirs.handlers[:] = [_Forward()]
     return library
@@ -145,13 +144,7 @@ def home(group: str) -> Path:
 
 
 def published(group: str, key: str, *products: str) -> Published:
-    """A file as ir_datasets knows it.
-
-    Args:
-        group: a part of ir_datasets, such as "beir".
-        key: the file's name in that part.
-        products: unpacked files that are used, as paths in the group's folder.
-    """
+    """File `key` of `group`, a part of ir_datasets; `products` are unpacked files that are used, as relative paths."""
     library, folder = ir_datasets(), home(group)
     entry = library.util.DownloadConfig.context(group, folder).contents()[key]
     kept = entry.get("cache_path")
@@ -222,7 +215,7 @@ def _fetch(file: Published, config: Tier1Config) -> None:
             logger.info("downloading %s to %s", file.url, file.path)
         with reading(file.path, file.url):
             ir_datasets().util.DownloadConfig.context(file.group, home(file.group))[file.key].path()
-        _remember(file, config)  # the download has checked it
+        write_json(_marker(file, config), _state(file))  # the download has checked it
 
 
 def verify(file: Published, config: Tier1Config) -> None:
@@ -236,7 +229,7 @@ def verify(file: Published, config: Tier1Config) -> None:
             return
         logger.info("checking the MD5 of %s", file.path)
         _compare(file, file.path, "remove it to download it again, or use it anyway with --no-verify-sources")
-        _remember(file, config)
+        write_json(_marker(file, config), _state(file))
 
 
 def look_through(file: Published, config: Tier1Config) -> None:
@@ -267,10 +260,6 @@ def _state(file: Published) -> dict[str, Any]:
 
 def _marker(file: Published, config: Tier1Config) -> Path:
     return cache_folder(config) / "sources" / f"{file.group}-{file.key.replace('/', '-')}.json"
-
-
-def _remember(file: Published, config: Tier1Config) -> None:
-    write_json(_marker(file, config), _state(file))
 
 
 def _read_marker(file: Published, config: Tier1Config) -> Any:
@@ -316,16 +305,16 @@ def _of_libraries() -> tuple[type[Exception], ...]:
 
 def _problem(error: Exception, url: str) -> str:
     reason = _reason(error)
-    again = "remove it, and the files unpacked from it, to download it again"
+
     if url or type(error).__module__.startswith("requests"):
         return f"could not be downloaded from {url or 'its publisher'} ({reason}); try again, or place a copy there"
     if isinstance(error, DAMAGED) or type(error).__module__.startswith("ijson"):
-        return f"the file is damaged or incomplete ({reason}); {again}"
+        return f"the file is damaged or incomplete ({reason}); {DOWNLOAD_AGAIN}"
     if isinstance(error, UnicodeError):
-        return f"the file is not UTF-8 ({reason}); {again}"
+        return f"the file is not UTF-8 ({reason}); {DOWNLOAD_AGAIN}"
     if isinstance(error, OSError):
         return f"the file cannot be read or unpacked ({reason})"
-    return f"ir_datasets cannot read the contents of the file ({reason}); {again}"
+    return f"ir_datasets cannot read the contents of the file ({reason}); {DOWNLOAD_AGAIN}"
 
 
 def _reason(error: Exception) -> str:
