@@ -27,13 +27,7 @@ SHELLS = ("bash", "zsh")
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
-
-    Attributes:
-        target: its "module:function", from parsed arguments to an exit code.
-        about: what it does, in one sentence.
-        add_arguments: adds its arguments to a parser; None if it takes the flags of a run.
-    """
+    """One command: its "module:function", its help, and what adds its arguments (None: it takes flags of a run)."""
 
     target: str
     about: str
@@ -109,13 +103,7 @@ COMMANDS = {
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Runs one of `COMMANDS`.
-
-    Args:
-        argv: words after the program's name, the command first.
-
-    Returns:
-        The exit code.
+    """Runs one of `COMMANDS`, the first word of `argv`; returns the exit code.
 
     Raises:
         ConfigError: wrong arguments, or folders, datasets, methods and seeds that do not exist.
@@ -139,12 +127,7 @@ def parser_of(name: str) -> Parser:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises ConfigError for mistakes.
-
-    Args:
-        command: name of the command.
-        description: one sentence.
-    """
+    """An argparse parser that raises ConfigError for mistakes."""
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"tier_1.py {command}", description=description, allow_abbrev=False)

@@ -53,11 +53,7 @@ def main(words: argparse.Namespace) -> int:
 
 
 def script(shell: str) -> str:
-    """The completion script.
-
-    Args:
-        shell: "bash" or "zsh".
-    """
+    """The completion script of "bash" or "zsh"."""
     made = shtab.complete(whole_parser(), shell=shell)
     if shell == "bash":
         return made + _BASH.replace("FUNCTION", _FUNCTION)

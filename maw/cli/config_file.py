@@ -24,22 +24,19 @@ class FileSettings(NamedTuple):
     """Settings of a file, and the position of each as "file:line"."""
 
     values: dict[str, Any]
-    places: dict[str, str]
+    positions: dict[str, str]
 
 
 def load_config(path: str | Path) -> Tier1Config:
     """Reads a configuration from a file; other settings keep their defaults.
 
-    Args:
-        path: a `.yaml`, `.yml` or `.json` file.
-
     Raises:
         ConfigError: the file cannot be read, or its settings are wrong; all of them, with file and line.
     """
-    values, places = read_settings(path)
+    values, positions = read_settings(path)
     config, problems = gather(values)
     if problems:
-        raise ConfigError([f"{places.get(problem.name, path)}: {problem}" for problem in problems])
+        raise ConfigError([f"{positions.get(problem.name, path)}: {problem}" for problem in problems])
     return config
 
 

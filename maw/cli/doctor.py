@@ -33,13 +33,7 @@ REQUIREMENTS = "requirements-common.txt"
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check.
-
-    Attributes:
-        ok: whether a run works with it.
-        text: what was found.
-        remedy: what to do; "" for nothing.
-    """
+    """Result of one check: whether a run works with it, what was found, and what to do ("" for nothing)."""
 
     ok: bool
     text: str
@@ -65,11 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine(argv: Sequence[str]) -> Iterator[Check]:
-    """Runs all checks, the quick ones first.
-
-    Args:
-        argv: flags of the run to check for.
-    """
+    """Runs all checks for a run with these flags, the quick ones first."""
     yield python_version(sys.version_info)
     yield from packages()
     config, mistakes = read_command_line(argv)
@@ -157,7 +147,7 @@ def folders(config: Tier1Config) -> Iterator[Check]:
             yield Check(False, f"{what} folder {folder}: {error}", remedy)
             continue
         text = f"{what} folder {folder}: {free:,.1f} GB free"
-        yield Check(free >= LEAST_FREE_GB, text, "" if free >= LEAST_FREE_GB else f"make room, or {remedy}")
+        yield Check(free >= LEAST_FREE_GB, text, "" if free >= LEAST_FREE_GB else f"free disk space, or {remedy}")
 
 
 def model(config: Tier1Config) -> Iterator[Check]:

@@ -29,8 +29,6 @@ from maw.experiment import run_state
 from maw.experiment.validation import find_problems
 from maw.storage import run_record
 
-USAGE = "python tier_1.py [--preset NAME] [--config FILE] [--SETTING VALUE ...]"
-
 
 def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     """The checked configuration of a command line.
@@ -62,11 +60,13 @@ def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
         return _resumed(words, sources)
     flags = {name: value for name, value in words.values.items() if name in kinds()}
     config, problems = gather(sources.values | flags)
-    broken = words.broken if sources.complete else words.broken | (set(kinds()) - set(flags))
+    broken = set(words.broken)
+    if sources.mistakes or words.broken & {"preset", "config"}:  # settings without a flag are then unknown
+        broken |= set(kinds()) - set(flags)
     problems = [problem for problem in problems if not broken.intersection((problem.name, *problem.also))]
     found, _ = find_problems(config, problems, broken, mistaken=bool(words.mistakes or sources.mistakes))
-    places = {name: place for name, place in sources.places.items() if name not in flags}
-    return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, places) for problem in found)]
+    positions = {name: position for name, position in sources.positions.items() if name not in flags}
+    return config, [*words.mistakes, *sources.mistakes, *(_describe(problem, positions) for problem in found)]
 
 
 def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
@@ -89,45 +89,36 @@ def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
     config, problems = gather(record["config"] | given | {"log_dir": str(folder), "resume": str(folder)})
     changed = run_state.changes(record, config)
     mistakes = [run_state.refusal(folder), *changed] if changed else []
-    mistakes += [_describe(problem, sources.places) for problem in find_problems(config, problems)[0]]
+    mistakes += [_describe(problem, sources.positions) for problem in find_problems(config, problems)[0]]
     return config, mistakes
 
 
 def _read_sources(words: _Words) -> _Sources:
     """Reads the preset and the file of a command line; the file wins."""
-    sources = _Sources(complete=not words.broken & {"preset", "config"})
+    sources = _Sources()
     if "preset" in words.values:
         wrong = check_preset(words.values["preset"])
         sources.values |= PRESETS.get(words.values["preset"], {})
         if wrong:
-            sources.fail([f"--preset: {wrong}"])
+            sources.mistakes.append(f"--preset: {wrong}")
     if "config" in words.values:
         try:
             settings = config_file.read_settings(words.values["config"])
         except ConfigError as error:
-            sources.fail(error.problems)
+            sources.mistakes += error.problems
         else:
             sources.values |= settings.values
-            sources.places |= settings.places
+            sources.positions |= settings.positions
     return sources
 
 
 @dataclass
 class _Sources:
-    """Settings from preset and file, their positions in the file, and mistakes.
+    """Settings from preset and file, their positions in the file, and mistakes."""
 
-    `complete` is False after a source could not be read: settings without a flag are then unknown.
-    """
-
-    complete: bool
     values: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    positions: dict[str, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
-
-    def fail(self, mistakes: Sequence[str]) -> None:
-        """Records that a source could not be read."""
-        self.mistakes.extend(mistakes)
-        self.complete = False
 
 
 def flag_of(name: str) -> str:
@@ -135,10 +126,10 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _describe(problem: Problem, places: dict[str, str]) -> str:
+def _describe(problem: Problem, positions: dict[str, str]) -> str:
     """The problem with its file and line, or its flag."""
-    if problem.name in places:
-        return f"{places[problem.name]}: {problem}"
+    if problem.name in positions:
+        return f"{positions[problem.name]}: {problem}"
     return f"{flag_of(problem.name)}: {problem.text}" if problem.name in kinds() else str(problem)
 
 
@@ -243,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags as an argparse parser, for its help text."""
     parser = argparse.ArgumentParser(
         prog="tier_1.py",
-        usage=USAGE,
+        usage="python tier_1.py [--preset NAME] [--config FILE] [--SETTING VALUE ...]",
         description="Zero-shot, LoRA and MAW dense retrieval on the same data, under one protocol.",
         epilog="Later sources win: defaults, --preset, --config, other flags. "
         f"Other commands, each with its own --help: {', '.join(COMMANDS)}.",

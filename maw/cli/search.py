@@ -10,7 +10,6 @@ whole corpus; later ones read the embeddings from the cache folder, by the hash 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -33,18 +32,10 @@ from maw.models.tokenized import ListTexts
 from maw.report.text.format import WIDTH, as_table, clean
 from maw.search.exact import top_k
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Hit:
-    """One passage of a ranking.
-
-    Attributes:
-        row: row of the passage in the corpus.
-        score: similarity of query and passage.
-        depth: depth of the passage, as `depth_of` shows it; "" without MAW.
-    """
+    """One passage of a ranking: its row in the corpus, score, and depth as `depth_of` shows it ("" without MAW)."""
 
     row: int
     score: float
@@ -96,14 +87,7 @@ def main(words: argparse.Namespace) -> int:
 
 
 def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: Corpus, query: str, k: int) -> Found:
-    """Ranks the k best passages for one query.
-
-    Args:
-        model: a retriever on the device to compute on.
-        method: name of the method, for the result.
-        config: its batch size and cache folder are used.
-        corpus: the passages; cached embeddings are used.
-    """
+    """Ranks the k best passages for one query, with cached embeddings if there are any; `method` names the result."""
     embedder = _KeptEmbedder(model, config, model.device)
     documents = embedder.encode(corpus, "document", f"{method}: passages")
     asked = encode(model.encoder, model.source([query], "query"), batch_size=1, device=model.device)
@@ -121,11 +105,7 @@ def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: C
 
 
 def depth_of(share_MD: np.ndarray) -> str:
-    """The depth of a text per MAW layer, with its share if tokens, heads or a mixture use several depths.
-
-    Args:
-        share_MD: share of each depth in the text, by layer.
-    """
+    """The depth of a text per MAW layer, with its share if tokens, heads or a mixture use several depths."""
     best = share_MD.argmax(-1)
     shares = share_MD[np.arange(len(best)), best]
     return "/".join(f"{d}" if s > 0.9995 else f"{d} ({s:.0%})" for d, s in zip(best, shares, strict=True))
