@@ -198,7 +198,7 @@ def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def recall_rows(queries: np.ndarray, passages: np.ndarray, k: int = 10) -> list[list[Any]]:
     """What indexes find of the exact best k, and bytes a passage, at several sizes of the corpus.
 
-    The k of an index are those it ranks first by its own scores, or, with "again", the best by exact scores of five
+    The k of an index are those it ranks first by its own scores, or, with "re-ranked", the best by exact scores of five
     times as many.
     """
     import faiss
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [
             [f"{n:,}", name, *(f"{each:.3f}" for each in found)] for n, name, *found in recall_rows(queries, passages)
         ]
-        print(_table(["passages", "index", "recall@10", "again"], rows))  # noqa: T201 - this is a script's output
+        print(_table(["passages", "index", "recall@10", "re-ranked"], rows))  # noqa: T201 - this is a script's output
         return
     inputs = json.loads(words.input.read_text(encoding="utf-8"))
     if words.refresh:
