@@ -198,8 +198,8 @@ def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def recall_rows(queries: np.ndarray, passages: np.ndarray, k: int = 10) -> list[list[Any]]:
     """What indexes find of the exact best k, and bytes a passage, at several sizes of the corpus.
 
-    The k of an index are those it ranks first by its own scores, or, with "re-ranked", the best by exact scores of five
-    times as many.
+    The k of an index are those it ranks first by its own scores, or, with "re-ranked", the best by exact scores of
+    five times as many.
     """
     import faiss
 
