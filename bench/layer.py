@@ -1,14 +1,15 @@
-"""One encoder layer with depth attention against the same layer with ordinary fused attention, and against 5-D.
+"""Compares an encoder layer with depth attention to the plain layer with fused attention, and to the 5-D tensor.
 
     python -m bench.layer
 
-The layer is all-MiniLM-L6-v2's last, whole: attention, router, feed-forward part, norms. Sides alternate in one run.
-Memory is the peak of a process that does nothing else, above one that loads the model and stops. All layers hold
-their weights in float32, as every arm has the layers that it trains, and compute in bfloat16 under autocast.
+The layer is the whole last layer of all-MiniLM-L6-v2: attention, router, feed-forward part, norms. The sides take
+turns in one run. Memory is the peak of a process that does nothing else, minus that of a process that only loads the
+model. All layers have float32 weights, as trained layers do in every method, and compute in bfloat16 under autocast.
 
-What the depths cost in bfloat16, by torch's profiler over forward passes at 64 tokens, of about 20 ms on a processor
-with AMX: weighting the queries 0.4 ms, their mean over a text 0.3 ms; small operations of the router and the pick are
-the rest. Each of the first two is one pass over the queries, and vanishes beside the products of float32.
+In bfloat16, depths cost the following by torch's profiler, in forward passes at 64 tokens of about 20 ms on a
+processor with AMX: weighting the queries 0.4 ms, their mean over a text 0.3 ms. The rest are small operations of the
+router and of the choice of depth. The first two are one pass over the queries each; in float32 they are negligible
+beside the matrix products.
 """
 
 from __future__ import annotations

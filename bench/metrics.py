@@ -1,16 +1,14 @@
-"""The 36 metrics of a run against ranx and ir_measures computing the same ones, from ids and scores to every value.
+"""Compares the 36 metrics of a run with the same metrics of ranx and ir_measures: time and values.
 
     python -m bench.metrics             # 1,000 queries x 1,000 passages
     python -m bench.metrics --quick     # 100 x 100, to see that it works
 
-Each side starts from what an evaluation has, (query ids, passage ids, scores, qrels), and ends with the means and
-each query's values. ir_measures has no F1 and computes 35. ranx compiles with numba when first called, which takes
-minutes once; that is left out, and shown apart. It computes on as many threads as `NUMBA_NUM_THREADS` says; the
-others on one.
+Each side starts from the input of an evaluation (query ids, passage ids, scores, qrels) and computes the means and
+each query's values. ir_measures has no F1, so it computes 35 metrics. ranx compiles with numba at its first call,
+which takes minutes once; this time is shown separately. ranx uses `NUMBA_NUM_THREADS` threads, the other sides one.
 
-ranx is no dependency of the project: `pip install ranx==0.3.21`. Its bpref divides by zero where no judged passage is
-not relevant, and passages of equal score have no order in it; so bpref is not compared, and the run here has no equal
-scores.
+ranx is not a dependency of the project: `pip install ranx==0.3.21`. Its bpref divides by zero where no judged passage
+is irrelevant, so bpref is not compared. It defines no order of equal scores, so this ranking has no equal scores.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""The whole offline experiment of this tree against that of an earlier commit.
+"""Compares the whole offline experiment of this tree with that of an earlier commit.
 
     python -m bench.offline
     python -m bench.offline --baseline COMMIT --rounds 3
 
-Each run is `python tier_1.py --preset offline` in a process of its own, in the working tree or in a checkout of the
-earlier commit, with an empty cache; the trees take turns. Seconds are those that the run itself writes for each
-method and for the dataset, beside those of the whole process. The baseline is by default the tree that the README
-first showed a run of, before bfloat16 and batches of like length; both run with the packages of today. It knows no
-diagnostics of routing, so this tree runs with them, as by default, and without. A last run of this tree in float32
-without training shows whether speed changed what is ranked.
+Each run is `python tier_1.py --preset offline` in its own process, in the working tree or in a checkout of the earlier
+commit, with an empty cache; the trees take turns. Times are those that the run writes for each method and for the
+dataset, and those of the whole process. The default baseline is the first tree whose run the README showed, before
+bfloat16 and batches of texts of similar length. Both trees run with the current packages. The baseline has no routing
+diagnostics, so this tree runs with them, as by default, and without. A last run of this tree, in float32 and without
+training, shows whether faster code changed the rankings.
 
-Nor did the baseline start routers from clusters of texts, save what a run can be resumed from, look for numbers that
-are not finite, test two families of comparisons, or draw a report; this tree does all of it in the time that is
-compared. MAW, of which every text is encoded at several depths while its router learns, takes most of it.
+The baseline also lacks other work that this tree does in the compared time: it did not start routers from clusters of
+texts, save a state for resuming, check that numbers are finite, test two families of comparisons, or draw a report.
+MAW takes most of the time, since every text is encoded at several depths while its router learns.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Every report of a run from its files: how long it takes, how large the page is, and how soon a browser has it open.
+"""Measures the reports of a run: time to write them, size of the page, and time until a browser has opened it.
 
     python -m bench.report              # some minutes
     python -m bench.report --quick      # 30 queries, to see that it works
 
-The run has four datasets, three methods and 1,000 queries each, with all that a run leaves for its reports: tests,
-intervals, histories of ten epochs, examples, and the attention of one text over 32 depths in 12 heads of 16 tokens.
-Its values are drawn as in `bench.significance`, to be of the right size and shape; no result of this project comes
-from them. What is timed is `python tier_1.py report` in a process of its own, its start included, and in a headless
-Chromium, where there is one, the time from asking for the page to its load event.
+The run has four datasets, three methods and 1,000 queries each, with all files that reports need: tests, intervals,
+histories of ten epochs, examples, and the attention of one text over 32 depths in 12 heads of 16 tokens. Its values
+are drawn as in `bench.significance`, so that they have the right size and shape; no result of this project comes from
+them. One time is that of `python tier_1.py report` in its own process, with its start. The other is the time from the
+request of the page to its load event in a headless Chromium, if one is installed.
 """
 
 from __future__ import annotations
