@@ -59,7 +59,7 @@ HEADER = (
 
 @dataclass
 class Cost:
-    """What saving one training cost.
+    """Cost of saving one training.
 
     Attributes:
         training: seconds of the whole training, saves included.
@@ -163,7 +163,7 @@ def row(name: str, cost: Cost, epochs: int) -> list[Any]:
 
 
 def claims_of(name: str, cost: Cost, epochs: int) -> list[dict[str, Any]]:
-    """What the costs must not exceed."""
+    """Limits that the costs must not exceed."""
     saved = 1 - cost.kept / (cost.whole * (2 + epochs))
     return [
         claim(f"{name}, saving, share of the training's time", "the same training", cost.share, MOST_SHARE),

@@ -85,7 +85,7 @@ def their_side(retriever: BaselineRetriever, precision: str | None) -> Side:
 
 
 def make_sides() -> tuple[dict[str, Side], dict[str, tuple[str, str]], BaselineRetriever]:
-    """The sides by label, which of them each comparison sets against each other, and the default retriever."""
+    """The sides by label, the pairs that are compared, and the default retriever."""
     default, retriever = our_side("auto")
     sides = {f"ours {default.precision}": default}
     for precision in ("float32", "bfloat16"):
@@ -139,7 +139,7 @@ def measure_speed(quick: bool) -> None:
 def speed_claims(
     times: dict[str, dict[str, list[float]]], scores: dict[str, float], pairs: dict[str, tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Documents decide; queries, which are short and few, are in the rows."""
+    """Claims about documents; queries, which are short and few, are in the rows alone."""
     claims = []
     for name, (ours, theirs) in pairs.items():
         settings_ = "both with default settings" if name == "default" else f"both in {name}"
@@ -159,7 +159,7 @@ def texts_by_kind(data: RetrievalData, count: int) -> dict[str, list[str]]:
 
 
 def token_counts(retriever: BaselineRetriever, texts: list[str], kind: str) -> np.ndarray:
-    """Tokens of each text as the model reads it, special ones included, (N,)."""
+    """Number of tokens of each text, special tokens included, (N,)."""
     source = retriever.source(texts, kind)
     tokens = retriever.tokenizer([source.prefix + t for t in texts], truncation=True, max_length=source.max_length)
     return np.array([len(each) for each in tokens["input_ids"]])
@@ -200,7 +200,7 @@ def measure_peak_share(quick: bool) -> None:
 
 
 def share(rate: Sequence[float], peak: Sequence[float]) -> float:
-    """What part of the peak a rate is: the median of the rounds."""
+    """A rate as a share of the peak: the median of the rounds."""
     return float(np.median(np.divide(rate, peak)))
 
 

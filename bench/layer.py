@@ -41,7 +41,7 @@ LENGTHS = (64, 128, 256)
 
 
 def make_layer(kind: str, precision: str) -> torch.nn.Module:
-    """The last layer: "plain", "diagonal" or "low_rank"; in float32, as every arm has the layers that it trains."""
+    """The last layer: "plain", "diagonal" or "low_rank"; in float32, as trained layers are in every method."""
     config = settings(precision=precision)
     if kind == "plain":
         retriever = BaselineRetriever(config)
@@ -116,7 +116,7 @@ def measure(precision: str, length: int, backward: bool, rounds: int) -> dict[st
 
 
 def claims_of(found: dict[str, tuple[float, float, float]], where: str, longest: bool) -> list[dict[str, Any]]:
-    """What the diagonal layer costs beside the plain one, and the whole 5-D tensor beside the diagonal layer."""
+    """Cost of the diagonal layer against the plain one, and of the whole 5-D tensor against the diagonal layer."""
     (_, _, plain), (ms, times, peak) = found["plain"], found["diagonal"]
     claims = [
         claim(f"diagonal layer, time, {where}", "the plain layer", times, "<= 1.05"),
@@ -130,7 +130,7 @@ def claims_of(found: dict[str, tuple[float, float, float]], where: str, longest:
 
 
 def measure_peak(kind: str, length: str, backward: str, precision: str) -> None:
-    """The peak of one side, above what loading it takes; printed for `peak_bytes`."""
+    """Prints the peak of one side minus the memory after loading, for `peak_bytes`."""
     reference = kind == "5-D"
     run = runner("diagonal" if reference else kind, int(length), backward == "1", precision, reference)
     sys.stdout.write(f"{peak_above_now(run)}\n")

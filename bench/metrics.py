@@ -48,7 +48,7 @@ Values = dict[str, np.ndarray]
 
 
 def renamed(key: str, names: dict[str, str]) -> str:
-    """trec_eval's key in another library's words."""
+    """The name of trec_eval's key in another library."""
     name, _, cutoff = key.rpartition("_")
     return f"{names.get(name, name)}@{cutoff}" if cutoff.isdigit() else names.get(key, key)
 
@@ -89,7 +89,7 @@ def ranx_objects(query_ids: list[str], rankings: list[list[str]], scores: np.nda
 
 
 def ranx_values(qrels: Any, run: Any) -> Values:
-    """ranx, from its own objects: every query's values, and the means that it takes itself."""
+    """Every query's values and the means, by ranx from its own objects."""
     import ranx
 
     names = {key: renamed(key, RANX_NAMES) for key in METRICS}
@@ -101,7 +101,7 @@ def ranx_values(qrels: Any, run: Any) -> Values:
 
 
 def ir_measures_values(query_ids: list[str], rankings: list[list[str]], scores: np.ndarray, qrels: Any) -> Values:
-    """ir_measures: every query's values and the means, in one call of its own."""
+    """Every query's values and the means, by one call of ir_measures."""
     import ir_measures
 
     names = {ir_measures.parse_measure(renamed(key, IR_MEASURES_NAMES)): key for key in METRICS if key != "F1_10"}
@@ -115,7 +115,7 @@ def ir_measures_values(query_ids: list[str], rankings: list[list[str]], scores: 
 
 
 def agreement(got: Values, expected: Values, without: set[str]) -> tuple[int, float]:
-    """How many metrics both have under one definition, and their largest difference for any query."""
+    """Number of metrics with the same definition in both, and their largest difference for any query."""
     shared = (got.keys() & expected.keys()) - without
     return len(shared), max(float(np.abs(got[key] - expected[key]).max()) for key in shared)
 

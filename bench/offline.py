@@ -46,12 +46,12 @@ HEADER = [
 ]
 NOW, BEFORE, FLOAT32 = "this tree", "baseline", "this tree, float32"
 ALIKE = "this tree, without diagnostics"
-"""What does the same work as the default baseline, which does not look at what routing does."""
+"""Does the same work as the default baseline, which has no routing diagnostics."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took and found: seconds of the process, and `dataset.json`'s content for its one dataset."""
+    """Seconds of one run's process, and the content of `dataset.json` for its dataset."""
 
     tree: str
     seconds: float
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def dataset_seconds(self) -> float:
-        """What all methods took together, without the process's start and reading the collection."""
+        """Seconds of all methods, without the process's start and reading the collection."""
         return self.content["runtime_summary"]["total_dataset_seconds"]
 
     def of_method(self, method: Method, *keys: str) -> Any:
@@ -124,7 +124,7 @@ def claims_of(runs: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str
 
 
 def tiny_collection(folder: Path) -> Path:
-    """A handful of real queries in BEIR layout, for the smoke test."""
+    """A few real queries in BEIR layout, for the smoke test."""
     from bench.peer import texts_of_python
 
     data = texts_of_python().test

@@ -43,7 +43,7 @@ SECONDS, BYTES, OPENS = "<= 20", "<= 3e6", "<= 1"
 
 
 def write_run(folder: Path, queries: int) -> None:
-    """Writes what a run of that size leaves."""
+    """Writes the files of a run of that size."""
     config = Tier1Config(datasets=list(DATASETS), methods=list(NAMES), log_dir=str(folder))
     signs = exploratory.permutations_for(config)
     for number, dataset in enumerate(DATASETS):
@@ -85,7 +85,7 @@ def _rebuild_seconds(folder: Path) -> float:
 
 
 def _open_seconds(page: Path, rounds: int) -> float:
-    """The median; the browser has been open before, and has seen the page once."""
+    """The median; the browser is open already and has loaded the page once."""
     seconds = []
     with tempfile.TemporaryDirectory() as profile:
         browser = Browser(profile)
@@ -169,7 +169,7 @@ def _record(name: str, evaluation: EvaluationResult) -> dict[str, Any]:
 
 
 def _attention(random: np.random.Generator) -> dict[str, Any]:
-    """What `maw.evaluation.routing.attention_example` keeps of one method."""
+    """The record that `maw.evaluation.routing.attention_example` keeps for one method."""
 
     def rows(*shape: int) -> Any:
         return random.dirichlet(np.ones(shape[-1]), shape[:-1]).round(6).tolist()

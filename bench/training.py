@@ -54,7 +54,7 @@ OURS, THEIRS = "this project", "sentence-transformers"
 
 @dataclass
 class Timing:
-    """What one pair of trainings took.
+    """Times of one pair of trainings.
 
     Attributes:
         seconds: side -> seconds of each epoch, the first included.
