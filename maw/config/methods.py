@@ -224,6 +224,11 @@ def find_method(name: str) -> Method:
     return _BY_NAME[name]
 
 
+def trained_methods(config: Tier1Config) -> list[str]:
+    """The names of a run's methods that are trained, in the order of `config.methods`."""
+    return [name for name in config.methods if name in _BY_NAME and _BY_NAME[name].trained]
+
+
 def method_of(retriever: str, config: Tier1Config) -> Method:
     """The method whose model that is, however it was made: of those that describe it, the one that says most.
 

@@ -34,7 +34,6 @@ METHODS = (
     "maw",
     "maw_qv",
 )
-TRAINED_METHODS = METHODS[1:]
 DEFAULT_METHODS = ("zero_shot", "lora", "maw")
 ALL = "all"
 PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
+from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.hash_sampling import draw
@@ -46,11 +46,6 @@ class Pool:
             {i: self.negatives[i] for i in ids if i in self.negatives},
             {i: self.answers[i] for i in ids if i in self.answers},
         )
-
-
-def trains(config: Tier1Config) -> bool:
-    """Whether any method of the run needs training queries."""
-    return any(method in TRAINED_METHODS for method in config.methods)
 
 
 def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
-from maw.config.methods import find_method
+from maw.config.methods import find_method, trained_methods
 from maw.config.tier1_config import (
     SAFE_NAME,
-    TRAINED_METHODS,
     Tier1Config,
     beir_parts,
     gather,
@@ -184,7 +183,7 @@ def _distractor_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:
-    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    trained = trained_methods(config)
     found = []
     if trained and min(config.batch_size, config.train_samples) < 2:
         short = "batch_size" if config.batch_size < 2 else "train_samples"
@@ -214,7 +213,7 @@ def _folder_problems(config: Tier1Config) -> list[Problem]:
         try:
             wrong = "is a file, not a folder" if folder and Path(folder).expanduser().is_file() else None
         except (OSError, RuntimeError) as error:  # too long a name, or ~ of an unknown user
-            wrong = getattr(error, "strerror", None) or str(error)
+            wrong = reason(error)
         if wrong:
             found.append(Problem(name, f"{show(folder)}: {wrong}"))
     return found

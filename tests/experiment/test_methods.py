@@ -8,7 +8,7 @@ import torch
 from conftest import FAMILIES, random_texts
 
 from maw.config import tier1_config as settings_module
-from maw.config.methods import METHODS, find_method, method_of
+from maw.config.methods import METHODS, find_method, method_of, trained_methods
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.training.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
 from maw.training.optimizer import learning_rate, parameter_groups
@@ -55,7 +55,7 @@ def last_layer(model):
 
 def test_the_configuration_knows_the_methods_by_the_same_names():
     assert settings_module.METHODS == tuple(method.name for method in METHODS)
-    assert settings_module.TRAINED_METHODS == tuple(ARMS)
+    assert trained_methods(settings_module.Tier1Config(methods=list(settings_module.METHODS))) == ARMS
     assert all(method.learning_rate for method in METHODS if method.trained)
     keys = [method.key for method in METHODS if method.name in settings_module.DEFAULT_METHODS]
     assert keys == ["1_normal_retriever", "2_lora_fine_tuned_retriever", "3_maw_fine_tuned_retriever"]

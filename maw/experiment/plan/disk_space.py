@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maw.config.layers import parse_layers
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.download.needs import SourceFile
-from maw.data.splits import trains
-from maw.experiment.plan.workload import FLOAT_BYTES, Work, trained_methods
+from maw.experiment.plan.workload import FLOAT_BYTES, Work
 from maw.models.pretrained import ModelSpec
-from maw.storage.disk import GIGABYTE, SPILL_BYTES
+from maw.storage.disk import GIGABYTE, SPILL_BYTES, size_text
 
 VOCABULARY = 31_000  # tokens, for the size of a model whose weights are not here
 LOG_BYTES = 10_000_000
@@ -104,7 +104,7 @@ def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]
     limit = int(config.embedding_cache_gb * GIGABYTE)
     sizes = [work.searched * spec.hidden_dim * embedding_width(config) for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
-    large = [size for size in sizes if size > most_in_memory(config) and (size > limit or trains(config))]
+    large = [size for size in sizes if size > most_in_memory(config) and (size > limit or trained_methods(config))]
     searched = sum(large) if config.parallel_datasets else max(large, default=0)
     return min(kept, limit) + searched
 
@@ -183,11 +183,3 @@ def too_small(disk: Disk) -> str:
         f"the disk of {largest.folder} is too small: {size_text(disk.size)} needed ({parts}) and "
         f"{size_text(disk.free)} free; free some, or see {', '.join(remedies)}"
     )
-
-
-def size_text(size: int) -> str:
-    """Bytes for people, in powers of ten: 21 MB, 1.2 GB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.0f} {name}" if size >= 20 * unit else f"{size / unit:.1f} {name}"
-    return f"{size} B"

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from maw.config.layers import parse_layers
-from maw.config.methods import find_method
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config, group_is_exact
+from maw.config.methods import find_method, trained_methods
+from maw.config.tier1_config import Tier1Config, group_is_exact
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs
-from maw.data.splits import SAMPLE_FIELDS, trains
-from maw.models.pretrained import ModelSpec
+from maw.data.splits import SAMPLE_FIELDS
+from maw.models.pretrained import ModelSpec, trained_layers
 from maw.storage.disk import GIGABYTE
 
 FLOAT_BYTES = 4
@@ -67,7 +66,7 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     joined = _distractors(config) if needs.passages else 0
     test, other = ((list(needs.passages.values()) or [0])[which] + joined for which in (0, -1))
     searched = _at_most(config.corpus_size, test)
-    validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trains(config) else 0
+    validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trained_methods(config) else 0
     shared = len(needs.passages) == 1 and searched == test and validated in (0, test)
     queries = _of_rounds(_drawn(needs, config), config)
     folds = config.folds or 1
@@ -91,8 +90,8 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     in_splits = queries["test"] + folds * (queries["train"] + queries["validation"])
     once_tokens = once * tokens["document"] + in_splits * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
-    keeps = _frozen_layers(config, spec) and config.prefix_cache_gb and searched
-    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if keeps else 0
+    frozen = trained_layers(config, spec)["prefix"] / spec.num_layers
+    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if frozen and config.prefix_cache_gb and searched else 0
     return Work(
         needs=needs,
         searched=searched,
@@ -102,13 +101,13 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         tokens=tokens,
         encoded=encoded,
         activation_bytes=stored,
-        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec)
-        + _diagnosed_tokens(queries, tokens, config) * (1 - _frozen_layers(config, spec) / spec.num_layers),
+        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, frozen, config)
+        + _diagnosed_tokens(queries, tokens, config) * (1 - frozen),
     )
 
 
 def _token_passes(
-    once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, config: Tier1Config, spec: ModelSpec
+    once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, frozen: float, config: Tier1Config
 ) -> float:
     """Tokens that pass through the whole model, or as much work.
 
@@ -118,13 +117,13 @@ def _token_passes(
             one pass over its texts.
         times: how often each is done, over all methods, trainings and epochs.
         stored: bytes that storing the output of all would take.
+        frozen: the share of the layers that no method changes.
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
     trained = sum(_training_passes(method, config) for method in trained_methods(config))
     upper = sum(by_pass[part] * times[part] for part in ("test", "once", "validation"))
     upper += by_pass["training"] * config.num_epochs * (config.seeds + config.tune) * trained
-    frozen = _frozen_layers(config, spec) / spec.num_layers
     return frozen * (share * once + (1 - share) * every) + (1 - frozen) * upper
 
 
@@ -149,14 +148,9 @@ def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
     """Queries by split: those asked for, fewer where the source has fewer."""
     drawn = {}
     for split, field in SAMPLE_FIELDS.items():
-        asked = getattr(config, field) if split == "test" or trains(config) else 0
+        asked = getattr(config, field) if split == "test" or trained_methods(config) else 0
         drawn[split] = min(asked, needs.queries.get(split) or asked)
     return drawn
-
-
-def trained_methods(config: Tier1Config) -> list[str]:
-    """The methods of a run that train, as they are named in it."""
-    return [method for method in config.methods if method in TRAINED_METHODS]
 
 
 def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
@@ -164,7 +158,7 @@ def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
     if not config.folds:
         return drawn
     pooled = sum(drawn.values())
-    fold = round(pooled / config.folds) if trains(config) else 0
+    fold = round(pooled / config.folds) if trained_methods(config) else 0
     return {"train": pooled - 2 * fold if fold else 0, "validation": fold, "test": pooled}
 
 
@@ -177,13 +171,6 @@ def _training_passes(method: str, config: Tier1Config) -> int:
     group = {"grpo": size, "supervised": config.depth_dim}.get(config.router, 0)
     samples = size if config.router == "grpo" and config.encoder_update in ("all_group", "mcl") else 1
     return group + BACKWARD * samples
-
-
-def _frozen_layers(config: Tier1Config, spec: ModelSpec) -> int:
-    """Layers from the bottom that no method changes."""
-    settings = (config.maw_layers, config.finetune_layers)
-    changed = [layer for each in settings for layer in parse_layers(each, spec.num_layers)]
-    return min(changed, default=spec.num_layers + 1) - 1
 
 
 def _at_most(size: int | str, total: int) -> int:
