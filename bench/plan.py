@@ -125,24 +125,24 @@ def plan_text(inputs: Mapping[str, Any]) -> str:
         f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
         f"{measured['search']['passages']:,} x {measured['search']['size']}.",
         "",
-        f"Assumed: of a GPU's peak {assumed['share_of_peak']['value']:g} in encoding ({sources['share_of_peak']}) "
-        f"and {assumed['search_share_of_peak']['value']:g} in search ({sources['search_share_of_peak']}); "
-        f"{assumed['padding']['value']:g} {sources['padding']}; "
+        f"Assumed: a GPU reaches {assumed['share_of_peak']['value']:g} of its peak in encoding "
+        f"({sources['share_of_peak']}) and {assumed['search_share_of_peak']['value']:g} in search "
+        f"({sources['search_share_of_peak']}); {assumed['padding']['value']:g} {sources['padding']}; "
         f"{assumed['host_to_gpu_gigabytes_per_second']['value']:g} GB/s from host to GPU "
-        f"({sources['host_to_gpu_gigabytes_per_second']}). Peaks by NVIDIA's data sheets, dense: {gpus}.",
+        f"({sources['host_to_gpu_gigabytes_per_second']}). Dense peaks from NVIDIA's data sheets: {gpus}.",
         "",
-        "Hours to encode all passages once with a BERT-base encoder, on two cores extrapolated from the measured "
-        "rate, on one GPU from the assumptions:",
+        "Hours to encode all passages once with a BERT-base encoder. Two cores are extrapolated from the measured "
+        "rate; one GPU follows from the assumptions:",
         "",
         _table(["corpus", "passages", "operations", "2 cores", *names], encoding),
         "",
-        f"Bytes on disk, in the memory of one of {PROCESSES} processes while it encodes its share, and how many "
-        "GPUs hold all embeddings in float16 in their own memory:",
+        f"Bytes on disk, bytes in the memory of one of {PROCESSES} processes while it encodes its share, and the "
+        "number of GPUs whose memory holds all embeddings in float16:",
         "",
         _table(["corpus", "text", "float32", "float16", "memory", *names], storage),
         "",
-        f"Seconds of exact search for {QUERIES:,} queries, on two cores extrapolated from the measured time, on "
-        "one GPU the longer of copying float16 blocks from the host and multiplying in float32:",
+        f"Seconds of exact search for {QUERIES:,} queries. Two cores are extrapolated from the measured time; for one "
+        "GPU it is the longer time of copying float16 blocks from the host and multiplying in float32:",
         "",
         _table(["corpus", "2 cores", *names], search),
     ]
