@@ -1,4 +1,4 @@
-"""`report` and `compare`: reports from files alone, byte for byte; two runs tested, or refused with reasons."""
+"""`report` and `compare`: reports from files alone, byte for byte; two runs are tested, or refused with reasons."""
 
 from __future__ import annotations
 

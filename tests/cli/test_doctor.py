@@ -1,4 +1,4 @@
-"""What the doctor sees, and what it says to do."""
+"""`doctor`: the problems that it finds, and its advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searching with the models of a finished run."""
+"""`search` with the models of a finished run."""
 
 from __future__ import annotations
 

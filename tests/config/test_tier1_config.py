@@ -1,4 +1,4 @@
-"""Tier1Config: defaults, presets, what is refused and in which words, layers, and files of settings."""
+"""Tier1Config: defaults, presets, refused values and their messages, layers, and settings files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The passage store against plain Python references, and what becomes of a damaged or contested one."""
+"""The passage store against plain Python references, and stores that are damaged or built by two processes at once."""
 
 from __future__ import annotations
 

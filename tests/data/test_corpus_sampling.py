@@ -1,4 +1,4 @@
-"""The sampled corpus: its three parts against plain Python, independence of order and process, joined distractors."""
+"""The sampled corpus: its three parts against plain Python, independence of order and process, added distractors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folds of queries: disjoint, whole, groups together, the same for all arms; and what cannot be pooled is refused."""
+"""Folds of queries: disjoint, complete, groups kept together, the same for all methods; refused pools."""
 
 from __future__ import annotations
 

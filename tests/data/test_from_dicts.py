@@ -1,4 +1,4 @@
-"""The user's dictionaries: by position, by id, and every mistake by the name of its key."""
+"""The user's dictionaries: by position, by id, and every mistake named by its key."""
 
 from __future__ import annotations
 

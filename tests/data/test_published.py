@@ -1,4 +1,4 @@
-"""Source files that are missing, damaged or not as published: one line each, in time, and what a dataset needs."""
+"""Source files that are missing, damaged or not as published: one line each, in time; the files a dataset needs."""
 
 from __future__ import annotations
 

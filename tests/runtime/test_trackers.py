@@ -1,4 +1,4 @@
-"""Experiment trackers: what they get, that a run that goes on reports no step twice, and that they stop nothing."""
+"""Experiment trackers: the sent values, no step twice after a resume, and that they stop nothing."""
 
 from __future__ import annotations
 
