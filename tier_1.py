@@ -1,21 +1,28 @@
-"""Runs zero-shot, LoRA and MAW retrieval over the datasets, and is the module that notebooks import.
+"""Runs zero-shot, LoRA and MAW retrieval over the datasets; notebooks import this module.
 
     python tier_1.py --preset offline            # no network: a packaged model, Python's own library as the data
     python tier_1.py --datasets beir:path/to/scifact --maw-layers 11,12 --num-epochs 5
-    python tier_1.py --dry-run                   # what a run would download, store and encode, and how long it takes
-    python tier_1.py --resume last               # goes on with a run that was interrupted, to the same results
-    python tier_1.py report | compare | search | export | doctor     # what else there is, see `maw.cli.commands`
+    python tier_1.py --dry-run                   # shows what a run downloads, stores and encodes, and its time
+    python tier_1.py --resume last               # continues an interrupted run, to the same results
+    python tier_1.py report | compare | search | export | doctor     # other commands, see `maw.cli.commands`
 
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config.from_preset("offline"))
 
-Importing this module loads neither torch nor a model: each public name is fetched when it is first used.
+Importing this module imports neither torch nor a model: each public name is imported at its first use.
 
-Exit codes, of runs and commands: 0 done; 2 the command line is wrong, and nothing was begun (a flag or a value that is
-none, or a folder, model, dataset, method or seed that it names and that is not there); 1 anything else that the user
-can mend (damaged files, a full disk, runs that do not compare, a problem that `doctor` found); 130 stopped by Ctrl-C
-(SIGINT) and 143 by SIGTERM, both after saving; 141 whoever read standard output has closed it. SIGUSR1 saves and goes
-on.
+Exit codes of runs and commands:
+
+    0      success
+    1      any other error that the user can correct: damaged files, a full disk, runs that cannot be compared, a
+           problem that `doctor` found
+    2      a wrong command line, and nothing was started: an unknown flag or value, or a folder, model, dataset,
+           method or seed that does not exist
+    130    stopped by Ctrl-C (SIGINT), after saving
+    141    the reader of standard output has closed it
+    143    stopped by SIGTERM, after saving
+
+SIGUSR1 saves and the run continues.
 """
 
 from __future__ import annotations
@@ -55,7 +62,7 @@ logger = logging.getLogger("maw")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name's module when the name is first used (PEP 562)."""
+    """Imports a public name's module at its first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -68,10 +75,10 @@ def __dir__() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and runs the benchmark.
+    """Parses the command line and runs the benchmark or a command.
 
     Args:
-        argv: the words after the program's name; those of this process, if not given.
+        argv: words after the program's name; default: those of this process.
 
     Returns:
         The exit code.
@@ -99,7 +106,7 @@ def _main(argv: Sequence[str]) -> int:
             if isinstance(interrupt, Stopped):
                 code, how = interrupt.exit_code, f"stopped by {interrupt.name}"
             lines = [f"\n{how}{''.join(getattr(interrupt, '__notes__', ()))}"]
-        except BrokenPipeError:  # whoever read standard output has seen enough, as `head` has
+        except BrokenPipeError:  # the reader of standard output has closed it, as `head` does
             code = 141
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         console.end(code, *lines)
@@ -110,44 +117,44 @@ def _run(argv: Sequence[str]) -> int:
     from maw.cli.commands import COMMANDS, run_command
     from maw.runtime import console, distributed
 
-    place = distributed.launched()
+    process = distributed.launched()
     console.silence_libraries()
     if argv and argv[0] in COMMANDS:
-        return run_command(argv) if place.rank == 0 else 0
+        return run_command(argv) if process.rank == 0 else 0
     from maw.cli.flags import parse_command_line
 
     config = parse_command_line(argv)
     console.configure(quiet=config.quiet, json_progress=config.json_progress)
     console.silence_libraries()
-    with distributed.session(config.device), _alone_in(config), _logging_to(config):
+    with distributed.session(config.device), _run_folder_locked(config), _logging_to_files(config):
         try:
             from maw.experiment.benchmark import run_complete_benchmark
 
             run_complete_benchmark(config)
         except MAWError as error:
-            logger.debug("stopped: %s", error)  # the console gets it from `main`
+            logger.debug("stopped: %s", error)  # `main` writes it to the console
             raise
         except OutputClosedError:
-            logger.debug("stopped: standard output was closed by whatever read it")
+            logger.debug("stopped: the reader of standard output has closed it")
             raise
         except (OSError, MemoryError, RuntimeError) as error:
-            translated = _translated(error)
-            if translated is None:
+            refusal = _system_refusal(error)
+            if refusal is None:
                 raise
-            logger.debug("stopped: %s", translated, exc_info=True)
-            raise translated from error
+            logger.debug("stopped: %s", refusal, exc_info=True)
+            raise refusal from error
         except KeyboardInterrupt:
             logger.debug("interrupted")
             raise
     return 0
 
 
-def _translated(error: Exception) -> MAWError | None:
-    """What the system refuses, as one line; None for what is no more than a mistake in the program."""
+def _system_refusal(error: Exception) -> MAWError | None:
+    """The one-line error for a refusal of the system, such as a full disk; None for a bug."""
     from maw.errors import reason
 
     if is_out_of_memory(error):
-        return MAWError(f"out of memory ({reason(error)[:200]}); free some, or see --dry-run for what takes it")
+        return MAWError(f"out of memory ({reason(error)[:200]}); free memory, or see --dry-run for what a run needs")
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename else ""
         return MAWError(f"{where}{reason(error)}; files written so far are whole")
@@ -155,11 +162,11 @@ def _translated(error: Exception) -> MAWError | None:
 
 
 @contextmanager
-def _alone_in(config: Tier1Config) -> Iterator[None]:
-    """Holds the run's folder, before anything heavy is loaded; notes how a run that is stopped there goes on.
+def _run_folder_locked(config: Tier1Config) -> Iterator[None]:
+    """Locks the run's folder before slow imports, and tells a stopped run how to resume.
 
     Raises:
-        MAWError: another run is at work in the folder.
+        MAWError: another run uses the folder.
     """
     from maw.runtime import distributed
 
@@ -175,36 +182,32 @@ def _alone_in(config: Tier1Config) -> Iterator[None]:
         except KeyboardInterrupt as interrupt:
             if is_unfinished(config.log_dir):
                 command = f"python tier_1.py --resume {shlex.quote(config.log_dir)}"
-                interrupt.add_note(f"; what is done is saved, and {command} goes on with it")
+                interrupt.add_note(f"; finished work is saved, and {command} continues the run")
             raise
 
 
 @contextmanager
-def _logging_to(config: Tier1Config) -> Iterator[None]:
-    """Sends the package's messages to the console and, with time and place, to files in `log_dir`
-    (`maw.runtime.run_log`).
+def _logging_to_files(config: Tier1Config) -> Iterator[None]:
+    """Sends the package's log messages to the console and to files in `log_dir` (`maw.runtime.run_log`).
+
+    A dry run, and all processes but the main one, log to the console only; the latter only errors.
 
     Raises:
-        MAWError: the log file cannot be made.
+        MAWError: the log file cannot be created.
     """
     from maw.runtime import distributed
     from maw.runtime.console import ConsoleHandler
     from maw.runtime.run_log import EventFile, LogFile, RunLogs
 
-    if not distributed.is_main():
-        with _heard(logging.ERROR):
-            yield
-        return
-    if config.dry_run:  # which leaves nothing behind
-        with _heard(logging.INFO):
-            yield
-        return
-    files = RunLogs(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
-    console, file, events = ConsoleHandler(logging.INFO), LogFile(files.log), EventFile(files.events)
-    warned = logging.getLogger("py.warnings")
+    level = logging.INFO if distributed.is_main() else logging.ERROR
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [(logger, ConsoleHandler(level))]
+    files = None
+    if distributed.is_main() and not config.dry_run:
+        files = RunLogs(Path(config.log_dir), keep=config.max_log_files, compress=config.compress_logs)
+        file, level = LogFile(files.log), logging.DEBUG
+        handlers += [(logger, file), (logger, EventFile(files.events)), (logging.getLogger("py.warnings"), file)]
     logging.captureWarnings(True)
-    logger.setLevel(logging.DEBUG)
-    handlers = [(logger, console), (logger, file), (logger, events), (warned, file)]
+    logger.setLevel(level)
     for target, handler in handlers:
         target.addHandler(handler)
     try:
@@ -213,28 +216,10 @@ def _logging_to(config: Tier1Config) -> Iterator[None]:
         for target, handler in handlers:
             target.removeHandler(handler)
         logging.captureWarnings(False)
-        file.close()
-        events.close()
-        files.finish()
-
-
-@contextmanager
-def _heard(level: int) -> Iterator[None]:
-    """Sends messages of that level or above to the console, and nothing to a file.
-
-    Of the processes of a run all but one say what is wrong alone.
-    """
-    from maw.runtime.console import ConsoleHandler
-
-    console = ConsoleHandler(level)
-    logger.setLevel(level)
-    logger.addHandler(console)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        logger.removeHandler(console)
+        for _, handler in handlers:
+            handler.close()
+        if files is not None:
+            files.finish()
 
 
 if __name__ == "__main__":

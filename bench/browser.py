@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its debugging pipe, so that nothing but the browser has to be installed.
+"""A headless Chromium, controlled through its debugging pipe, so that only the browser must be installed.
 
     browser = Browser(folder)
     browser.open("file:///.../report.html")
@@ -23,10 +23,10 @@ class Browser:
     """A window of a browser without a screen.
 
     Args:
-        profile: a folder of its own.
+        profile: folder of its profile.
 
     Attributes:
-        events: what it has told since the last page was opened.
+        events: received since the last page was opened.
     """
 
     def __init__(self, profile: Path | str):
@@ -53,7 +53,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of a method of the protocol."""
+        """Calls a method of the protocol and returns its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters, **self._session}
         os.write(self._write, json.dumps(message).encode() + b"\0")
@@ -71,19 +71,19 @@ class Browser:
         return json.loads(message)
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression on the page; of a promise, what it comes to."""
+        """The value of an expression on the page; of a promise, its resolved value."""
         words = {"expression": expression, "returnByValue": True, "awaitPromise": True}
         return self.call("Runtime.evaluate", **words)["result"].get("value")
 
     def open(self, url: str) -> None:
-        """Goes to a page and waits until it has loaded."""
+        """Opens a page and waits until it has loaded."""
         self.events.clear()
         self.call("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the browser."""
         self._process.kill()
         self._process.wait()
         os.close(self._read)

@@ -1,15 +1,15 @@
-"""What saving costs a training of the offline preset, in time and on disk.
+"""Measures the cost of saving in trainings of the offline preset: time and disk space.
 
     python -m bench.checkpoint
     python -m bench.checkpoint --methods lora --epochs 1
 
 Each method is trained once as `python tier_1.py --preset offline` trains it, and every save is timed inside that
-training: the share of time that saving takes is a ratio of two times of one run, so that a machine that is slow for a
-while changes it little. A save is everything that an epoch's end writes: the best checkpoint where the epoch is better
-than those before, the latest one that `--resume` goes on from, and which activations were stored.
+training. So the share of saving is a ratio of two times of one training, and a temporarily slow machine changes it
+little. A save is everything that is written at the end of an epoch: the best checkpoint if the epoch is better than
+those before, the latest checkpoint for `--resume`, and the record of stored activations.
 
-Sizes are of whole folders. A scheme that keeps all weights writes the model beside its optimizer, as best, as latest
-and after every epoch; the default here keeps one checkpoint, of what was trained.
+Sizes are those of whole folders. A scheme that keeps all weights writes the model and its optimizer as best, as latest
+and after every epoch. The default here keeps one checkpoint, of the trained weights.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ HEADER = (
 
 @dataclass
 class Cost:
-    """What saving one training cost.
+    """Cost of saving one training.
 
     Attributes:
         training: seconds of the whole training, saves included.
@@ -164,7 +164,7 @@ def row(name: str, cost: Cost, epochs: int) -> list[Any]:
 
 
 def claims_of(name: str, cost: Cost, epochs: int) -> list[dict[str, Any]]:
-    """What the costs must not exceed."""
+    """Limits that the costs must not exceed."""
     saved = 1 - cost.kept / (cost.whole * (2 + epochs))
     return [
         claim(f"{name}, saving, share of the training's time", "the same training", cost.share, MOST_SHARE),

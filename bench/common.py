@@ -1,9 +1,9 @@
-"""What every measurement here needs: sides that alternate in one run, medians, and a table with its JSON.
+"""Shared by all measurements: sides that take turns in one run, medians, and a table with its JSON.
 
-Two sides are never timed one after the other as wholes: a processor that slows down for a while would then decide
-the result. They take turns, and what is compared are medians and the ratio of each round. Beside the rows a result
-holds its claims, each with what was measured, the target and whether it is met; the commit; and how much processor
-time other programs took meanwhile.
+Two sides are never timed as two blocks, since a temporarily slow processor would then decide the result. They take
+turns, and medians and the ratio of each round are compared. A result holds its rows; its claims, each with the
+measured value, the target and whether it is met; the commit; and the processor time that other programs used
+meanwhile.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ def ratio(seconds: Mapping[str, Sequence[float]], name: str, base: str) -> float
 
 
 def peak_bytes(module: str, *arguments: str) -> int:
-    """The most memory that `python -m module arguments` has in use, from a process of its own that prints it last."""
+    """Peak memory of `python -m module arguments`, which prints it as its last line."""
     done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
 
 def peak_above_now(run: Callable[[], Any]) -> int:
-    """How many bytes more than now this process has in use at the peak of a call; Linux with glibc.
+    """Peak memory of this process during a call minus its memory now, in bytes; Linux with glibc.
 
-    What loading has freed is given back first, since a call that reuses it would seem to need nothing.
+    Memory that loading has freed is returned first, since a call that reuses it would seem to need none.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
@@ -87,23 +87,23 @@ def peak_above_now(run: Callable[[], Any]) -> int:
 
 
 def status_bytes(name: str) -> int:
-    """What Linux says of this process's memory: "VmRSS" what is in use now, "VmHWM" the most that was.
+    """Memory of this process from Linux, in bytes: "VmRSS" is in use now, "VmHWM" is the peak.
 
-    getrusage would count the peak of the program that started this one, too.
+    getrusage would also count the peak of the program that started this one.
     """
     line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
     return int(line.split()[1]) * 1024
 
 
 def quick_parser(description: str) -> argparse.ArgumentParser:
-    """A command line with `--quick`: a smoke test at tiny size, whose numbers say nothing and are kept apart."""
+    """A command line with `--quick`: a smoke test at tiny size, whose numbers mean nothing and are kept separately."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke test at tiny size; its numbers say nothing")
     return parser
 
 
 def results_folder(quick: bool) -> Path:
-    """Where results go: those of a smoke test never take the place of real ones."""
+    """Folder of the results; those of a smoke test never replace real ones."""
     return RESULTS / "quick" if quick else RESULTS
 
 
@@ -157,7 +157,7 @@ def report(
 
 
 def machine() -> dict[str, Any]:
-    """Where a measurement was taken; nothing that names the machine itself."""
+    """The machine of a measurement, without anything that identifies it."""
     import torch
 
     facts = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -198,7 +198,7 @@ class Processors:
     def others(self) -> dict[str, Any]:
         """{"others_cores": cores that other programs had in use on average, "busy": too many for good timings}.
 
-        Both are None where the system does not tell.
+        Both are None where the system does not report it.
         """
         now = _all_seconds()
         if now is None or self.all is None:
@@ -209,7 +209,7 @@ class Processors:
 
 
 def _all_seconds() -> float | None:
-    """Processor time of everything that runs on this machine, idling and waiting for disks left out."""
+    """Processor time of everything that runs on this machine, without idling and waiting for disks."""
     path = Path("/proc/stat")
     if not path.exists():
         return None
@@ -234,7 +234,7 @@ def _show(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def shown(cell: Any) -> str:
-    """A cell as tables show it."""
+    """A cell as shown in tables."""
     if cell is None:
         return "not measured"
     if isinstance(cell, bool):

@@ -1,22 +1,23 @@
-"""Encoding against sentence-transformers with the same weights, and against the processor's peak.
+"""Compares encoding with sentence-transformers on the same weights, and with the processor's peak.
 
     python -m bench.encoding
 
-Both sides turn the same real texts, functions and first paragraphs of docstrings of Python's own library, into
-arrays in memory; tokenising counts, loading does not. all-MiniLM-L6-v2, both with their default settings (here:
-precision auto, batches by a budget of tokens; there: float32, batches of 32), then both in float32 and both in
-bfloat16. nDCG@10 is of the same queries over the same passages, ranked by each side's embeddings.
+Both sides turn the same real texts into arrays in memory: functions and first paragraphs of docstrings of Python's own
+library. Times include tokenising but not loading. The model is all-MiniLM-L6-v2. Both sides run with their default
+settings (this project: precision auto, batches by a budget of tokens; sentence-transformers: float32, batches of 32),
+then both in float32 and both in bfloat16. nDCG@10 is that of the same queries over the same passages, ranked by each
+side's embeddings.
 
-The peak is the best of matrix products in the same number format, two large square ones and one of the model's own
-shape, timed in turns with the encoding; the products' operations of an encoding run are counted for real tokens, and
-also with padding.
+The peak is the best rate of matrix products in the same number format: two large square products and one of the
+model's own shape, timed in turns with the encoding. The operations of an encoding run are those of its matrix
+products, counted for real tokens, and also with padding.
 
-What keeps encoding from the peak, by torch's profiler over 800 documents on one thread in bfloat16: on a processor
-with AMX, whose products are so fast that encoding reaches 26% of the peak, linear maps take 38% of the time and fused
-attention 31%, most of that for what is no product (exponentials, and packing of heads only 32 wide); GELU takes 11%,
-norms 6%, sums 5%. So 65% of the peak is out of reach of PyTorch's own operations there. In float32, over 400 documents
-and five rounds in turns on the same processor, this project reached 64% of the best product's rate and
-sentence-transformers 50%: to be 1.4 times as fast takes 70%.
+These costs keep encoding below the peak, by torch's profiler over 800 documents on one thread in bfloat16. On a
+processor with AMX, encoding reaches 26% of the peak, since matrix products are very fast there. Linear maps take 38%
+of the time and fused attention 31%, most of it not for products (exponentials, and packing of heads only 32 wide).
+GELU takes 11%, norms 6%, sums 5%. So PyTorch's own operations cannot reach 65% of the peak there. In float32, over 400
+documents and five rounds in turns on the same processor, this project reached 64% of the best product's rate and
+sentence-transformers 50%. To be 1.4 times as fast, 70% would be needed.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def their_side(retriever: BaselineRetriever, precision: str | None) -> Side:
 
 
 def make_sides() -> tuple[dict[str, Side], dict[str, tuple[str, str]], BaselineRetriever]:
-    """The sides by label, which of them each comparison sets against each other, and the default retriever."""
+    """The sides by label, the pairs that are compared, and the default retriever."""
     default, retriever = our_side("auto")
     sides = {f"ours {default.precision}": default}
     for precision in ("float32", "bfloat16"):
@@ -138,7 +139,7 @@ def measure_speed(quick: bool) -> None:
 def speed_claims(
     times: dict[str, dict[str, list[float]]], scores: dict[str, float], pairs: dict[str, tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Documents decide; queries, which are short and few, are in the rows."""
+    """Claims about documents; queries, which are short and few, are in the rows alone."""
     claims = []
     for name, (ours, theirs) in pairs.items():
         settings_ = "both with default settings" if name == "default" else f"both in {name}"
@@ -158,7 +159,7 @@ def texts_by_kind(data: RetrievalData, count: int) -> dict[str, list[str]]:
 
 
 def token_counts(retriever: BaselineRetriever, texts: list[str], kind: str) -> np.ndarray:
-    """Tokens of each text as the model reads it, special ones included, (N,)."""
+    """Number of tokens of each text, special tokens included, (N,)."""
     source = retriever.source(texts, kind)
     tokens = retriever.tokenizer([source.prefix + t for t in texts], truncation=True, max_length=source.max_length)
     return np.array([len(each) for each in tokens["input_ids"]])
@@ -199,7 +200,7 @@ def measure_peak_share(quick: bool) -> None:
 
 
 def share(rate: Sequence[float], peak: Sequence[float]) -> float:
-    """What part of the peak a rate is: the median of the rounds."""
+    """A rate as a share of the peak: the median of the rounds."""
     return float(np.median(np.divide(rate, peak)))
 
 

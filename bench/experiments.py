@@ -1,7 +1,7 @@
-"""What was asked about MAW, as data: each experiment's question, its runs, and what was learnt from them.
+"""The experiments of the research log, as data: the question, runs and conclusion of each.
 
-`bench.research` runs them and writes docs/research.md. A run is a method of `maw.config.methods` with settings of its
-own; the first run of an experiment is what the others are compared with.
+`bench.research` runs them and writes docs/research.md. A run here is a method of `maw.config.methods` with its own
+settings. The other runs of an experiment are compared with its first run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BASE: Mapping[str, Any] = MappingProxyType(
 )
 """Settings of every run: the offline preset with all validation queries, and texts cut at 64 tokens to save time.
 
-The number format is set, since a choice by measurement could differ from one run to the next.
+The number format is fixed, since a choice by measurement could differ between runs.
 """
 
 
@@ -28,10 +28,10 @@ class Run:
     """One training, or one for each of several seeds.
 
     Attributes:
-        label: in the table.
+        label: its name in the table.
         method: of `maw.config.methods`.
-        settings: beside `BASE`.
-        seeds: of the trainings; the data are the same for all. What they find is averaged.
+        settings: that differ from `BASE`.
+        seeds: one training each, on the same data; their results are averaged.
     """
 
     label: str
@@ -45,10 +45,10 @@ class Experiment:
     """Runs that answer one question.
 
     Attributes:
-        name: what the command line takes.
-        question: what was asked, and why.
+        name: on the command line.
+        question: the question, and its reason.
         runs: the first is the reference.
-        lesson: what was learnt; written when the results were there.
+        lesson: the conclusion, written after the results.
     """
 
     name: str
@@ -68,12 +68,12 @@ FAST = {"grpo_group": "all", "router_learning_rate": 1e-2}
 EXACT = LOW_RANK_CLUSTERS | EIGHT | FAST
 SEEDS = (42, 43, 44)
 UNTRAINED_ROUTER = {"router_learning_rate": 1e-9}
-"""So low that the picks stay where they start; the setting must be above zero."""
+"""So low that the picks do not change; the setting must be above zero."""
 
 EXPERIMENTS = (
     Experiment(
         "layers",
-        "How much do the layers that are adapted matter, beside what is done in them?",
+        "How much does the choice of adapted layers matter, compared with the method in them?",
         (
             Run("LoRA, last layer", "lora"),
             Run("LoRA, all layers", "lora", {"finetune_layers": "all"}),
@@ -89,17 +89,17 @@ EXPERIMENTS = (
             Run("last whole + static change of their size in all", "full_lowrank",
                 EIGHT | SLOW_KERNELS | {"maw_layers": "all"}),
         ),
-        "Which layers are adapted matters more than anything else in this log. LoRA on all layers gains 0.033 (6.3%) "
-        "over LoRA on the last, matched LoRA 0.035, all layers whole 0.037, and no way to train the last layer comes "
-        "near that. Depths gain least from it. Diagonal ones in all layers add 0.001, however their routers start; "
-        "eight low-rank ones, with 4.5 to 6 effective depths in every layer, add 0.015 (3.0%, p 0.02), and one static "
-        "change of their size, which all texts train, adds 0.030. So MAW can be 3% above LoRA on the last layer, and "
-        "the gain is not one of depths: without them it is twice as large.",
+        "The choice of adapted layers matters more than anything else in this log. LoRA on all layers gains 0.033 "
+        "(6.3%) over LoRA on the last layer, matched LoRA 0.035, all layers whole 0.037. No way to train the last "
+        "layer alone comes near these gains. MAW gains least from more layers. Diagonal depths in all layers add "
+        "0.001 with either start of the router. Eight low-rank depths, with 4.5 to 6 effective depths in every layer, "
+        "add 0.015 (3.0%, p 0.02). One static change of their size, which all texts train, adds 0.030. So MAW can be "
+        "3% above LoRA on the last layer, but the gain does not come from depths: without them it is twice as large.",
     ),
     Experiment(
         "specialise",
-        "Low-rank depths that start from clusters do come apart, and picks that are not the text's own do worse. How "
-        "far does that go, and is it more than one static change of the same size gives?",
+        "Low-rank depths that start from clusters become different, and a text does worse at another text's depth. "
+        "How large is this effect, and is the gain larger than that of one static change of the same size?",
         (
             Run("8 low-rank depths from clusters", "maw", LOW_RANK_CLUSTERS | {"depth_dim": 8}),
             Run("static query change of the same size", "full_lowrank", {"depth_dim": 8, "depth_kernel": "low_rank"}),
@@ -117,18 +117,18 @@ EXPERIMENTS = (
             Run("all training queries, static change", "full_lowrank",
                 {"depth_dim": 8, "depth_kernel": "low_rank", "train_samples": 10_000}),
         ),
-        "No run differs from the first at p < 0.05 but for 32 low-rank depths, which are worse: every depth sees a "
-        "part of the 2,000 training queries only. The static change, which all texts train, is as good as any routed "
-        "one, and so is it with all training queries. What is found: depths of rank 4 at a rate of 1e-2 really "
-        "differ (distance 0.02, against 0.001 for diagonal ones), and where there are eight or more their learnable "
-        "headroom for queries is above zero by three to five standard errors. It is of a choice made with half of "
-        "the corpus at hand; a ridge regression from the router's own state finds none of it for queries "
-        "(router_headroom -0.004, error 0.003).",
+        "Only the run with 32 low-rank depths differs from the first at p < 0.05. It is worse: each depth sees only a "
+        "part of the 2,000 training queries. The static change, which all texts train, is as good as any routed "
+        "change, also with all training queries. Depths of rank 4 at a learning rate of 1e-2 do differ (distance "
+        "0.02, against 0.001 for diagonal depths). With eight or more of them, the learnable headroom for queries is "
+        "above zero by three to five standard errors. But this headroom is that of a choice which sees half of the "
+        "corpus. A ridge regression from the router's own state finds no headroom for queries (router_headroom "
+        "-0.004, error 0.003).",
     ),
     Experiment(
         "signal",
-        "Depths that came apart leave a router something to learn, for documents more than for queries, but rewards "
-        "hardly differ between depths. Do harder negatives, exact rewards and a faster router turn that into a gain?",
+        "Where depths differ, a router can learn something, for documents more than for queries. But rewards hardly "
+        "differ between depths. Do harder negatives, exact rewards and a faster router give a gain?",
         (
             Run("static query change, 4 hard negatives", "full_lowrank", EIGHT | HARD),
             Run("LoRA, 4 hard negatives", "lora", HARD),
@@ -140,18 +140,18 @@ EXPERIMENTS = (
             Run("the same with a bank of 16 batches", "maw",
                 LOW_RANK_CLUSTERS | EIGHT | {"grpo_group": "all", "router_learning_rate": 1e-2, "bank_batches": 16}),
         ),
-        "GRPO had nothing to learn from: a policy that starts from clusters is sure of its depth, so 95% of the "
-        "groups of 8 samples held one depth 8 times (zero_variance_share 0.95, reward_std 0.003). With every depth "
-        "once in each group all groups say something (0.00, 0.075), the router then moves, and its picks are "
-        "better than the same picks handed to other texts (0.5334 against 0.5280) and than the best single depth "
-        "of the same weights (0.5311) on the queries that chose the epoch. So groups are exact by default where "
-        "that takes no more passes. It is still no gain over the static change (0.5341), with hard negatives or "
-        "without.",
+        "GRPO with sampled groups had nothing to learn from. A policy that starts from clusters is sure of its depth, "
+        "so 95% of the groups of 8 samples held one depth 8 times (zero_variance_share 0.95, reward_std 0.003). When "
+        "each group has every depth once, rewards differ in all groups (0.00, 0.075) and the router changes. Its "
+        "depths are then better than the same depths shuffled between texts (0.5334 against 0.5280) and than the best "
+        "single depth of the same weights (0.5311), on the queries that chose the epoch. So groups are exact by "
+        "default where that needs no more passes. There is still no gain over the static change (0.5341), with or "
+        "without hard negatives.",
     ),
     Experiment(
         "longer",
-        "With exact rewards and hard negatives MAW was still getting better in its last epoch, and the static change "
-        "was not. What do twice as many epochs give, and another seed?",
+        "With exact rewards and hard negatives MAW still improved in its last epoch, and the static change did not. "
+        "What is the effect of twice as many epochs, and of another seed?",
         (
             Run("static query change, 6 epochs", "full_lowrank", EIGHT | HARD | LONGER),
             Run("MAW, 6 epochs", "maw", EXACT | HARD | LONGER),
@@ -161,16 +161,17 @@ EXPERIMENTS = (
             Run("MAW, 3 epochs, seed 43", "maw", EXACT | HARD, seeds=(43,)),
             Run("MAW, 6 epochs, router rate 3e-2", "maw", EXACT | HARD | LONGER | {"router_learning_rate": 3e-2}),
         ),
-        "Twice the epochs help nobody: every run is best in epoch 2 to 4 and then fits the training queries. MAW is "
-        "above the static change in each pair, by 0.004 with 6 epochs, 0.008 with a faster router and 0.012 with the "
-        "other seed, and in none of these significantly; with seed 42 and 3 epochs it was 0.001 below (signal). What "
-        "repeats is that its picks for queries mean something here: handed to other texts they lose 0.005 to 0.009 in "
-        "all three runs, and a ridge regression finds 0.006 to 0.010 for queries. For documents it does not repeat. "
-        "By the best single depth of the same weights the gain of routing queries is -0.002 to 0.006.",
+        "Twice the epochs do not help: every run is best in epoch 2 to 4 and then overfits the training queries. MAW "
+        "is above the static change in each pair, by 0.004 with 6 epochs, 0.008 with a faster router and 0.012 with "
+        "the other seed; none of these differences is significant. With seed 42 and 3 epochs it was 0.001 below "
+        "(signal). One result repeats: the router's depths for queries matter here. Shuffled between texts they lose "
+        "0.005 to 0.009 in all three runs, and a ridge regression finds 0.006 to 0.010 for queries. For documents the "
+        "result does not repeat. Compared with the best single depth of the same weights, routing queries gains "
+        "-0.002 to 0.006.",
     ),
     Experiment(
         "collapse",
-        "What keeps the router from sending every text to one depth, and does it help?",
+        "What prevents the router from sending every text to one depth, and does that help?",
         (
             Run("GRPO from a uniform start", "maw", UNIFORM),
             Run("KL weight 1", "maw", UNIFORM | {"grpo_kl": 1.0}),
@@ -182,18 +183,18 @@ EXPERIMENTS = (
             Run("exact expected reward", "maw", UNIFORM | {"grpo_group": "all"}),
             Run("bank of 8 batches", "maw", UNIFORM | {"bank_batches": 8}),
         ),
-        "Two of them keep depths in use: a KL weight of 1 (8 effective depths for queries, 1.8 for documents), by "
-        "leaving the policy nearly uniform, and balance over the batch (15 and 8). A slow reference keeps 2 for "
-        "queries; a floor, a slower router, larger groups and exact rewards end with one or little more. None of it "
-        "moves nDCG@10 by a difference that can be told from zero, and picks handed to other texts do as well "
-        "(queries: within 0.001): diagonal depths that start from noise come to do the same (distance 0.0002 to "
-        "0.0017), so there is nothing to choose between. The bank does harm, here as with 16 batches (signal): the "
-        "loss in its best epoch is 1.41 in the place of 0.10 and nDCG@10 falls by 0.045. Its passages are as old as "
-        "eight steps, and at this rate of learning that is another encoder's work.",
+        "Two settings keep several depths in use: a KL weight of 1 (8 effective depths for queries, 1.8 for "
+        "documents), which leaves the policy nearly uniform, and balance over the batch (15 and 8). A slow reference "
+        "keeps 2 for queries. An entropy floor, a slower router, larger groups and exact rewards end with one depth "
+        "or little more. None of them changes nDCG@10 significantly, and depths shuffled between texts do as well "
+        "(queries: within 0.001). The reason: diagonal depths that start from noise become nearly equal (distance "
+        "0.0002 to 0.0017), so their choice has no effect. The bank does harm, as it does with 16 batches (signal): "
+        "the loss in its best epoch is 1.41 instead of 0.10, and nDCG@10 falls by 0.045. Its embeddings are up to "
+        "eight steps old, and at this learning rate the encoder has changed too much since.",
     ),
     Experiment(
         "headroom",
-        "Is there anything to route: which kernels, depths and ways to train them leave learnable headroom?",
+        "Can routing gain anything? Which kernels, depths and ways to train them leave learnable headroom?",
         (
             Run("32 diagonal depths, one sample trains the encoder", "maw", UNIFORM),
             Run("8 low-rank depths", "maw", UNIFORM | EIGHT),
@@ -208,16 +209,16 @@ EXPERIMENTS = (
                 UNIFORM | EIGHT | {"route_by": "token"}),
             Run("8 depths on query and value, not MAW", "maw_qv", UNIFORM | EIGHT),
         ),
-        "Diagonal depths leave none (0.0006, error 0.0005). Low-rank ones leave a little however they are trained, "
-        "0.004 to 0.010 for queries, two to four and a half standard errors. No router finds it: GRPO by text ends "
-        "on one depth in all of these, and a ridge regression from the router's own state gains nothing for queries "
-        "(-0.006 to 0.000), but in the soft mixture (0.007, error 0.003), whose own mixture is no better than its "
-        "best single depth. Values that depths change too, which is no longer MAW, leave no more. No run differs "
-        "from the first in nDCG@10 (p 0.43 or more).",
+        "Diagonal depths leave no headroom (0.0006, error 0.0005). Low-rank depths leave a little with every way of "
+        "training: 0.004 to 0.010 for queries, two to four and a half standard errors. No router finds it. GRPO by "
+        "text ends with one depth in all of these runs. A ridge regression from the router's own state gains nothing "
+        "for queries (-0.006 to 0.000), except in the soft mixture (0.007, error 0.003), and that mixture is no "
+        "better than its best single depth. Depths that also change the values, which is no longer MAW, leave no more "
+        "headroom. No run differs from the first in nDCG@10 (p 0.43 or more).",
     ),
     Experiment(
         "clusters",
-        "Depths that each train on texts of their own from the first step: do they specialise?",
+        "Do depths specialise if each is trained on its own texts from the first step?",
         (
             Run("uniform start", "maw", UNIFORM),
             Run("4 diagonal depths", "maw", CLUSTERS | {"depth_dim": 4}),
@@ -233,20 +234,19 @@ EXPERIMENTS = (
             Run("8 low-rank depths, supervised", "maw",
                 {"router_start": "clusters", "depth_kernel": "low_rank", "depth_dim": 8, "router": "supervised"}),
         ),
-        "Of the starts from clusters none but the supervised one differs from the uniform one in nDCG@10, and all of "
-        "them keep their depths: 2.5 to 22 effective ones for queries, 2.3 to 12 for documents, where the uniform "
-        "start ends with one. So it is the default, with a little balance. What it buys is depths in use and no "
-        "more: diagonal depths come to do nearly the same (distance 0.001), and their picks can be handed to other "
-        "texts without loss (32 depths: 0.5195 against 0.5183). Low-rank depths come apart, and there handing picks "
-        "on costs something (0.5174 against 0.5233). Supervised labels do harm: the encoder then trains every text "
-        "at the best of all depths, and no router finds that depth for a new text. That is no matter of ties between "
-        "depths, which then went to the lowest one: where they go to the one that the router likes best, as they do "
-        "since, the run gives 0.3903.",
+        "Only the supervised run differs from the uniform start in nDCG@10. All starts from clusters keep several "
+        "depths in use: 2.5 to 22 effective depths for queries, 2.3 to 12 for documents, where the uniform start ends "
+        "with one. So the start from clusters is the default, with a little balance. It keeps depths in use, but "
+        "gains no more: diagonal depths become nearly equal (distance 0.001), and their picks can be shuffled between "
+        "texts without loss (32 depths: 0.5195 against 0.5183). Low-rank depths become different, and there shuffling "
+        "has a cost (0.5174 against 0.5233). Supervised labels do harm: the encoder trains every text at the best of "
+        "all depths, and no router finds that depth for a new text. Ties between depths are not the cause. They went "
+        "to the lowest depth then; now they go to the depth that the router prefers, and the run gives 0.3903.",
     ),
     Experiment(
         "default",
-        "Which configuration should a run without flags have? Fixed before any of these ran: it stays the user's, 32 "
-        "diagonal depths, unless another one is better with p below 0.05 over three seeds.",
+        "Which configuration should be the default? The rule was fixed before any of these runs: the default stays at "
+        "32 diagonal depths unless another configuration is better with p below 0.05 over three seeds.",
         (
             Run("32 diagonal depths, as without flags", "maw", CLUSTERS, SEEDS),
             Run("32 diagonal depths, each once in a group", "maw", CLUSTERS | FAST, SEEDS),
@@ -255,8 +255,8 @@ EXPERIMENTS = (
             Run("8 low-rank depths, router rate 1e-3", "maw", EXACT | {"router_learning_rate": 1e-3}, SEEDS),
             Run("4 low-rank depths", "maw", EXACT | {"depth_dim": 4}, SEEDS),
         ),
-        "None is better: the largest difference, of 4 low-rank depths, is 0.005 (p 0.17). So a run without flags "
-        "keeps 32 diagonal depths.",
+        "None is better: the largest difference, that of 4 low-rank depths, is 0.005 (p 0.17). So the default stays "
+        "at 32 diagonal depths.",
     ),
     Experiment(
         "default_hard",
@@ -266,17 +266,17 @@ EXPERIMENTS = (
             Run("8 diagonal depths", "maw", CLUSTERS | FAST | HARD | {"depth_dim": 8}, SEEDS),
             Run("8 low-rank depths", "maw", EXACT | HARD, SEEDS),
         ),
-        "Here 8 diagonal depths are above 32, by 0.004 (p 0.038). By the letter of the rule they would be the default "
-        "of runs with hard negatives. They are not, since that is one of seven comparisons (p 0.26 after Holm's "
-        "correction), and without hard negatives nothing is left of it (0.0006, p 0.74). Eight low-rank depths repeat "
-        "what `longer` shows: handed to other texts their picks for queries lose 0.006, and yet one depth for all of "
-        "the same weights does as well as the router (0.5274 and 0.5276).",
+        "Here 8 diagonal depths are above 32, by 0.004 (p 0.038). By the rule they would be the default of runs with "
+        "hard negatives. They are not, since this is one of seven comparisons (p 0.26 after Holm's correction), and "
+        "the difference is gone without hard negatives (0.0006, p 0.74). Eight low-rank depths repeat the result of "
+        "`longer`: shuffled between texts, the depths of queries lose 0.006. But one depth for all queries, with the "
+        "same weights, does as well as the router (0.5274 and 0.5276).",
     ),
 )  # fmt: skip
 
 
 SEEDS_ALONE = Run("static changes that differ by their seed alone", "full_lowrank", EIGHT, tuple(range(1, 9)))
-"""What the depths of `ORACLES` are held against: models without routing, as large, and trained alike."""
+"""The depths of `ORACLES` are compared with these models: without routing, of the same size, trained alike."""
 ORACLES = (
     Run("32 diagonal depths", "maw", CLUSTERS),
     Run("8 diagonal depths", "maw", CLUSTERS | FAST | {"depth_dim": 8}),
@@ -285,21 +285,21 @@ ORACLES = (
 )
 ORACLE_LESSON = (
     "It is not. The best of eight seeds is 0.114 above their mean, the best of eight low-rank depths 0.053 to 0.065, "
-    "that of diagonal depths 0.015 to 0.018. So the oracle over depths, which looks like much to win, is less than "
-    "what chance gives to models that nobody would route between. The two sides differ in one thing: a model of "
-    "another seed encodes the passages anew, and a depth moves the query alone."
+    "that of diagonal depths 0.015 to 0.018. So the oracle over depths looks like a large possible gain, but it is "
+    "less than chance gives to models between which nobody would route. The two sides differ in one thing: a model of "
+    "another seed also encodes the passages differently, and a depth changes the query alone."
 )
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Every arm tuned alike and trained with three seeds on one dataset, by the command line.
+    """One dataset on which all methods were tuned alike and trained with three seeds, by the command line.
 
     Attributes:
         name: of its results.
-        title: what is ranked.
-        command: that gives its numbers again.
-        lesson: what was learnt; written when the results were there.
+        title: of its section.
+        command: reproduces its numbers.
+        lesson: the conclusion, written after the results.
     """
 
     name: str
@@ -321,42 +321,42 @@ TUNED = (
         "pystdlib",
         "pystdlib: docstrings to functions",
         START,
-        "MAW is 1.9% above LoRA on the last layer (p 0.016, 0.064 after Holm's correction) and level with its "
-        "controls that train as much: whole layers, the static change and matched LoRA lie within 0.2% of it, where "
-        "0.011 to 0.013 (2.0 to 2.4%) could have been seen. So what it gains over LoRA comes from training 150 times "
-        "as many numbers, and not from depths. One fixed depth is the best arm of all, and better than the routed "
-        "ones (p 0.02, exploratory). The router keeps 5.5 effective depths for queries and 2.7 to 3.2 for documents, "
-        "and in no seed are its picks significantly better than one depth for all (p 0.07 and above, in either "
-        "direction) or than the same picks handed to other texts (p 0.11 and above, if better in five of six).",
+        "MAW is 1.9% above LoRA on the last layer (p 0.016, 0.064 after Holm's correction). It is equal to the "
+        "controls of its size: whole layers, the static change and matched LoRA are within 0.2% of it; the detectable "
+        "effect is 0.011 to 0.013 (2.0 to 2.4%). So its gain over LoRA comes from training 150 times as many numbers, "
+        "and not from depths. One fixed depth is the best of all methods, and better than routed depths (p 0.02, "
+        "exploratory). The router keeps 5.5 effective depths for queries and 2.7 to 3.2 for documents. In no seed are "
+        "its depths significantly better than one depth for all texts (p 0.07 and above, in both directions), or than "
+        "the same depths shuffled between texts (p 0.11 and above, though better in five of six cases).",
     ),
     Tuned(
         "pystdlib_default",
-        "pystdlib, with MAW as a run without flags has it: 32 diagonal depths",
+        "pystdlib, with the default MAW: 32 diagonal depths",
         f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods zero_shot,lora,maw {PROTOCOL}{NEXT}{DATA}",
-        "MAW is 2.5% above LoRA on the last layer (p 0.007, the one comparison of this run). It is no gain of "
-        "routing: one depth for all does as well as the router for queries and better for documents, in each seed, "
-        "and picks handed to other texts lose nothing that could be told from zero. LoRA's numbers are those of the "
-        "table above to the last digit; by that table whole layers (0.5432), the static change (0.5450) and one "
-        "fixed depth (0.5510) come as far.",
+        "MAW is 2.5% above LoRA on the last layer (p 0.007, the only comparison of this run). The gain does not come "
+        "from routing: in each seed one depth for all texts does as well as the router for queries and better for "
+        "documents, and depths shuffled between texts lose nothing significant. LoRA's numbers are those of the table "
+        "above, to the last digit. In that table whole layers (0.5432), the static change (0.5450) and one fixed "
+        "depth (0.5510) reach as much.",
     ),
     Tuned(
         "msmarco",
         "MS MARCO",
         f"{START}{NEXT}{SMALLER}{NEXT}--datasets beir:path/to/msmarco",
-        "No arm is better than the encoder as it came, which knows this data and is near the ceiling; what their "
-        "trials say on validation, 0.928 to 0.932, tells them no further apart. MAW lies 0.4 to 0.5% below LoRA, "
-        "matched LoRA and whole layers, none of it significant after Holm's correction, where 0.5 to 0.7% could "
-        "have been seen; a gain of 3%, or of 1%, is ruled out. The router's picks are worse than one depth for all "
-        "in every seed, if never by much.",
+        "No method is better than the pretrained encoder, which was trained on this data and is near the ceiling. The "
+        "methods differ little on validation too: 0.928 to 0.932. MAW is 0.4 to 0.5% below LoRA, matched LoRA and "
+        "whole layers. None of these differences is significant after Holm's correction; the detectable effect is 0.5 "
+        "to 0.7%. A gain of 3%, or of 1%, is ruled out. The router's depths are worse than one depth for all texts in "
+        "every seed, but never by much.",
     ),
     Tuned(
         "nq",
         "NQ, with MS MARCO's passages as distractors",
         f"{START}{NEXT}{SMALLER}{NEXT}--datasets beir:path/to/nq --distractors path/to/msmarco",
-        "LoRA on the last layer is the best arm, 1.2% above the encoder as it came. MAW lies "
-        "0.7% below it (p 0.07, 0.29 after Holm's correction) and within 0.4% of matched LoRA, whole layers and the "
-        "static change, where 0.6 to 0.9% could have been seen: a gain of 3%, or of 1%, is ruled out. One fixed depth "
-        "and depths drawn at random do as well as routed ones.",
+        "LoRA on the last layer is the best method, 1.2% above the pretrained encoder. MAW is 0.7% below it (p 0.07, "
+        "0.29 after Holm's correction) and within 0.4% of matched LoRA, whole layers and the static change; the "
+        "detectable effect is 0.6 to 0.9%. A gain of 3%, or of 1%, is ruled out. One fixed depth and random depths do "
+        "as well as routed depths.",
     ),
 )
 

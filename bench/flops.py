@@ -1,4 +1,4 @@
-"""How many floating-point operations an encoder's matrix products take, by the lengths of its texts.
+"""Counts the floating-point operations of an encoder's matrix products, by the lengths of its texts.
 
 Letters: T tokens of a text, C hidden size, F size of the feed-forward part, L layers.
 """

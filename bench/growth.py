@@ -1,20 +1,21 @@
-"""How time and memory grow with the corpus: exact search from 10,000 to 1,000,000 passages, and encoding.
+"""Measures the growth of time and memory with the corpus: exact search of 10,000 to 1,000,000 passages, and encoding.
 
     python -m bench.growth
     python -m bench.growth --quick
 
-Search: random unit vectors (times do not depend on their meaning), the 1,000 best of 1,000 queries; sizes take turns.
-Memory is the peak of a process of its own for each size, above what it has once the arrays are there. Time is set
-against a straight line, a fixed part and a part per passage, fitted so that relative deviations are least; and the
-time per passage of the largest size against that of the smallest.
+Search finds the 1,000 best of random unit vectors for 1,000 queries, since times do not depend on what vectors mean;
+the sizes take turns. Memory is the peak of one process for each size, minus its memory after the arrays are loaded.
+Time is compared with a straight line, a fixed part and a part per passage, fitted so that relative deviations are
+least. The time per passage of the largest size is compared with that of the smallest.
 
-A miss of the line can be a gain: where middle sizes lie below the line and both ends above it, a passage costs the
-less the larger the corpus, since of N passages about k * ln(N / k) ever enter a query's best k. Memory moves with
-the size of the near-equal blocks in which a corpus is read, between half of the largest and all. The rows of search
-below are older than today's search: with four blocks or more it then looked at all passages in bfloat16 first.
+A deviation from the line can be a gain. Where middle sizes are below the line and both ends above it, a passage costs
+less in a larger corpus, since of N passages only about k * ln(N / k) ever enter a query's best k. Memory depends on
+the size of the nearly equal blocks in which a corpus is read, between half of the largest block and all of it. The
+rows of search below are older than the current search: with four blocks or more it compared all passages in bfloat16
+first.
 
-Encoding: all-MiniLM-L6-v2 on passages of 12 words, cut from the docstrings and functions of Python's own library and
-repeated, from 500 to 8,000 of them. A million passages would take hours on few cores and are not encoded.
+Encoding uses all-MiniLM-L6-v2 on 500 to 8,000 passages of 12 words, taken from the docstrings and functions of
+Python's own library and repeated. A million passages would take hours on few cores and are not encoded.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""One encoder layer with depth attention against the same layer with ordinary fused attention, and against 5-D.
+"""Compares an encoder layer with depth attention to the plain layer with fused attention, and to the 5-D tensor.
 
     python -m bench.layer
 
-The layer is all-MiniLM-L6-v2's last, whole: attention, router, feed-forward part, norms. Sides alternate in one run.
-Memory is the peak of a process that does nothing else, above one that loads the model and stops. All layers hold
-their weights in float32, as every arm has the layers that it trains, and compute in bfloat16 under autocast.
+The layer is the whole last layer of all-MiniLM-L6-v2: attention, router, feed-forward part, norms. The sides take
+turns in one run. Memory is the peak of a process that does nothing else, minus that of a process that only loads the
+model. All layers have float32 weights, as trained layers do in every method, and compute in bfloat16 under autocast.
 
-What the depths cost in bfloat16, by torch's profiler over forward passes at 64 tokens, of about 20 ms on a processor
-with AMX: weighting the queries 0.4 ms, their mean over a text 0.3 ms; small operations of the router and the pick are
-the rest. Each of the first two is one pass over the queries, and vanishes beside the products of float32.
+In bfloat16, depths cost the following by torch's profiler, in forward passes at 64 tokens of about 20 ms on a
+processor with AMX: weighting the queries 0.4 ms, their mean over a text 0.3 ms. The rest are small operations of the
+router and of the choice of depth. The first two are one pass over the queries each; in float32 they are negligible
+beside the matrix products.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ LENGTHS = (64, 128, 256)
 
 
 def make_layer(kind: str, precision: str) -> torch.nn.Module:
-    """The last layer: "plain", "diagonal" or "low_rank"; in float32, as every arm has the layers that it trains."""
+    """The last layer: "plain", "diagonal" or "low_rank"; in float32, as trained layers are in every method."""
     config = settings(precision=precision)
     if kind == "plain":
         retriever = BaselineRetriever(config)
@@ -115,7 +116,7 @@ def measure(precision: str, length: int, backward: bool, rounds: int) -> dict[st
 
 
 def claims_of(found: dict[str, tuple[float, float, float]], where: str, longest: bool) -> list[dict[str, Any]]:
-    """What the diagonal layer costs beside the plain one, and the whole 5-D tensor beside the diagonal layer."""
+    """Cost of the diagonal layer against the plain one, and of the whole 5-D tensor against the diagonal layer."""
     (_, _, plain), (ms, times, peak) = found["plain"], found["diagonal"]
     claims = [
         claim(f"diagonal layer, time, {where}", "the plain layer", times, "<= 1.05"),
@@ -129,7 +130,7 @@ def claims_of(found: dict[str, tuple[float, float, float]], where: str, longest:
 
 
 def measure_peak(kind: str, length: str, backward: str, precision: str) -> None:
-    """The peak of one side, above what loading it takes; printed for `peak_bytes`."""
+    """Prints the peak of one side minus the memory after loading, for `peak_bytes`."""
     reference = kind == "5-D"
     run = runner("diagonal" if reference else kind, int(length), backward == "1", precision, reference)
     sys.stdout.write(f"{peak_above_now(run)}\n")

@@ -1,16 +1,14 @@
-"""The 36 metrics of a run against ranx and ir_measures computing the same ones, from ids and scores to every value.
+"""Compares the 36 metrics of a run with the same metrics of ranx and ir_measures: time and values.
 
     python -m bench.metrics             # 1,000 queries x 1,000 passages
     python -m bench.metrics --quick     # 100 x 100, to see that it works
 
-Each side starts from what an evaluation has, (query ids, passage ids, scores, qrels), and ends with the means and
-each query's values. ir_measures has no F1 and computes 35. ranx compiles with numba when first called, which takes
-minutes once; that is left out, and shown apart. It computes on as many threads as `NUMBA_NUM_THREADS` says; the
-others on one.
+Each side starts from the input of an evaluation (query ids, passage ids, scores, qrels) and computes the means and
+each query's values. ir_measures has no F1, so it computes 35 metrics. ranx compiles with numba at its first call,
+which takes minutes once; this time is shown separately. ranx uses `NUMBA_NUM_THREADS` threads, the other sides one.
 
-ranx is no dependency of the project: `pip install ranx==0.3.21`. Its bpref divides by zero where no judged passage is
-not relevant, and passages of equal score have no order in it; so bpref is not compared, and the run here has no equal
-scores.
+ranx is not a dependency of the project: `pip install ranx==0.3.21`. Its bpref divides by zero where no judged passage
+is irrelevant, so bpref is not compared. It defines no order of equal scores, so this ranking has no equal scores.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ Values = dict[str, np.ndarray]
 
 
 def renamed(key: str, names: dict[str, str]) -> str:
-    """trec_eval's key in another library's words."""
+    """The name of trec_eval's key in another library."""
     name, _, cutoff = key.rpartition("_")
     return f"{names.get(name, name)}@{cutoff}" if cutoff.isdigit() else names.get(key, key)
 
@@ -91,7 +89,7 @@ def ranx_objects(query_ids: list[str], rankings: list[list[str]], scores: np.nda
 
 
 def ranx_values(qrels: Any, run: Any) -> Values:
-    """ranx, from its own objects: every query's values, and the means that it takes itself."""
+    """Every query's values and the means, by ranx from its own objects."""
     import ranx
 
     names = {key: renamed(key, RANX_NAMES) for key in METRICS}
@@ -103,7 +101,7 @@ def ranx_values(qrels: Any, run: Any) -> Values:
 
 
 def ir_measures_values(query_ids: list[str], rankings: list[list[str]], scores: np.ndarray, qrels: Any) -> Values:
-    """ir_measures: every query's values and the means, in one call of its own."""
+    """Every query's values and the means, by one call of ir_measures."""
     import ir_measures
 
     names = {ir_measures.parse_measure(renamed(key, IR_MEASURES_NAMES)): key for key in METRICS if key != "F1_10"}
@@ -117,7 +115,7 @@ def ir_measures_values(query_ids: list[str], rankings: list[list[str]], scores: 
 
 
 def agreement(got: Values, expected: Values, without: set[str]) -> tuple[int, float]:
-    """How many metrics both have under one definition, and their largest difference for any query."""
+    """Number of metrics with the same definition in both, and their largest difference for any query."""
     shared = (got.keys() & expected.keys()) - without
     return len(shared), max(float(np.abs(got[key] - expected[key]).max()) for key in shared)
 

@@ -1,18 +1,18 @@
-"""The whole offline experiment of this tree against that of an earlier commit.
+"""Compares the whole offline experiment of this tree with that of an earlier commit.
 
     python -m bench.offline
     python -m bench.offline --baseline COMMIT --rounds 3
 
-Each run is `python tier_1.py --preset offline` in a process of its own, in the working tree or in a checkout of the
-earlier commit, with an empty cache; the trees take turns. Seconds are those that the run itself writes for each
-method and for the dataset, beside those of the whole process. The baseline is by default the tree that the README
-first showed a run of, before bfloat16 and batches of like length; both run with the packages of today. It knows no
-diagnostics of routing, so this tree runs with them, as by default, and without. A last run of this tree in float32
-without training shows whether speed changed what is ranked.
+Each run is `python tier_1.py --preset offline` in its own process, in the working tree or in a checkout of the earlier
+commit, with an empty cache; the trees take turns. Times are those that the run writes for each method and for the
+dataset, and those of the whole process. The default baseline is the first tree whose run the README showed, before
+bfloat16 and batches of texts of similar length. Both trees run with the current packages. The baseline has no routing
+diagnostics, so this tree runs with them, as by default, and without. A last run of this tree, in float32 and without
+training, shows whether faster code changed the rankings.
 
-Nor did the baseline start routers from clusters of texts, save what a run can be resumed from, look for numbers that
-are not finite, test two families of comparisons, or draw a report; this tree does all of it in the time that is
-compared. MAW, of which every text is encoded at several depths while its router learns, takes most of it.
+The baseline also lacks other work that this tree does in the compared time: it did not start routers from clusters of
+texts, save a state for resuming, check that numbers are finite, test two families of comparisons, or draw a report.
+MAW takes most of the time, since every text is encoded at several depths while its router learns.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ HEADER = [
 ]
 NOW, BEFORE, FLOAT32 = "this tree", "baseline", "this tree, float32"
 ALIKE = "this tree, without diagnostics"
-"""What does the same work as the default baseline, which does not look at what routing does."""
+"""Does the same work as the default baseline, which has no routing diagnostics."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took and found: seconds of the process, and `dataset.json`'s content for its one dataset."""
+    """Seconds of one run's process, and the content of `dataset.json` for its dataset."""
 
     tree: str
     seconds: float
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def dataset_seconds(self) -> float:
-        """What all methods took together, without the process's start and reading the collection."""
+        """Seconds of all methods, without the process's start and reading the collection."""
         return self.content["runtime_summary"]["total_dataset_seconds"]
 
     def of_method(self, method: Method, *keys: str) -> Any:
@@ -124,7 +124,7 @@ def claims_of(runs: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str
 
 
 def tiny_collection(folder: Path) -> Path:
-    """A handful of real queries in BEIR layout, for the smoke test."""
+    """A few real queries in BEIR layout, for the smoke test."""
     from bench.peer import texts_of_python
 
     data = texts_of_python().test

@@ -1,9 +1,9 @@
-"""Is the best of several depths more than the best of as many models that differ by nothing but their seed?
+"""Compares the oracle over depths with the oracle over as many models that differ in their seed alone.
 
     python -m bench.oracle            # half an hour on one core; to bench/research/oracle/pystdlib.json
     python -m bench.research --page   # the page
 
-The runs are in bench/experiments.py and trained as `bench.research` trains its own; test queries are not read.
+The runs are in bench/experiments.py and are trained as those of `bench.research`; test queries are not read.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ PATH = ROOT / "bench" / "research" / "oracle" / "pystdlib.json"
 HEADER = ("eight of", "oracle", "mean", "oracle above the mean", "more than that of the seeds")
 OPENING = """## oracle
 
-A text's best depth beats the mean depth wherever depths differ, by chance too. Is it better by more than the best of
-eight models beats their mean, models without routing that were trained alike and differ by their seed? Of 32 depths
-eight are drawn, a thousand times. nDCG@10 on validation queries.
+A text's best depth is better than the mean over depths wherever depths differ, also by chance. Is this gain larger
+than that of the best of eight models over their mean, if the models have no routing, were trained alike and differ in
+their seed alone? Of 32 depths eight are drawn, a thousand times. Values are nDCG@10 on validation queries.
 
     python -m bench.oracle
 """
 
 
 def measure() -> dict[str, Any]:
-    """Trains all of them and compares."""
+    """Trains all models and compares them."""
     with Bench() as bench:
         seeds = [bench.fit(SEEDS_ALONE, seed)[0] for seed in SEEDS_ALONE.seeds]
         rows = []
@@ -49,7 +49,7 @@ def measure() -> dict[str, Any]:
 
 
 def oracle_section(path: Path = PATH) -> str:
-    """This part of the page, as Markdown."""
+    """The oracle's section of the page, as Markdown."""
     if not path.exists():
         return f"{OPENING}\nNot run yet.\n"
     content = json.loads(path.read_text(encoding="utf-8"))

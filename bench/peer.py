@@ -1,4 +1,4 @@
-"""What measurements on the packaged model share: its settings, real texts, and sentence-transformers as the peer."""
+"""Shared by measurements on the packaged model: settings, real texts, and sentence-transformers as the peer."""
 
 from __future__ import annotations
 

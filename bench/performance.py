@@ -26,18 +26,18 @@ PAGE = ROOT / "docs" / "performance.md"
 NOT_MEASURED = "not measured"
 OPENING = """# Performance
 
-Times and sizes, taken by the scripts in `bench/` and written here by `make bench`. Two sides always take turns in one
-run; a time is the median of its rounds, and a ratio is the median of the ratios of each round. What a target is
-compared with stands beside it. No result of these scripts is left out: where one is missing, its script was not run.
-What bench/significance.py and bench/scaling.py found is in [evidence.md](evidence.md) and [scaling.md](scaling.md).
+The scripts in `bench/` measure times and sizes, and `make bench` writes them to this page. The two sides of a
+comparison always take turns in one run. A time is the median of its rounds, and a ratio is the median of the ratios of
+each round. The page has every result of these scripts; if one is missing, its script was not run. The results of
+bench/significance.py and bench/scaling.py are in [evidence.md](evidence.md) and [scaling.md](scaling.md).
 """
 LIMITS = """## Limits
 
-- One machine, without a GPU. Ratios move with the processor: units for bfloat16 decide most of what is gained by it.
+- One machine, without a GPU. Ratios depend on the processor: the gain of bfloat16 depends mostly on its units for it.
 - One model of six layers and 384 features, on short texts in English and Python. Twelve layers are the same six twice.
-- The other libraries are at the versions of `requirements-bench.txt`, with their own defaults unless a section says
-  otherwise; a setting that suits this machine better may exist.
-- A result marked as taken on a busy machine is worth less: other programs had the processor meanwhile.
+- The other libraries have the versions of `requirements-bench.txt` and their own defaults, unless a section says
+  otherwise. Another setting may suit this machine better.
+- A result that is marked as taken on a busy machine is less reliable: other programs used the processor.
 """
 
 Result = Mapping[str, Any]

@@ -1,13 +1,13 @@
-"""What millions of passages cost: GPU hours, disk, memory and search, from what a small corpus was measured at.
+"""Plans the cost of millions of passages (GPU hours, disk, memory, search) from measurements on a small corpus.
 
     python -m bench.plan                        # the plan from bench/plan.json, as Markdown
     python -m bench.plan --write                # into docs/scaling.md, between its marks
     python -m bench.encoding && python -m bench.search && python -m bench.plan --refresh --write
-    python -m bench.plan --recall QUERIES.npy PASSAGES.npy       # what indexes find of exact search's best, by size
+    python -m bench.plan --recall QUERIES.npy PASSAGES.npy       # recall of indexes against exact search, by size
 
-`bench/plan.json` holds what was measured, with its source, and apart from it what is assumed of GPUs, with its source.
-`--refresh` takes the measured part anew from bench/results. The encoder of the plan is BERT-base, the default model's
-shape; work goes by floating-point operations (`bench.flops`), so that one encoder's measured rate serves for another.
+`bench/plan.json` holds the measurements and, separately, the assumptions about GPUs, each with its source. `--refresh`
+takes the measurements again from bench/results. The encoder of the plan is BERT-base, the default model's shape. Work
+is counted in floating-point operations (`bench.flops`), so the measured rate of one encoder applies to another.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _gpus(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def plan_text(inputs: Mapping[str, Any]) -> str:
-    """The plan as Markdown: each table, and under it what of it was measured and what is assumed."""
+    """The plan as Markdown: each table, with what was measured and what is assumed."""
     measured, assumed, names = inputs["measured"], inputs["assumed"], list(inputs["assumed"]["gpus"])
     sources = {name: entry["source"] for name, entry in assumed.items() if name != "gpus"}
     gpus = "; ".join(
@@ -125,24 +125,24 @@ def plan_text(inputs: Mapping[str, Any]) -> str:
         f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
         f"{measured['search']['passages']:,} x {measured['search']['size']}.",
         "",
-        f"Assumed: of a GPU's peak {assumed['share_of_peak']['value']:g} in encoding ({sources['share_of_peak']}) "
-        f"and {assumed['search_share_of_peak']['value']:g} in search ({sources['search_share_of_peak']}); "
-        f"{assumed['padding']['value']:g} {sources['padding']}; "
+        f"Assumed: a GPU reaches {assumed['share_of_peak']['value']:g} of its peak in encoding "
+        f"({sources['share_of_peak']}) and {assumed['search_share_of_peak']['value']:g} in search "
+        f"({sources['search_share_of_peak']}); {assumed['padding']['value']:g} {sources['padding']}; "
         f"{assumed['host_to_gpu_gigabytes_per_second']['value']:g} GB/s from host to GPU "
-        f"({sources['host_to_gpu_gigabytes_per_second']}). Peaks by NVIDIA's data sheets, dense: {gpus}.",
+        f"({sources['host_to_gpu_gigabytes_per_second']}). Dense peaks from NVIDIA's data sheets: {gpus}.",
         "",
-        "Hours to encode all passages once with a BERT-base encoder, on two cores extrapolated from the measured "
-        "rate, on one GPU from the assumptions:",
+        "Hours to encode all passages once with a BERT-base encoder. Two cores are extrapolated from the measured "
+        "rate; one GPU follows from the assumptions:",
         "",
         _table(["corpus", "passages", "operations", "2 cores", *names], encoding),
         "",
-        f"Bytes on disk, in the memory of one of {PROCESSES} processes while it encodes its share, and how many "
-        "GPUs hold all embeddings in float16 in their own memory:",
+        f"Bytes on disk, bytes in the memory of one of {PROCESSES} processes while it encodes its share, and the "
+        "number of GPUs whose memory holds all embeddings in float16:",
         "",
         _table(["corpus", "text", "float32", "float16", "memory", *names], storage),
         "",
-        f"Seconds of exact search for {QUERIES:,} queries, on two cores extrapolated from the measured time, on "
-        "one GPU the longer of copying float16 blocks from the host and multiplying in float32:",
+        f"Seconds of exact search for {QUERIES:,} queries. Two cores are extrapolated from the measured time; for one "
+        "GPU it is the longer time of copying float16 blocks from the host and multiplying in float32:",
         "",
         _table(["corpus", "2 cores", *names], search),
     ]
@@ -176,7 +176,7 @@ def written(page: str, plan: str) -> str:
 
 
 def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The inputs with what the results of `bench.encoding` and `bench.search` say now."""
+    """The inputs, updated from the current results of `bench.encoding` and `bench.search`."""
     found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in RESULTS_READ}
     peak = next(row for row in found["encoding_peak"]["rows"] if row["operations"] == "encoding, real tokens")
     exact = next(row for row in found["search"]["rows"] if row["search"] == "exact")
@@ -196,10 +196,10 @@ def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def recall_rows(queries: np.ndarray, passages: np.ndarray, k: int = 10) -> list[list[Any]]:
-    """What indexes find of the exact best k, and bytes a passage, at several sizes of the corpus.
+    """Recall of indexes against the exact best k, and bytes of a passage, at several sizes of the corpus.
 
-    The k of an index are those it ranks first by its own scores, or, with "again", the best by exact scores of five
-    times as many.
+    The k of an index are those it ranks first by its own scores, or, with "re-ranked", the best by exact scores of
+    five times as many.
     """
     import faiss
 
@@ -230,7 +230,7 @@ def recall_rows(queries: np.ndarray, passages: np.ndarray, k: int = 10) -> list[
 
 
 def _again(queries: np.ndarray, passages: np.ndarray, proposed: np.ndarray, k: int) -> np.ndarray:
-    """The best k of what was proposed, by exact scores."""
+    """The best k of the proposed passages, by exact scores."""
     best = []
     for query, rows in zip(queries, proposed, strict=True):
         rows = rows[rows >= 0]
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [
             [f"{n:,}", name, *(f"{each:.3f}" for each in found)] for n, name, *found in recall_rows(queries, passages)
         ]
-        print(_table(["passages", "index", "recall@10", "again"], rows))  # noqa: T201 - this is a script's output
+        print(_table(["passages", "index", "recall@10", "re-ranked"], rows))  # noqa: T201 - this is a script's output
         return
     inputs = json.loads(words.input.read_text(encoding="utf-8"))
     if words.refresh:

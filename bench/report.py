@@ -1,13 +1,13 @@
-"""Every report of a run from its files: how long it takes, how large the page is, and how soon a browser has it open.
+"""Measures the reports of a run: time to write them, size of the page, and time until a browser has opened it.
 
     python -m bench.report              # some minutes
     python -m bench.report --quick      # 30 queries, to see that it works
 
-The run has four datasets, three methods and 1,000 queries each, with all that a run leaves for its reports: tests,
-intervals, histories of ten epochs, examples, and the attention of one text over 32 depths in 12 heads of 16 tokens.
-Its values are drawn as in `bench.significance`, to be of the right size and shape; no result of this project comes
-from them. What is timed is `python tier_1.py report` in a process of its own, its start included, and in a headless
-Chromium, where there is one, the time from asking for the page to its load event.
+The run has four datasets, three methods and 1,000 queries each, with all files that reports need: tests, intervals,
+histories of ten epochs, examples, and the attention of one text over 32 depths in 12 heads of 16 tokens. Its values
+are drawn as in `bench.significance`, so that they have the right size and shape; no result of this project comes from
+them. One time is that of `python tier_1.py report` in its own process, with its start. The other is the time from the
+request of the page to its load event in a headless Chromium, if one is installed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SECONDS, BYTES, OPENS = "<= 20", "<= 3e6", "<= 1"
 
 
 def write_run(folder: Path, queries: int) -> None:
-    """Writes what a run of that size leaves."""
+    """Writes the files of a run of that size."""
     config = Tier1Config(datasets=list(DATASETS), methods=list(NAMES), log_dir=str(folder))
     signs = exploratory.permutations_for(config)
     for number, dataset in enumerate(DATASETS):
@@ -85,7 +85,7 @@ def _rebuild_seconds(folder: Path) -> float:
 
 
 def _open_seconds(page: Path, rounds: int) -> float:
-    """The median; the browser has been open before, and has seen the page once."""
+    """The median; the browser is open already and has loaded the page once."""
     seconds = []
     with tempfile.TemporaryDirectory() as profile:
         browser = Browser(profile)
@@ -169,7 +169,7 @@ def _record(name: str, evaluation: EvaluationResult) -> dict[str, Any]:
 
 
 def _attention(random: np.random.Generator) -> dict[str, Any]:
-    """What `maw.evaluation.routing.attention_example` keeps of one method."""
+    """The record that `maw.evaluation.routing.attention_example` keeps for one method."""
 
     def rows(*shape: int) -> Any:
         return random.dirichlet(np.ones(shape[-1]), shape[:-1]).round(6).tolist()

@@ -1,14 +1,14 @@
-"""Experiments on where a gain of MAW could come from, on validation queries alone; writes docs/research.md.
+"""Experiments on possible sources of a gain of MAW, on validation queries alone; writes docs/research.md.
 
     python -m bench.research                     # all of bench/experiments.py; hours on two cores
     python -m bench.research layers collapse     # some of them
     python -m bench.research layers --run 3      # one run of one, from 1: shows its numbers and writes nothing
     python -m bench.research --page              # the page alone, from bench/research/*.json
 
-Every run goes through the benchmark's own Python interface, on one thread, and is the same to the last digit each
-time on one machine. Test queries are loaded with the collection, since splits are checked against each other, and
-nothing reads them. What a run found goes to bench/research/NAME.json as soon as it is there; a run that stands there
-with the same settings is not repeated unless `--again` is given.
+Every run uses the benchmark's own Python interface on one thread, and gives the same numbers to the last digit on one
+machine. Test queries are loaded with the collection, since splits are checked against each other, but nothing reads
+them. The result of a run is written to bench/research/NAME.json when the run ends. A run whose result is there, with
+the same settings, is not repeated without `--again`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAGE = ROOT / "docs" / "research.md"
 
 
 def run_experiment(experiment: Experiment, bench: Bench, again: bool = False) -> None:
-    """Runs what is not there yet and writes each result when it is."""
+    """Runs what has no result yet, and writes each result when its run ends."""
     path = FOLDER / f"{experiment.name}.json"
     known = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() and not again else []
     reference: np.ndarray | None = None
@@ -61,7 +61,7 @@ def _is_of(result: Result, run: Run) -> bool:
 
 
 def show(found: Result) -> None:
-    """One line on a run."""
+    """Prints one line about a run."""
     query = found["routing"].get("query", {})
     depths = f"  effective depths {_mean(query['effective_depths']):.1f}" if query else ""
     line = f"{found[NDCG]:.4f}  {found['label']}{depths}  ({found['seconds']:.0f} s)"
@@ -74,37 +74,39 @@ def show(found: Result) -> None:
 HEADER = ("run", "method", "settings", "nDCG@10", "against the first", "p", "depths q / d", "headroom q", "headroom d")
 OPENING = """# Research log
 
-Where could a gain of MAW come from? Experiments on validation queries: test queries are read in the last part alone,
-and nothing here was chosen on one. Written by `python -m bench.research` from what the runs left in `bench/research/`.
+Where could a gain of MAW come from? These experiments use validation queries. Only the last part reads test queries,
+and nothing was chosen on them. `python -m bench.research` writes this page from the results in `bench/research/`.
 
-Each number comes back to four digits, on the same machine and at the commit below its table, with
+This command reproduces each number to four digits, on the same machine and at the commit below its table:
 
     python -m bench.research NAME --run N
 
-N being the run's place in its table, from 1. Every run has the settings of the offline preset ({base}), one seed and
-one thread; `settings` are those that differ. nDCG@10 is that of the best epoch on {queries} validation queries of
-`pystdlib`; p is of a paired randomisation test over these queries against the table's first run, not corrected for
-the number of tests, and blind to the spread over seeds. Where a run has several seeds everything is their mean, by
-query too, and each seed's nDCG@10 stands behind it. *depths q / d*: effective depths of greedy picks, of queries
-and of documents relevant to them, by MAW layer where there are several. *headroom*: the learnable headroom with its
-standard error, as [routing.md](routing.md) defines it; negative or near zero means that no router can gain from these
-depths.
+N is the run's number in its table, from 1. Every run has the settings of the offline preset ({base}), one seed and one
+thread; the column `settings` lists the settings that differ. nDCG@10 is that of the best epoch on {queries} validation
+queries of `pystdlib`. p is that of a paired randomisation test over these queries against the first run of the table.
+It is not corrected for the number of tests and does not include the spread over seeds. Where a run has several seeds,
+all values are means over them, also for each query, and each seed's nDCG@10 follows in parentheses. *depths q / d*:
+effective depths of greedy depths, for queries and for documents relevant to them, by MAW layer where there are
+several. *headroom*: the learnable headroom with its standard error, as [routing.md](routing.md) defines it. If it is
+negative or near zero, no router can gain from these depths.
 """
-TUNED_OPENING = """## Arms, tuned alike
+TUNED_OPENING = """## Methods, tuned alike
 
-The one place of this page where test queries are read: once by each training, when all choices were made. `--tune 3`
-gives each arm three trials of its learning rates, judged on validation; three seeds are averaged by query. The Holm p
-is corrected over the comparisons of one dataset. What is not in the confirmatory family is exploratory.
+Only this part of the page reads test queries: once for each training, after all choices were made. `--tune 3` gives
+each method three trials of its learning rates, judged on validation. The values of three seeds are averaged for each
+query. The Holm p is corrected over the comparisons of one dataset. Tests outside the confirmatory family are
+exploratory.
 """
-ENDING = """## What this covers, and what it does not
+ENDING = """## Limits
 
-All of it is one small encoder, all-MiniLM-L6-v2, whose card names MS MARCO, NQ and CodeSearchNet among its training
-data, on one processor, with texts cut short. It says nothing about an encoder that has not been tuned for retrieval.
-That is settled by the default model, `facebook/contriever`, on a machine with a GPU:
+All results are those of one small encoder, all-MiniLM-L6-v2, on one processor, with truncated texts. Its card names MS
+MARCO, NQ and CodeSearchNet among its training data. The results say nothing about an encoder that was not tuned for
+retrieval. The default model, `facebook/contriever`, on a machine with a GPU would show that:
 
     python tier_1.py --methods all --tune 9 --seeds 3
 
-`--dry-run` behind it says what it would download, store and take; `--folds 5` counts a small collection whole.
+With `--dry-run` the command says how much it would download and store and how long it would take. `--folds 5` uses all
+queries of a small collection.
 """
 
 
@@ -162,7 +164,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def write_page() -> None:
-    """docs/research.md, from all results that there are."""
+    """Writes docs/research.md from all results."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
     write_text(PAGE, research_page(results))
 
@@ -173,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments, by default all: {', '.join(names)}")
     parser.add_argument("--run", type=int, metavar="N", help="one run of one experiment, from 1; nothing is written")
-    parser.add_argument("--again", action="store_true", help="repeat runs whose results are there")
+    parser.add_argument("--again", action="store_true", help="repeat runs that have results")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in names]

@@ -1,12 +1,12 @@
-"""Encoding and exact search by two processes on two cores, against one process on one core.
+"""Compares encoding and exact search by two processes on two cores with one process on one core.
 
     python -m bench.scaling
 
-Both sides are processes that stay, joined as under torchrun, each with one thread on a core of its own, and take
-turns: encoding of real texts with all-MiniLM-L6-v2 in float32 without stored activations, and search in random unit
-vectors, since times do not depend on what vectors mean. Each side's result is whole in every process of it, so that
-gathering counts. Beside the time by the clock stands the processor time of the process that used most of it: where
-other programs run the clock says little, and that time says what the work comes to without them.
+The processes of both sides are joined as under torchrun and stay alive; each has one thread on its own core. The sides
+take turns. They encode real texts with all-MiniLM-L6-v2 in float32, without stored activations, and search random unit
+vectors, since the time does not depend on what vectors mean. Every process of a side has the whole result, so times
+include gathering. The result also has the processor time of the busiest process: if other programs run, this time is
+more reliable than the time by the clock.
 """
 
 from __future__ import annotations

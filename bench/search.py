@@ -1,16 +1,17 @@
-"""Exact search against FAISS's IndexFlatIP, and what FAISS's approximate indices find and cost.
+"""Compares exact search with FAISS's IndexFlatIP, and measures recall and time of FAISS's approximate indices.
 
     python -m bench.search
     python -m bench.search --quick
 
 Times do not depend on what vectors mean, so both sides search the same random unit vectors, in turns, from the same
-arrays in memory; building FAISS's index, which copies them, is not timed. Both use as many threads as torch has.
+arrays in memory. The time does not include building FAISS's index, which copies the arrays. Both use as many threads
+as torch has.
 
-Results count as equal when every rank has the same score, but for rounding, and the same passage wherever the scores
-beside it differ. Memory is the peak of a process of its own, above what it has once the arrays are there.
+Results count as equal when every rank has the same score, up to rounding, and the same passage wherever the
+neighbouring scores differ. Memory is the peak of one process, minus its memory after the arrays are loaded.
 
-Recall does depend on the vectors. The smaller corpus for ivf and hnsw is a mixture, passages and queries about the
-same random centres, as texts gather by topic; random directions without any would be the worst case.
+Recall depends on the vectors. The smaller corpus for ivf and hnsw is a mixture: passages and queries lie around the
+same random centres, as texts gather by topic. Random directions without centres would be the worst case.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tests of a run on 1,000 simulated benchmarks: what they find where there is nothing, and where something is.
+"""Measures error rate and power of a run's tests on 1,000 simulated benchmarks, where the truth is known.
 
     python -m bench.significance             # some minutes
     python -m bench.significance --quick     # 20 benchmarks, to see that it works
@@ -11,9 +11,9 @@ of a run (`maw.evaluation.significance`, `maw.evaluation.confirmatory`, `maw.eva
   of its exact 95% binomial interval must not lie above 0.05.
 - With a difference of the minimum detectable effect, a comparison must be found at its level in 80% of benchmarks, and
   after Holm's correction in no fewer.
-- With as many queries as are said to be needed to see a given effect, the same.
+- With the number of queries that `queries_needed` gives for an effect, the same.
 
-Simulated are values of a metric, to test the tests; no result of this project comes from them.
+The simulation draws metric values to test the tests; no result of this project comes from them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ EFFECT = 0.25
 
 @contextlib.contextmanager
 def simulating() -> Iterator[None]:
-    """Leaves out what a simulation has no use for: intervals, and the collection of garbage at every correction, for
-    which statsmodels calls."""
+    """Leaves out what a simulation does not need: intervals, and the garbage collection that statsmodels starts at
+    every
+    correction."""
     gc.collect()
     gc.freeze()
     try:
@@ -58,7 +59,7 @@ def simulating() -> Iterator[None]:
 
 
 def draw(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """nDCG@10 of one relevant passage at a random rank; 0 behind the tenth."""
+    """nDCG@10 of one relevant passage at a random rank; 0 below rank 10."""
     rank = random.geometric(0.2, shape)
     return np.where(rank <= 10, 1 / np.log2(rank + 1), 0.0)
 
@@ -100,12 +101,12 @@ def simulate(
 
 
 def found_anything(rows: list[dict[str, Any]]) -> tuple[bool, bool]:
-    """Whether any comparison is below the level: corrected, and as it is."""
+    """Whether the p of any comparison is below the level: corrected, and uncorrected."""
     return any(row["significant"] for row in rows), any(row["p_value"] < LEVEL for row in rows)
 
 
 def shares(rows_of: list[list[dict[str, Any]]], level: float) -> tuple[int, int]:
-    """How many benchmarks find their first comparison: at `level`, and corrected over the family."""
+    """Number of benchmarks whose first comparison is significant: at `level`, and corrected over the family."""
     first = [rows[0] for rows in rows_of]
     return sum(row["p_value"] < level for row in first), sum(row["significant"] for row in first)
 

@@ -1,4 +1,4 @@
-"""A deeper model made of a shallow one's layers, for timing where no real weights of that depth are at hand."""
+"""Makes a deeper model from a shallow one's layers, for timing where no real weights of that depth are available."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How fast the passage store is built and how much memory it takes, against a bare parse of the same file.
+"""Measures speed and memory of building the passage store, against a bare parse of the same file.
 
     python bench/store.py --out store.json                                  # 0.5, 1, 2 and 5 million passages
     python bench/store.py --out store.json --passages 200000,500000,1000000
 
-Run by hand, from the repository's root. Speed: `beir.open_corpus` into an empty folder, and `json.loads` for every
-line of the same corpus.jsonl, in turns, median of five. Memory: peak resident size of a process of its own for each
-size, beside that of one that builds no store; the slope is the least-squares line through the sizes.
+Run it by hand, from the repository's root. Speed: `beir.open_corpus` into an empty folder, and `json.loads` for every
+line of the same corpus.jsonl, in turns, median of five. Memory: peak resident size of one process for each size, and
+of one that builds no store; the slope is that of the least-squares line through the sizes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write(text: str) -> None:
-    """Puts a line on the console."""
+    """Prints a line."""
     sys.stdout.write(f"{text}\n")
 
 
@@ -88,7 +88,7 @@ def parse(path: Path) -> int:
 
 
 def passages(count: int, words: int) -> Iterator[tuple[str, str, str]]:
-    """Records with texts of about that many words, no two alike."""
+    """Records with texts of about that many words, all different."""
     source = random.Random(0)
     vocabulary = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) for _ in range(5000)]
     pieces = [" ".join(source.choices(vocabulary, k=words)) for _ in range(1000)]
@@ -121,7 +121,7 @@ def peak_of_build(count: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The numbers for people, and whether they meet the targets."""
+    """The numbers as a table, and whether they meet the targets."""
     speeds, memory_used = result["speed"], result["memory"]
     lines = [f"{task:<12} {rate:>12,.0f} passages/s" for task, rate in speeds["median"].items()]
     lines.append(f"store / bare parse: {speeds['store_to_parse']:.2f} (target: at least {FASTER})")

@@ -1,20 +1,20 @@
-"""LoRA training of the last layer against SentenceTransformerTrainer with PEFT.
+"""Compares LoRA training of the last layer with SentenceTransformerTrainer and PEFT.
 
     python -m bench.training
 
-Both sides train the same 12,288 numbers: adapters of rank 8 on query and value of the last layer. Same weights,
+Both sides train the same 12,288 numbers: adapters of rank 8 on query and value of the last layer. They share weights,
 texts (first paragraphs of docstrings, their functions, and one random other function as a negative), batches of 32,
-length limit, loss (in-batch softmax at the same temperature), learning rate and number format; bfloat16 is autocast
-with float32 weights on the other side, as its `bf16=True` does. What else their trainer does is left at its
+length limit, loss (in-batch softmax at the same temperature), learning rate and number format. In bfloat16 the other
+side uses autocast with float32 weights, as its `bf16=True` does. All other settings of the other trainer are its
 defaults, without evaluation, logging and saving.
 
-They take turns, epoch by epoch, in one process: at the start of each epoch of theirs, a callback first runs one of
-ours. The first epoch is left out on both sides; ours stores the activations of the frozen layers before it, and the
-rows say what that epoch takes with storing. The layers below the last run in training mode there and in evaluation
-mode here, because that is what each of them does with frozen layers.
+The sides take turns by epoch in one process: at the start of each epoch of the other side, a callback first runs one
+epoch of this project. The first epoch is left out on both sides. Before its first epoch this project stores the
+activations of the frozen layers; the rows show that epoch's time with storing. The layers below the last run in
+training mode on the other side and in evaluation mode here, as each side treats frozen layers.
 
-No real weights of a 12-layer model are at hand: it is all-MiniLM-L6-v2 with its six layers twice over. Weights do
-not change how long a pass takes.
+No real weights of a 12-layer model were available. The 12-layer model is all-MiniLM-L6-v2 with its six layers twice.
+Weights do not change the time of a pass.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ OURS, THEIRS = "this project", "sentence-transformers"
 
 @dataclass
 class Timing:
-    """What one pair of trainings took.
+    """Times of one pair of trainings.
 
     Attributes:
         seconds: side -> seconds of each epoch, the first included.

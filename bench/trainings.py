@@ -1,4 +1,4 @@
-"""Trainings for the research log: the benchmark's own Python interface, on validation queries, data shared by all.
+"""Trainings for the research log, through the benchmark's own Python interface, on validation queries and shared data.
 
 with Bench() as bench:
     values, found = bench.train(Run("LoRA", "lora"))    # nDCG@10 by query, and what is kept of the rest
@@ -57,7 +57,7 @@ Result = dict[str, Any]
 
 
 class Bench:
-    """The data and the activations of the frozen layers, which runs share.
+    """The data and the activations of the frozen layers that all runs share.
 
     Use as a context manager.
     """

@@ -1,9 +1,9 @@
-"""What the tuned runs of every arm found, for docs/research.md: kept from a run's dataset.json, and shown.
+"""Results of the tuned runs of every method, for docs/research.md: taken from a run's dataset.json, and shown.
 
     OMP_NUM_THREADS=1 python tier_1.py ... --log-dir logs/pystdlib     # the commands are in bench/experiments.py
     python -m bench.tuned pystdlib logs/pystdlib/*/dataset.json        # to bench/research/tuned/pystdlib.json
 
-The runs themselves are the command line's, with test queries; nothing here computes a score.
+The command line does the runs, with test queries; this module computes no score.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from maw.storage.files import write_json
 FOLDER = ROOT / "bench" / "research" / "tuned"
 NDCG = "ndcg_cut_10"
 ROUTED = "maw"
-"""The arm whose router is put to the test."""
+"""The method whose router is tested."""
 PAIR = ("mean_difference", "relative", "ci_low", "ci_high", "p_value")
 
 Content = Mapping[str, Any]
 
 
 def kept(dataset: Content) -> dict[str, Any]:
-    """What of a dataset.json the page needs."""
-    arms = {each.name: dataset["results"][each.key] for each in METHODS if each.key in dataset["results"]}
+    """The part of a dataset.json that the page needs."""
+    methods = {each.name: dataset["results"][each.key] for each in METHODS if each.key in dataset["results"]}
     against = {
         key.removeprefix("maw_vs_"): {name: tests[NDCG][name] for name in PAIR}
         for key, tests in dataset["significance"].items()
@@ -46,17 +46,17 @@ def kept(dataset: Content) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "sizes": {split: len_of(dataset, split) for split in ("train", "validation", "test")},
-        "passages": arms["zero_shot"]["evaluation"]["documents"],
-        "arms": {name: _arm(record) for name, record in arms.items()},
+        "passages": methods["zero_shot"]["evaluation"]["documents"],
+        "arms": {name: _method(record) for name, record in methods.items()},
         "maw_against": against,
-        "routing": [run["routing_test"] for run in arms[ROUTED]["runs"]],
-        "depths": [run["evaluation"]["routing"] for run in arms[ROUTED]["runs"]],
-        "distance": [_best(run)["val_routing"] for run in arms[ROUTED]["runs"]],
+        "routing": [run["routing_test"] for run in methods[ROUTED]["runs"]],
+        "depths": [run["evaluation"]["routing"] for run in methods[ROUTED]["runs"]],
+        "distance": [_best(run)["val_routing"] for run in methods[ROUTED]["runs"]],
     }
 
 
 def len_of(dataset: Content, split: str) -> int:
-    """Queries of a split."""
+    """Number of queries of a split."""
     return dataset["data"]["splits"][split]["queries"]
 
 
@@ -64,7 +64,7 @@ def _best(run: Content) -> Content:
     return next(each for each in run["training_history"] if each["epoch"] == run["best_epoch"])
 
 
-def _arm(record: Content) -> dict[str, Any]:
+def _method(record: Content) -> dict[str, Any]:
     tuning = record.get("tuning", [{}])[0]
     return {
         NDCG: record["metrics"][NDCG],
@@ -82,7 +82,14 @@ def _arm(record: Content) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- the page
 
 
-ARM_HEADER = ("arm", "rates chosen", "validation, best trial", "test nDCG@10", "sd over seeds", "trained numbers")
+METHOD_HEADER = (
+    "method",
+    "rates chosen",
+    "validation, best trial",
+    "test nDCG@10",
+    "sd over seeds",
+    "trained numbers",
+)
 TEST_HEADER = ("MAW against", "difference", "relative", "95% interval", "p", "Holm p", "detectable")
 ROUTER_HEADER = (
     "MAW's router, by seed",
@@ -103,13 +110,13 @@ def section(tuned: Tuned, content: Content | None) -> str:
     lines = [f"### {tuned.title}", "", f"    {tuned.command}", ""]
     if content is None:
         return "\n".join([*lines, "Not run yet.", ""])
-    sizes, arms = content["sizes"], content["arms"]
+    sizes, methods = content["sizes"], content["arms"]
     seeds = range(len(content["routing"]))
     lines += [
         f"{sizes['train']:,} training, {sizes['validation']:,} validation and {sizes['test']:,} test queries; "
         f"{content['passages']:,} passages. {content['machine']['processor']}, commit {content['commit']}.",
         "",
-        *table(ARM_HEADER, [_arm_row(name, arm) for name, arm in arms.items()]),
+        *table(METHOD_HEADER, [_method_row(name, record) for name, record in methods.items()]),
         "",
         *table(TEST_HEADER, [_test_row(name, test) for name, test in content["maw_against"].items()]),
         "",
@@ -120,18 +127,18 @@ def section(tuned: Tuned, content: Content | None) -> str:
     return "\n".join(lines)
 
 
-def _arm_row(name: str, arm: Content) -> tuple[str, ...]:
+def _method_row(name: str, record: Content) -> tuple[str, ...]:
     rates = [
         f"{(key.removesuffix('learning_rate') or 'layers').rstrip('_')} {rate:g}"
-        for key, rate in (arm["rates"] or {}).items()
+        for key, rate in (record["rates"] or {}).items()
     ]
     return (
         name,
         ", ".join(rates),
-        f"{arm['validation']:.4f}" if arm["validation"] else "",
-        f"{arm[NDCG]:.4f}",
-        f"{arm['std_over_seeds']:.4f}" if arm["std_over_seeds"] is not None else "",
-        f"{arm['trained_parameters']:,}",
+        f"{record['validation']:.4f}" if record["validation"] else "",
+        f"{record[NDCG]:.4f}",
+        f"{record['std_over_seeds']:.4f}" if record["std_over_seeds"] is not None else "",
+        f"{record['trained_parameters']:,}",
     )
 
 
@@ -166,7 +173,7 @@ def _routed(content: Content, index: int, side: str) -> tuple[str, ...]:
 
 
 def paragraph(text: str) -> str:
-    """A text in lines of a page."""
+    """A text, wrapped to the page's width."""
     return textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False)
 
 

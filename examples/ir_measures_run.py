@@ -1,10 +1,10 @@
-"""The rankings of a finished run, and of any other system, measured by ir_measures against the same judgements.
+"""Evaluates the rankings of a finished run, and of other systems, with ir_measures on the same judgements.
 
     python examples/ir_measures_run.py logs/tier1
     python examples/ir_measures_run.py logs/tier1 bm25.trec other.trec.gz      # TREC run files of other systems
 
-Every ranking that the run kept is a row of the table, and so is each file that is named; its queries and passages have
-to go by the ids of the run's own data. Queries that a file lacks count as 0.
+Every ranking of the run is a row of the table, and so is each named file. A file must use the query and passage ids of
+the run's own data. Queries that a file lacks count as 0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def measure(judged: Path, others: list[Path]) -> dict[str, dict[str, float]]:
 
 
 def main(run_dir: str, *others: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Prints and gives a table for each dataset of a run, of the newest results there."""
+    """Prints and returns a table for each dataset of a run, from its newest results."""
     newest = {path.name: path for path in sorted(Path(run_dir).glob("*/runs/*_qrels.trec"))}
     if not newest:
         raise SystemExit(f"{run_dir}: has no judgements; give the --log-dir of a finished run")

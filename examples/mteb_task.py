@@ -1,10 +1,10 @@
-"""A model of a finished run under mteb, on the test queries of that run.
+"""Evaluates a model of a finished run with mteb, on the test queries of that run.
 
     pip install mteb                               # needs a network; nothing else does
     python examples/mteb_task.py logs/tier1 maw
 
-It makes an mteb task of the run's own passages, queries and judgements, and prints nDCG@10 as mteb computes it beside
-the run's own. For a published task: `mteb.evaluate(MTEBEncoder(model), mteb.get_tasks(tasks=["SciFact"]))`.
+The script makes an mteb task of the run's own passages, queries and judgements. It prints mteb's nDCG@10 and the run's
+own. For a published task: `mteb.evaluate(MTEBEncoder(model), mteb.get_tasks(tasks=["SciFact"]))`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RunTask(AbsTaskRetrieval):
     )
 
     def load_data(self, *given: Any, **named: Any) -> None:
-        """Hands mteb what is in memory already."""
+        """Gives mteb the data in memory."""
         records = self.data.corpus.records()
         corpus = [{"id": key, "title": title, "text": text} for key, title, text in records]
         queries = [{"id": key, "text": text} for key, text in zip(self.data.query_ids, self.data.queries, strict=True)]
@@ -50,7 +50,7 @@ class RunTask(AbsTaskRetrieval):
 
 
 def main(run_dir: str, method: str) -> float:
-    """Evaluates one method of a run; gives mteb's nDCG@10."""
+    """Evaluates one method of a run; returns mteb's nDCG@10."""
     run = PastRun.open(run_dir)
     name = run.config.datasets[0]
     task = RunTask()

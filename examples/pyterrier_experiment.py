@@ -1,15 +1,15 @@
-"""A run in PyTerrier: its models as retrievers of a pipeline, its rankings and judgements as data frames.
+"""Uses a run in PyTerrier: its models as retrievers of a pipeline, its rankings and judgements as data frames.
 
     pip install pyterrier                          # needs a network; nothing else does, and no Java
     python examples/pyterrier_experiment.py logs/tier1
 
-It makes an experiment of PyTerrier over the run's own passages, queries and judgements, and prints its table: each
-method twice, as the model ranks now and as the run wrote it down. Both are the run's own numbers.
+The script runs a PyTerrier experiment on the run's own passages, queries and judgements, and prints its table. Each
+method appears twice: as the model ranks now, and as the run wrote its ranking. Both have the run's own numbers.
 
-`RunRetriever` is a transformer as others, so that pipelines can be built of it: `RunRetriever(run, "maw") % 50 >> ...`
-re-ranks the first 50, and `bm25 >> ...` joins it where PyTerrier has an index (which needs Java). The text of passages
-comes along. The other way, `pt.io.write_results(ranking, "mine.trec")` writes what `examples/ir_measures_run.py`, and
-every other tool for TREC runs, reads.
+`RunRetriever` is a PyTerrier transformer, so pipelines can use it: `RunRetriever(run, "maw") % 50 >> ...` re-ranks the
+first 50, and `bm25 >> ...` combines it with an index of PyTerrier (which needs Java). Its results include the text of
+passages. `pt.io.write_results(ranking, "mine.trec")` writes a TREC run file for `examples/ir_measures_run.py` and
+every other tool that reads such files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RunRetriever(pt.Transformer):
         return encode(self.model.encoder, source, batch_size=128, device=self.model.device).embeddings
 
     def transform(self, queries: pd.DataFrame) -> pd.DataFrame:
-        """One row for each passage that is found, best first; equal scores in trec_eval's order."""
+        """One row for each ranked passage, best first; equal scores are in trec_eval's order."""
         pt.validate.query_frame(queries, extra_columns=["query"])
         columns = [*queries.columns, "docno", "text", "score", "rank"]
         if queries.empty:  # by which PyTerrier finds out what a pipeline gives
@@ -80,7 +80,7 @@ def topics_and_qrels(run: PastRun) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def main(run_dir: str) -> pd.DataFrame:
-    """Prints and gives the table of the experiment."""
+    """Prints and returns the table of the experiment."""
     run = PastRun.open(run_dir)
     topics, qrels = topics_and_qrels(run)
     systems: dict[str, pt.Transformer | pd.DataFrame] = {}

@@ -1,4 +1,4 @@
-"""What a user can mend: every message is complete in itself and says what was wrong, where, and what to do."""
+"""Errors that a user can correct. Each message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 
 class MAWError(Exception):
-    """Anything the package refuses or cannot do that its user can mend; `str` is one line."""
+    """Base class: a refusal or failure that the user can correct; `str` is one line."""
 
 
 class ConfigError(MAWError):
     """A configuration that cannot run.
 
     Args:
-        problems: every mistake found, one line each.
+        problems: all mistakes, one line each.
     """
 
     def __init__(self, problems: Sequence[str]):
@@ -28,34 +28,34 @@ class ConfigError(MAWError):
 
 
 class DataError(MAWError):
-    """Data that is missing or malformed; the message names the file and line."""
+    """Missing or malformed data; the message names the file and line."""
 
 
 class MemoryLimitError(MAWError):
-    """There is not enough memory, and the message says what needs less."""
+    """Too little memory; the message says what needs less."""
 
 
 class NotFiniteError(MAWError):
-    """A loss, gradient, embedding or score that is NaN or infinite: what training that diverges ends in."""
+    """A loss, gradient, embedding or score is NaN or infinite, as when training diverges."""
 
 
 class DamagedError(MAWError):
-    """A file of the program's own that is not as it was written; the message names it."""
+    """A file that the program wrote has changed since; the message names it."""
 
 
 class ModelError(MAWError):
-    """A model that cannot be found, loaded or given depth attention."""
+    """A model cannot be found or loaded, or cannot take depth attention."""
 
 
 class OutputClosedError(BrokenPipeError):
-    """Whatever read standard output has closed it, which is no mistake; other broken pipes of a run are."""
+    """The reader of standard output has closed it. This is no mistake; other broken pipes are."""
 
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: Python's own, a GPU's, or that of torch's allocator on a CPU."""
+    """Whether memory ran out: in Python, on a GPU, or in torch's allocator on the CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def error_context(where: str) -> Iterator[None]:
-    """Puts the place in front of whatever turns out not to be finite inside the block."""
+    """Prefixes the message of a NotFiniteError raised inside the block with `where`."""
     try:
         yield
     except NotFiniteError as error:
@@ -77,7 +77,7 @@ _FULL_TEXT = os.strerror(errno.ENOSPC)
 def reason(error: Exception) -> str:
     """Why something failed, on one line: the system's reason, or the first line of the error.
 
-    A full disk is named as such, even if a library reports it in other words.
+    A full disk reads the same whichever library reports it.
     """
     whole = getattr(error, "strerror", None) or str(error)
     lines = [" ".join(line.split()).rstrip(".") for line in whole.splitlines() if line.strip()]
@@ -88,11 +88,11 @@ def reason(error: Exception) -> str:
 
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 200  # a path in full, and not a whole file that was pasted
+_SHORT.maxstring = _SHORT.maxother = 200  # long enough for a path, too short for a pasted file
 
 
 def show(value: Any) -> str:
-    """A short `repr` on one line, whatever the value is."""
+    """A short `repr` on one line, for any value."""
     try:
         return " ".join(_SHORT.repr(value).split())
     except ValueError:  # an integer of more digits than Python writes
@@ -100,11 +100,11 @@ def show(value: Any) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """What looks most like the word among what is known, or "" if nothing does."""
+    """The known word most similar to `word`, or "" if none is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`closest` as " (did you mean ...?)", or nothing."""
+    """`closest` as " (did you mean ...?)", or ""."""
     close = closest(word, known)
     return f" (did you mean {close}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Tiny random models with a tokenizer of their own, written to disk as real model folders."""
+"""Tiny random models with their own tokenizer, written to disk as model folders."""
 
 from __future__ import annotations
 

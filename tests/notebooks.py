@@ -1,4 +1,4 @@
-"""Runs the notebooks of examples/ from their first cell to their last.
+"""Runs the notebooks of examples/ from the first cell to the last.
 
 python tests/notebooks.py      # writes the outputs into the notebooks, as they are to be committed
 """

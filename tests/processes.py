@@ -1,9 +1,9 @@
-"""Runs a job in several processes that find each other as under torchrun, and collects what each of them gives.
+"""Runs a job in several processes, connected as under torchrun, and collects the result of each.
 
     python processes.py 2 training,search FOLDER       # FOLDER/training-0.json, ...
 
-The parent loads everything once and forks, so that one launch costs one import. It never computes: what autograd has
-started does not live through a fork.
+The parent loads everything once and forks, so that one launch costs one import. It never computes, since autograd's
+threads do not survive a fork.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tiny collections in the publishers' own file formats, for ir_datasets to read from a home folder of its own."""
+"""Tiny collections in the publishers' own file formats, in a home folder that ir_datasets reads."""
 
 from __future__ import annotations
 

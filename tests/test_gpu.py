@@ -1,4 +1,4 @@
-"""What must hold on a GPU: imports, the least that must work, batches, number formats, and one wait for each step.
+"""Tests for a GPU: imports, minimal trainings, batches, number formats, and one wait in each step.
 
 python -m pytest -m gpu                     # with tests/test_multi_gpu.py and the other tests marked so
 """

@@ -1,4 +1,4 @@
-"""The public names, and what importing them costs: torch and the rest are loaded when used and not before."""
+"""The public names, and lazy imports: torch and other heavy packages are loaded at first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The least that must work: each method builds, trains a little, and ranks real text."""
+"""Minimal check: each method builds, trains a little, and ranks real text."""
 
 from __future__ import annotations
 

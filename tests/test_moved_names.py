@@ -1,4 +1,4 @@
-"""Module paths of earlier versions: the names that documentation showed are still there, with a warning."""
+"""Module paths of earlier versions: the documented names still work, with a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several GPUs: what a CPU can show of it, and, marked `gpu`, the thing itself.
+"""Several GPUs: the checks that a CPU can do, and those marked `gpu`.
 
 python -m pytest -m gpu tests/test_multi_gpu.py
 """

@@ -1,4 +1,4 @@
-"""What an earlier version has written still works: models, reports, caches; an unfinished run is refused in one line.
+"""Outputs of earlier versions still work: models, reports, caches; an unfinished run is refused in one line.
 
 `tests/fixtures/README.md` says what the archive holds and how it was made.
 """

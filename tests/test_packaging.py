@@ -1,4 +1,4 @@
-"""A wheel built from this tree: what is in it, what it asks for, and that it works away from the tree."""
+"""A wheel built from this tree: its files, its requirements, and that it works elsewhere."""
 
 from __future__ import annotations
 

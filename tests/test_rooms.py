@@ -1,4 +1,4 @@
-"""The rooms of the package: every import points down one list, no files import each other in a circle.
+"""The rooms of the package: every import points down the list, and no files import each other in a circle.
 
 `ROOMS` is the order. `docs/architecture.md` explains the rooms, and its picture is drawn from this table.
 """

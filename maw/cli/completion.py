@@ -1,10 +1,10 @@
-"""The command `completion`: what makes a shell complete commands, flags and their values, made by shtab.
+"""The command `completion`: prints a shell's script that completes commands, flags and values, made by shtab.
 
     python tier_1.py completion bash > ~/.maw-completion.bash && source ~/.maw-completion.bash
     python tier_1.py completion zsh > ~/.zfunc/_tier_1.py           # a folder of $fpath
 
 It completes `tier_1.py`, `python tier_1.py` and the installed `maw-tier1`. In bash the words after `python` belong to
-python's own completion, which gets all that is not `tier_1.py`'s; zsh comes to the script's by itself.
+python's own completion, so the script wraps that one; zsh needs no wrapper.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHOICES = {"datasets": BUILT_DATASETS, "methods": (*METHODS, ALL), "method": ME
 _FUNCTION = "_shtab_tier_1_py"
 
 _BASH = """
-# `python tier_1.py`: this script's completion behind its name, and whatever completed python before everywhere else.
+# Completes `python tier_1.py`; passes all other words after `python` to its previous completion.
 _completion_loader python 2>/dev/null || _comp_load python 2>/dev/null
 [[ $(complete -p python 2>/dev/null) =~ -F\\ ([^ ]+) && ${BASH_REMATCH[1]} != _maw_python ]] &&
   _maw_python_before=${BASH_REMATCH[1]}
@@ -53,11 +53,7 @@ def main(words: argparse.Namespace) -> int:
 
 
 def script(shell: str) -> str:
-    """What a shell is to read.
-
-    Args:
-        shell: "bash" or "zsh".
-    """
+    """The completion script of "bash" or "zsh"."""
     made = shtab.complete(whole_parser(), shell=shell)
     if shell == "bash":
         return made + _BASH.replace("FUNCTION", _FUNCTION)
@@ -65,7 +61,7 @@ def script(shell: str) -> str:
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """The flags of a run with all commands as subparsers; argparse would not parse a command line by it."""
+    """The flags of a run, with all commands as subparsers; for completion only, not for parsing."""
     parser = build_parser()
     commands = parser.add_subparsers(dest="command")
     for name, command in COMMANDS.items():
@@ -78,12 +74,12 @@ def whole_parser() -> argparse.ArgumentParser:
 
 
 def _describe(action: argparse.Action) -> None:
-    """Says what the values of an argument may be, where argparse does not know it."""
+    """Adds the values of an argument, where argparse does not know them."""
     if action.dest in _CHOICES:
         action.choices = _CHOICES[action.dest]
     elif action.dest in kinds() and kinds()[action.dest].choices:
         action.choices = kinds()[action.dest].choices
     elif action.dest in _FOLDERS:
-        vars(action)["complete"] = shtab.DIRECTORY  # how shtab is told
+        vars(action)["complete"] = shtab.DIRECTORY  # read by shtab
     elif action.dest in _FILES:
         vars(action)["complete"] = shtab.FILE

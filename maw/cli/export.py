@@ -1,4 +1,4 @@
-"""`tier_1.py export`: writes a trained retriever as a folder for sentence-transformers."""
+"""The command `export`: writes a trained retriever as a folder for sentence-transformers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from maw.models.export.sentence_transformers import MODELING, check_free, export
 def main(words: argparse.Namespace) -> int:
     """The command `export`, see `maw.cli.commands`."""
     if words.public and not words.push_to_hub:
-        parser_of("export").error("--public is for --push-to-hub, which is not given")
+        parser_of("export").error("--public needs --push-to-hub")
     check_free(Path(words.out))
     run = PastRun.open(words.run_dir, words.dataset)
     run.record(words.method)
     if words.push_to_hub:
-        check_hub(words.push_to_hub)  # before minutes of work, and before anything is written
+        check_hub(words.push_to_hub)  # fails early, before the model is loaded or anything is written
     model = run.model(words.method, words.seed, words.fold)
-    place = words.push_to_hub or "this/folder"
-    card = model_card(model.spec, run, words.method, seed=words.seed, fold=words.fold, exported_to=place)
+    target = words.push_to_hub or "this/folder"
+    card = model_card(model.spec, run, words.method, seed=words.seed, fold=words.fold, exported_to=target)
     folder = export_retriever(model, words.out, card)
     trust = ", trust_remote_code=True" if (folder / MODELING).exists() else ""
     sys.stdout.write(f'Written to {folder}; load it with SentenceTransformer("{folder}"{trust})\n')

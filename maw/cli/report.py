@@ -1,10 +1,8 @@
-"""The commands `report` and `compare` of `tier_1.py`: what can be done with the files of runs alone.
+"""The commands `report` and `compare`: they read files of runs and load neither a model nor a collection.
 
-    python tier_1.py report logs/tier1                        # every report again
-    python tier_1.py compare logs/a logs/b                    # the same methods of two runs, on their common queries
-    python tier_1.py compare logs/a logs/b --method maw --against lora --out comparison.json
-
-Neither loads a model or a collection.
+python tier_1.py report logs/tier1                        # writes every report again
+python tier_1.py compare logs/a logs/b                    # the same methods of two runs, on their common queries
+python tier_1.py compare logs/a logs/b --method maw --against lora --out comparison.json
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ def report(words: argparse.Namespace) -> int:
     from maw.report.rebuild import find_folders, write_reports
     from maw.runtime.console import answer
 
-    alone = "torch" not in sys.modules  # whose threads a copy of this process, as others start with, would lack
+    alone = "torch" not in sys.modules  # a forked process lacks torch's threads
     folder = write_reports(words.run, find_folders(words.run), processes=(os.cpu_count() or 1) if alone else 1)
     answer(f"Written to {folder}")
     return 0

@@ -1,16 +1,15 @@
-"""Searches a run's collection with the models that it trained, from the shell.
+"""The command `search`: searches a run's passages with its trained models.
 
     python tier_1.py search logs/tier1 "parse a date" --method maw
     python tier_1.py search logs/tier1 "parse a date" --method zero_shot,maw --k 5       # side by side
 
-Of the passages and of the query it says which depth MAW took. The first search with a method encodes the whole corpus;
-the embeddings are kept in the cache folder, by the hash of the model's weights, for those that follow.
+It also shows the depths that MAW picked for the query and the passages. The first search with a method encodes the
+whole corpus; later ones read the embeddings from the cache folder, by the hash of the model's weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -33,18 +32,10 @@ from maw.models.tokenized import ListTexts
 from maw.report.text.format import WIDTH, as_table, clean
 from maw.search.exact import top_k
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found.
-
-    Attributes:
-        row: in the corpus.
-        score: as the model compares.
-        depth: the passage's, as `depth_of` says it; "" without MAW.
-    """
+    """One passage of a ranking: its row in the corpus, score, and depth as `depth_of` shows it ("" without MAW)."""
 
     row: int
     score: float
@@ -53,7 +44,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What one method finds for a query: its own depth, and the passages, best first."""
+    """The ranking of one method for a query, and the query's depth."""
 
     method: str
     depth: str
@@ -61,16 +52,16 @@ class Found:
 
 
 class _KeptEmbedder(Embedder):
-    """An embedder that keeps trained models' embeddings too: here the same weights are asked again."""
+    """An embedder that caches the embeddings of trained models too, since later searches use the same weights."""
 
     @property
     def _fixed(self) -> bool:
         encoder = self.model.encoder
         routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
-        return "random" not in routers  # whose seed is no part of what an entry is found by
+        return "random" not in routers  # the cache key does not include the seed of a random router
 
     def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
-        """A file for the embeddings, (N, C); how often a text took which depth, (N, M, D), is not kept."""
+        """Caches the embeddings (N, C), but not the depth shares (N, M, D)."""
         return super()._place(temporary, shape, form) if len(shape) == 2 else in_memory(shape)
 
 
@@ -81,12 +72,12 @@ def main(words: argparse.Namespace) -> int:
     run = PastRun.open(words.run_dir, words.dataset)
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     if not methods:
-        raise ConfigError([f"search: --method names no method; it compared {', '.join(run.methods)}"])
+        raise ConfigError([f"search: --method names no method; the run has {', '.join(run.methods)}"])
     for method in methods:
-        run.record(method)  # says now, not after minutes of encoding, that there is no such method
+        run.record(method)  # raises for an unknown method, before minutes of encoding
     run.check_training(words.seed, words.fold)
     corpus = run.corpus()
-    sys.stderr.write(f"{run.name}: {len(corpus):,} passages; a method's first search encodes them all\n")
+    sys.stderr.write(f"{run.name}: {len(corpus):,} passages; the first search with a method encodes all of them\n")
     found = []
     for method in methods:
         model = run.model(method, words.seed, words.fold, precision=run.config.precision)
@@ -96,14 +87,7 @@ def main(words: argparse.Namespace) -> int:
 
 
 def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: Corpus, query: str, k: int) -> Found:
-    """The k best passages for one query.
-
-    Args:
-        model: on the device that computes.
-        method: its name, for the result.
-        config: its batch size and cache folder are used.
-        corpus: the passages; their embeddings come from the cache if they are there.
-    """
+    """Ranks the k best passages for one query, with cached embeddings if there are any; `method` names the result."""
     embedder = _KeptEmbedder(model, config, model.device)
     documents = embedder.encode(corpus, "document", f"{method}: passages")
     asked = encode(model.encoder, model.source([query], "query"), batch_size=1, device=model.device)
@@ -121,31 +105,27 @@ def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: C
 
 
 def depth_of(share_MD: np.ndarray) -> str:
-    """The depth of a text in each MAW layer, with its share where tokens, heads or mixing divide a text.
-
-    Args:
-        share_MD: how often the text took each depth, by layer.
-    """
+    """The depth of a text per MAW layer, with its share if tokens, heads or a mixture use several depths."""
     best = share_MD.argmax(-1)
     shares = share_MD[np.arange(len(best)), best]
     return "/".join(f"{d}" if s > 0.9995 else f"{d} ({s:.0%})" for d, s in zip(best, shares, strict=True))
 
 
 def show_found(found: Sequence[Found], corpus: Corpus, query: str) -> str:
-    """What the methods found as text: one list, or for several methods a table and then the passages."""
+    """The rankings as text: one list, or for several methods a table and then the passages."""
     lines = [f'"{clean(query)}"']
     lines += [f"{find_method(each.method).label}: the query takes depth {each.depth}" for each in found if each.depth]
     ids = {hit.row: clean(corpus.id_of([hit.row])[0]) for each in found for hit in each.hits}
     texts = {row: clean(corpus.take([row])[0]) for row in ids}
     if len(found) == 1:
-        for place, hit in enumerate(found[0].hits, start=1):
+        for rank, hit in enumerate(found[0].hits, start=1):
             depth = f"  depth {hit.depth}" if hit.depth else ""
-            lines += ["", f"{place:>3}  {hit.score:.4f}  {ids[hit.row]}{depth}", *_passage(texts[hit.row])]
+            lines += ["", f"{rank:>3}  {hit.score:.4f}  {ids[hit.row]}{depth}", *_passage(texts[hit.row])]
         return "\n".join(lines)
     header = ["", *(find_method(each.method).label for each in found)]
     rows = []
-    for place in range(max(len(each.hits) for each in found)):
-        rows.append([f"{place + 1:>3}", *(_cell(each.hits[place], ids) for each in found)])
+    for index in range(max(len(each.hits) for each in found)):
+        rows.append([f"{index + 1:>3}", *(_cell(each.hits[index], ids) for each in found)])
     lines += ["", as_table(header, rows)]
     for row, text in texts.items():
         lines += ["", ids[row], *_passage(text)]

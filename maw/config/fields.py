@@ -1,8 +1,7 @@
-"""What one field of the configuration may hold: its kind, its range, and the words for what is wrong with a value.
+"""Types and rules of configuration fields, and messages for wrong values.
 
-`maw.config.tier1_config` states the rules as annotations on the fields (`Annotated[int, Range(1, 4096)]`); this module
-reads and applies them. A value comes typed from Python, or as text from a flag or a file; both end in the
-same check.
+`maw.config.tier1_config` states the rules as annotations (`Annotated[int, Range(1, 4096)]`); this module reads and
+applies them. A value is typed in Python, or is text from a flag or a file; both pass the same check.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from maw.errors import show, suggestion
 
 Layers = None | str | int | list[int]
-"""Layers counted from 1, or from the end with -1; `last`, `all`, `none`, or None for the last."""
+"""Layers counted from 1, or from the end with -1; `last`, `all`, `none`; None means the last."""
 
 LAYER_WORDS = ("last", "all", "none")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -24,7 +23,7 @@ _LAYER_HELP = "must be last, all, none, or layer numbers like 5,6 or -1"
 
 
 class Range(NamedTuple):
-    """The numbers a field may hold; an `open` end is not itself allowed."""
+    """Numbers that a field may hold; an `open` end is excluded."""
 
     low: float
     high: float
@@ -32,7 +31,7 @@ class Range(NamedTuple):
     open_high: bool = False
 
     def holds(self, number: float) -> bool:
-        """Whether the number lies within."""
+        """Whether the number lies in the range."""
         above = self.low < number if self.open_low else self.low <= number
         return above and (number < self.high if self.open_high else number <= self.high)
 
@@ -42,14 +41,14 @@ class Range(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """A text that must match a regular expression from end to end; `meaning` says it in words."""
+    """A regular expression for the whole text, and its `meaning` in words."""
 
     regex: str
     meaning: str
 
 
 class Problem(NamedTuple):
-    """One mistake: the field it is about, what is wrong, and other fields it follows from."""
+    """One mistake: its field, its text, and other fields that it depends on."""
 
     name: str
     text: str
@@ -60,18 +59,18 @@ class Problem(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How the values of one field are read and checked."""
+    """Type and rules of one field."""
 
     base: type | str
     optional: bool
     choices: tuple[str, ...] = ()
     rule: Range | Pattern | None = None
     word: str = ""
-    """A word that is taken in place of a number, such as full."""
+    """A word allowed in place of a number, such as full."""
 
 
 def kinds_of(config_class: type[Any]) -> dict[str, Kind]:
-    """The kind of every field, read from its annotation."""
+    """The kind of every field, from its annotation."""
     hints = get_type_hints(config_class, include_extras=True)
     return {name: _kind(hints[name]) for name in config_class.__dataclass_fields__}
 
@@ -96,10 +95,9 @@ def _kind(hint: Any) -> Kind:
 
 
 def from_text(kind: Kind, text: str) -> Any:
-    """What a text says, in the field's own type; the text itself when it says nothing of that type.
+    """Converts text to the field's type; returns the text itself if that fails, for `check` to report.
 
-    The check that follows names the mistake. `none` stands for None, except among layers, where it means no
-    layer.
+    `none` means None; for layers it means no layer.
     """
     if kind.base == "layers":
         return _layers_from_text(text)
@@ -120,7 +118,7 @@ def from_text(kind: Kind, text: str) -> Any:
 
 
 def split_names(text: str) -> list[str]:
-    """Names separated by commas or blanks; a `beir:` path keeps its blanks."""
+    """Splits names at commas and blanks; a `beir:` path keeps its blanks."""
     parts = [part.strip() for part in text.split(",")]
     return [name for part in parts for name in ([part] if part.startswith("beir:") else part.split())]
 
@@ -133,9 +131,9 @@ def _layers_from_text(text: str) -> Any:
 
 
 def check(kind: Kind, value: Any) -> tuple[Any, str | None]:
-    """The value in its final form, and what is wrong with it, or None.
+    """The value in its final form, and its mistake or None.
 
-    An int is taken where a float is asked, a tuple where a list is; a bool is never a number.
+    An int may stand for a float and a tuple for a list; a bool is never a number.
     """
     if kind.base == "layers":
         return _check_layers(value)
@@ -194,21 +192,21 @@ def _check_names(value: Any) -> tuple[Any, str | None]:
 def _check_layers(value: Any) -> tuple[Any, str | None]:
     if isinstance(value, str):
         value = _layers_from_text(value)
-        word = value.strip().lower() if isinstance(value, str) else ""
-        if isinstance(value, str):
-            return word, None if word in LAYER_WORDS else f"{_LAYER_HELP}, got {show(value)}"
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return word, None if word in LAYER_WORDS else f"{_LAYER_HELP}, got {show(value)}"
     if value is None:
         return None, None
     numbers = list(value) if isinstance(value, list | tuple) else [value]
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
         return value, f"{_LAYER_HELP}, got {show(value)}"
     if 0 in numbers:
-        return value, "layers are counted from 1; there is no layer 0"
+        return value, "there is no layer 0; layers are counted from 1"
     return numbers, None
 
 
 def check_all(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Checks each value by its field's kind: (the good values in final form, the problems)."""
+    """Checks each value by its field's kind; returns the good values in final form, and the problems."""
     good: dict[str, Any] = {}
     problems = []
     for name, value in values.items():

@@ -7,19 +7,18 @@ from maw.errors import ConfigError, show
 
 
 def parse_layers(value: Layers, num_layers: int, name: str = "layers") -> tuple[int, ...]:
-    """The layers that a setting means, of a model with that many.
+    """Resolves a setting such as "last" or [5, -1] to layer numbers.
 
     Args:
-        value: None or "last", "all", "none", "5,6", a number or a list of numbers; from 1, or from the end
-            with -1.
-        num_layers: layers of the model.
-        name: the setting, for the message.
+        value: None or "last", "all", "none", "5,6", a number or a list of numbers; from 1, or from the end with -1.
+        num_layers: number of layers of the model.
+        name: name of the setting, for the message.
 
     Returns:
-        Layer numbers from 1, ascending, each once.
+        Layer numbers from 1, ascending, without duplicates.
 
     Raises:
-        ConfigError: not a way to name layers, or a layer that the model does not have.
+        ConfigError: the value names no layers, or a layer that the model lacks.
     """
     final, wrong = check(Kind("layers", optional=True), value)
     if wrong:

@@ -1,4 +1,4 @@
-"""Presets: named sets of defaults, and the sections in which settings are shown."""
+"""Presets, and the sections of the help text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "full": {"train_samples": 2000, "val_samples": 500, "test_samples": 1000, "num_epochs": 10},
     "production": {"train_samples": 5000, "val_samples": 500, "test_samples": 2000, "num_epochs": 20},
 }
-"""Named sets of defaults; `full` is what a run without a preset does."""
+"""Named sets of defaults; `full` equals a run without a preset."""
 
 SECTIONS = {
     "model": "model",
@@ -34,4 +34,4 @@ SECTIONS = {
     "quiet": "console and trackers",
     "log_dir": "storage",
 }
-"""The field that opens each section of the help, and the section's title."""
+"""First field of each section of the help text -> title of the section."""

@@ -1,4 +1,4 @@
-"""Datasets: from a name on the command line to a collection whose splits are drawn and checked."""
+"""Datasets: from a name on the command line to a collection with sampled and checked splits."""
 
 from functools import partial
 

@@ -1,7 +1,6 @@
-"""The three kinds of file of a folder in BEIR layout, read line by line and checked.
+"""Reads and checks the three kinds of file in a BEIR folder, line by line.
 
-What is malformed stops with one line that names file and line. A byte order mark, CRLF line ends and blank lines are
-accepted.
+Malformed input raises a one-line error with file and line. Byte order marks, CRLF and blank lines are accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config.tier1_config import LARGEST_GRADE
-from maw.data.store import UNFIT_ID, Record, Where
+from maw.data.store import UNFIT_ID, Record, Where, encodable
 from maw.errors import DataError, reason, show
 
 LONGEST_LINE = 16 << 20
@@ -27,7 +26,7 @@ GRADE = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
 
 @dataclass(frozen=True)
 class Judgements:
-    """One qrels file."""
+    """Contents of one qrels file."""
 
     path: Path
     qrels: dict[str, dict[str, int]]
@@ -36,7 +35,7 @@ class Judgements:
 
 
 def read_corpus(path: Path) -> Iterator[Record]:
-    """Yields (id, title, text) of each line; ids and texts are further checked by `Corpus.build`."""
+    """Yields (id, title, text) of each line; `Corpus.build` checks ids and texts further."""
     for number, value in read_objects(path):
         get = value.get
         identifier, title, text = get("_id"), get("title"), get("text")
@@ -48,7 +47,7 @@ def read_corpus(path: Path) -> Iterator[Record]:
 
 
 def read_queries(path: Path, wanted: set[str]) -> tuple[dict[str, str], int]:
-    """The texts of the queries in `wanted`, in the order of the file, and how many others have no text.
+    """Reads the texts of the queries in `wanted`, in file order, and counts all queries without text.
 
     Raises:
         DataError: a malformed line, a repeated id, or a wanted query without text.
@@ -61,23 +60,19 @@ def read_queries(path: Path, wanted: set[str]) -> tuple[dict[str, str], int]:
         if not (isinstance(identifier, str) and identifier and isinstance(text, str)):
             raise DataError(f"{path}:{number}: {_wrong_field(value)}")
         if identifier in seen:
-            raise DataError(
-                f"{path}:{number}: the query id {show(identifier)} was used before, in line "
-                f"{seen[identifier]}; give each query its own id"
-            )
+            text = f"the query id {show(identifier)} was used before, in line {seen[identifier]}"
+            raise DataError(f"{path}:{number}: {text}; give each query its own id")
         problem = unfit(identifier, text)
         if problem:
             raise DataError(f"{path}:{number}: {problem}")
         seen[identifier] = number
-        blank = not text.strip()
-        if identifier in wanted:
-            if blank:
-                raise DataError(
-                    f"{path}:{number}: the query {show(identifier)} is empty and has judgements; "
-                    "give it a text or remove its judgements"
-                )
+        if not text.strip():
+            if identifier in wanted:
+                advice = "give it a text or remove its judgements"
+                raise DataError(f"{path}:{number}: the query {show(identifier)} is empty and has judgements; {advice}")
+            empty += 1
+        elif identifier in wanted:
             texts[identifier] = text
-        empty += blank
     return texts, empty
 
 
@@ -85,76 +80,59 @@ def read_qrels(path: Path) -> Judgements:
     """Reads one qrels file.
 
     Raises:
-        DataError: no header, a line without three columns, a grade that is no integer or out of range, or two for
-            a pair.
+        DataError: no header, a line without three columns, a grade that is no integer or out of range, or two grades
+            for one pair.
     """
     qrels: dict[str, dict[str, int]] = {}
     repeated, number = 0, 0
     for number, (query_id, passage_id, grade) in qrels_rows(path):
         if not GRADE.fullmatch(grade):
-            raise DataError(
-                f"{path}:{number}: the score {show(grade)} is not an integer; write a grade such as 0 or 1"
-            )
+            text = f"the score {show(grade)} is not an integer; write a grade such as 0 or 1"
+            raise DataError(f"{path}:{number}: {text}")
         if abs(int(grade)) > LARGEST_GRADE:
-            raise DataError(
-                f"{path}:{number}: the score {show(grade)} is out of range; grades go from -{LARGEST_GRADE} to "
-                f"{LARGEST_GRADE}"
-            )
+            limits = f"grades go from -{LARGEST_GRADE} to {LARGEST_GRADE}"
+            raise DataError(f"{path}:{number}: the score {show(grade)} is out of range; {limits}")
         judged = qrels.setdefault(query_id, {})
         if passage_id not in judged:
             judged[passage_id] = int(grade)
         elif judged[passage_id] == int(grade):
             repeated += 1
         else:
-            raise DataError(
-                f"{path}:{number}: {show(passage_id)} has two grades for the query {show(query_id)}, "
-                f"{judged[passage_id]} and {int(grade)}; keep one"
-            )
+            text = f"{show(passage_id)} has two grades for the query {show(query_id)}"
+            raise DataError(f"{path}:{number}: {text}, {judged[passage_id]} and {int(grade)}; keep one")
     if not qrels:
         raise DataError(f"{path}:1: there is no judgement under the header; add some or remove the file")
     return Judgements(path, qrels, number, repeated)
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the line number and the JSON object of each line that is not blank.
+    """Yields line number and JSON object of each line that is not blank.
 
     Raises:
-        DataError: the file is missing or empty, or a line is too long, not UTF-8, or not a JSON object.
+        DataError: the file is missing or empty, or a line is too long, not UTF-8, or no JSON object.
     """
-    scan, empty = json.JSONDecoder().raw_decode, True
+    empty = True
     for number, line in read_lines(path):
+        if line.isspace():
+            continue
         try:
-            value, end = scan(line)
-        except (ValueError, RecursionError):
-            value, end = None, 0
-        if type(value) is not dict or not line[end:].isspace():  # rare: let the slow way judge
-            if line.isspace():
-                continue
-            value = _object(path, number, line)
+            value = json.loads(line)
+        except RecursionError:
+            raise DataError(f"{path}:{number}: the JSON is nested too deeply; write a flat object") from None
+        except ValueError as error:
+            why = "it holds a NUL character" if "\0" in line else show(str(error))
+            raise DataError(f"{path}:{number}: the line is not JSON ({why}); write one object a line") from error
+        if not isinstance(value, dict):
+            text = f"the line is not a JSON object but a {type(value).__name__}"
+            raise DataError(f'{path}:{number}: {text}; write {{"_id": ..., "text": ...}}')
         empty = False
         yield number, value
     if empty:
         raise DataError(f"{path}:1: the file is empty; it needs one JSON object a line")
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except RecursionError:
-        raise DataError(f"{path}:{number}: the JSON is nested too deeply; write a flat object") from None
-    except ValueError as error:
-        reason = "it holds a NUL character" if "\0" in line else show(str(error))
-        raise DataError(f"{path}:{number}: the line is not JSON ({reason}); write one object a line") from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path}:{number}: the line is not a JSON object but a {type(value).__name__}; "
-            'write {"_id": ..., "text": ...}'
-        )
-    return value
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields number and text of each line, from 1, its end included; never more than one in memory."""
+    """Yields number, from 1, and text of each line, line end included; holds one line in memory."""
     try:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
@@ -162,27 +140,24 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             lines = iter(partial(file.readline, LONGEST_LINE + 1), b"")
             for number, line in enumerate(lines, start=1):
                 if len(line) > LONGEST_LINE:
-                    raise DataError(
-                        f"{path}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB; "
-                        "split the text or check the line ends"
-                    )
+                    text = f"the line is longer than {LONGEST_LINE >> 20} MiB; split the text or check the line ends"
+                    raise DataError(f"{path}:{number}: {text}")
                 if number == 1:
                     line = line.removeprefix(BOM) or b"\n"
                 try:
                     yield number, line.decode()
                 except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
-                    ) from error
+                    text = f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+                    raise DataError(f"{path}:{number}: {text}") from error
     except OSError as error:
         raise DataError(f"{path}: the file cannot be read ({show(reason(error))[1:-1]})") from error
 
 
 def qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields the line number and the three columns of each judgement, below the header.
+    """Yields line number and the three columns of each judgement.
 
     Raises:
-        DataError: no header, a line without three columns, an id that is empty, or a NUL.
+        DataError: no header, a line without three columns, an empty id, or a NUL.
     """
     header = False
     for number, line in read_lines(path):
@@ -191,17 +166,13 @@ def qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         columns = line.rstrip("\r\n").split("\t")
         if not header:
             if [column.strip() for column in columns] != HEADER:
-                raise DataError(
-                    f"{path}:{number}: the first line is {show(line.rstrip())}; it must be query-id, corpus-id "
-                    "and score, separated by tabs"
-                )
+                needed = "it must be query-id, corpus-id and score, separated by tabs"
+                raise DataError(f"{path}:{number}: the first line is {show(line.rstrip())}; {needed}")
             header = True
             continue
         if len(columns) != len(HEADER):
-            raise DataError(
-                f"{path}:{number}: {len(columns)} columns instead of 3; separate query-id, corpus-id and "
-                "score by single tabs"
-            )
+            advice = "separate query-id, corpus-id and score by single tabs"
+            raise DataError(f"{path}:{number}: {len(columns)} columns instead of 3; {advice}")
         if "\0" in line:
             raise DataError(f"{path}:{number}: the line holds a NUL character; remove it")
         if not columns[0] or not columns[1]:
@@ -222,20 +193,18 @@ def _wrong_field(value: dict[str, Any]) -> str:
 
 
 def unfit(identifier: str, text: str) -> str | None:
-    """What is wrong with a query's id and text, or None."""
+    """The mistake in a query's id or text, or None."""
     if re.search(UNFIT_ID, identifier):
         return "the query id holds a control character (tab, line end, NUL); remove it"
     if "\0" in text:
         return "the text holds a NUL character; remove it"
-    try:
-        (identifier + text).encode("utf-8")
-    except UnicodeEncodeError:
+    if not encodable(identifier + text):
         return "an escape is half of a surrogate pair; write the whole character"
     return None
 
 
 def line_finder(path: Path, header: int = 0) -> Where:
-    """row -> "file:line" below so many header lines; reads the file again, since only errors ask for it."""
+    """A function from row to "file:line", below `header` lines; it reads the file again, for errors only."""
 
     def where(row: int) -> str:
         lines = (number for number, line in read_lines(path) if not line.isspace())

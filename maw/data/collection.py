@@ -1,8 +1,6 @@
-"""Queries and judgements, and the passages they go with.
+"""Data types of a dataset: `Corpus` (passages), `RetrievalData` (one split) and `Collection` (all splits).
 
-Every loader in `maw.data` ends in three types, and training, encoding and evaluation see nothing else: a
-`maw.data.corpus.Corpus` (passages), a `RetrievalData` (one split) and a `Collection` (three splits and the facts that
-the report prints).
+Every loader in `maw.data` returns these, and training, encoding and evaluation use nothing else.
 """
 
 from __future__ import annotations
@@ -19,22 +17,22 @@ from maw.errors import DataError, show
 
 @dataclass(frozen=True)
 class RetrievalData:
-    """One split: queries, judgements and the corpus to search.
+    """One split: queries, qrels and the corpus to search.
 
     Attributes:
         corpus: the passages.
         name: "train", "validation" or "test".
         query_ids: (Q,) unique ids.
         queries: (Q,) texts.
-        qrels: query id -> passage id -> grade, with exactly the ids of `query_ids`. A grade of 1 or more is
-            relevant; 0 is judged not relevant; below 0 the metrics take a passage for unjudged, as trec_eval does.
-            Each query has a relevant passage in the corpus.
-        negatives: query id -> ids of hard negatives, the best to train against first.
-        answers: query id -> strings of which a passage that answers it holds one; for some collections only.
-        relevance_level: grade from which a passage counts as relevant in the binary metrics.
+        qrels: query id -> passage id -> grade, with exactly the ids of `query_ids`. Grade 1 or more is relevant, 0 is
+            judged not relevant; below 0 a passage counts as unjudged, as in trec_eval. Each query has a relevant
+            passage in the corpus.
+        negatives: query id -> ids of hard negatives, the best ones first.
+        answers: query id -> strings, one of which an answering passage contains; only in some collections.
+        relevance_level: lowest grade that counts as relevant in the binary metrics.
 
     Raises:
-        DataError: one of the above does not hold.
+        DataError: one of these conditions is violated.
     """
 
     corpus: Corpus
@@ -60,16 +58,14 @@ class RetrievalData:
         answered = {q for (q, _), ok in zip(pairs, there, strict=True) if ok}
         for query_id in self.query_ids:
             if query_id not in answered:
-                raise DataError(
-                    f"{self.name}: the query {show(query_id)} has no relevant passage (grade 1 or more) "
-                    "in the corpus; add one or leave the query out"
-                )
+                text = "has no relevant passage (grade 1 or more) in the corpus; add one or leave the query out"
+                raise DataError(f"{self.name}: the query {show(query_id)} {text}")
 
     def __len__(self) -> int:
         return len(self.query_ids)
 
     def only(self, ids: Sequence[str]) -> RetrievalData:
-        """The part of the split that holds the queries `ids`, in their order."""
+        """The split with only the queries `ids`, in their order."""
         text_of = dict(zip(self.query_ids, self.queries, strict=True))
         return replace(
             self,
@@ -81,7 +77,7 @@ class RetrievalData:
         )
 
     def qrels_hash(self) -> str:
-        """SHA-256 of the judgements, whatever the order they came in."""
+        """SHA-256 of the qrels, independent of their order."""
         rows = sorted((q, d, grade) for q, judged in self.qrels.items() for d, grade in judged.items())
         return hashlib.sha256(json.dumps(rows).encode("ascii")).hexdigest()
 
@@ -91,14 +87,13 @@ class Collection:
     """A dataset as a run uses it.
 
     Attributes:
-        name: fit for a folder name, e.g. "pystdlib" or "beir_nq".
-        title: for people.
-        train, validation, test: the drawn splits. Train and validation are empty where a dataset has none
-            and no method of the run trains.
-        facts: JSON-able; source, version, counts, rules, skipped counts and the list of warnings, for the
-            report.
-        groups: query id -> a name that it shares with the queries that must not be parted from it when the queries are
-            divided anew (`maw.data.folds`); a query without one stands alone.
+        name: usable as a folder name, e.g. "pystdlib" or "beir_nq".
+        title: name for display.
+        train, validation, test: the sampled splits. Train and validation are empty if the dataset has none and no
+            method of the run trains.
+        facts: JSON-able facts for the report: source, version, counts, rules, skipped counts, warnings.
+        groups: query id -> name of its group; queries of one group stay in one fold (`maw.data.folds`). A query
+            without a group stands alone.
     """
 
     name: str

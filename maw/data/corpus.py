@@ -22,33 +22,25 @@ from maw.storage.files import read_json
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[int] | np.ndarray
-"""Which passages, by their place in the corpus: (N,)."""
+"""Row numbers of passages: (N,)."""
 
 
 class Corpus:
     """Passages in a memory-mapped Arrow store, addressed by row.
 
-    Make one with `Corpus.cached`, `Corpus.build`, `Corpus.open` or `Corpus.from_lists`.
+    Create one with `Corpus.cached`, `Corpus.build`, `Corpus.open` or `Corpus.from_lists`.
 
     Attributes:
         dataset: the `datasets.Dataset` with the columns id, title and text.
         fingerprint: SHA-256 over all ids, titles and texts in order.
-        empty: number of passages with no text at all, title included.
-        manifest: what `manifest.json` says; empty for a corpus in memory.
-        folder: where the store lies; None for a corpus in memory.
+        empty: number of passages without any text, title included.
+        manifest: content of `manifest.json`; empty for a corpus in memory.
+        folder: folder of the store; None for a corpus in memory.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        index: np.ndarray,
-        fingerprint: str,
-        empty: int,
-        manifest: Mapping[str, Any] | None = None,
-        folder: Path | None = None,
-    ):
-        self.dataset, self.fingerprint, self.empty = dataset, fingerprint, empty
-        self.manifest, self.folder = dict(manifest or {}), folder
+    def __init__(self, dataset: Any, index: np.ndarray, facts: Mapping[str, Any], folder: Path | None = None):
+        self.dataset, self.fingerprint, self.empty = dataset, facts["fingerprint"], facts["empty"]
+        self.manifest, self.folder = dict(facts) if folder else {}, folder
         self._hashes, self._rows = index
         self._arrow = dataset.with_format("arrow")
 
@@ -61,7 +53,7 @@ class Corpus:
         return Ids(self.dataset.data.column("id"))
 
     def take(self, rows: Rows) -> list[str]:
-        """The texts at `rows`: title, one blank and text; the one that is there where the other is empty."""
+        """The texts at `rows`: title, blank and text; only one of them if the other is empty."""
         table = self._gather(rows)
         pairs = zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
         return [f"{title} {text}" if title and text else title or text for title, text in pairs]
@@ -71,7 +63,7 @@ class Corpus:
         return self._gather(rows)["id"].to_pylist()
 
     def ids_of(self, rows_QK: np.ndarray) -> list[list[str]]:
-        """The ids at the rows of many rankings, (Q, K); each id is read from the store once, however often it occurs.
+        """The ids of many rankings, (Q, K); each id is read from the store once.
 
         Raises:
             IndexError: a row that the corpus does not have.
@@ -80,39 +72,34 @@ class Corpus:
         seen = np.zeros(len(self), bool)
         seen[rows_QK] = True
         rows = np.flatnonzero(seen)
-        place = np.empty(len(self), np.int64)
-        place[rows] = np.arange(len(rows))
+        position = np.empty(len(self), np.int64)
+        position[rows] = np.arange(len(rows))
         chunks = self.dataset.data.column("id").chunks
         ends = np.cumsum([len(chunk) for chunk in chunks])
         parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
         taken = [c.take(pa.array(part - (end - len(c)))) for c, end, part in zip(chunks, ends, parts, strict=True)]
         ids = np.array([identifier for each in taken for identifier in each.to_pylist()], dtype=object)
-        return ids[place[rows_QK]].tolist()
+        return ids[position[rows_QK]].tolist()
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Rows of `ids`, -1 where the corpus has no such passage.
-
-        Returns:
-            (len(ids),) int64.
-        """
+        """Rows of `ids`, (len(ids),) int64; -1 for an id that the corpus does not have."""
         rows = np.full(len(ids), -1, np.int64)
-        wanted = [
-            text if len(text) <= store.LONGEST_ID and store.encodable(text) else "" for text in ids
-        ]  # "" is never stored
+        # "" is never stored, so it is never found.
+        wanted = [text if len(text) <= store.LONGEST_ID and store.encodable(text) else "" for text in ids]
         hashes = store.hash_ids(pa.array(wanted, pa.string()))
-        place, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        open_ = np.flatnonzero(place < end)
-        while open_.size:  # a second round only where two ids share a hash
-            candidates = np.asarray(self._rows[place[open_]]).astype(np.int64)
+        position, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        open_ = np.flatnonzero(position < end)
+        while open_.size:  # repeats only if two ids share a hash
+            candidates = np.asarray(self._rows[position[open_]]).astype(np.int64)
             found = np.array([wanted[i] == got for i, got in zip(open_, self.id_of(candidates), strict=True)])
             rows[open_[found]] = candidates[found]
             open_ = open_[~found]
-            place[open_] += 1
-            open_ = open_[place[open_] < end[open_]]
+            position[open_] += 1
+            open_ = open_[position[open_] < end[open_]]
         return rows
 
     def records(self, rows: Rows | None = None) -> Iterator[Record]:
-        """The (id, title, text) of `rows` in their order, or of all passages; some thousand at a time in memory."""
+        """Yields (id, title, text) of `rows` in their order, or of all passages, read in batches."""
         if rows is None:
             tables: Iterable[Any] = self.dataset.data.to_batches(max_chunksize=store.BATCH_ROWS)
         else:
@@ -126,7 +113,7 @@ class Corpus:
         return self._hashes, self._rows
 
     def lengths(self) -> np.ndarray:
-        """Characters of each text that `take` gives, as (N,) int64, without a Python object for any text."""
+        """Number of characters of each text of `take`: (N,) int64."""
         title, text = (pc.utf8_length(self.dataset.data.column(name)).to_numpy() for name in ("title", "text"))
         return title.astype(np.int64) + text + ((title > 0) & (text > 0))
 
@@ -148,26 +135,26 @@ class Corpus:
         return ranks
 
     def attachment(self, name: str) -> Any:
-        """The JSON value that the loader stored beside the passages under `name`.
+        """The JSON value that the loader stored with the passages under `name`.
 
         Raises:
-            DataError: it cannot be read, or the corpus is one in memory.
+            DataError: it cannot be read, or the corpus is in memory.
         """
         if self.folder is None:
-            raise DataError(f"{name}: a corpus in memory has nothing beside its passages")
+            raise DataError(f"{name}: a corpus in memory has no attachments")
         return read_json(self.folder / f"{name}.json")
 
     def _gather(self, rows: Rows) -> pa.Table:
-        places = np.asarray(rows, dtype=np.int64)
-        _check_rows(places, len(self))
-        return self._arrow[places] if places.size else store.SCHEMA.empty_table()
+        numbers = np.asarray(rows, dtype=np.int64)
+        _check_rows(numbers, len(self))
+        return self._arrow[numbers] if numbers.size else store.SCHEMA.empty_table()
 
     @classmethod
     def from_lists(cls, ids: Sequence[str], texts: Sequence[str], titles: Sequence[str] | None = None) -> Corpus:
         """A corpus in memory, equal to a stored one with the same passages.
 
         Raises:
-            DataError: an id that is empty or repeated, or a text with a NUL.
+            DataError: an empty or repeated id, or a text with a NUL.
         """
         titles = [""] * len(ids) if titles is None else titles
         contents = store.Contents(lambda row: f"passage {row}")
@@ -178,9 +165,9 @@ class Corpus:
         from datasets import Dataset
         from datasets.table import InMemoryTable
 
-        fingerprint = contents.sha.hexdigest()
+        facts: dict[str, Any] = {"fingerprint": contents.sha.hexdigest(), "empty": contents.empty}
         table = InMemoryTable(pa.Table.from_batches(batches, store.SCHEMA))
-        corpus = cls(Dataset(table, fingerprint=fingerprint[:16]), contents.index(), fingerprint, contents.empty)
+        corpus = cls(Dataset(table, fingerprint=facts["fingerprint"][:16]), contents.index(), facts)
         corpus._refuse_duplicates(contents.where)
         return corpus
 
@@ -197,11 +184,11 @@ class Corpus:
         """Writes (id, title, text) records to a new store in bounded memory, and opens it.
 
         Args:
-            records: the passages; read once, about 8 million characters held at a time and 8 bytes a passage.
-            folder: the store, replaced if it is there. Its parents are made.
-            source: JSON-able description of where the passages come from; compared by `cached`.
-            where: row -> "file:line" for messages about a passage.
-            attachments: name -> JSON-able value, stored as `<name>.json` beside the passages.
+            records: the passages; read once, with about 8 million characters and 8 bytes a passage in memory.
+            folder: folder of the store; replaced if it exists, created with its parents otherwise.
+            source: JSON-able description of the origin of the passages; `cached` compares it.
+            where: row -> "file:line" for error messages.
+            attachments: name -> JSON-able value, stored as `<name>.json` with the passages.
 
         Raises:
             DataError: a malformed or repeated id, a NUL, or a folder that cannot be written.
@@ -214,10 +201,10 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """Opens a store by memory map, compared with its manifest byte by byte: large files once in a process.
+        """Opens a store by memory map; each process checks large files once against the manifest.
 
         Raises:
-            DataError: there is no whole store of this version in `folder`.
+            DataError: `folder` has no complete store of this version.
         """
         folder = Path(folder)
         manifest = cache_entry.read_manifest(folder)
@@ -235,10 +222,9 @@ class Corpus:
             raise DataError(f"{folder}: the passage store cannot be read ({show(str(error))}); delete it") from error
         count = manifest["count"]
         if len(dataset) != count or index.shape != (2, count) or dataset.column_names != store.SCHEMA.names:
-            raise DataError(
-                f"{folder}: the store holds {len(dataset)} passages and its manifest says {count}; delete it"
-            )
-        return cls(dataset, index, manifest["fingerprint"], manifest["empty"], manifest, folder)
+            text = f"the store holds {len(dataset)} passages and its manifest says {count}"
+            raise DataError(f"{folder}: {text}; delete it")
+        return cls(dataset, index, manifest, folder)
 
     @classmethod
     def cached(
@@ -247,15 +233,15 @@ class Corpus:
         source: Mapping[str, Any],
         make: Callable[[], tuple[Iterable[Record], Where, Mapping[str, Any]]],
     ) -> Corpus:
-        """Opens the store in `folder` if it was built from `source`, else builds it; once among processes.
+        """Opens the store in `folder` if it was built from `source`, else builds it; only one process builds.
 
-        Every byte of a store is compared with its SHA-256 before it is used, about half a second a gigabyte. One that
-        is damaged is built anew with a warning.
+        Every file is checked against its SHA-256 first, about half a second a gigabyte. A damaged store is rebuilt
+        with a warning.
 
         Args:
-            folder: the store.
-            source: JSON-able; everything on which the passages depend.
-            make: called only to build; gives records, `where` and attachments for `build`.
+            folder: folder of the store.
+            source: JSON-able; everything that the passages depend on.
+            make: called only to build; returns records, `where` and attachments for `build`.
         """
         folder = Path(folder)
         corpus = cls._usable(folder, source, quiet=True)
@@ -285,19 +271,14 @@ class Corpus:
 
     def _refuse_duplicates(self, where: Where) -> None:
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        for start in same:  # rows ascend within a run of equal hashes
-            first, end = (
-                int(self._rows[start]),
-                int(np.searchsorted(self._hashes, self._hashes[start], "right")),
-            )
+        for start in same:  # rows ascend among equal hashes
+            first, end = int(self._rows[start]), int(np.searchsorted(self._hashes, self._hashes[start], "right"))
             rows = np.asarray(self._rows[start:end]).astype(np.int64)
             ids = self.id_of(rows)
             if ids[0] in ids[1:]:
                 second = int(rows[ids.index(ids[0], 1)])
-                raise DataError(
-                    f"{where(second)}: the passage id {show(ids[0])} was used before, at {where(first)}; "
-                    "give each passage its own id"
-                )
+                text = f"the passage id {show(ids[0])} was used before, at {where(first)}"
+                raise DataError(f"{where(second)}: {text}; give each passage its own id")
 
 
 def _check_rows(rows: np.ndarray, count: int) -> None:

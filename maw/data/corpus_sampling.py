@@ -1,25 +1,25 @@
-"""The corpus that is searched: all passages or a sample that stays hard, and distractors from elsewhere.
+"""The searched corpus: all passages, or a sample with hard distractors, plus passages of other collections.
 
     python tier_1.py --corpus-size 100000 --val-corpus-size 20000     # the defaults
     python tier_1.py --corpus-size full                               # every passage
-    python tier_1.py --distractors path/to/nq,path/to/scifact         # passages of BEIR folders join the corpus
+    python tier_1.py --distractors path/to/nq,path/to/scifact         # adds passages of BEIR folders
 
-A sample for the drawn queries of a split holds
+The sample for the queries of a split contains
 
-1. every judged passage of those queries, whatever the grade;
-2. hard distractors: BM25's best passages for the queries, rank 1 of all of them, then rank 2, and so on to rank 30,
-   until half of the places left are taken;
-3. in the other places, the passages of lowest seeded hash of their id.
+1. every judged passage of those queries, of any grade;
+2. hard distractors: BM25's best passages for the queries, rank 1 of all queries, then rank 2, and so on to rank 30,
+   until half of the remaining size is filled;
+3. for the rest, the passages whose ids have the lowest seeded hashes.
 
-It depends on ids, texts, judgements and the seed alone, never on the order in which passages or queries stand, and a
-larger sample holds the smaller one. Judged passages are kept even where they alone exceed the size. A sample is easier
-to search than the whole: its facts say "sampled: N of M passages" wherever results are reported.
+The sample depends only on ids, texts, qrels and seed, not on the order of passages or queries, and a larger sample
+contains the smaller one. All judged passages are kept, even if they exceed the size. A sample is easier to search than
+the whole corpus, so reports state "sampled: N of M passages".
 
-Test and validation have samples of their own. The training split keeps its whole corpus here, since hard negatives
-come from all of it; `maw.training.hard_negatives` cuts it once they are chosen.
+Test and validation have samples of their own. The training split keeps its whole corpus here, because hard negatives
+come from all of it; `maw.training.hard_negatives` cuts it later.
 
-Hashes of all ids are in every store already. Mixing a seed into them takes 8 bytes a passage for one block at a time,
-and no more than the sample is kept.
+Every store has the hashes of all ids. Mixing in a seed takes 8 bytes a passage for one block at a time, and only the
+sample is kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from maw.data.bm25 import SETTINGS, Bm25Index
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.datasets import beir
-from maw.data.hash_sampling import place, places
+from maw.data.hash_sampling import order_key, order_keys
 from maw.data.normalise import normalise
 from maw.data.store import Record
 from maw.runtime.progress_bars import track
@@ -51,17 +51,17 @@ RULES_VERSION = 1
 DEEPEST_RANK = 30
 HASHES_AT_ONCE = 1 << 20
 RULE = (
-    "judged passages of the drawn queries; BM25's best passages for them, rank by rank to rank "
-    f"{DEEPEST_RANK}, in at most half of the places left; the rest by hash of the passage id"
+    "judged passages of the sampled queries; BM25's best passages for them, rank by rank to rank "
+    f"{DEEPEST_RANK}, in at most half of the remaining size; the rest by hash of the passage id"
 )
 SIZE_FIELDS = {"test": "corpus_size", "validation": "val_corpus_size"}
 
 
 def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
-    """Gives test and validation the corpora that `config` asks for, and says so in the facts.
+    """Replaces the corpora of test and validation by those that `config` asks for, and adds facts about them.
 
     Raises:
-        DataError: a distractor folder without a readable corpus.jsonl, or a cache folder that cannot be written.
+        DataError: a distractor folder has no readable corpus.jsonl, or the cache folder cannot be written.
     """
     splits: dict[str, RetrievalData] = {}
     corpora: dict[str, dict[str, Any]] = {}
@@ -75,43 +75,31 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
             splits[name] = replace(data, corpus=corpus)
             corpora[name] = sample_facts | facts | {"sha256": corpus.fingerprint}
             if sample_facts.get("judged") == len(corpus):
-                warnings.append(_only_judged(collection.name, field, len(corpus)))
+                text = f"{field} has room only for the {len(corpus)} judged passages, which are all kept; raise it"
+                warnings.append(f"{collection.name}: {text}")
                 logger.warning(warnings[-1])
+    facts = dict(collection.facts)
+    before, after = collection.test, splits.get("test")
+    if after is not None and after.corpus is not before.corpus:
+        facts |= {
+            "passages": len(after.corpus),
+            "passages_of_the_source": len(before.corpus),
+            "empty_passages": after.corpus.empty,
+            "corpus_sha256": after.corpus.fingerprint,
+            "corpus_rule": corpora["test"]["passages"],
+        }
     if len(collection.train):
         corpora["train"] = {"passages": f"all {len(collection.train.corpus):,} passages"}
-    facts = collection.facts | _headline(collection.test, splits.get("test"), corpora)
     if any("judged" in each for each in corpora.values()):
         facts["sampling_rule"] = RULE
     return replace(collection, **splits, facts=facts | {"corpora": corpora, "warnings": warnings})
 
 
-def _only_judged(name: str, field: str, count: int) -> str:
-    return f"{name}: {field} has room for none but the {count} judged passages, which are all kept; raise it"
-
-
-def _headline(before: RetrievalData, after: RetrievalData | None, corpora: dict[str, Any]) -> dict[str, Any]:
-    """What the facts say of the corpus as a whole, where it is no longer the loader's."""
-    if after is None or after.corpus is before.corpus:
-        return {}
-    return {
-        "passages": len(after.corpus),
-        "passages_of_the_source": len(before.corpus),
-        "empty_passages": after.corpus.empty,
-        "corpus_sha256": after.corpus.fingerprint,
-        "corpus_rule": corpora["test"]["passages"],
-    }
-
-
 def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> tuple[Corpus, dict[str, Any]]:
-    """The corpus of one split cut to `size` passages by the rule above; a store of its own, built once.
-
-    Args:
-        data: the split, whose corpus is cut.
-        size: passages to keep, or "full".
-        config: its seed and cache folder are used.
+    """Cuts the corpus of one split to `size` passages, as the module says; the sample is a store, built once.
 
     Returns:
-        The corpus, which is the split's own where that is no larger than `size`; and its facts.
+        The corpus, unchanged if it is no larger than `size`; and facts about it.
     """
     total = len(data.corpus)
     if size == "full" or size >= total:
@@ -141,7 +129,7 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
 
 
 def choose(data: RetrievalData, size: int, config: Tier1Config) -> dict[str, np.ndarray]:
-    """The rows that a sample keeps: "judged", "hard" and "by_hash", without overlap."""
+    """The rows of a sample: "judged", "hard" and "by_hash", disjoint."""
     judged = judged_rows(data)
     left = max(0, size - len(judged))
     hard = _bm25_rows(data, judged, left // 2, config) if left > 1 else np.empty(0, np.int64)
@@ -151,15 +139,15 @@ def choose(data: RetrievalData, size: int, config: Tier1Config) -> dict[str, np.
 
 
 def judged_rows(data: RetrievalData) -> np.ndarray:
-    """Rows of every judged passage that the corpus has, of any grade; ascending."""
+    """Rows of all judged passages in the corpus, of any grade; ascending."""
     rows = data.corpus.rows_of(sorted({passage for judged in data.qrels.values() for passage in judged}))
     return rows[rows >= 0]
 
 
 def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1Config) -> np.ndarray:
-    """Up to `count` rows besides `taken`: BM25's first choice for each query, then its second for each, ..."""
+    """Up to `count` rows not in `taken`: BM25's first passage of each query, then its second of each, ..."""
     text_of = dict(zip(data.query_ids, data.queries, strict=True))
-    order = sorted(text_of, key=lambda query: (place(config.seed, f"{data.name} distractors", query), query))
+    order = sorted(text_of, key=lambda query: (order_key(config.seed, f"{data.name} distractors", query), query))
     index = Bm25Index.cached(data.corpus, cache_folder(config) / "bm25")
     rows, _ = index.search([text_of[query] for query in order], DEEPEST_RANK, f"{data.name} distractors")
     by_rank = rows.T.ravel()
@@ -169,7 +157,7 @@ def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1
 
 
 def lowest_rows(corpus: Corpus, count: int, taken: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """The `count` rows besides `taken` whose ids have the lowest seeded hashes; all, where there are fewer."""
+    """The `count` rows not in `taken` whose ids have the lowest seeded hashes; all rows if there are fewer."""
     hashes, row_of = corpus.id_hashes()
     free = np.ones(len(corpus), bool)
     free[taken] = False
@@ -178,10 +166,10 @@ def lowest_rows(corpus: Corpus, count: int, taken: np.ndarray, seed: int, purpos
         return rows
     for start in range(0, len(corpus), HASHES_AT_ONCE):
         block = np.asarray(row_of[start : start + HASHES_AT_ONCE]).astype(np.int64)
-        mixed = places(np.asarray(hashes[start : start + HASHES_AT_ONCE]), seed, purpose)
+        mixed = order_keys(np.asarray(hashes[start : start + HASHES_AT_ONCE]), seed, purpose)
         best, rows = np.concatenate([best, mixed[free[block]]]), np.concatenate([rows, block[free[block]]])
         if len(best) > count:
-            kept = best <= np.partition(best, count - 1)[count - 1]  # with whatever ties at the cut
+            kept = best <= np.partition(best, count - 1)[count - 1]  # ties at the cut included
             best, rows = best[kept], rows[kept]
     if len(best) <= count:
         return rows
@@ -193,13 +181,13 @@ def lowest_rows(corpus: Corpus, count: int, taken: np.ndarray, seed: int, purpos
 
 
 def join_distractors(corpus: Corpus, config: Tier1Config) -> tuple[Corpus, dict[str, Any]]:
-    """A corpus with the passages of `config.distractors` behind its own; a store of its own, built once.
+    """Appends the passages of `config.distractors` to a corpus; the result is a store, built once.
 
-    Ids of joined passages begin with their folder's name and a slash. A passage whose normalised text is there already
-    stays out: as a copy of a relevant passage it would count as a miss where it is found.
+    Ids of appended passages begin with their folder's name and a slash. A passage is left out if its normalised text
+    is in the corpus already: a copy of a relevant passage would count as an error when it is found.
 
     Returns:
-        The corpus, itself where there are no distractors; and for the facts, what each folder added.
+        The corpus, unchanged without distractors; and facts about each folder.
     """
     if not config.distractors:
         return corpus, {}
@@ -225,7 +213,7 @@ def join_distractors(corpus: Corpus, config: Tier1Config) -> tuple[Corpus, dict[
 
 
 def _joined(corpus: Corpus, others: dict[str, Corpus], counts: dict[str, dict[str, int]]) -> Iterator[Record]:
-    """The corpus's passages, then those of the others that are new; counts the copies on the way."""
+    """Yields the corpus's passages, then the new ones of the others; counts the copies in `counts`."""
     yield from corpus.records()
     seen = np.unique(_text_hashes(corpus, "passages"))
     for name, other in others.items():
@@ -248,7 +236,7 @@ def _text_hashes(corpus: Corpus, label: str) -> np.ndarray:
 
 
 def cut_to(corpus: Corpus, rows: Sequence[int], config: Tier1Config) -> Corpus:
-    """A store of exactly these rows, in the corpus's order."""
+    """A store of exactly these rows, in the order of the corpus."""
     rows = np.unique(np.asarray(rows, np.int64))
     source = {
         "format": "cut",

@@ -1,19 +1,20 @@
-"""Cross-validation over queries: every drawn query is tested once, by models neither trained nor chosen on it.
+"""Cross-validation over queries: each sampled query is tested once, by models not trained or selected on it.
 
     python tier_1.py --preset offline --folds 5
     python tier_1.py --preset offline --folds 5 --train-samples 10000 --val-samples 10000 --test-samples 10000
 
-The queries drawn for train, validation and test are pooled and divided into F folds. In round f fold f is the test,
-the next fold the validation, and all others train. So a small collection counts whole.
+The queries sampled for train, validation and test are pooled and divided into F folds. For fold f, fold f is the test
+split, the next fold the validation split, and all others the training split. So all queries of a small collection are
+tested.
 
-- Queries that belong together stay together: those of the same normalised text, and those to which the collection
-  gives one group (those with relevant passages in one module in pystdlib), directly or by way of others.
-- Groups take their places in the order of a hash of seed and name, each in the fold that has the fewest queries so
-  far. The division depends on the seed and on which queries are drawn, on no order and no method.
-- All rounds search one corpus for their test queries, sampled by `corpus_size` for all pooled queries at once. The
-  validation corpus of a round is sampled from it by `val_corpus_size`; hard negatives come from the whole collection.
-- Collections whose splits have different corpora, or judgements of different kinds, are refused: a query would be
-  trained on and tested in ways that depend on where it came from.
+- Queries of one group stay in one fold: those with the same normalised text, those that the collection puts into one
+  group (in pystdlib, those with relevant passages in one module), and chains of both.
+- Groups are assigned in the order of a hash of seed and name, each to the fold with the fewest queries so far. The
+  folds depend only on the seed and the sampled queries, not on any order or method.
+- All folds search one corpus for their test queries, sampled by `corpus_size` for all pooled queries together. The
+  validation corpus of a fold is sampled from it by `val_corpus_size`; hard negatives come from the whole collection.
+- Collections whose splits have different corpora or different kinds of judgements are refused: how a query is trained
+  on and tested would depend on its original split.
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import sample_corpora, sample_corpus
-from maw.data.hash_sampling import place
+from maw.data.hash_sampling import order_key
 from maw.data.leakage import check_disjoint, connected, leakage_facts
 from maw.data.normalise import normalise
 from maw.errors import DataError
 from maw.storage.files import json_sha
 
 RULE = (
-    "all drawn queries pooled; groups (same text, or together by the collection) in order of a seeded hash, each into "
-    "the smallest fold; round f tests fold f, chooses on the next one and trains on the others"
+    "all sampled queries pooled; groups (same text, or same group in the collection) in order of a seeded hash, each "
+    "into the smallest fold; fold f is tested, the next one is the validation split, the others are trained on"
 )
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Folds:
-    """A collection divided anew.
+    """A collection divided into folds.
 
     Attributes:
-        whole: all pooled queries as its test split, fold after fold; its other splits are empty. Methods that do not
-            train are evaluated on it.
-        collections: for fold 1, 2, ... the collection whose test split is that fold; none where no method trains.
+        whole: all pooled queries as the test split, fold after fold; other splits are empty. Untrained methods are
+            evaluated on it.
+        collections: for fold 1, 2, ... the collection that tests it; empty if no method trains.
     """
 
     whole: Collection
@@ -57,14 +58,10 @@ class Folds:
 
 
 def make_folds(collection: Collection, config: Tier1Config) -> Folds:
-    """Pools a collection's splits, draws the passages to search, and divides the queries.
-
-    Args:
-        collection: as a loader gives it: its splits drawn, disjoint, and over their whole corpora.
-        config: number of folds, seed, corpus sizes, distractors and cache folder are used.
+    """Pools the splits of a loaded collection, samples the corpus to search, and divides the queries.
 
     Raises:
-        DataError: splits that cannot be pooled, or fewer groups of queries than folds; one line.
+        DataError: the splits cannot be pooled, or there are fewer groups of queries than folds.
     """
     pooled = sample_corpora(pool(collection), config)
     fold_of, group_count = assign(pooled.test, pooled.groups, config.folds, config.seed, pooled.name)
@@ -87,13 +84,13 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
 
 
 def pool(collection: Collection) -> Collection:
-    """The collection with the queries of all splits as its test split.
+    """The collection with the queries of all splits in its test split.
 
     Raises:
-        DataError: the splits have different corpora, or are judged in different ways.
+        DataError: the splits differ in their corpora or in their kind of judgements.
     """
     splits = [split for split in (getattr(collection, name) for name in SPLITS) if len(split)]
-    _check_alike(splits, collection.name)
+    _check_poolable(splits, collection.name)
     merged: dict[str, Any] = {
         field: {key: value for split in splits for key, value in getattr(split, field).items()}
         for field in ("qrels", "negatives", "answers")
@@ -108,35 +105,28 @@ def pool(collection: Collection) -> Collection:
     )
 
 
-def _check_alike(splits: Sequence[RetrievalData], name: str) -> None:
+def _check_poolable(splits: Sequence[RetrievalData], name: str) -> None:
     for one, other in itertools.combinations(splits, 2):
         both = f"{name}: {one.name} and {other.name} queries cannot be pooled into folds"
         if one.corpus.fingerprint != other.corpus.fingerprint:
             raise DataError(f"{both}: they search different corpora; leave folds at 0")
         if one.relevance_level != other.relevance_level:
-            raise DataError(f"{both}: passages are relevant from different grades on; leave folds at 0")
+            raise DataError(f"{both}: their relevance levels differ; leave folds at 0")
     graded = {
         split.name: any(grade > 1 for each in split.qrels.values() for grade in each.values()) for split in splits
     }
     if "train" in graded and len(set(graded.values())) > 1:
         kinds = [f"those of {split} {'graded' if is_graded else 'binary'}" for split, is_graded in graded.items()]
-        raise DataError(
-            f"{name}: queries cannot be pooled into folds: judgements differ in kind, {', '.join(kinds)}; "
-            "leave folds at 0"
-        )
+        text = f"queries cannot be pooled into folds: judgements differ in kind, {', '.join(kinds)}"
+        raise DataError(f"{name}: {text}; leave folds at 0")
 
 
 def assign(
     data: RetrievalData, groups: Mapping[str, str], folds: int, seed: int, name: str = ""
 ) -> tuple[dict[str, int], int]:
-    """The fold of every query, from 0, and how many groups there are.
+    """Assigns each query to a fold, from 0, and counts the groups.
 
-    Args:
-        data: the queries.
-        groups: query id -> group; queries without one stand alone, but for others of the same normalised text.
-        folds: how many.
-        seed: of the order in which groups take their places.
-        name: of the collection, for the message.
+    `groups` maps query ids to groups; queries without one form groups by normalised text.
 
     Raises:
         DataError: fewer groups than folds.
@@ -146,12 +136,10 @@ def assign(
     group_of = connected({i: [own[i], f"text {normalise(text)}"] for i, text in texts})
     sizes = Counter(group_of.values())
     if len(sizes) < folds:
-        raise DataError(
-            f"{name}: the {len(data)} queries make {len(sizes)} groups that must not be parted, too few for {folds} "
-            "folds; draw more queries or use fewer folds"
-        )
+        text = f"the {len(data)} queries make {len(sizes)} groups that must stay together, too few for {folds} folds"
+        raise DataError(f"{name}: {text}; sample more queries or use fewer folds")
     filled, fold_of_group = [0] * folds, {}
-    for group in sorted(sizes, key=lambda each: (place(seed, "folds", each), each)):
+    for group in sorted(sizes, key=lambda each: (order_key(seed, "folds", each), each)):
         smallest = filled.index(min(filled))
         fold_of_group[group] = smallest
         filled[smallest] += sizes[group]
@@ -161,14 +149,14 @@ def assign(
 def _fold(
     pooled: Collection, parts: Sequence[list[str]], number: int, source: Corpus, config: Tier1Config
 ) -> Collection:
-    """The collection of one round, from 0; `source` is the corpus before it was sampled, for hard negatives."""
-    after = (number + 1) % len(parts)
-    rest = [query_id for fold, part in enumerate(parts) if fold not in (number, after) for query_id in part]
+    """The collection that tests fold `number`, from 0; `source` is the unsampled corpus, for hard negatives."""
+    following = (number + 1) % len(parts)
+    rest = [query_id for fold, part in enumerate(parts) if fold not in (number, following) for query_id in part]
     train = replace(pooled.test.only(rest), name="train", corpus=source)
-    validation = replace(pooled.test.only(parts[after]), name="validation")
+    validation = replace(pooled.test.only(parts[following]), name="validation")
     corpus, corpus_facts = sample_corpus(validation, config.val_corpus_size, config)
     splits = (train, replace(validation, corpus=corpus), pooled.test.only(parts[number]))
-    check_disjoint(*splits, collection=f"{pooled.name}, round {number + 1}")
+    check_disjoint(*splits, collection=f"{pooled.name}, fold {number + 1}")
     corpora = {
         "test": pooled.facts["corpora"]["test"],
         "validation": corpus_facts | {"sha256": corpus.fingerprint},
@@ -179,21 +167,17 @@ def _fold(
 
 
 def with_fold_facts(whole: Collection, collections: Sequence[Collection]) -> Collection:
-    """The whole collection with what there is to say of each round: sizes, hash, leakage, corpora, hard negatives."""
-    found = {str(number): _fold_facts(each) for number, each in enumerate(collections, start=1)}
+    """The whole collection with facts about each fold: sizes, hash, leakage, corpora, hard negatives."""
+    rounds = {}  # the key in dataset.json, too
+    for number, each in enumerate(collections, start=1):
+        corpora, negatives = each.facts["corpora"], each.facts.get("hard_negatives", {})
+        rounds[str(number)] = {
+            **{name: len(getattr(each, name)) for name in SPLITS},
+            "test_qrels_sha256": each.test.qrels_hash(),
+            "exact_copies": "none between splits",
+            "near_duplicates": each.facts["leakage"]["near_duplicates"],
+            **{f"{name}_corpus": corpora[name]["passages"] for name in ("train", "validation")},
+            **({"hard_negatives": negatives} if negatives else {}),
+        }
     warnings = [*whole.facts.get("warnings", ()), *(text for each in collections for text in each.facts["warnings"])]
-    return replace(whole, facts=whole.facts | {"rounds": found, "warnings": list(dict.fromkeys(warnings))})
-
-
-def _fold_facts(collection: Collection) -> dict[str, Any]:
-    splits = [getattr(collection, name) for name in SPLITS]
-    corpora, leakage = collection.facts["corpora"], collection.facts["leakage"]
-    negatives = collection.facts.get("hard_negatives", {})
-    return {
-        **{split.name: len(split) for split in splits},
-        "test_qrels_sha256": collection.test.qrels_hash(),
-        "exact_copies": "none between splits",
-        "near_duplicates": leakage["near_duplicates"],
-        **{f"{name}_corpus": corpora[name]["passages"] for name in ("train", "validation")},
-        **({"hard_negatives": negatives} if negatives else {}),
-    }
+    return replace(whole, facts=whole.facts | {"rounds": rounds, "warnings": list(dict.fromkeys(warnings))})

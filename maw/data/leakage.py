@@ -1,7 +1,7 @@
-"""Keeps train, validation and test questions apart, by id and by normalised text.
+"""Leakage between train, validation and test queries: exact copies and near-duplicates.
 
-`drop_overlap` is the rule for collections whose published splits overlap, `check_disjoint` the guard that
-`load_collection` runs on every dataset: a run that would train on a test question does not start.
+`drop_overlap` removes the overlap of published splits. `load_collection` runs `check_disjoint` on every dataset, so no
+run trains on a test query.
 """
 
 from __future__ import annotations
@@ -21,18 +21,15 @@ from maw.errors import DataError, show
 
 if TYPE_CHECKING:
     from maw.data.splits import Pool
+
 KEEPS_FIRST = ("test", "validation", "train")
 
 
 def drop_overlap(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, int]]:
-    """Leaves each question in one split only: test before validation before train.
-
-    Args:
-        pools: "train", "validation" and "test", of which any may be missing.
+    """Drops queries whose id or normalised text is in a split of higher precedence: test, then validation, then train.
 
     Returns:
-        The pools without queries whose id or normalised text stands in a split with precedence, and the
-        number dropped from each split.
+        The pools that remain, and the number of queries dropped from each split.
     """
     kept, dropped = dict(pools), {}
     ids: set[str] = set()
@@ -49,10 +46,10 @@ def drop_overlap(pools: Mapping[str, Pool]) -> tuple[dict[str, Pool], dict[str, 
 
 
 def check_disjoint(*splits: RetrievalData, collection: str = "") -> None:
-    """Makes sure that no two splits share a query, by id or by normalised text.
+    """Checks that no two splits share a query, by id or by normalised text.
 
     Raises:
-        DataError: names the two splits and up to three of the queries that they share.
+        DataError: two splits share queries; the message names up to three.
     """
     prefix = f"{collection}: " if collection else ""
     normal = {
@@ -62,41 +59,30 @@ def check_disjoint(*splits: RetrievalData, collection: str = "") -> None:
     for one, other in itertools.combinations(splits, 2):
         shared = set(one.query_ids) & set(other.query_ids)
         if shared:
-            raise DataError(
-                f"{prefix}{one.name} and {other.name} share {len(shared)} query ids, such as "
-                f"{_first(shared)}; remove them from one of the two"
-            )
+            first = ", ".join(show(value) for value in sorted(shared)[:3])
+            text = f"{one.name} and {other.name} share {len(shared)} query ids, such as {first}"
+            raise DataError(f"{prefix}{text}; remove them from one of the two")
         texts = sorted(normal[one.name].keys() & normal[other.name].keys())
         if texts:
             pairs = [
                 f"{show(normal[one.name][text])} and {show(normal[other.name][text])} ({show(text)})"
                 for text in texts[:3]
             ]
-            raise DataError(
-                f"{prefix}{one.name} and {other.name} share {len(texts)} questions under different ids, "
-                f"such as {', '.join(pairs)}; remove them from one of the two"
-            )
-
-
-def _first(values: set[str]) -> str:
-    return ", ".join(show(value) for value in sorted(values)[:3])
+            text = f"{one.name} and {other.name} share {len(texts)} questions under different ids"
+            raise DataError(f"{prefix}{text}, such as {', '.join(pairs)}; remove them from one of the two")
 
 
 def connected(labels: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """The group of every item: items with a label in common are in one group, and so on through chains of them.
+    """Groups items that have a label in common, directly or through a chain of others.
 
-    Args:
-        labels: item -> its labels, at least one.
-
-    Returns:
-        Item -> the name of its group, the smallest label in it, whatever order items and labels come in.
+    Maps item -> labels (at least one) to item -> name of its group, the smallest label in it.
     """
     if not labels:
         return {}
     pairs = [(number, label) for number, each in enumerate(labels.values()) for label in each]
     names = sorted({label for _, label in pairs})
-    place = {label: number + len(labels) for number, label in enumerate(names)}
-    ends = np.array([(number, place[label]) for number, label in pairs], np.int64).reshape(-1, 2)
+    node = {label: number + len(labels) for number, label in enumerate(names)}
+    ends = np.array([(number, node[label]) for number, label in pairs], np.int64).reshape(-1, 2)
     size = len(labels) + len(names)
     graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(size, size))
     _, part = connected_components(graph, directed=False)
@@ -107,14 +93,14 @@ def connected(labels: Mapping[str, Iterable[str]]) -> dict[str, str]:
 
 
 SHINGLE_WORDS = 3
-ALIKE, OUT_OF = 4, 5  # the least similarity as a fraction, so that it is compared in whole numbers
+ALIKE, OUT_OF = 4, 5  # least similarity, as a fraction of whole numbers
 EXAMPLES = 3
 EXACT = "no query in two splits, by id or normalised text"
-RULE = f"Jaccard of word {SHINGLE_WORDS}-shingles at least {ALIKE / OUT_OF}; counted are queries of the first split"
+RULE = f"Jaccard of word {SHINGLE_WORDS}-shingles at least {ALIKE / OUT_OF}; queries of the first split are counted"
 
 
 class NearDuplicate(NamedTuple):
-    """Two queries, by their positions in their splits, and their similarity."""
+    """Two similar queries, by their positions in their splits, and their similarity."""
 
     one: int
     other: int
@@ -122,22 +108,14 @@ class NearDuplicate(NamedTuple):
 
 
 def leakage_facts(*splits: RetrievalData) -> dict[str, Any]:
-    """What the report says of queries that splits share, once `check_disjoint` has found no exact copies.
-
-    Args:
-        splits: train, validation and test, in this order.
-    """
+    """Facts about near-duplicates between train, validation and test, after `check_disjoint` has found no copies."""
     counts, examples = {}, []
     for one, other in itertools.combinations(splits, 2):
         found = near_duplicates(other.queries, one.queries)
         counts[f"{other.name}_near_{one.name}"] = len({pair.one for pair in found})
-        examples += [
-            (
-                -pair.similarity,
-                f"{other.name} {show(other.queries[pair.one])} and {one.name} {show(one.queries[pair.other])}",
-            )
-            for pair in found
-        ]
+        for pair in found:
+            text = f"{other.name} {show(other.queries[pair.one])} and {one.name} {show(one.queries[pair.other])}"
+            examples.append((-pair.similarity, text))
     best = [f"{text} ({-negative:.2f})" for negative, text in sorted(examples)[:EXAMPLES]]
     return {"exact": EXACT, "rule": RULE, "near_duplicates": counts} | ({"examples": best} if best else {})
 
@@ -162,17 +140,17 @@ def near_duplicates(one: Sequence[str], other: Sequence[str]) -> list[NearDuplic
 
 
 def shingles(text: str) -> frozenset[str]:
-    """All runs of three words of a text, or the whole of a shorter one."""
+    """All runs of three words of a text, or the whole text if it is shorter."""
     words = normalise(text).split()
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     return frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count))
 
 
 def _rarest(each: frozenset[str], frequency: Counter[str]) -> list[str]:
-    """The shingles of which a set that is similar enough must share one.
+    """The shingles of which two similar sets must have one in common.
 
-    At least ceil(0.8 n) of n shingles are shared, so that any n - ceil(0.8 n) + 1 of them hold a shared one; taken by
-    one order in both sets, the first that both share is among the first of each.
+    Similar sets share at least ceil(0.8 n) of n shingles, so any n - ceil(0.8 n) + 1 of them include a shared one.
+    Both sets use one order, so the first shared shingle is among the first of each.
     """
     shared = -(-ALIKE * len(each) // OUT_OF)
     return sorted(each, key=lambda shingle: (frequency[shingle], shingle))[: len(each) - shared + 1]

@@ -1,4 +1,4 @@
-"""The form in which two texts count as the same question."""
+"""Normalisation of texts, to recognise equal questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NOT_WORD = re.compile(r"[\W_]+")
 
 
 class _Kept(dict[int, int | str]):
-    """Code point -> itself, or a blank for what is no letter, number or mark; looked up once for each."""
+    """Code point -> itself, or a blank unless it is a letter, number or mark; cached."""
 
     def __missing__(self, point: int) -> int | str:
         self[point] = point if unicodedata.category(chr(point))[0] in "LNM" else " "
@@ -20,12 +20,12 @@ _KEPT = _Kept()
 
 
 def normalise(text: str) -> str:
-    """`text` as it is compared: NFKC, casefolded, punctuation, symbols and whitespace collapsed to one blank.
+    """Normalises a text: NFKC, casefold; punctuation, symbols and whitespace become one blank.
 
-    Marks stay: many scripts write vowels with them, and words that differ in a vowel would be one. A text of nothing
-    but punctuation keeps it, or all such texts would be one.
+    Marks stay, because many scripts write vowels with them. A text of only punctuation stays as it is; otherwise all
+    such texts would be equal.
     """
-    if text.isascii():  # most are, and have neither marks nor other forms
+    if text.isascii():  # a fast path: most texts have neither marks nor other forms
         folded = text.lower()
         return NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

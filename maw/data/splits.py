@@ -1,7 +1,7 @@
-"""From all queries of a dataset to the three splits of a run.
+"""Samples the three splits of a run from all queries of a dataset.
 
-A loader gathers one `Pool` for each split; `draw_splits` takes the number of queries that the configuration
-asks for, by hash, and states in the facts what was there and what was used.
+A loader collects one `Pool` per split; `draw_splits` samples the configured number of queries by hash and records the
+available and used counts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SAMPLE_FIELDS = {"train": "train_samples", "validation": "val_samples", "test": 
 
 @dataclass(frozen=True)
 class Pool:
-    """All queries of one split, before any is drawn: texts and judgements by query id.
+    """All queries of one split before sampling: texts and qrels by query id.
 
-    `negatives` and `answers` are as in `RetrievalData`; not every query needs to have them.
+    `negatives` and `answers` are as in `RetrievalData`, for some of the queries.
     """
 
     queries: dict[str, str] = field(default_factory=dict)
@@ -38,21 +38,17 @@ class Pool:
         return len(self.queries)
 
     def only(self, ids: Iterable[str]) -> Pool:
-        """The part of the pool that holds `ids`."""
+        """The pool with only the queries `ids`."""
         ids = list(ids)
-        return Pool(
-            {i: self.queries[i] for i in ids},
-            {i: self.qrels[i] for i in ids},
-            {i: self.negatives[i] for i in ids if i in self.negatives},
-            {i: self.answers[i] for i in ids if i in self.answers},
-        )
+        parts: Any = (self.queries, self.qrels, self.negatives, self.answers)
+        return Pool(*({i: part[i] for i in ids if i in part} for part in parts))
 
 
 def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:
-    """Takes a validation split out of the training queries: `val_samples` of them, a fifth of all at most.
+    """Splits a validation set off the training queries: `val_samples` of them, at most a fifth.
 
     Returns:
-        What is left for training, without other queries of the same normalised text, and the validation queries.
+        The remaining training queries, without those of the same normalised text, and the validation queries.
     """
     n = min(config.val_samples, max(1, len(train) // 5))
     held = set(draw(train.queries, n, config.seed, "hold out"))
@@ -68,26 +64,25 @@ def draw_splits(
     dataset: str,
     relevance_level: int | None = None,
 ) -> tuple[dict[str, RetrievalData], dict[str, Any], list[str]]:
-    """Draws the samples of a run.
+    """Samples the splits of a run.
 
     Args:
         config: its sample sizes and seed are used.
         corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
-        dataset: for messages.
-        relevance_level: of the test split's binary metrics; the configuration's, if not given.
+        dataset: name for messages.
+        relevance_level: level of the test split; default: the configuration's.
 
     Returns:
-        The splits by name, the facts on each, and one warning for each split that is smaller than asked for.
+        The splits by name, facts about each, and a warning for each split that is smaller than configured.
     """
     splits, facts, warnings = {}, {}, []
     for name, size_field in SAMPLE_FIELDS.items():
         pool, asked = pools.get(name, Pool()), getattr(config, size_field)
         ids = draw(pool.queries, asked, config.seed, name)
         if len(ids) < asked and pool.queries:
-            warnings.append(
-                f"{dataset}: {size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
-            )
+            text = f"{size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
+            warnings.append(f"{dataset}: {text}")
             logger.warning(warnings[-1])
         drawn = pool.only(ids)
         splits[name] = RetrievalData(
@@ -105,9 +100,9 @@ def draw_splits(
 
 
 def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:
-    """Sizes and hash of one split, for the report; what is relevant is so in the binary metrics.
+    """Sizes and qrels hash of one split, for the report; "relevant" as in the binary metrics.
 
-    A grade below 0 counts as a judgement that says nothing: trec_eval takes its passage for unjudged.
+    A grade below 0 is neither relevant nor not relevant: trec_eval treats its passage as unjudged.
     """
     grades = [grade for judged in split.qrels.values() for grade in judged.values()]
     relevant = sum(grade >= split.relevance_level for grade in grades)

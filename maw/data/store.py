@@ -1,20 +1,19 @@
-"""Files and columns of a passage store: reading records in batches, hashing ids, writing and checking the folder.
+"""Files and columns of a passage store: batches of records, id hashes, writing and checking the folder.
 
-`maw.data.corpus` is what others use. A store is a folder:
+Other modules use `maw.data.corpus`. A store is a folder:
 
     passages.arrow   record batches with the columns id, title and text
     index.npy        two rows of uint64: the hashes of all ids in ascending order, and the row of each
-    *.json           attachments of the loader, where it has any
+    *.json           attachments of the loader, if any
     manifest.json    counts, fingerprint, source, and size and SHA-256 of every file; written last
 
-It is built in a temporary folder beside its own and renamed when whole, under a lock, so that a reader sees a
-whole store or none and several processes build it once.
+It is built in a temporary folder next to its own and renamed when complete, under a lock. So a reader sees a complete
+store or none, and several processes build it once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,6 @@ from maw.errors import DataError
 from maw.storage.cache_entry import write_entry_json, write_manifest
 from maw.storage.files import flush
 
-logger = logging.getLogger(__name__)
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
 BATCH_ROWS = 4096
 BATCH_CHARACTERS = 8 << 20
@@ -43,33 +41,27 @@ Where = Callable[[int], str]
 
 
 def hash_ids(ids: pa.Array) -> np.ndarray:
-    """64-bit hashes of strings, without a Python object for any of them.
+    """64-bit hashes of strings, computed without Python objects.
 
-    The bytes of an id are the coefficients of a polynomial modulo 2^64, mixed by the splitmix64 finaliser.
-    Ids that collide are told apart by comparing the ids themselves, so that nothing rests on the hash.
-
-    Args:
-        ids: (N,) Arrow strings without nulls.
-
-    Returns:
-        (N,) uint64.
+    The bytes of an id are the coefficients of a polynomial modulo 2^64, mixed by the splitmix64 finaliser. Equal
+    hashes are resolved by comparing the ids, so collisions do no harm. Maps (N,) strings without nulls to (N,) uint64.
     """
     offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     data = ids.buffers()[2]
     start, end = int(offsets[0]), int(offsets[-1])
     letters = np.frombuffer(data, np.uint8)[start:end] if end > start else np.empty(0, np.uint8)
     lengths = np.diff(offsets)
-    place = np.arange(end - start) - np.repeat(offsets[:-1] - start, lengths)
+    exponents = np.arange(end - start) - np.repeat(offsets[:-1] - start, lengths)
     powers = np.ones(int(lengths.max(initial=0)) + 1, np.uint64)
     powers[1:] = HASH_BASE
     powers = np.multiply.accumulate(powers)
     sums = np.zeros(end - start + 1, np.uint64)
-    np.cumsum((letters.astype(np.uint64) + np.uint64(1)) * powers[place], out=sums[1:])
+    np.cumsum((letters.astype(np.uint64) + np.uint64(1)) * powers[exponents], out=sums[1:])
     return mix64(sums[offsets[1:] - start] - sums[offsets[:-1] - start])
 
 
 class Ids(Sequence):
-    """The ids of a corpus as a sequence of str that reads from the store on demand."""
+    """The ids of a corpus as a sequence of str, read from the store on demand."""
 
     def __init__(self, column: pa.ChunkedArray):
         self.arrow = column
@@ -88,22 +80,19 @@ class Ids(Sequence):
 
 
 class Contents:
-    """What a writer learns of the passages while they pass: fingerprint, hashes of ids, counts."""
+    """Checks passages while they are written, and collects fingerprint, id hashes and counts."""
 
     def __init__(self, where: Where):
         self.where, self.rows, self.empty = where, 0, 0
         self.sha, self.hashes = hashlib.sha256(), array("Q")
 
     def add(self, batch: pa.RecordBatch) -> None:
-        self._refuse(pc.equal(pc.binary_length(batch["id"]), 0), "the passage has an empty id; give it one")
-        self._refuse(
-            pc.greater(pc.binary_length(batch["id"]), LONGEST_ID),
-            f"the passage id is longer than {LONGEST_ID} bytes; shorten it",
-        )
-        self._refuse(
-            pc.match_substring_regex(batch["id"], UNFIT_ID),
-            "the passage id holds a control character (tab, line end, NUL); remove it",
-        )
+        lengths = pc.binary_length(batch["id"])
+        too_long = f"the passage id is longer than {LONGEST_ID} bytes; shorten it"
+        unfit = "the passage id holds a control character (tab, line end, NUL); remove it"
+        self._refuse(pc.equal(lengths, 0), "the passage has an empty id; give it one")
+        self._refuse(pc.greater(lengths, LONGEST_ID), too_long)
+        self._refuse(pc.match_substring_regex(batch["id"], UNFIT_ID), unfit)
         for column in ("title", "text"):
             if not np.frombuffer(batch[column].buffers()[2] or b"", np.uint8).all():
                 wrong = pc.match_substring(batch[column], "\0")
@@ -124,9 +113,9 @@ class Contents:
         return np.stack([np.concatenate(part) for part in zip(*self.index_parts(), strict=True)])
 
     def index_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The index in pieces of ascending hashes, about a million each: no more than 10 bytes a passage in memory."""
+        """Yields the index in parts of about a million ascending hashes; uses up to 10 bytes a passage of memory."""
         if not self.rows:
-            raise DataError(f"{self.where(0)}: there is no passage at all; give at least one")
+            raise DataError(f"{self.where(0)}: there is no passage; give at least one")
         hashes = np.frombuffer(self.hashes, np.uint64)
         parts = -(-self.rows // INDEX_PART)
         for part in range(parts):
@@ -138,7 +127,7 @@ class Contents:
             yield hashes[rows], rows.astype(np.uint64)
 
     def write_index(self, file: Any) -> None:
-        """Writes `index` as an .npy file without ever holding the whole."""
+        """Writes `index` as an .npy file part by part."""
         header = {"descr": "<u8", "fortran_order": False, "shape": (2, self.rows)}
         np.lib.format.write_array_header_1_0(file, header)
         start, done = file.tell(), 0
@@ -150,7 +139,7 @@ class Contents:
 
 
 def update_fingerprint(sha: Any, batch: pa.RecordBatch) -> None:
-    """Adds a batch to a SHA-256; batches are cut by content alone, so equal passages give equal hashes."""
+    """Adds a batch to a SHA-256; batches depend on content alone, so equal passages give equal hashes."""
     for column in batch.columns:
         offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
         sha.update(np.diff(offsets).astype("<i4").tobytes())
@@ -159,7 +148,7 @@ def update_fingerprint(sha: Any, batch: pa.RecordBatch) -> None:
 
 
 def batches(records: Iterable[Record], where: Where) -> Iterator[pa.RecordBatch]:
-    """Records as Arrow batches, bounded in rows and in characters; refuses a record that cannot be stored."""
+    """Groups records into Arrow batches, bounded in rows and characters; refuses records that cannot be stored."""
     done, size, rows = 0, 0, []
     for record in records:
         identifier, title, text = record
@@ -175,11 +164,10 @@ def batches(records: Iterable[Record], where: Where) -> Iterator[pa.RecordBatch]
 def _batch(rows: Sequence[Record], done: int, where: Where) -> pa.RecordBatch:
     try:
         return pa.record_batch([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=SCHEMA)
-    except UnicodeEncodeError as error:  # a lone surrogate: legal as a JSON escape, yet not text
+    except UnicodeEncodeError as error:  # a lone surrogate: valid as a JSON escape, but no valid text
         row = next(row for row, values in enumerate(rows) if not all(map(encodable, values)))
-        raise DataError(
-            f"{where(done + row)}: an escape is half of a surrogate pair; write the whole character"
-        ) from error
+        text = "an escape is half of a surrogate pair; write the whole character"
+        raise DataError(f"{where(done + row)}: {text}") from error
 
 
 def encodable(text: str) -> bool:
@@ -198,7 +186,7 @@ def write_store(
     source: dict[str, Any],
     attachments: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Writes every file of a store into `folder`, the manifest last, each flushed to disk; gives the manifest."""
+    """Writes all files of a store to `folder`, the manifest last, each flushed to disk; returns the manifest."""
     contents = Contents(where)
     with (folder / "passages.arrow").open("wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
         for batch in batches(records, where):

@@ -30,7 +30,6 @@ from maw.models.retriever import BaselineRetriever
 from maw.models.tokenized import ListTexts
 from maw.runtime import distributed
 from maw.runtime.devices import device_of, unwrap
-from maw.runtime.out_of_memory import release
 from maw.runtime.profiler import stage
 from maw.search.faiss_index import faiss_top_k, sampled_recall
 from maw.search.sharded import sharded_top_k
@@ -180,7 +179,7 @@ def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, t
             if block == SMALLEST_BLOCK:
                 text = f"out of memory with blocks of {block} passages; rank fewer with --top-k, or free memory"
                 raise MemoryLimitError(f"search: {text}") from error
-        release()
+        torch.cuda.empty_cache()
         block = max(SMALLEST_BLOCK, block // 4)
         logger.warning("search: out of memory; continuing with blocks of %d passages", block)
 

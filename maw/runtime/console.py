@@ -1,6 +1,6 @@
-"""What a run says while it works: every progress bar, message and summary goes through here.
+"""The console: messages, results and machine-readable output of a run. Bars are in `progress_bars`.
 
-    with at(dataset="pystdlib", method="lora", epoch=1, epochs=3):     # where the run is: part of all that is said
+    with at(dataset="pystdlib", method="lora", epoch=1, epochs=3):     # the context of all output inside
         for batch in track(batches, "training", "batch"):
             ...
         with bar("test documents", 5_601, unit="text") as progress:
@@ -8,14 +8,14 @@
             progress.note(tokens_per_second=41_000.0)
     show("a table")                                                    # on standard output
 
-Standard output has the plan and the results. Standard error has messages, and how far the task at hand is:
+Standard output has the plan and the results. Standard error has messages and progress:
 
-    in a terminal or a notebook    a bar of tqdm, with rate and time left
+    in a terminal or a notebook    a tqdm bar, with rate and time left
     elsewhere                      a line every half a minute, without control characters
-    --json-progress                one JSON object a line, messages included; docs/console.md has the fields
-    --quiet                        nothing but warnings and errors; on standard output the answer alone
+    --json-progress                one JSON object a line, messages included; docs/console.md lists the fields
+    --quiet                        warnings and errors only; standard output has only the results
 
-Of several processes the main one alone speaks. This module loads nothing heavy, and tqdm when a bar is drawn.
+Of several processes only the main one writes. This module imports nothing heavy; tqdm is imported for the first bar.
 """
 
 from __future__ import annotations
@@ -28,24 +28,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from maw.errors import OutputClosedError
 from maw.runtime import distributed
 from maw.storage.files import json_line
 
-Item = TypeVar("Item")
-
 SCHEMA = 1
-"""Of the objects of --json-progress; a field that goes or changes its meaning makes it 2."""
-LINE_EVERY, OBJECT_EVERY, DELAY = 30.0, 1.0, 0.5
-"""Seconds: between lines, between objects of one task, and before a bar is drawn, so that short ones never are."""
-_NAMES = ("dataset", "method")  # that speak for themselves
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+"""Version of the --json-progress objects; it grows when a field is removed or changes its meaning."""
 
 
 class _State:
-    """How to speak, and where the run is."""
+    """Output mode and context of the run."""
 
     def __init__(self) -> None:
         self.quiet, self.json = False, False
@@ -56,18 +50,17 @@ class _State:
 _state = _State()
 
 
-# ---------------------------------------------------------------------------------------------------- how, and where
+# ---------------------------------------------------------------------------------------------------- mode and context
 
 
 def configure(*, quiet: bool, json_progress: bool) -> None:
-    """From here on the console is as `Tier1Config.quiet` and `json_progress` say, to the end of the block of
-    `configured`."""
+    """Sets the output mode, as `Tier1Config.quiet` and `json_progress`, until the block of `configured` ends."""
     _state.quiet, _state.json = quiet, json_progress
 
 
 @contextlib.contextmanager
 def configured(*, quiet: bool = False, json_progress: bool = False) -> Iterator[None]:
-    """A block with a console of its own, as `configure` sets it."""
+    """Sets the output mode for a block and restores it afterwards."""
     before = _state.quiet, _state.json
     configure(quiet=quiet, json_progress=json_progress)
     try:
@@ -77,10 +70,10 @@ def configured(*, quiet: bool = False, json_progress: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
-def at(**place: Any) -> Iterator[None]:
-    """A block of one dataset, method, fold, seed, trial or epoch (of `epochs`); None leaves a name out."""
+def at(**context: Any) -> Iterator[None]:
+    """Sets dataset, method, fold, seed, trial or epoch (of `epochs`) for all output of a block; None is left out."""
     before = _state.where
-    _state.where = before | {name: value for name, value in place.items() if value not in (None, "")}
+    _state.where = before | {name: value for name, value in context.items() if value not in (None, "")}
     try:
         yield
     finally:
@@ -88,12 +81,12 @@ def at(**place: Any) -> Iterator[None]:
 
 
 def where() -> dict[str, Any]:
-    """What `at` says, as far as the run is in any."""
+    """The context that `at` has set."""
     return dict(_state.where)
 
 
 def draws() -> bool:
-    """Whether bars are drawn: in a notebook, or in a terminal that can."""
+    """Whether bars are drawn: in a notebook or a capable terminal."""
     if _state.quiet or _state.json or distributed.rank_said():
         return False
     return _in_notebook() or (sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
@@ -105,31 +98,31 @@ def _in_notebook() -> bool:
 
 
 def silence_libraries() -> None:
-    """Keeps the libraries' own bars, of downloads for the most part, off a console on which ours are not drawn."""
+    """Turns off the bars of other libraries, mostly of downloads, where ours are not drawn either."""
     if draws():
         return
-    os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm looks when it is loaded
+    os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported
     os.environ.setdefault("IR_DATASETS_DL_DISABLE_PBAR", "true")
-    if "huggingface_hub" in sys.modules:  # has loaded tqdm already
+    if "huggingface_hub" in sys.modules:  # it has imported tqdm already
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
 
 
-# -------------------------------------------------------------------------------------------------- messages, and text
+# -------------------------------------------------------------------------------------------------- messages and text
 
 
 def show(text: str) -> None:
-    """Puts plan, headings and results on standard output."""
+    """Writes the plan, headings or results to standard output, unless --quiet is set."""
     if not _state.quiet:
         answer(text)
 
 
 def answer(text: str) -> None:
-    """Puts on standard output what a quiet run, too, is made for; of several processes the main one does.
+    """Writes to standard output, also with --quiet; only the main process does.
 
     Raises:
-        OutputClosedError: nobody reads it any more.
+        OutputClosedError: the reader has closed standard output.
     """
     if not distributed.is_main():
         return
@@ -140,18 +133,13 @@ def answer(text: str) -> None:
 
 
 def event_line(event: Mapping[str, Any], created: float | None = None) -> str:
-    """An event as one line of strict JSON, its time first.
-
-    Args:
-        event: JSON-able, with a name under "event".
-        created: seconds since 1970; now, if not given.
-    """
+    """A JSON-able event as one line of strict JSON, time first; `created` is in seconds since 1970, default now."""
     moment = datetime.fromtimestamp(time.time() if created is None else created, UTC)
     return json_line({"time": moment.isoformat(timespec="milliseconds"), **event})
 
 
 def write_line(line: str) -> None:
-    """Writes a line to standard error, above a bar if one is drawn; one that nobody can read is lost."""
+    """Writes a line to standard error, above a drawn bar; ignores a closed stream."""
     with contextlib.suppress(OSError, ValueError):  # a closed pipe or stream
         if draws() and "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
@@ -161,30 +149,26 @@ def write_line(line: str) -> None:
 
 
 def end(exit_code: int, *lines: str) -> None:
-    """Writes why the program ends, if not well; with --json-progress as its last object, also if well.
+    """Writes why the program ends. With --json-progress it is the last object, also after success.
 
-    Of several processes all but the main one say which they are.
+    Processes other than the main one add their rank.
     """
     rank = distributed.rank_said()
     if _state.json and not rank:
         write_line(event_line({"event": "end", "exit_code": exit_code, "text": "\n".join(lines).strip() or None}))
         return
-    said = f"process {rank}: " if rank else ""
-    sys.stderr.write("".join(f"{said}{line}\n" for line in lines))
+    prefix = f"process {rank}: " if rank else ""
+    sys.stderr.write("".join(f"{prefix}{line}\n" for line in lines))
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes messages to standard error, above a bar if there is one: plain, or as JSON with what happens as data.
-
-    Args:
-        level: of the messages that are written; with --quiet warnings at least.
-    """
+    """Writes log messages from `level` up (--quiet: WARNING) to standard error, as text or as JSON with events."""
 
     def __init__(self, level: int):
         super().__init__(max(level, logging.WARNING) if _state.quiet and not _state.json else level)
         self.events = _state.json and not distributed.rank_said()
         if self.events:
-            self._least, self.level = level, logging.DEBUG  # events come as details
+            self._least, self.level = level, logging.DEBUG  # events are logged at DEBUG
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not self.events:
@@ -192,7 +176,7 @@ class ConsoleHandler(logging.Handler):
         return (hasattr(record, "event") or record.levelno >= self._least) and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one message; a warning or an error says that it is one."""
+        """Writes one message; warnings and errors carry their level."""
         name = record.levelname.lower()
         try:
             if self.events:
@@ -200,5 +184,5 @@ class ConsoleHandler(logging.Handler):
                 write_line(event_line(getattr(record, "event", message), record.created))
             else:
                 write_line(("" if record.levelno < logging.WARNING else f"{name}: ") + self.format(record))
-        except (TypeError, ValueError):  # a number that JSON cannot hold
+        except (TypeError, ValueError):  # a value that JSON cannot hold
             self.handleError(record)

@@ -1,8 +1,8 @@
-"""Where a run computes: the device, and DataParallel over several GPUs.
+"""The device of a run, and DataParallel over several GPUs.
 
-`nn.DataParallel` cuts a batch into equal parts, but for the last, and puts results together on the first GPU. Losses,
-rewards and negatives are of the whole batch, for they come after that, and the noise of routing was drawn before it
-(`maw.attention.noise.noise_keys`): results do not depend on the number of GPUs, but for rounding and dropout.
+`nn.DataParallel` splits a batch evenly and gathers the outputs on the first GPU. Losses, rewards and negatives use the
+gathered batch, and routing noise is drawn before the split (`maw.attention.noise.noise_keys`). So the number of GPUs
+changes results only by rounding and dropout.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(config: Tier1Config) -> torch.device:
-    """`config.device`, or the first visible GPU, or the CPU; of several processes each has a GPU of its own.
+    """`config.device`, or the first visible GPU, or the CPU; with several processes, the GPU of the local rank.
 
     Raises:
-        MAWError: the device named is not there, or one GPU is named for several processes.
+        MAWError: the device does not exist, or one GPU is named for several processes.
     """
     name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if distributed.is_distributed() and name.startswith("cuda"):
@@ -43,14 +43,14 @@ def pick_device(config: Tier1Config) -> torch.device:
 
 
 def count_replicas(config: Tier1Config, device: torch.device) -> int:
-    """Among how many devices a batch is split: all GPUs, unless one of them is named or only one is wanted."""
+    """Number of devices that share a batch: all GPUs, unless one is named or `use_multi_gpu` is off."""
     if device.type != "cuda" or device.index is not None or not config.use_multi_gpu:
         return 1
     return max(1, torch.cuda.device_count())
 
 
 def used_gpus(config: Tier1Config, device: torch.device) -> list[int]:
-    """Numbers of the CUDA devices that this process computes on."""
+    """Indices of the CUDA devices that this process uses."""
     if device.type != "cuda":
         return []
     count = count_replicas(config, device)
@@ -58,13 +58,13 @@ def used_gpus(config: Tier1Config, device: torch.device) -> list[int]:
 
 
 def replicate(encoder: nn.Module, config: Tier1Config, device: torch.device) -> nn.Module:
-    """The encoder itself, or on several GPUs a DataParallel that splits each batch evenly among them."""
+    """The encoder, or with several GPUs the encoder in a DataParallel."""
     count = count_replicas(config, device)
     if count == 1:
         return encoder
     distributed.avoid_hangs()
     _say_once(count)
-    return nn.DataParallel(encoder).train(encoder.training)  # a new module is in training mode
+    return nn.DataParallel(encoder).train(encoder.training)  # a new module starts in training mode
 
 
 @cache
@@ -73,12 +73,12 @@ def _say_once(count: int) -> None:
 
 
 def unwrap(module: Module) -> Module:
-    """What is inside a parallel wrapper, DataParallel or DistributedDataParallel; or the module itself."""
+    """The module inside DataParallel or DistributedDataParallel; otherwise the module itself."""
     return module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else module
 
 
 def device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    """Where to compute with a retriever: as said, or where it is; on all GPUs if it is inside a DataParallel."""
+    """The device to compute on: `device`, or the model's own; all GPUs for a DataParallel."""
     if device is not None:
         return torch.device(device)
     found = unwrap(model).device
@@ -86,15 +86,15 @@ def device_of(model: nn.Module, device: torch.device | str | None) -> torch.devi
 
 
 def clear_cache(config: Tier1Config) -> None:
-    """Gives unused GPU memory back to the driver, if `config.clear_cuda_cache`."""
-    if config.clear_cuda_cache and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """Returns unused GPU memory to the driver, if `config.clear_cuda_cache`."""
+    if config.clear_cuda_cache:
+        torch.cuda.empty_cache()  # does nothing without CUDA
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; to a GPU by way of pinned memory, so that the copy takes its turn behind other work.
+    """The tensor on `device`. Copies to a GPU go through pinned memory and are asynchronous.
 
-    An ordinary copy to a GPU makes the program wait until all that was asked of the GPU before is done.
+    An ordinary copy to a GPU would wait for all work queued there.
     """
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)

@@ -1,16 +1,16 @@
-"""Several processes as one run: which of them this is, what they tell each other, and how they end together.
+"""Several processes as one run: their ranks, their communication, and their common end.
 
     torchrun --nproc_per_node 4 tier_1.py ...        # or accelerate launch; docs/scaling.md has more
-    with session(device):                            # does nothing where there is one process
+    with session(device):                            # does nothing with one process
         if is_main(): ...
 
-The launcher says in the environment who is who (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT). Processes talk through torch.distributed: gloo for tensors on the CPU, NCCL for those on a GPU. All go
-through the same program; what only one may do, files and the console, the main one does, of rank 0.
+The launcher sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Processes communicate
+through torch.distributed: gloo for tensors on the CPU, NCCL for tensors on a GPU. All run the same program; only the
+main one, rank 0, writes files and the console.
 
-When one fails all end, and say why (`maw.runtime.watchdog`).
+When one process fails, all end and say why (`maw.runtime.watchdog`).
 
-This module loads torch only where there are several processes.
+This module imports torch only with several processes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-TIMEOUT = timedelta(hours=24)  # the main process may build indexes for hours; one that is gone is noticed at once
+TIMEOUT = timedelta(hours=24)  # building indexes may take hours; the watchdog notices a dead process within seconds
 
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Which process this is, as the launcher says.
+    """Position of this process, from the launcher.
 
     Attributes:
-        rank: among all, from 0, the main one.
-        count: of all.
-        local_rank: among those of this machine; its GPU.
-        local_count: of those.
+        rank: index among all processes; 0 is the main one.
+        count: number of processes.
+        local_rank: index among the processes of this machine, and of its GPU.
+        local_count: number of processes of this machine.
     """
 
     rank: int = 0
@@ -54,7 +54,7 @@ class ProcessInfo:
 
 
 class _State:
-    """What this process knows of the others; `place` is that of a single process outside of a session."""
+    """State of this process; `process` is a single one outside of a session."""
 
     process = ProcessInfo()
     alone = 0
@@ -66,10 +66,10 @@ _state = _State()
 
 
 def launched() -> ProcessInfo:
-    """What the launcher says of this process; a single one where there is no launcher.
+    """Reads the launcher's variables; one process if there are none.
 
     Raises:
-        MAWError: variables that are incomplete or no numbers.
+        MAWError: variables are missing or are no numbers.
     """
     said = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     if said["WORLD_SIZE"] in ("", "1"):
@@ -87,17 +87,17 @@ def launched() -> ProcessInfo:
 
 
 def this_process() -> ProcessInfo:
-    """Which process of the session this is."""
+    """Position of this process in the session."""
     return _state.process
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks to the user: the one of rank 0, or the only one."""
+    """Whether this is the process of rank 0, which writes files and the console."""
     return _state.process.rank == 0
 
 
 def rank_said() -> int:
-    """The rank, also before a session and after it."""
+    """The rank, also outside of a session."""
     try:
         return _state.process.rank or launched().rank
     except MAWError:
@@ -105,12 +105,12 @@ def rank_said() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes that do the same now, so that work can be shared with them."""
+    """Whether other processes do the same work now, so that it can be shared."""
     return _state.process.count > 1 and not _state.alone
 
 
 def main_only(function: Callable[..., Value]) -> Callable[..., Value | None]:
-    """A function that does nothing, and gives None, in all processes but the main one."""
+    """Decorator: the function runs in the main process; in all others it does nothing and returns None."""
 
     @wraps(function)
     def guarded(*arguments: Any, **options: Any) -> Value | None:
@@ -121,7 +121,7 @@ def main_only(function: Callable[..., Value]) -> Callable[..., Value | None]:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """A block that each process goes through by itself, whatever the others do."""
+    """In the block this process works by itself, as if it were the only one."""
     _state.alone += 1
     try:
         yield
@@ -131,9 +131,9 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """A block that the main process goes through first, then one of each other machine, then the rest; each alone.
+    """Runs the block on rank 0 first, then on local rank 0 of each other machine, then on the rest, each `alone`.
 
-    So the first builds what the others find in a cache, on the same disk or on their own.
+    The first process fills a cache that the others then read, on a shared or on a local disk.
     """
     if not is_distributed():
         yield
@@ -152,13 +152,13 @@ def main_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def session(device: str | None = None) -> Iterator[ProcessInfo]:
-    """Joins the processes that the launcher started, for the block; does nothing for one, or inside another session.
+    """Joins the launched processes for a block; does nothing with one process or inside another session.
 
     Args:
-        device: as `Tier1Config.device`; unset or cuda: each process has the GPU of its local rank.
+        device: as `Tier1Config.device`; unset or cuda: each process uses the GPU of its local rank.
 
     Raises:
-        MAWError: there are more processes on this machine than GPUs, or they cannot reach each other.
+        MAWError: this machine has fewer GPUs than processes, or the processes cannot reach each other.
         PeerError: another process failed.
     """
     if _state.process.count > 1 or launched().count == 1:
@@ -170,7 +170,10 @@ def session(device: str | None = None) -> Iterator[ProcessInfo]:
         if _state.watcher is not None:
             _state.watcher.stop()
         barrier()
-        _leave()
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+        _state.process, _state.watcher = ProcessInfo(), None
     except BaseException as error:
         _state.failed = True
         if _state.watcher is not None:
@@ -179,9 +182,9 @@ def session(device: str | None = None) -> Iterator[ProcessInfo]:
 
 
 def end_process(code: int) -> int:
-    """Gives the exit code back; or ends the process with it at once, where a session has failed.
+    """Returns the exit code; after a failed session ends the process with it at once.
 
-    What is left of the others' connections could make an ordinary end wait for them.
+    Otherwise open connections to the other processes could block the exit.
     """
     if _state.failed:
         sys.stdout.flush()
@@ -191,56 +194,49 @@ def end_process(code: int) -> int:
 
 
 def avoid_hangs() -> None:
-    """Has NCCL copy from GPU to GPU over NVLink alone, unless the environment says what it is to do.
+    """Limits NCCL's direct copies between GPUs to NVLink, unless the environment sets it.
 
-    Over PCIe such copies never end on machines whose IOMMU or access control services send them elsewhere; through
-    the host's memory they do.
+    Over PCIe such copies hang on machines whose IOMMU or access control services redirect them. Copies through host
+    memory do not.
     """
     if not {"NCCL_P2P_LEVEL", "NCCL_P2P_DISABLE"} & os.environ.keys():
         os.environ["NCCL_P2P_LEVEL"] = "NVL"
 
 
-def _join(place: ProcessInfo, device: str | None) -> None:
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its stack traces would bury why a process ended
+def _join(info: ProcessInfo, device: str | None) -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its stack traces would hide why a process ended
     import torch
     import torch.distributed as dist
 
     cuda = device not in ("cpu", "mps") and torch.cuda.is_available()
     if cuda:
-        if place.local_count > torch.cuda.device_count():
-            text = f"{place.local_count} processes on this machine, but {torch.cuda.device_count()} visible GPUs"
+        if info.local_count > torch.cuda.device_count():
+            text = f"{info.local_count} processes on this machine, but {torch.cuda.device_count()} visible GPUs"
             raise MAWError(f"{text}; start as many processes as GPUs, or use --device cpu")
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(info.local_rank)
         avoid_hangs()
     try:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, rank=place.rank, world_size=place.count, timeout=TIMEOUT)
-        watcher = Watcher(place.rank, place.count)
+        dist.init_process_group(backend, rank=info.rank, world_size=info.count, timeout=TIMEOUT)
+        watcher = Watcher(info.rank, info.count)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise MAWError(f"the processes cannot reach each other at {address}: {line_of(error)}") from error
-    _state.process, _state.watcher, _state.failed = place, watcher, False
+    _state.process, _state.watcher, _state.failed = info, watcher, False
     watcher.start()
 
 
-def _leave() -> None:
-    import torch.distributed as dist
-
-    dist.destroy_process_group()
-    _state.process, _state.watcher = ProcessInfo(), None
-
-
-# ------------------------------------------------------------------------------------------- what they tell each other
+# ------------------------------------------------------------------------------------------------------- communication
 
 
 def barrier() -> None:
-    """Waits for all."""
+    """Waits until all processes are here."""
     if is_distributed():
         any_process(False)
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Each flag: whether it is set in any process."""
+    """For each flag, whether any process has set it."""
     if not is_distributed():
         return [bool(flag) for flag in flags]
     import torch
@@ -250,7 +246,7 @@ def any_process(*flags: bool) -> list[bool]:
 
 
 def all_reduce_sum_(values: Tensor) -> Tensor:
-    """Puts the sum over all processes in the tensor's place; the same bits in all of them."""
+    """Replaces the tensor by its sum over all processes, bitwise equal in all of them."""
     if is_distributed():
         import torch.distributed as dist
 
@@ -259,7 +255,7 @@ def all_reduce_sum_(values: Tensor) -> Tensor:
 
 
 def gathered(values: Tensor) -> list[Tensor]:
-    """The tensors of all processes, by rank; all of one shape and type."""
+    """The tensors of all processes, by rank; all have one shape and type."""
     if not is_distributed():
         return [values]
     import torch
@@ -272,7 +268,7 @@ def gathered(values: Tensor) -> list[Tensor]:
 
 
 def from_main_(values: Tensor) -> Tensor:
-    """Puts what the main process has in the tensor's place, which has the same shape and type everywhere."""
+    """Replaces the tensor by that of the main process, which has the same shape and type."""
     if is_distributed():
         import torch.distributed as dist
 
@@ -281,7 +277,7 @@ def from_main_(values: Tensor) -> Tensor:
 
 
 def broadcast_object(make: Callable[[], Any]) -> Any:
-    """What the main process makes, JSON-able, in all of them."""
+    """The JSON-able object that `make` returns in the main process, in all processes."""
     if not is_distributed():
         return make()
     import torch
@@ -295,10 +291,10 @@ def broadcast_object(make: Callable[[], Any]) -> Any:
 
 
 def _talk(call: Callable[[], object]) -> None:
-    """Makes a collective call.
+    """Runs a collective operation.
 
     Raises:
-        PeerError: another process is not there any more.
+        PeerError: another process has ended.
     """
     try:
         call()
@@ -307,12 +303,12 @@ def _talk(call: Callable[[], object]) -> None:
 
 
 def of_every_process(values: Tensor) -> Tensor:
-    """What each process has, (processes, ...), to be saved; the values themselves where there is one process."""
+    """The values of all processes (processes, ...), to be saved; with one process the values themselves."""
     import torch
 
     return torch.stack(gathered(values)) if is_distributed() else values
 
 
 def of_this_process(values: Tensor) -> Tensor:
-    """This process's part of what `of_every_process` gave."""
+    """This process's part of a tensor from `of_every_process`."""
     return values[this_process().rank].clone() if is_distributed() else values

@@ -1,10 +1,11 @@
-"""Where and how a run was made: the command, the versions of what computed it, the processor, the memory it took.
+"""Environment of a run: command, package versions, processor, GPUs, peak memory.
 
-`dataset.json` keeps it under "environment", so that a report made later shows the machine of the run and not its own.
+`dataset.json` stores it as "environment", so a report made on another machine shows that of the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
@@ -17,28 +18,20 @@ import torch
 
 from maw import __version__
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "datasets",
-    "ir_datasets",
-    "pytrec-eval-terrier",
-    "numpy",
-    "scipy",
-    "statsmodels",
-    "faiss-cpu",
-    "faiss-gpu",
-)
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "ir_datasets", "pytrec-eval-terrier", "numpy", "scipy")
+_PACKAGES += ("statsmodels", "faiss-cpu", "faiss-gpu")
 _ENTRYPOINT = "tier_1.py"
 
 
 def environment_facts() -> dict[str, Any]:
-    """JSON-able facts on this process and machine; a command only where the program was started by one.
+    """JSON-able facts about this process and machine; unknown ones are left out.
 
-    "peak_memory_bytes" is the most that the process has had in use so far, "peak_gpu_memory_bytes" the most that
-    tensors took on the GPUs; each is left out where it is not known.
+    "peak_memory_bytes" is the process's peak so far, "peak_gpu_memory_bytes" the peak of tensors on all GPUs.
     """
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     facts: dict[str, Any] = {
         "version": __version__,
         "command": command(),
@@ -47,7 +40,7 @@ def environment_facts() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": packages,
         "peak_memory_bytes": _peak_memory(),
     }
     if torch.cuda.is_available():
@@ -58,16 +51,9 @@ def environment_facts() -> dict[str, Any]:
 
 
 def command() -> str | None:
-    """The command line of this run, as a shell takes it; None in a notebook or another program."""
+    """The command line of this run, quoted for a shell; None in a notebook or another program."""
     name = Path(sys.argv[0]).name if sys.argv else ""
     return shlex.join(["python", name, *sys.argv[1:]]) if name == _ENTRYPOINT else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str | None:

@@ -1,10 +1,11 @@
-"""Whether a server can be reached, asked before a client that would try for minutes.
+"""Checks quickly whether a server can be reached, before a client that would try for minutes.
 
-HF_HUB_OFFLINE=1 python tier_1.py ...      # no connection is tried, neither to the hub nor for a dataset
+HF_HUB_OFFLINE=1 python tier_1.py ...      # forbids connections, to the hub and to dataset servers
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -19,27 +20,31 @@ PORTS = {"http": 80, "https": 443}
 
 
 def told_to_stay_offline() -> bool:
-    """Whether the environment forbids connections: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, as the hub reads them."""
+    """Whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids connections."""
     value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return value.upper() in {"1", "ON", "YES", "TRUE"}
 
 
 @cache
 def reachable(url: str) -> bool:
-    """Whether the server of `url`, or the proxy that leads to it, takes a connection within some seconds."""
+    """Whether the server of `url`, or its proxy, accepts a connection within five seconds."""
     return unreachable([url]) == []
 
 
 def unreachable(urls: Iterable[str]) -> list[str]:
-    """Those of `urls` whose servers take no connection; all are asked at once, for five seconds altogether.
+    """The `urls` whose servers accept no connection; all are tried at once, within five seconds in total.
 
-    A thread for each, since looking up a name has no time limit of its own and may take half a minute.
+    Each has a thread, since a name lookup has no timeout of its own and may take half a minute.
     """
     servers = {url: _server(url) for url in urls}
     answered: set[tuple[str, int]] = set()
-    threads = [
-        threading.Thread(target=_connect, args=(server, answered), daemon=True) for server in set(servers.values())
-    ]
+
+    def connect(server: tuple[str, int]) -> None:
+        # UnicodeError: a host name that cannot be encoded
+        with contextlib.suppress(OSError, UnicodeError), socket.create_connection(server, timeout=SECONDS):
+            answered.add(server)
+
+    threads = [threading.Thread(target=connect, args=(server,), daemon=True) for server in set(servers.values())]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + SECONDS
@@ -49,17 +54,9 @@ def unreachable(urls: Iterable[str]) -> list[str]:
 
 
 def _server(url: str) -> tuple[str, int]:
-    """Host and port to connect to: the proxy's where one is set for this address."""
+    """Host and port to connect to: those of the proxy, if one is set for this address."""
     address = urlsplit(url)
     proxy = getproxies().get(address.scheme)
     if proxy and not proxy_bypass(address.hostname or ""):
         address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     return address.hostname or "", address.port or PORTS.get(address.scheme, 443)
-
-
-def _connect(server: tuple[str, int], answered: set[tuple[str, int]]) -> None:
-    try:
-        with socket.create_connection(server, timeout=SECONDS):
-            answered.add(server)
-    except (OSError, UnicodeError):  # UnicodeError: a host name that cannot be encoded
-        return

@@ -1,8 +1,8 @@
-"""What to do when memory runs out: smaller batches where that changes nothing, and advice where it would.
+"""Out of memory: smaller batches where they change no result, advice where they would.
 
-Texts do not see each other inside an encoder, so an encoding batch may be halved until it fits; embeddings then differ
-in their last bits, as they do between any two batch sizes. A training batch may not: its passages are each other's
-negatives, and with fewer of them it is another experiment. There the run stops and says what takes less.
+An encoder computes each text independently, so an encoding batch may be halved until it fits; embeddings then differ
+in their last bits, as between any two batch sizes. In a training batch passages are each other's negatives: a smaller
+one would be another experiment, so the run stops and says what needs less memory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Tensors = dict[str, Tensor]
 
 
 class HalveOnOOM:
-    """Calls something with a batch, or with its halves, quarters, ... where memory runs out, and joins the results.
+    """Calls a function with a batch, or with halves, quarters, ... of it when memory runs out, and joins the results.
 
-    What did not fit once is not tried again: later batches of as many tokens are cut at once.
+    Later batches of as many tokens as one that did not fit are halved at once.
 
     Args:
-        call: takes and gives tensors with the batch first; "attention_mask" (B, T) is among those it takes.
-        what: for messages.
+        call: maps tensors to tensors, batch first; the inputs include "attention_mask" (B, T).
+        what: name of the work, for messages.
     """
 
     def __init__(self, call: Callable[[Mapping[str, Tensor]], Tensors], what: str):
@@ -38,7 +38,7 @@ class HalveOnOOM:
 
     @property
     def cut(self) -> bool:
-        """Whether any batch had to be cut."""
+        """Whether any batch was split."""
         return self.too_many < math.inf
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensors:
@@ -55,7 +55,7 @@ class HalveOnOOM:
                 if not is_out_of_memory(error):
                     raise
                 self._too_large(texts, tokens, error)
-            release()  # outside of the handler, whose traceback holds on to what the call had allocated
+            torch.cuda.empty_cache()  # outside of the handler, whose traceback holds the tensors of the failed call
         half = -(-texts // 2)
         first, second = (
             self({name: each[part] for name, each in inputs.items()}) for part in (slice(half), slice(half, None))
@@ -69,19 +69,13 @@ class HalveOnOOM:
                 "--max-document-length, free memory, or use a smaller model"
             ) from error
         self.too_many = tokens
-        text = "%s: out of memory with %d texts of %d tokens at once; going on with half of them"
+        text = "%s: out of memory with %d texts of %d tokens; continuing with half as many"
         logger.warning(text, self.what, texts, tokens // texts)
-
-
-def release() -> None:
-    """Gives unused GPU memory back, so that a smaller request can be met from it."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
 def advising(what: str, advice: str) -> Iterator[None]:
-    """Turns running out of memory into one line: what was done, and what would take less.
+    """Turns out-of-memory errors in the block into a one-line error with advice.
 
     Raises:
         MemoryLimitError: memory ran out inside the block.

@@ -1,15 +1,15 @@
-"""The number format of a run's matrix products: float32, or bfloat16 where the device is faster with it.
+"""Number format of matrix products: float32, or bfloat16 where the device computes faster in it.
 
-    python tier_1.py --precision float32       # auto, the default, measures; the others are taken as said
+    python tier_1.py --precision float32       # auto, the default, measures the speed
     python tier_1.py --tf32 --deterministic    # on a GPU: faster float32 products; the same bits in every run
 
-With bfloat16 or float16 the layers that no arm trains hold their weights in it, and all others compute in it under
-autocast with float32 weights, so that an optimizer step is never lost to rounding. Pooling, similarities, losses,
-rewards and routers stay in float32. Every arm of a run computes in the same format.
+With bfloat16 or float16, layers that no method trains store their weights in that format. Trained layers keep float32
+weights and compute under autocast, so that no optimizer step is lost to rounding. Pooling, similarities, losses,
+rewards and routers stay in float32. All methods of a run use the same format.
 
-float16 is for GPUs without bfloat16. Its smallest number is 6e-8, so the loss is multiplied before the backward pass,
-and a step whose gradient then exceeds its largest, 65504, is left out (`maw.training.trainer`, torch.amp.GradScaler).
-What routers learn from needs no scale: a policy's loss and gradient are float32 throughout.
+float16 is for GPUs without bfloat16. Its smallest number is 6e-8, so the loss is scaled before the backward pass, and
+a step whose gradient exceeds its largest number, 65504, is skipped (`maw.training.trainer`, torch.amp.GradScaler).
+Router losses need no scaling: a policy's loss and gradient are float32 throughout.
 """
 
 from __future__ import annotations
@@ -24,53 +24,48 @@ from functools import cache
 import torch
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_settled: dict[str, torch.dtype] = {}
 WORTH_IT = 1.5
-"""How many times as fast as float32 bfloat16 must be to be chosen; well away from both what processors with units
-for it show (3 to 6) and what others do (below 1), so that a busy machine does not change the choice."""
+"""Least speed-up of bfloat16 over float32 for which "auto" chooses it. Processors with bfloat16 units reach 3 to 6 and
+others stay below 1, so a busy machine does not change the choice."""
+_fixed: dict[str, torch.dtype] = {}
 _ROUNDS, _TOKENS, _WIDTH = 15, 512, 384
 
 
 def pick_precision(asked: str, device: torch.device) -> torch.dtype:
-    """The format to compute in.
-
-    Args:
-        asked: "auto" or a name of `FORMATS`.
-        device: where to compute.
-    """
+    """The number format to compute in on `device`; `asked` is "auto" or a key of `FORMATS`."""
     if asked != "auto":
         return FORMATS[asked]
-    if device.type in _settled:
-        return _settled[device.type]
+    if device.type in _fixed:
+        return _fixed[device.type]
     return torch.bfloat16 if bfloat16_speed(device.type) >= WORTH_IT else torch.float32
 
 
 @contextlib.contextmanager
 def fixed_precision(device: torch.device, name: str) -> Iterator[None]:
-    """A block in which "auto" means one format on a kind of device: that of a run that goes on, measured before."""
-    before = dict(_settled)
-    _settled[device.type] = FORMATS[name]
+    """In the block "auto" means format `name` on this kind of device: a resumed run keeps its format."""
+    before = dict(_fixed)
+    _fixed[device.type] = FORMATS[name]
     try:
         yield
     finally:
-        _settled.clear()
-        _settled.update(before)
+        _fixed.clear()
+        _fixed.update(before)
 
 
 @cache
 def bfloat16_speed(device_type: str) -> float:
-    """How many times as fast as in float32 a matrix product of an encoder's size is in bfloat16; measured once.
+    """Speed of bfloat16 relative to float32 for a matrix product of an encoder's size; measured once.
 
-    On CUDA a card with native bfloat16 counts as fast, and nothing is measured.
+    CUDA is not measured: infinite for a card with native bfloat16, else 0.
     """
     if device_type == "cuda":
         return float("inf") if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
     if device_type != "cpu":
         return 0.0
     both = (torch.float32, torch.bfloat16)
-    # What is multiplied does not change how long it takes; ones are as good as text.
+    # The values do not change the time, so ones will do.
     sides = [[torch.ones(_TOKENS, _WIDTH, dtype=d), torch.ones(_WIDTH, 4 * _WIDTH, dtype=d)] for d in both]
-    fastest = [math.inf, math.inf]  # the least of all rounds, since whatever else runs can only add to it
+    fastest = [math.inf, math.inf]  # the minimum, since other load can only add time
     for _ in range(_ROUNDS):
         for side, (left, right) in enumerate(sides):
             started = time.perf_counter()
@@ -81,13 +76,12 @@ def bfloat16_speed(device_type: str) -> float:
 
 @contextlib.contextmanager
 def numerics(*, tf32: bool, deterministic: bool) -> Iterator[None]:
-    """A block in which a GPU computes as asked; afterwards it does as before.
+    """Sets the numerics of the GPU for a block and restores them afterwards.
 
     Args:
-        tf32: float32 products may round their factors to TF32, of 10 bits.
-        deterministic: only algorithms with the same bits in every run; PyTorch raises an error for what has none.
-            cuBLAS needs a workspace of its own for that, which it reads from CUBLAS_WORKSPACE_CONFIG when it is first
-            used; that is set unless it is set already.
+        tf32: float32 products may round their factors to TF32, with 10 bits of mantissa.
+        deterministic: only algorithms that give the same bits in every run; PyTorch raises an error where there is
+            none. cuBLAS also needs CUBLAS_WORKSPACE_CONFIG before its first use; it is set here if it is unset.
     """
     matmul = torch.backends.cuda.matmul
     format_before = matmul.fp32_precision
@@ -105,7 +99,7 @@ def numerics(*, tf32: bool, deterministic: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def computing_in(dtype: torch.dtype, device_type: str) -> Iterator[None]:
-    """Matrix products in `dtype`: autocast where that is not float32."""
+    """Runs matrix products of the block in `dtype`, through autocast unless it is float32."""
     if dtype == torch.float32:
         yield
         return
@@ -114,5 +108,5 @@ def computing_in(dtype: torch.dtype, device_type: str) -> Iterator[None]:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The format's name in reports."""
+    """The format's name in reports, such as float32."""
     return str(dtype).removeprefix("torch.")

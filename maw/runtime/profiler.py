@@ -1,4 +1,4 @@
-"""Where a run's time goes, stage by stage, and how near its matrix products come to what the machine can do.
+"""Profile of a run: time per stage, and matrix-product speed relative to the machine's peak.
 
     python tier_1.py --profile
 
@@ -7,12 +7,11 @@
             ...
     profile.content()
 
-`stage` may stand anywhere: stages opened inside one another are nested, and without a profile it does nothing. On CUDA
-a stage waits for the device at both of its ends, so a profiled run is somewhat slower than one that is not.
+`stage` may be used anywhere: stages nest, and without a profile it does nothing. On CUDA a stage waits for the device
+at its start and end, so a profiled run is somewhat slower.
 
-Work is counted from the modules themselves, see `watch`: for each linear map and each attention of an encoder the
-floating-point operations of its matrix products (a multiplication and an addition are two), as many times as they are
-done, and only for real tokens: what is spent on padding is no work. The peak is the best rate of a large square matrix
+`watch` counts the floating-point operations of an encoder's linear maps and attentions (a multiplication and an
+addition are two), for real tokens only: padding is not counted. The peak is the best rate of a large square matrix
 product in the run's number format, measured in the same run. Products outside the encoder (search, similarities) and
 the small ones of depth kernels are not counted.
 """
@@ -38,28 +37,24 @@ _nothing = contextlib.nullcontext()
 
 
 class Stage:
-    """One stage: what it is called, how often and how long it was open, its own work, and the stages inside it."""
+    """One stage: name, number of calls, seconds, operations of its own, nested stages."""
 
     def __init__(self, name: str):
         self.name, self.calls, self.seconds, self.own_flops = name, 0, 0.0, 0.0
         self.stages: dict[str, Stage] = {}
 
     def inside(self, name: str) -> Stage:
-        """The stage of that name inside this one; made when first asked for."""
+        """The nested stage of that name; created at first use."""
         return self.stages.setdefault(name, Stage(name))
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of this stage and of all inside it."""
+        """Floating-point operations of this stage and its nested stages."""
         return self.own_flops + sum(each.flops for each in self.stages.values())
 
 
 class Profile:
-    """The stages of a run so far, from the thread that made it; work may be added from any thread.
-
-    Args:
-        device: what stages wait for, if it is a CUDA device.
-    """
+    """Stages of a run. Only the thread that made the profile opens stages; any thread may add operations."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device, self.precision = torch.device(device), torch.float32
@@ -70,8 +65,8 @@ class Profile:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Everything inside counts to the stage of that name within the one that is open."""
-        if threading.get_ident() != self._thread:  # batches are made ahead, beside what is timed
+        """Records the block as a stage inside the open one."""
+        if threading.get_ident() != self._thread:  # a thread that prepares batches runs beside the stages
             yield
             return
         self._wait()
@@ -86,17 +81,17 @@ class Profile:
             stage.seconds += time.perf_counter() - started
 
     def add_flops(self, flops: float) -> None:
-        """Adds work to the stage that is open."""
+        """Adds operations to the open stage."""
         with self._lock:
             self._open[-1].own_flops += flops
 
     def content(self) -> dict[str, Any]:
-        """All stages so far, JSON-able; measures the peak, where any work was counted.
+        """All stages so far, JSON-able. Measures the peak if any operations were counted.
 
         Returns:
-            "seconds" of the whole run; "device", "threads", "precision" and "peak_flops_per_second"; and "stages",
-            nested: "name", "calls", "seconds", "share" of the whole run, "self_seconds" in none of its own "stages";
-            and where its matrix products were counted "flops", "flops_per_second" and "share_of_peak".
+            "seconds" of the whole run; "device", "threads", "precision", "peak_flops_per_second"; and nested "stages",
+            each with "name", "calls", "seconds", "share" of the run, "self_seconds" outside its own "stages", and if
+            operations were counted "flops", "flops_per_second" and "share_of_peak".
         """
         self._wait()
         total = time.perf_counter() - self._started
@@ -131,7 +126,7 @@ def _content(stage: Stage, total: float, peak: float | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def profiling(device: torch.device | str = "cpu", *, wanted: bool = True) -> Iterator[Profile | None]:
-    """A block whose stages are recorded; None, and nothing recorded, if not `wanted`."""
+    """Records the stages of the block; yields None and records nothing if not `wanted`."""
     global _current
     before, _current = _current, Profile(device) if wanted else None
     try:
@@ -141,17 +136,17 @@ def profiling(device: torch.device | str = "cpu", *, wanted: bool = True) -> Ite
 
 
 def current() -> Profile | None:
-    """The profile that stages are recorded in; None where nothing is profiled."""
+    """The active profile, or None."""
     return _current
 
 
 def stage(name: str) -> AbstractContextManager[None]:
-    """Records the block as a stage of the profile there is."""
+    """Records the block as a stage of the active profile, if there is one."""
     return _nothing if _current is None else _current.stage(name)
 
 
 def waiting(name: str, items: Iterable[Item]) -> Iterator[Item]:
-    """The items; the time until each of them is there is a stage, what is done with them is not."""
+    """Yields the items; the waiting time for each counts as a stage."""
     if _current is None:
         yield from items
         return
@@ -166,11 +161,11 @@ def waiting(name: str, items: Iterable[Item]) -> Iterator[Item]:
 
 
 def watch(encoder: nn.Module) -> None:
-    """Counts the work of an encoder of `maw.models.encoder` from now on; nothing where nothing is profiled.
+    """Counts the operations of a `maw.models.encoder` from now on, if a profile is active.
 
-    A linear map does 2 * inputs * outputs operations for each token, once more for the gradient of its weights and
-    once more for that of its input, where these are computed. Attention does 4 * T * C for each of T tokens, and
-    where something learns twice that again going back.
+    A linear map does 2 * inputs * outputs operations a token, and as many again for the gradient of its weights and
+    for that of its input, where they are computed. Attention does 4 * T * C for each of T tokens, and twice that in
+    the backward pass, if anything is trained.
     """
     if _current is not None:
         _current.precision = encoder.precision
@@ -181,7 +176,7 @@ class _Watcher:
     """Hooks on one encoder, its linear maps and its attentions."""
 
     def __init__(self, profile: Profile, encoder: nn.Module):
-        self.profile, self.here = profile, threading.local()  # parts of a batch may run beside one another
+        self.profile, self.here = profile, threading.local()  # replicas run in threads
         encoder.register_forward_pre_hook(self._enter, with_kwargs=True)
         for module in encoder.modules():
             if isinstance(module, nn.Linear):
@@ -191,7 +186,7 @@ class _Watcher:
             attention.register_forward_pre_hook(self._attention, with_kwargs=True)
 
     def __deepcopy__(self, memo: Any) -> _Watcher:
-        return self  # a copy of a router, such as GRPO's reference, is watched too
+        return self  # so that a copy of a router, such as GRPO's reference, is counted too
 
     def _enter(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         inputs = args[0] if args else kwargs["inputs"]
@@ -216,14 +211,13 @@ class _Watcher:
 
 
 def peak_rate(dtype: torch.dtype, device: torch.device | str) -> float:
-    """Floating-point operations a second of a large square matrix product: the best of several, after one that is
-    not timed."""
+    """Floating-point operations a second of a large square matrix product: the best of several timed rounds."""
     device = torch.device(device)
     side = _SIDES.get(device.type, _SIDES["cpu"])
-    # What is multiplied does not change how long it takes; ones are as good as anything.
+    # The values do not change the time, so ones will do.
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     fastest = float("inf")
-    for number in range(_ROUNDS + 1):
+    for number in range(_ROUNDS + 1):  # the first is a warm-up
         started = time.perf_counter()
         left @ right
         if device.type == "cuda":

@@ -7,78 +7,74 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from datetime import timedelta
+from typing import TypeVar
 
 from maw.runtime import distributed
-from maw.runtime.console import (
-    _BAR,
-    _NAMES,
-    DELAY,
-    LINE_EVERY,
-    OBJECT_EVERY,
-    Item,
-    _in_notebook,
-    _state,
-    draws,
-    event_line,
-    where,
-    write_line,
-)
+from maw.runtime.console import _in_notebook, _state, draws, event_line, where, write_line
 
-# ------------------------------------------------------------------------------------------------------------ the bars
+Item = TypeVar("Item")
+
+LINE_EVERY, OBJECT_EVERY, DELAY = 30.0, 1.0, 0.5
+"""Seconds between lines, seconds between JSON objects of one task, and seconds before a bar is first drawn."""
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
 class Bar:
-    """How far one task is; this one says nothing.
+    """Progress of one task; this base class writes nothing.
 
     Args:
-        stage: what is done, in a word or two.
-        total: how many there are.
-        unit: of what, in the singular.
-        done: how many were done before.
+        stage: the task, in a word or two.
+        total: number of items.
+        unit: name of one item, in the singular.
+        done: number of items done before.
     """
 
     def __init__(self, stage: str, total: int, unit: str, done: int = 0):
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self.values: dict[str, float] = {}
         self._first, self._started = done, time.monotonic()
+        self._start()
+
+    def _start(self) -> None:
+        """Shows the bar."""
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Adds `count` finished items."""
         self.done += count
 
     def note(self, **values: float) -> None:
-        """What else to say with the next update: `loss`, or anything for JSON alone."""
+        """Sets values for the next update: `loss` is shown, others appear in JSON only."""
         self.values = values
 
     def close(self) -> None:
-        """Nothing more is to come."""
+        """Ends the task."""
 
     @property
     def seconds(self) -> float:
-        """Since the task began, here and now."""
+        """Time since the task began in this process."""
         return time.monotonic() - self._started
 
     @property
     def rate(self) -> float | None:
-        """How many a second, on average; None before the first."""
+        """Mean number of items a second; None before the first item."""
         return (self.done - self._first) / self.seconds if self.done > self._first and self.seconds else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At this rate."""
+        """Remaining time at the mean rate."""
         return (self.total - self.done) / self.rate if self.rate else None
 
     @property
     def label(self) -> str:
-        """Where the run is, and the stage."""
-        place = where()
-        epochs = f"/{place.pop('epochs')}" if "epochs" in place else ""
-        named = [value if name in _NAMES else f"{name} {value}" for name, value in place.items()]
+        """Context of the run and name of the stage."""
+        context = where()
+        epochs = f"/{context.pop('epochs')}" if "epochs" in context else ""
+        named = [value if name in ("dataset", "method") else f"{name} {value}" for name, value in context.items()]
         return ": ".join([*([", ".join(named) + epochs] if named else []), self.stage])
 
     @property
     def notes(self) -> list[str]:
-        """The loss, if it was noted, as people read it."""
+        """The loss as text, if `note` has set it."""
         return [f"loss {self.values['loss']:.3f}"] if "loss" in self.values else []
 
     def __enter__(self) -> Bar:
@@ -89,18 +85,17 @@ class Bar:
 
 
 class _DrawnBar(Bar):
-    """By tqdm, in a terminal or a notebook; gone when the task is done."""
+    """A tqdm bar in a terminal or notebook; it disappears when the task ends."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
-        super().__init__(stage, total, unit, done)
+    def _start(self) -> None:
         import warnings
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a notebook without widgets, where text will do
+            warnings.simplefilter("ignore")  # a notebook without widgets gets a text bar
             from tqdm.auto import tqdm
 
-            look = {"bar_format": _BAR, "dynamic_ncols": not _in_notebook(), "delay": DELAY, "leave": False}
-            amounts = {"total": total, "initial": done, "unit": f" {unit}"}
+            look = {"bar_format": _FORMAT, "dynamic_ncols": not _in_notebook(), "delay": DELAY, "leave": False}
+            amounts = {"total": self.total, "initial": self.done, "unit": f" {self.unit}"}
             self._tqdm = tqdm(desc=self.label, file=sys.stderr, **amounts, **look)
 
     def update(self, count: int = 1) -> None:
@@ -113,10 +108,9 @@ class _DrawnBar(Bar):
 
 
 class _LineBar(Bar):
-    """As lines, every half a minute: for files, pipes and the logs of job schedulers."""
+    """A line every half a minute: for files, pipes and logs of job schedulers."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
-        super().__init__(stage, total, unit, done)
+    def _start(self) -> None:
         if _state.line_at == -math.inf:
             _state.line_at = time.monotonic()
 
@@ -132,23 +126,22 @@ class _LineBar(Bar):
 
 
 class _JsonBar(Bar):
-    """As JSON: when it begins, every second, and when it ends."""
+    """JSON objects: at the start, every second and at the end."""
 
-    def __init__(self, stage: str, total: int, unit: str, done: int = 0):
-        super().__init__(stage, total, unit, done)
-        self._tell()
+    def _start(self) -> None:
+        self._write()
 
     def update(self, count: int = 1) -> None:
         super().update(count)
         if time.monotonic() - self._told >= OBJECT_EVERY:
-            self._tell()
+            self._write()
 
     def close(self) -> None:
-        if self.done != self._said:
-            self._tell()
+        if self.done != self._written:
+            self._write()
 
-    def _tell(self) -> None:
-        self._told, self._said = time.monotonic(), self.done
+    def _write(self) -> None:
+        self._told, self._written = time.monotonic(), self.done
         amounts = {"done": self.done, "total": self.total, "unit": self.unit, "seconds": round(self.seconds, 3)}
         pace = {"rate": _rounded(self.rate), "seconds_left": _rounded(self.seconds_left)}
         noted = {name: _rounded(value) for name, value in self.values.items()}
@@ -156,10 +149,10 @@ class _JsonBar(Bar):
 
 
 def bar(stage: str, total: int, unit: str, *, done: int = 0, shown: bool = True) -> Bar:
-    """Something to say how far a task is with, as this console can show it; close it, or use it in a `with`.
+    """The progress bar that suits this console; close it, or use it in a `with`.
 
     Args: as `Bar`.
-        shown: False for a task that is not worth one.
+        shown: False for a bar that writes nothing.
     """
     if not shown or distributed.rank_said() or (_state.quiet and not _state.json):
         kind = Bar
@@ -173,10 +166,10 @@ def bar(stage: str, total: int, unit: str, *, done: int = 0, shown: bool = True)
 def track(
     items: Iterable[Item], stage: str, unit: str, *, total: int | None = None, shown: bool = True
 ) -> Iterator[Item]:
-    """The items, with a bar that says how many have been gone through.
+    """Yields the items and shows how many are done.
 
     Args: as `bar`.
-        items: with a length, or else with a `total`.
+        items: with a length, or with a `total`.
     """
     count = len(items) if total is None and isinstance(items, Sized) else total or 0
     with bar(stage, count, unit, shown=shown) as progress:

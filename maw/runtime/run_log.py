@@ -1,15 +1,15 @@
-"""A run's log files: what it says, what happens as data, how long they are kept, and reading them back.
+"""Log files of a run: messages, events as JSON, their retention, and reading them back.
 
-    logs/tier1/run_20250106_143022.log.gz      every message, with time and place
-    logs/tier1/run_20250106_143022.jsonl.gz    one JSON object a line for each epoch, trial and result as they come
+    logs/tier1/run_20250106_143022.log.gz      every message, with time and module
+    logs/tier1/run_20250106_143022.jsonl.gz    one JSON object a line for each epoch, trial and result
 
     from maw.runtime.run_log import read_events
     losses = [each["train_loss"] for each in read_events(path) if each["event"] == "epoch"]
 
-A run in progress holds a lock, `run_....lock`, which goes with its process however that ends. When a run starts it
-compresses what runs that were killed left, if logs are to be compressed, and removes the log files of the oldest runs
-beyond `max_log_files`: only files of these names, only in the log folder itself, and never those of a run in progress.
-Results and checkpoints are never removed.
+A run in progress holds a lock, `run_....lock`, which the system releases when its process ends. A run that starts
+compresses the logs of killed runs, if logs are compressed, and removes the log files of the oldest runs beyond
+`max_log_files`: only files of these names, directly in the log folder, and never those of a run in progress. Results
+and checkpoints are never removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import shutil
 import sys
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,22 +35,19 @@ from maw.storage.locks import held
 logger = logging.getLogger(__name__)
 
 _RUN = re.compile(r"(run_(\d{8}_\d{6})(?:_(\d{1,3}))?)\.(?:log|jsonl)(?:\.gz)?", re.ASCII)
-_MOST_OF_ONE_SECOND = 1000
+_MAX_PER_SECOND = 1000
 
 
 def log_event(target: logging.Logger, event: str, **values: Any) -> None:
-    """Says that something happened, and where in the run, for its .jsonl file and for --json-progress.
+    """Logs an event, its kind in one word, with JSON-able values and the context of the run.
 
-    Args:
-        target: the logger of the module where it happened.
-        event: what kind of thing, in one word.
-        values: JSON-able, numpy's numbers included.
+    It goes to the .jsonl file and to --json-progress, through `target`, the logger of the calling module.
     """
     target.debug("%s", event, extra={"event": {"event": event, **where(), **values}})
 
 
 class LogFile(logging.FileHandler):
-    """A log that a full disk ends, with one warning, while the run goes on."""
+    """A log file. If the disk refuses it, it warns once and the run continues."""
 
     def __init__(self, path: Path):
         super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
@@ -62,14 +58,14 @@ class LogFile(logging.FileHandler):
         return not hasattr(record, "event") and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one message; a disk that does not take it stops nothing."""
+        """Writes one message; a refusing disk stops nothing."""
         try:
             super().emit(record)
-        except OSError:  # of opening the file, which logging leaves to its caller
+        except OSError:  # from opening the file, which logging does not handle
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Warns once of a disk that does not take any more; other errors are mistakes in the program."""
+        """Warns once about a refusing disk; other errors are bugs."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             self._fail(error)
@@ -77,7 +73,7 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
 
     def close(self) -> None:
-        """Closes the file; what a full disk did not take is not needed any more."""
+        """Closes the file; an error of the disk is only a warning."""
         try:
             super().close()
         except OSError as error:
@@ -90,7 +86,7 @@ class LogFile(logging.FileHandler):
 
 
 class EventFile(LogFile):
-    """Of all messages those of `log_event`, as JSON, one a line; there is no file until the first."""
+    """The events of `log_event`, one JSON object a line; the first event creates the file."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return hasattr(record, "event") and logging.Filterer.filter(self, record)
@@ -100,12 +96,9 @@ class EventFile(LogFile):
 
 
 class RunLogs:
-    """The names of a new run's log files, and the lock that says that it is in progress.
+    """Log files of a new run, and the lock that marks it as in progress.
 
-    Args:
-        folder: the log folder; it is made.
-        keep: how many runs keep their log files, this one among them; 0 for all.
-        compress: whether log files are compressed in the end.
+    `keep` runs keep their log files, this one included; 0 keeps all. `compress` applies to the end of this run too.
 
     Raises:
         MAWError: the folder cannot be written.
@@ -117,27 +110,27 @@ class RunLogs:
         self._stack = contextlib.ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.log = self._new(folder, stamp)
+            self.log = self._new_log(folder, stamp)
             self.events = self.log.with_suffix(".jsonl")
             _tidy(folder, keep, compress, self.log.stem)
         except OSError as error:
             self._stack.close()
             raise MAWError(f"--log-dir {folder}: cannot be written to: {reason(error)}") from error
 
-    def _new(self, folder: Path, stamp: str) -> Path:
-        """An empty log file of this moment's name, locked; a second run in the same second gets a number."""
-        for number in range(1, _MOST_OF_ONE_SECOND):
+    def _new_log(self, folder: Path, stamp: str) -> Path:
+        """Creates and locks an empty log file; a second run in the same second gets a number."""
+        for number in range(1, _MAX_PER_SECOND):
             path = folder / f"run_{stamp}{f'_{number}' if number > 1 else ''}.log"
             if any(path.with_name(f"{path.stem}{suffix}").exists() for suffix in (".log", ".log.gz", ".jsonl.gz")):
                 continue
             if self._stack.enter_context(held(path.with_suffix(".lock"))) is None:
-                continue  # another run, that has its lock and not its file yet
+                continue  # another run holds this lock and has not created its file yet
             path.touch(exist_ok=False)
             return path
         raise MAWError(f"--log-dir {folder}: holds too many logs of {stamp}")
 
     def finish(self) -> None:
-        """Compresses the files, if that is wanted, and gives the lock back."""
+        """Compresses the files, if wanted, and releases the lock."""
         for path in (self.log, self.events):
             if self.compress and path.exists():
                 _compress(path)
@@ -148,40 +141,37 @@ class RunLogs:
 
 def _tidy(folder: Path, keep: int, compress: bool, own: str) -> None:
     """Compresses and removes log files of earlier runs, as the module says."""
-    runs: dict[tuple[str, int], list[Path]] = defaultdict(list)
+    runs: dict[tuple[str, int, str], list[Path]] = defaultdict(list)
     for path in folder.iterdir():
         match = _RUN.fullmatch(path.name)
         if match and match[1] != own and path.is_file() and not path.is_symlink():
-            runs[match[2], int(match[3] or 1)].append(path)
+            runs[match[2], int(match[3] or 1), match[1]].append(path)
     ordered = sorted(runs)
-    excess = set(ordered[: max(0, len(ordered) + 1 - keep)] if keep else ())  # this run is one of those to keep
+    excess = set(ordered[: max(0, len(ordered) + 1 - keep)] if keep else ())  # + 1: this run
     for run in ordered:
-        files = runs[run]
-        plain = [path for path in files if path.suffix != ".gz"]
-        name = _RUN.fullmatch(files[0].name)
-        if name and (run in excess or (compress and plain)):
-            _tidy_run(folder / f"{name[1]}.lock", files if run in excess else (), plain if compress else ())
+        plain = [path for path in runs[run] if path.suffix != ".gz"]
+        if run in excess:
+            _tidy_run(folder / f"{run[2]}.lock", to_remove=runs[run], to_compress=[])
+        elif compress and plain:
+            _tidy_run(folder / f"{run[2]}.lock", to_remove=[], to_compress=plain)
 
 
-def _tidy_run(lock: Path, to_remove: Iterable[Path], to_compress: Iterable[Path]) -> None:
-    """Removes or compresses the files of one run, unless it is in progress."""
+def _tidy_run(lock: Path, to_remove: list[Path], to_compress: list[Path]) -> None:
+    """Removes or compresses files of one run, unless it is in progress."""
     with contextlib.suppress(OSError), held(lock) as mine:
         if mine is None:
             return
-        removed = list(to_remove)
-        for path in removed:
+        for path in to_remove:
             path.unlink(missing_ok=True)
         for path in to_compress:
-            if path not in removed:
-                path.with_name(f"{path.name}.gz.tmp").unlink(missing_ok=True)
-                _compress(path)
+            _compress(path)
         lock.unlink(missing_ok=True)
-        if removed:
-            logger.debug("removed the log files of an old run: %s", ", ".join(path.name for path in removed))
+        if to_remove:
+            logger.debug("removed the log files of an old run: %s", ", ".join(path.name for path in to_remove))
 
 
 def _compress(path: Path) -> None:
-    """Puts `path`.gz in the place of the file; if that fails the file stays as it is."""
+    """Replaces the file by `path`.gz; after an error the file stays as it is."""
     packed, temporary = path.with_name(f"{path.name}.gz"), path.with_name(f"{path.name}.gz.tmp")
     try:
         with path.open("rb") as source, temporary.open("wb") as target:
@@ -197,14 +187,17 @@ def _compress(path: Path) -> None:
 
 
 def read_events(path: Path | str) -> list[dict[str, Any]]:
-    """What happened in a run, in order, also while it is still in progress.
+    """Reads the events of a run in order, also while it is in progress.
 
     Args:
         path: its .jsonl or .jsonl.gz file.
 
     Raises:
-        DataError: a line that is no JSON object, with its number. The last line may be one: that is what a run that
-            was killed, or a disk that was full, leaves; it is passed over with a warning.
+        DataError: a line is no JSON object with an event; the message has its number. A bad last line, as a killed run
+            or a full disk leaves it, is only a warning.
+
+    Returns:
+        One dictionary per event.
     """
     path = Path(path)
     try:
@@ -214,21 +207,18 @@ def read_events(path: Path | str) -> list[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read ({reason(error)})") from error
     while lines and not lines[-1].strip():
         lines.pop()
-    events = []
+    events: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            events.append(_event(line))
+            event = json.loads(line.decode("utf-8"))
+            good = isinstance(event, dict) and isinstance(event.get("event"), str)
+            problem = "" if good else 'no JSON object with "event"'
         except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise DataError(
-                    f"{path}:{number}: not an event ({show(str(error))[1:-1]}); the log is damaged"
-                ) from error
-            logger.warning("%s:%d: the last line was cut short, and is passed over", path, number)
+            problem = show(str(error))[1:-1]
+        if not problem:
+            events.append(event)
+        elif number < len(lines):
+            raise DataError(f"{path}:{number}: not an event ({problem}); the log is damaged")
+        else:
+            logger.warning("%s:%d: the last line is incomplete and is skipped", path, number)
     return events
-
-
-def _event(line: bytes) -> dict[str, Any]:
-    value = json.loads(line.decode("utf-8"))
-    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
-        raise ValueError("it is no object with an event")
-    return value

@@ -1,15 +1,15 @@
-"""Signals that end or save a run: what batch systems send before they kill, and Ctrl-C.
+"""Signals that stop or save a run: Ctrl-C, and what batch systems send before they kill.
 
-    with handlers():                # the command line, in the main thread; nothing is installed by importing
+    with handlers():                # in the main thread of the command line; an import installs nothing
         ...
-        with held_back():           # steps that must not be left half done, or a save
+        with held_back():           # steps that must not be interrupted, such as a save
             ...
         check()                     # raises `Stopped` if SIGTERM or SIGINT came in the meantime
 
-SIGTERM and SIGINT raise `Stopped` where the program is, or, inside `held_back`, at the next `check`. Then the system's
-own handling is back in place, so that a second signal ends the process at once. Where Python lets no exception out, as
-in a library's `__del__`, the next `check` raises it. SIGUSR1, which SLURM and others send
-some time before the end (`--signal=USR1@300`), asks for a save at the next step; the run goes on.
+SIGTERM and SIGINT raise `Stopped` at once, or inside `held_back` at the next `check`. The system's own handling is
+then restored, so a second signal ends the process at once. Where Python swallows exceptions, as in a library's
+`__del__`, the next `check` raises `Stopped`. SIGUSR1, which SLURM and others can send some time before the end
+(`--signal=USR1@300`), asks for a save at the next step; the run continues.
 """
 
 from __future__ import annotations
@@ -18,17 +18,13 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 
 class Stopped(KeyboardInterrupt):
-    """The run was asked to end.
-
-    Args:
-        number: of the signal.
-    """
+    """A signal, given by its number, has stopped the run."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -36,17 +32,17 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def name(self) -> str:
-        """As in SIGTERM."""
+        """The signal's name, such as SIGTERM."""
         return signal.Signals(self.number).name
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 143 for SIGTERM, 130 for SIGINT."""
+        """The exit code that shells expect: 143 for SIGTERM, 130 for SIGINT."""
         return 128 + self.number
 
 
 class _Asked:
-    """What has been asked for so far, and how many blocks deep the main thread holds it back."""
+    """Pending requests, and the depth of nested `held_back` blocks."""
 
     stop: int | None = None
     save = False
@@ -60,8 +56,8 @@ _asked = _Asked()
 def handlers() -> Iterator[None]:
     """Handles the signals inside the block.
 
-    It leaves alone what the process was started to ignore, as nohup and shells do for jobs in the background, and
-    does nothing outside the main thread, where Python cannot.
+    Signals that the process ignores from its start, as under nohup or in the background, stay ignored. Outside the
+    main thread, where Python allows no handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,7 +68,13 @@ def handlers() -> Iterator[None]:
         wanted[signal.SIGUSR1] = _save
     wanted = {each: handler for each, handler in wanted.items() if signal.getsignal(each) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    show, sys.unraisablehook = sys.unraisablehook, _unless_stopped(sys.unraisablehook)
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):  # its traceback would not help the user
+            show(unraisable)
+
+    sys.unraisablehook = show_others
     try:
         yield
     finally:
@@ -82,19 +84,9 @@ def handlers() -> Iterator[None]:
         _asked.stop, _asked.save = None, False
 
 
-def _unless_stopped(show: Callable[[Any], object]) -> Callable[[Any], None]:
-    """`show` but for a `Stopped`, whose traceback would tell the user nothing."""
-
-    def hook(unraisable: Any) -> None:
-        if not isinstance(unraisable.exc_value, Stopped):
-            show(unraisable)
-
-    return hook
-
-
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """A block that a signal ends nowhere but at a `check` inside it."""
+    """Delays signals to the next `check`."""
     _asked.held += 1
     try:
         yield
@@ -103,22 +95,22 @@ def held_back() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises what was held back, inside a block of `held_back` too: it stands where nothing is half done.
+    """Raises a delayed `Stopped`, also inside `held_back`. Call it where no work is half done.
 
     Raises:
-        Stopped: the run was asked to end.
+        Stopped: a signal asked the run to stop.
     """
     if _asked.stop is not None:
         raise Stopped(_asked.stop)
 
 
 def stop_asked() -> bool:
-    """Whether the run was asked to end."""
+    """Whether a signal asked the run to stop."""
     return _asked.stop is not None
 
 
 def save_asked() -> bool:
-    """Whether a save was asked for since the last call."""
+    """Whether a signal asked for a save since the last call."""
     asked, _asked.save = _asked.save, False
     return asked
 

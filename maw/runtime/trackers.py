@@ -1,16 +1,16 @@
-"""What a run reports to an experiment tracker, through Accelerate's: TensorBoard, Weights & Biases or MLflow.
+"""Experiment trackers, through Accelerate: TensorBoard, Weights & Biases or MLflow.
 
     python tier_1.py --report-to tensorboard       # then: tensorboard --logdir logs/tier1/tracking/tensorboard
 
     with reporting("tensorboard", log_dir, run_id, started):     # a whole benchmark
         with training("pystdlib_maw", settings):                 # one training of it
             log(step, {"train/loss": 0.5})
-            flush()                                              # it was saved
-        results("pystdlib_maw", metrics, step)                   # its dataset is done
+            flush()                                              # after the training is saved
+        results("pystdlib_maw", metrics, step)                   # after its dataset is finished
 
-Each training is a run of the tracker's own, so that the curves of methods and seeds lie over each other. Values wait
-until the training is saved: what was not saved is trained again by a run that goes on, and would be reported twice.
-Nothing that is computed depends on a tracker; one that fails is given up with a warning.
+Each training is a run of the tracker, so that the curves of methods and seeds can be overlaid. Values wait until the
+training is saved: a resumed run repeats the unsaved steps and would report them twice. Trackers do not influence
+results; one that fails is turned off with a warning.
 """
 
 from __future__ import annotations
@@ -23,56 +23,43 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maw.errors import reason
 from maw.runtime import distributed
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = {"tensorboard": "tensorboard==2.21.0", "wandb": "wandb==0.31.0", "mlflow": "mlflow==3.17.2"}
-"""What each tracker needs, at the version that was tried."""
+"""The package of each tracker, at the version that was tested."""
 NONE = "none"
 PROJECT = "maw-transformers"
 STEPS_OF_EPOCH = 100
-"""Of a longer epoch so many steps at least, and fewer than twice as many, are reported: each takes a tracker time."""
-
-
-class _State:
-    """The reporter there is."""
-
-    current: Reporter | None = None
-
-
-_state = _State()
+"""A longer epoch reports at least this many steps and fewer than twice as many, since each report takes time."""
+_current: Reporter | None = None
 
 
 @contextlib.contextmanager
 def reporting(kind: str, log_dir: Path | str, run_id: str, started: str) -> Iterator[None]:
-    """A block whose trainings are reported; of several processes the main one does.
+    """Reports the trainings of a block; only the main process does.
 
     Args:
         kind: as `Tier1Config.report_to`.
-        log_dir: of the run; what a tracker keeps on disk lies in its folder `tracking`.
-        run_id: tells the run from all others, and stays the same when it goes on.
-        started: when it was begun, for people.
+        log_dir: log folder of the run; local files of the tracker are in its folder `tracking`.
+        run_id: unique id of the run; a resumed run keeps it.
+        started: time when the run began, for display.
     """
-    before = _state.current
+    global _current
+    before = _current
     wanted = kind != NONE and distributed.is_main()
-    _state.current = Reporter(kind, Path(log_dir), run_id, started) if wanted else None
+    _current = Reporter(kind, Path(log_dir), run_id, started) if wanted else None
     try:
         yield
     finally:
-        _state.current = before
+        _current = before
 
 
 @contextlib.contextmanager
 def training(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """A block in which one training goes on, from its beginning or from where it was saved.
-
-    Args:
-        name: of the training, unique in the run.
-        settings: JSON-able; all that it depends on.
-    """
-    reporter = _state.current
+    """Reports one training, with a name unique in the run, from its beginning or from its last save."""
+    reporter = _current
     if reporter is None:
         yield
         return
@@ -84,38 +71,38 @@ def training(name: str, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def every(steps: float) -> int:
-    """How many steps lie between two that are reported, where an epoch has so many."""
+    """Number of steps between two reports, in an epoch of `steps` steps."""
     return max(1, int(steps) // STEPS_OF_EPOCH)
 
 
 def log(step: int, values: Mapping[str, Any]) -> None:
-    """Notes the values of one step that are finite numbers, to be reported when the training is saved."""
-    if _state.current is not None:
-        _state.current.log(step, values)
+    """Notes the finite numbers of one step; `flush` reports them."""
+    if _current is not None:
+        _current.log(step, values)
 
 
 def log_epoch(step: int, record: Mapping[str, Any]) -> None:
-    """As `log`, an epoch's record with all numbers in it, those of each layer too; histograms are left out."""
-    if _state.current is not None:
+    """Notes all numbers of an epoch's record, per layer too, without histograms."""
+    if _current is not None:
         log(step, {"epoch": record["epoch"]} | dict(_flat("epoch", {**record, "epoch": None})))
 
 
 def flush() -> None:
-    """Reports what was noted: the training is saved."""
-    if _state.current is not None:
-        _state.current.flush()
+    """Reports the noted values; call it after the training is saved."""
+    if _current is not None:
+        _current.flush()
 
 
 def results(name: str, metrics: Mapping[str, float], step: int) -> None:
-    """Reports the test metrics of a training that is over."""
-    if _state.current is not None:
+    """Reports the test metrics of a finished training."""
+    if _current is not None:
         with training(name, {}):
             log(step, {f"test/{key}": value for key, value in metrics.items()})
             flush()
 
 
 class Reporter:
-    """One tracker, for one training after the other.
+    """One tracker, for one training after another.
 
     Args: as `reporting`.
     """
@@ -128,53 +115,61 @@ class Reporter:
         self._waiting: list[tuple[int, dict[str, float]]] = []
 
     def open(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Begins a training, or takes up the tracker's own record of one."""
+        """Starts a training, or continues its record in the tracker."""
         self._try(self._open, name, settings)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Notes the values of a step."""
-        numbers = {name: each for name, each in values.items() if _is_number(each)}
+        """Notes the finite numbers of a step."""
+        numbers = {
+            name: each
+            for name, each in values.items()
+            if isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each)
+        }
         if self._tracker is not None and numbers:
             self._waiting.append((step, numbers))
 
     def flush(self) -> None:
-        """Reports what was noted."""
+        """Reports the noted values."""
         waiting, self._waiting = self._waiting, []
         for step, values in waiting:
             self._try(lambda step=step, values=values: self._tracker.log(values, step=step))
 
     def close(self) -> None:
-        """Ends a training; what was noted since it was last saved is dropped."""
+        """Ends a training and drops values that were not reported."""
         self._waiting = []
         if self._tracker is not None:
             self._try(self._tracker.finish)
         self._tracker = None
 
     def _try(self, call: Callable[..., object], *given: Any) -> None:
-        """Calls a tracker, unless it has failed before; a failure stops nothing but it."""
+        """Calls the tracker, unless it has failed before; a failure turns it off."""
         if self.failed:
             return
         try:
             call(*given)
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run is worth more
+        except Exception as error:  # noqa: BLE001 - no error of a tracker may stop the run
             self.failed, self._tracker = True, None
-            why = f"{type(error).__name__}: {reason(error)}"
-            logger.warning("--report-to %s: %s; the run goes on without", self.kind, why)
+            text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            logger.warning("--report-to %s: %s; the run continues without it", self.kind, text)
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        _let_accelerate_log()
+        _init_accelerate()
         tracker, is_new = getattr(self, f"_{self.kind}")(name)
         tracker.start()
         self._tracker = tracker
         if not settings or not is_new:
             return
-        if self.kind == "tensorboard":  # whose store_init_configuration makes one more run beside this one
-            tracker.log({"settings": _as_table(settings)}, step=0)
+        if self.kind == "tensorboard":  # its store_init_configuration would add a run
+            rows = [f"| {key} | {each} |" for key, each in settings.items()]
+            tracker.log({"settings": "\n".join(["| setting | value |", "| --- | --- |", *rows])}, step=0)
         else:
-            tracker.store_init_configuration(_plain(settings))
+            plain = {
+                key: ",".join(map(str, each)) if isinstance(each, list) else each for key, each in settings.items()
+            }
+            tracker.store_init_configuration({key: each for key, each in plain.items() if each is not None})
 
-    # Each makes the tracker of a training, and says whether it has no record of it yet.
+    # Each returns the tracker of a training, and whether the tracker has no record of it yet.
 
     def _tensorboard(self, name: str) -> tuple[Any, bool]:
         from accelerate.tracking import TensorBoardTracker
@@ -185,10 +180,10 @@ class Reporter:
     def _wandb(self, name: str) -> tuple[Any, bool]:
         from accelerate.tracking import WandBTracker
 
-        os.environ.setdefault("WANDB_SILENT", "true")  # else twenty lines a training
-        place = {"dir": str(self.folder), "group": self.group, "name": name}
-        own = {"id": f"{self.run_id}-{name}", "resume": "allow"}
-        return WandBTracker(os.environ.get("WANDB_PROJECT", PROJECT), **place, **own), True
+        os.environ.setdefault("WANDB_SILENT", "true")  # it would print twenty lines a training
+        names = {"dir": str(self.folder), "group": self.group, "name": name}
+        resume = {"id": f"{self.run_id}-{name}", "resume": "allow"}
+        return WandBTracker(os.environ.get("WANDB_PROJECT", PROJECT), **names, **resume), True
 
     def _mlflow(self, name: str) -> tuple[Any, bool]:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -214,10 +209,10 @@ class Reporter:
         return tracker, not known
 
 
-def _let_accelerate_log() -> None:
-    """Makes the state that Accelerate's trackers ask for, as that of a single process.
+def _init_accelerate() -> None:
+    """Creates the state that Accelerate's trackers need, for a single process.
 
-    It would otherwise be that of the launcher, and join its processes a second time.
+    By default Accelerate would read the launcher's variables and join its processes a second time.
     """
     from accelerate import PartialState
     from accelerate.utils import clear_environment
@@ -225,21 +220,8 @@ def _let_accelerate_log() -> None:
     if PartialState._shared_state:
         return
     with clear_environment():
-        os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}  # it refuses some GPUs without
+        os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}  # without them it refuses some GPUs
         PartialState()
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as trackers take them, lists as text."""
-    plain = {name: ",".join(map(str, each)) if isinstance(each, list) else each for name, each in settings.items()}
-    return {name: each for name, each in plain.items() if each is not None}
-
-
-def _as_table(settings: Mapping[str, Any]) -> str:
-    """Settings in Markdown, which TensorBoard shows."""
-    return "\n".join(
-        ["| setting | value |", "| --- | --- |", *(f"| {key} | {each} |" for key, each in settings.items())]
-    )
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -250,7 +232,3 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}/{number}", each) for number, each in enumerate(value))
     else:
         yield name, value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -43,7 +43,7 @@ from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.bm25 import SETTINGS
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
-from maw.data.hash_sampling import place
+from maw.data.hash_sampling import order_key
 from maw.data.normalise import normalise
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DataError, MAWError
@@ -249,7 +249,7 @@ def _random(data: RetrievalData, query_id: str, config: Tier1Config, besides: Se
     hashes, row_of = data.corpus.id_hashes()
     screen, chosen = Screen(data, data.corpus, query_id, Counter()), list(besides)
     for number in range(count):
-        point = int.from_bytes(place(config.seed, "random negatives", f"{query_id}\0{number}")[:8], "little")
+        point = int.from_bytes(order_key(config.seed, "random negatives", f"{query_id}\0{number}")[:8], "little")
         start = int(np.searchsorted(hashes, np.uint64(point)))
         for offset in range(0, len(hashes), LOOKED_AT_ONCE):
             ring = (start + np.arange(offset, min(offset + LOOKED_AT_ONCE, len(hashes)))) % len(hashes)

@@ -1,4 +1,4 @@
-"""Depth attention against its materialised 5-D reference, on every family of encoder."""
+"""Depth attention against its materialised 5-D reference, for every encoder family."""
 
 from __future__ import annotations
 

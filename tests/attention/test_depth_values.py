@@ -1,4 +1,4 @@
-"""Depths of the values, the ablation: against the formula written out, mixed softly, and merged into the weights."""
+"""The ablation whose depths change values: against the written-out formula, softly mixed, merged into the weights."""
 
 from __future__ import annotations
 

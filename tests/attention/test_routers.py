@@ -1,4 +1,4 @@
-"""Routers: what they see, how they draw, and that nothing random depends on how a batch is cut."""
+"""Routers: their input, how they sample, and random numbers that do not depend on how a batch is divided."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tests of The measurements of bench/."""
+"""Tests of the measurements of bench/."""

@@ -1,4 +1,4 @@
-"""The measurements' own arithmetic: claims, operations, the deeper model, the turns, the page. Nothing is timed."""
+"""The arithmetic of the measurements: claims, operations, the deeper model, the turns, the page. Nothing is timed."""
 
 from __future__ import annotations
 

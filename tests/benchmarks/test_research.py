@@ -1,4 +1,4 @@
-"""The research log: its experiments can be run, results are kept, and the page says what they hold."""
+"""The research log: its experiments run, results are kept, and the page shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of the tuned runs, and how the research log shows it."""
+"""The tuned runs: the kept values, and their tables in the research log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`report` and `compare`: reports from files alone, byte for byte; two runs tested, or refused with reasons."""
+"""`report` and `compare`: reports from files alone, byte for byte; two runs are tested, or refused with reasons."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_change_in_a_result_reaches_the_reports(run):
         (["compare", "a", "b", "--method", "mwa"], "compare: argument --method: invalid choice: 'mwa'"),
         (["compare", "a", "b", "--against", "lora"], "compare: --against names a method of the second run"),
         (["compare", "a", "b", "--seed", "1"], "compare: unrecognized arguments: --seed 1"),
-        (["--preset", "offline", "report", "a"], "'report': is not a flag"),
+        (["--preset", "offline", "report", "a"], "'report': is neither a flag"),
     ],
 )
 def test_wrong_use_is_one_line_and_exits_with_2(words, says, capsys, monkeypatch, tmp_path):

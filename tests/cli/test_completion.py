@@ -1,4 +1,4 @@
-"""Shell completion: what a shell offers behind `python tier_1.py`, and that nothing else changes for it."""
+"""Shell completion: what a shell offers after `python tier_1.py`, and that other scripts complete as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor sees, and what it says to do."""
+"""`doctor`: the problems that it finds, and its advice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_machine_that_has_everything(config, capsys, tmp_path):
     assert all(line.startswith("ok ") for line in shown.splitlines()[:-1])
     for words in (
         "Python 3.",
-        "packages at the version",
+        "packages at the tested version",
         "torch ",
         "cache folder",
         "its weights are here",
@@ -96,7 +96,7 @@ def test_two_faisses_at_once(monkeypatch):
 def test_folders_that_cannot_be_used(config, monkeypatch, tmp_path):
     usage = type("usage", (), {"free": 10**9})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage)
-    assert [check.remedy.startswith("make room") for check in problems(doctor.folders(config))] == [True, True]
+    assert [check.remedy.startswith("free disk space") for check in problems(doctor.folders(config))] == [True, True]
     monkeypatch.undo()
     (tmp_path / "file").write_text("")
     (check,) = problems(doctor.folders(Tier1Config(cache_dir=str(tmp_path / "file" / "cache"))))

@@ -17,10 +17,10 @@ SETTINGS = {"model_type": "bert", "num_hidden_layers": 6, "num_attention_heads":
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["doctr"], "'doctr': is not a flag, and no flag before it takes it (did you mean doctor?)"),
+        (["doctr"], "'doctr': is neither a flag nor the value of one (did you mean doctor?)"),
         (
             ["--preset", "offline", "search"],
-            "'search': is not a flag, and no flag before it takes it; the command search",
+            "'search': is neither a flag nor the value of one; the command search",
         ),
     ],
 )
@@ -128,8 +128,8 @@ def test_the_offline_preset_is_a_whole_run():
         (["--methods"], "--methods: needs a value"),
         (["--preset"], "--preset: needs a value"),
         (["--config"], "--config: needs a value"),
-        (["stray"], "'stray': is not a flag, and no flag before it takes it"),
-        (["--seed", "1", "2"], "'2': is not a flag, and no flag before it takes it"),
+        (["stray"], "'stray': is neither a flag nor the value of one"),
+        (["--seed", "1", "2"], "'2': is neither a flag nor the value of one"),
         (["--seed", "1", "--seed", "2"], "--seed: is given more than once"),
         (["--use-lora", "--no-use-lora"], "--no-use-lora: is given more than once"),
         (["--use-lora=yes"], "--use-lora: takes no value; it is --use-lora or --no-use-lora"),

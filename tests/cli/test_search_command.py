@@ -1,4 +1,4 @@
-"""Searching with the models of a finished run."""
+"""`search` with the models of a finished run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_wrong_words_are_one_line(tiny_run, capsys):
     assert "no method 'mwa' (did you mean maw?)" in capsys.readouterr().err
     for none in (",", ""):
         assert search_words(tiny_run, "--method", none) == 2
-        assert "search: --method names no method; it compared zero_shot, lora, maw" in capsys.readouterr().err
+        assert "search: --method names no method; the run has zero_shot, lora, maw" in capsys.readouterr().err
     assert tier_1.main(["search", str(tiny_run), "  "]) == 2
     assert "search: the query is empty" in capsys.readouterr().err
     assert search_words(tiny_run, "--k", "0") == 2

@@ -1,4 +1,4 @@
-"""Tier1Config: defaults, presets, what is refused and in which words, layers, and files of settings."""
+"""Tier1Config: defaults, presets, refused values and their messages, layers, and settings files."""
 
 from __future__ import annotations
 
@@ -176,13 +176,13 @@ BAD_VALUES = [
     *(("device", value, "cpu, cuda, cuda:N or mps") for value in ("", "gpu", "cuda:", "cuda:-1", "cpu\n")),
     ("seed", 2**32, "at most 4294967295"),
     ("permutations", 19, "at least 20"),
-    *(("folds", value, "at least 3, to train, choose and test on different queries, or 0") for value in (1, 2)),
+    *(("folds", value, "must be 0, or at least 3: training, validation and test need") for value in (1, 2)),
     ("seeds", 0, "at least 1"),
     ("query_prefix", 3, "must be text"),
     ("query_prefix", "\0", "NUL"),
     ("query_prefix", "\udcff", "valid Unicode"),
     ("document_prefix", "x" * 5000, "4096 characters"),
-    ("fixed_depth", 32, "no depth 32: depth_dim 32 gives 0 to 31"),
+    ("fixed_depth", 32, "no depth 32: depth_dim 32 allows 0 to 31"),
     ("methods", ["mwa"], "(did you mean maw?)"),
     ("methods", ["lora", "lora"], "'lora' more than once"),
     ("methods", [], "at least one"),
@@ -214,8 +214,8 @@ def test_there_are_enough_bad_values():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tune": 3, "learning_rate": 0.01}, "tune: a learning_rate that is set leaves nothing to tune"),
-        ({"resume": "logs/a", "restart": True}, "restart: a run either goes on or starts anew"),
+        ({"tune": 3, "learning_rate": 0.01}, "tune: learning_rate is set, so there is nothing to tune"),
+        ({"resume": "logs/a", "restart": True}, "restart: a run cannot resume and restart at once"),
         ({"seed": 2**32 - 2, "seeds": 3}, "seeds: seed 4294967294 and the 2 after it must be below 2**32"),
     ],
 )
@@ -234,12 +234,12 @@ def test_all_problems_are_reported_together():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"use_lora": True, "train_layers": True}, "train_layers: LoRA leaves the layers as they are"),
-        ({"depth_values": True, "route_by": "token"}, "route_by: every token reads the same values"),
-        ({"methods": ["maw", "maw_qv"], "route_by": "token"}, "route_by: every token reads the same values"),
-        ({"methods": ["all"], "route_by": "token"}, "route_by: every token reads the same values"),
-        ({"router_start": "clusters", "kernel_init_std": 0.1}, "router_start: clusters needs depths that start alike"),
-        ({"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 leaves all depths alike for ever"),
+        ({"use_lora": True, "train_layers": True}, "train_layers: LoRA does not train whole layers"),
+        ({"depth_values": True, "route_by": "token"}, "route_by: all query tokens share the values"),
+        ({"methods": ["maw", "maw_qv"], "route_by": "token"}, "route_by: all query tokens share the values"),
+        ({"methods": ["all"], "route_by": "token"}, "route_by: all query tokens share the values"),
+        ({"router_start": "clusters", "kernel_init_std": 0.1}, "router_start: clusters needs depths that start equal"),
+        ({"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 keeps all depths equal"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, problem):

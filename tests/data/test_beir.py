@@ -1,4 +1,4 @@
-"""BEIR folders: what a good one gives, and one line with file and line for everything that can be wrong."""
+"""BEIR folders: reading a valid one, and one line with file and line for every possible mistake."""
 
 from __future__ import annotations
 

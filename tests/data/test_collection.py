@@ -1,4 +1,4 @@
-"""The passage store against plain Python references, and what becomes of a damaged or contested one."""
+"""The passage store against plain Python references, and stores that are damaged or built by two processes at once."""
 
 from __future__ import annotations
 
@@ -226,9 +226,9 @@ def test_a_bad_passage_is_named_and_leaves_nothing(bad, message, row, tmp_path):
 
 
 def test_no_passages_are_refused(tmp_path):
-    with pytest.raises(DataError, match="there is no passage at all"):
+    with pytest.raises(DataError, match="there is no passage; give"):
         Corpus.build([], tmp_path / "store")
-    with pytest.raises(DataError, match="there is no passage at all"):
+    with pytest.raises(DataError, match="there is no passage; give"):
         Corpus.from_lists([], [])
 
 

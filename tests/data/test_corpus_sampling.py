@@ -1,4 +1,4 @@
-"""The sampled corpus: its three parts against plain Python, independence of order and process, joined distractors."""
+"""The sampled corpus: its three parts against plain Python, independence of order and process, added distractors."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_judged_passages_are_kept_even_beyond_the_size(config, size):
     assert got.facts["corpora"]["test"]["asked_for"] == size
     assert got.facts["warnings"] == [
         "old",
-        "tiny: corpus_size has room for none but the 36 judged passages, which are all kept; raise it",
+        "tiny: corpus_size has room only for the 36 judged passages, which are all kept; raise it",
     ]
 
 

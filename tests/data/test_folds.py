@@ -1,4 +1,4 @@
-"""Folds of queries: disjoint, whole, groups together, the same for all arms; and what cannot be pooled is refused."""
+"""Folds of queries: disjoint, complete, groups kept together, the same for all methods; refused pools."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def test_groups_and_equal_texts_stay_together(tmp_path):
 
 
 def test_a_group_that_is_torn_apart_would_be_seen(tmp_path, monkeypatch):
-    """The check of each round does not rest on the grouping: without it equal texts end the run."""
+    """The check of each fold does not rest on the grouping: without it equal texts end the run."""
     data = collection()
     again = [data.train.queries[0] if i % 2 else q for i, q in enumerate(data.train.queries)]
     twice = replace(data, train=replace(data.train, queries=again))
     assert make_folds(twice, config(tmp_path)).collections
     monkeypatch.setattr("maw.data.folds.connected", lambda labels: {i: i for i in labels})
-    with pytest.raises(DataError, match=r"tiny, round 1: .* share .* questions under different ids"):
+    with pytest.raises(DataError, match=r"tiny, fold 1: .* share .* questions under different ids"):
         make_folds(twice, config(tmp_path))
 
 
@@ -133,7 +133,7 @@ def test_the_division_depends_on_the_seed_and_the_queries_alone(tmp_path):
 
 def test_too_few_groups(tmp_path):
     with pytest.raises(
-        DataError, match="tiny: the 60 queries make 3 groups that must not be parted, too few for 4 folds"
+        DataError, match="tiny: the 60 queries make 3 groups that must stay together, too few for 4 folds"
     ):
         make_folds(collection(groups={f"q{i}": f"g{i % 3}" for i in range(60)}), config(tmp_path))
 
@@ -203,7 +203,7 @@ def test_judgements_of_another_kind_are_refused():
     graded = {i: dict.fromkeys(judged, 3) for i, judged in data.validation.qrels.items()}
     with pytest.raises(DataError, match=r"those of train binary, those of validation graded, those of test binary"):
         pool(replace(data, validation=replace(data.validation, qrels=graded)))
-    with pytest.raises(DataError, match="relevant from different grades on"):
+    with pytest.raises(DataError, match="their relevance levels differ"):
         pool(replace(data, test=replace(data.test, relevance_level=2)))
 
 

@@ -1,4 +1,4 @@
-"""The user's dictionaries: by position, by id, and every mistake by the name of its key."""
+"""The user's dictionaries: by position, by id, and every mistake named by its key."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_empty_documents_are_counted():
             "queries: a list of texts or a dictionary of id to text is needed, not 'first' (str)",
         ),
         ({"queries": ["first", None]}, "queries[1]: a text is needed, not None (NoneType)"),
-        ({"queries": []}, "queries: there is nothing in it"),
-        ({"docs": {}}, "docs: there is nothing in it"),
+        ({"queries": []}, "queries: it is empty"),
+        ({"docs": {}}, "docs: it is empty"),
         ({"docs": {"": "x"}}, "docs['']: an id is a text or an integer"),
         ({"docs": {1: "x", "1": "y"}}, "docs['1']: the id occurs twice"),
         ({"docs": ["a", "b\0", "c"]}, "docs: passage 1: the text holds a NUL character"),

@@ -1,4 +1,4 @@
-"""Draws by hash: the same everywhere, nested, and independent of order."""
+"""Samples by hash: the same on every machine, nested, and independent of order."""
 
 from __future__ import annotations
 

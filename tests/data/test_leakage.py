@@ -1,4 +1,4 @@
-"""No question stands in two splits: the guard, and the rule that leaves overlapping questions in one."""
+"""No question is in two splits: the check, and the rule that keeps an overlapping question in one split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Source files that are missing, damaged or not as published: one line each, in time, and what a dataset needs."""
+"""Source files that are missing, damaged or not as published: one line each, in time; the files a dataset needs."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_a_file_that_is_cut_short(home, refusal, name, file):
     WRITERS.get(name, write_msmarco)(home)
     path = cut(home / file)
     message = refusal(name)
-    assert message.startswith(f"{path}: the file is damaged or cut short (")
-    assert "it is fetched again" in message
+    assert message.startswith(f"{path}: the file is damaged or incomplete (")
+    assert "to download it again" in message
 
 
 def test_no_store_is_left_of_a_corpus_that_is_cut_short(home, refusal, tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_byte_changed_within_a_zip_archive(home, refusal):
     data = bytearray(path.read_bytes())
     data[120] ^= 0xFF  # in the first member's compressed data
     write(path, bytes(data))
-    assert refusal("nq", methods=["zero_shot"]).startswith(f"{path}: the file is damaged or cut short (")
+    assert refusal("nq", methods=["zero_shot"]).startswith(f"{path}: the file is damaged or incomplete (")
 
 
 @pytest.mark.parametrize("name", ["msmarco", "nq", "hotpotqa", "triviaqa"])
@@ -126,7 +126,8 @@ def test_a_wrong_copy_among_the_downloads(home, refusal):
     (home / "beir" / "nq" / "source.zip").unlink()
     copy = write(home / "downloads" / published.published("beir", "nq").md5, b"something else")
     message = refusal("nq", methods=["zero_shot"])
-    assert message.startswith(f"{copy}: this is not https://") and f"MD5 {md5(copy)} instead of {copy.name}" in message
+    assert message.startswith(f"{copy}: is not the published https://")
+    assert f"MD5 {md5(copy)} instead of {copy.name}" in message
 
 
 def test_a_file_is_compared_once_until_it_changes(home, tmp_path):
@@ -140,7 +141,7 @@ def test_a_file_is_compared_once_until_it_changes(home, tmp_path):
     os.utime(file.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     published.require([file], config, "nq")  # neither size nor time say that it changed: not read again
     os.utime(file.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    with pytest.raises(DataError, match="this is not https"):
+    with pytest.raises(DataError, match="is not the published https"):
         published.require([file], config, "nq")
 
 
@@ -152,7 +153,7 @@ def test_another_number_of_passages_than_was_published(home, tmp_path, count):
     with pytest.raises(DataError) as caught:
         source.corpus(settings(tmp_path, verify_sources=True))
     assert str(caught.value).startswith(
-        f"{source.file.path}: beir/nq has 2681468 passages as published, and here are {PASSAGES};"
+        f"{source.file.path}: beir/nq has 2681468 passages as published, but this file has {PASSAGES};"
     )
     assert not source.stored(settings(tmp_path, verify_sources=True))
     assert len(source.corpus(settings(tmp_path, verify_sources=False))) == PASSAGES
@@ -187,7 +188,7 @@ def test_a_beir_archive_without_its_files(home, refusal):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme", "nothing here")
     assert refusal("nq", methods=["zero_shot"]).startswith(
-        f"{path}: ir_datasets cannot make sense of the file (KeyError"
+        f"{path}: ir_datasets cannot read the contents of the file (KeyError"
     )
 
 
@@ -197,7 +198,7 @@ def test_a_beir_archive_without_its_files(home, refusal):
         ("0\ta\n1\tb\tc\n", "collection.tsv:2: 3 columns instead of 2"),
         ("0\ta\n\n1\tb\n0\tc\n", "collection.tsv:4: the passage id '0' was used before, at "),
         (b"0\ta\n1\t\xff\n", "collectionandqueries.tar.gz: the file is not UTF-8 ("),
-        ("", "collection.tsv:1: there is no passage at all"),
+        ("", "collection.tsv:1: there is no passage; give"),
     ],
 )
 def test_bad_passages_of_msmarco(home, refusal, collection, words):
@@ -248,9 +249,9 @@ def test_a_query_id_used_twice(home, refusal):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'[{"question": "q", "answers": ["a"]}]', "ir_datasets cannot make sense of the file (KeyError"),
-        (b'[{"question": "q", ', "the file is damaged or cut short ("),
-        (b"not json", "the file is damaged or cut short ("),
+        (b'[{"question": "q", "answers": ["a"]}]', "ir_datasets cannot read the contents of the file (KeyError"),
+        (b'[{"question": "q", ', "the file is damaged or incomplete ("),
+        (b"not json", "the file is damaged or incomplete ("),
         (b"[]", "no query has a relevant passage"),
     ],
 )
@@ -368,7 +369,7 @@ def test_a_server_that_refuses(home, refusal, monkeypatch):
         use_proxy(monkeypatch, server.getsockname()[1])
         message = refusal("hotpotqa")
     path = home / "beir" / "hotpotqa" / "source.zip"
-    assert message.startswith(f"{path}: could not be fetched from https://") and "502" in message
+    assert message.startswith(f"{path}: could not be downloaded from https://") and "502" in message
     assert not path.exists()
 
 

@@ -1,4 +1,4 @@
-"""The collection made from the running Python's own library, against `ast` and `inspect` alone."""
+"""The collection made from Python's own library, against `ast` and `inspect` alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collections that may lie beside the project: zero-shot nDCG@10 against a computation that shares no code."""
+"""Real collections, where available: zero-shot nDCG@10 against a computation that shares no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md: its picture is what the script draws, and every place in the code that it names is there."""
+"""docs/architecture.md: its picture is the script's output, and every place in the code that it names exists."""
 
 from __future__ import annotations
 

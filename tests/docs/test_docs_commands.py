@@ -1,7 +1,7 @@
-"""Every command that README and docs show works: run as it stands where it needs no network, else with --dry-run.
+"""Every command in README and docs works: run as it is if it needs no network, else with --dry-run.
 
-Names of models, folders and finished runs mean tiny ones here. docs/use.md, whose lines build on one another, has
-`tests/docs/test_use_docs.py`.
+Names of models, folders and finished runs stand for tiny ones here. `tests/docs/test_use_docs.py` runs docs/use.md,
+whose lines depend on one another.
 """
 
 from __future__ import annotations

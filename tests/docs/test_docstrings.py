@@ -1,4 +1,4 @@
-"""Every public name says what it takes and gives: arguments, what comes back, errors, shapes, and its source."""
+"""Every public name documents its arguments, results, errors, shapes and source."""
 
 from __future__ import annotations
 

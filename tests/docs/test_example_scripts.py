@@ -1,4 +1,4 @@
-"""The examples that hand a run's rankings to ir_measures and PyTerrier: they run, and find the run's own numbers."""
+"""The example scripts for ir_measures and PyTerrier run and print the run's own numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebooks of examples/ run from end to end, and what is stored of their outputs is that of one whole run."""
+"""The notebooks of examples/ run to the end, and their stored outputs come from one whole run."""
 
 from __future__ import annotations
 

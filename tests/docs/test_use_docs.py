@@ -1,4 +1,4 @@
-"""Every command and every line of Python in docs/use.md runs as it stands, after a run, without a network."""
+"""Every command and every line of Python in docs/use.md works as written, after a run, without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored activations: whose they are, when they stop, and that nothing stays on the disk."""
+"""Stored activations: their owner, when storing stops, and that nothing stays on the disk."""
 
 from __future__ import annotations
 

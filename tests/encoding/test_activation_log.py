@@ -1,4 +1,4 @@
-"""A store that goes on holds the activations of the one that was interrupted, to the last bit."""
+"""A resumed store holds the activations of the interrupted one, to the last bit."""
 
 from __future__ import annotations
 

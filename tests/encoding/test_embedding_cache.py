@@ -1,4 +1,4 @@
-"""Kept embeddings: read only where every bit would be the same, whole or not at all, bounded, never in the way."""
+"""Cached embeddings: read only if every bit would be the same, complete or absent, limited in size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch cut into chunks of like length gives what the whole batch gives."""
+"""A batch divided into chunks of similar length gives the results of the whole batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answer match against DPR's own way to look for an answer, written out token by token."""
+"""Answer match against DPR's own search for an answer, written out token by token."""
 
 from __future__ import annotations
 

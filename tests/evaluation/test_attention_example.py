@@ -1,4 +1,4 @@
-"""The attention of one text that a run keeps for its report: the right text, and the numbers that the model has."""
+"""The attention of one text that a run keeps for its report: the right text, and the model's numbers."""
 
 from __future__ import annotations
 

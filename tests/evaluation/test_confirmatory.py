@@ -1,4 +1,4 @@
-"""The confirmatory family: who is in it, Holm by hand and by statsmodels, and what its tests can find."""
+"""The confirmatory family: its members, Holm by hand and by statsmodels, and its detectable effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts at their greedy picks, at every depth and at other texts' picks; entropy and information of policies."""
+"""Texts at their greedy depths, at every depth and at other texts' depths; entropy and information of policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing diagnostics of a model: what they say of it, when they are made, and that they change nothing."""
+"""Routing diagnostics of a model: their values, when they are computed, and that they change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equal scores at the cut: the evaluation keeps the passages that trec_eval would rank first."""
+"""Equal scores at the cutoff: evaluation keeps the passages that trec_eval would rank first."""
 
 from __future__ import annotations
 

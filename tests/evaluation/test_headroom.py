@@ -1,4 +1,4 @@
-"""What a router could gain: against values worked out by hand, on noise, and on a signal put there."""
+"""Headroom of a router: against values by hand, on noise, and on a planted signal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 36 metrics against a reference written out here, and against values worked out by hand."""
+"""The 36 metrics against a reference written out here, and against values by hand."""
 
 from __future__ import annotations
 

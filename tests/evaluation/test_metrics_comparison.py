@@ -1,4 +1,4 @@
-"""The same run through other evaluators: ir_measures, and pytrec_eval by itself."""
+"""The same ranking in other evaluators: ir_measures, and pytrec_eval by itself."""
 
 from __future__ import annotations
 

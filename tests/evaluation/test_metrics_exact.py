@@ -1,7 +1,6 @@
-"""The metrics against pytrec_eval on the run as it is, every passage and score of it, to the last bit.
+"""The metrics against pytrec_eval on the full ranking, with every passage and score, to the last bit.
 
-`maw.evaluation.metrics` shows pytrec_eval ranks in place of ids and scores, and nothing behind the last judged
-passage.
+`maw.evaluation.metrics` gives pytrec_eval ranks in place of ids and scores, and no passage after the last judged one.
 """
 
 from __future__ import annotations

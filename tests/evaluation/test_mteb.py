@@ -1,4 +1,4 @@
-"""mteb over a retriever in memory and over an exported one: the scores of the run itself."""
+"""mteb on a retriever in memory and on an exported one gives the run's own scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test can find: the smallest difference and the queries needed, against statsmodels and by simulation."""
+"""Power of a test: the smallest difference and the needed queries, against statsmodels and by simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Examples of wins and losses: the right queries, both rankings, the texts cut and stored once."""
+"""Examples of wins and losses: the right queries, both rankings, texts truncated and stored once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of an arm put together: folds joined, seeds averaged query by query before anything is tested."""
+"""Trainings of one method as one result: folds are joined, then seeds are averaged for each query before any test."""
 
 from __future__ import annotations
 

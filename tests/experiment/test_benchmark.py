@@ -1,4 +1,4 @@
-"""The whole program on a small folder of real layout: files, console, exit codes, and the same numbers twice."""
+"""The whole program on a small folder in BEIR layout: files, console, exit codes, and the same numbers twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods a run compares: where each starts, what it trains, and that it is what its name says."""
+"""The methods of a run: where each starts, what it trains, and that it is what its name says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets side by side: the same results as in sequence, failures told, and no process that outlives the run."""
+"""Parallel datasets: the results of a sequence, reported failures, and no process that outlives the run."""
 
 from __future__ import annotations
 

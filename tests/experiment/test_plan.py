@@ -1,4 +1,4 @@
-"""The plan of a run: counted by hand and against a real run, in little text, and a disk that is too small stops it."""
+"""The plan of a run: counted by hand and against a real run, short, and an error for a disk that is too small."""
 
 from __future__ import annotations
 

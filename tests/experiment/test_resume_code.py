@@ -1,4 +1,4 @@
-"""`--resume` names the file in which the code has changed, in whichever room of the package it lies."""
+"""`--resume` names the changed code file, in every room of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which run `--resume last` takes."""
+"""`--resume last` takes the right run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of several processes from the command line: what they leave, what is refused, and how they end together."""
+"""Runs of several processes from the command line: their files, refused settings, and how they end together."""
 
 from __future__ import annotations
 

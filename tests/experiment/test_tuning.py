@@ -1,4 +1,4 @@
-"""Trials: exactly as many as asked for, drawn by seed, refined around the best, blind to the test, and honest."""
+"""Trials: the exact number, drawn by seed, refined around the best, without test data, and all reported."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What all files of the matrix share: how often a fault is tried, its seed in a failure, and the count at the end.
+"""Shared by all files of the matrix: the number of trials, the seed in a failure, and the count at the end.
 
     def test_a_fault(repeats, trial):
         for seed in range(repeats(5, 200)):         # 5 times in the ordinary suite, 200 times by `make faults`
             with trial(6, "truncated caches", seed):
                 ...
 
-A test that only makes sense in full is marked `faults` and left out of the ordinary suite.
+A test that needs the full count is marked `faults` and is not part of the ordinary suite.
 """
 
 from __future__ import annotations

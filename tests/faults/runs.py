@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own that can be killed anywhere, and what is compared of two runs.
+"""Whole runs in their own processes, which can be killed anywhere, and the comparison of two runs.
 
     server = RunServer(folder)
     done = server.run(["--datasets", ...], boundary=17)      # SIGKILL at the 17th write, flush, rename or removal
@@ -6,8 +6,8 @@
 
     python -m faults.runs                                    # the server: loads everything once, forks for each run
 
-A process that has loaded torch takes three seconds to start, a fork of one none: fifty runs would else be minutes of
-importing. The server itself never trains, since what autograd has started does not live through a fork.
+A process that loads torch takes three seconds to start, and its fork takes none; without forks fifty runs would import
+for minutes. The server itself never trains, since autograd's threads do not survive a fork.
 """
 
 from __future__ import annotations

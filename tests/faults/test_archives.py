@@ -1,4 +1,4 @@
-"""Row 15: archives made to do harm, in place of the published ones."""
+"""Row 15: malicious archives in place of the published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 6 and 13: caches that the disk gives back changed, and eight processes that want the same one at once."""
+"""Rows 6 and 13: caches that were changed on disk, and eight processes that need the same cache at once."""
 
 from __future__ import annotations
 

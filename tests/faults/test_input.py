@@ -1,4 +1,4 @@
-"""Row 7: data that is malformed: parsed all the same, or refused with file and line."""
+"""Row 7: malformed data is parsed correctly, or refused with file and line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 16: names of datasets and runs that would lead elsewhere, or drive a terminal or a shell."""
+"""Row 16: names of datasets and runs that would lead to other folders, or control a terminal or a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 12: memory that runs out in evaluation, where batches become smaller, and in training, which stops."""
+"""Row 12: memory runs out in evaluation, where batches become smaller, and in training, which stops."""
 
 from __future__ import annotations
 

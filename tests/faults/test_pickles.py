@@ -1,4 +1,4 @@
-"""Row 17: pickles and code of others, in place of models, checkpoints and caches."""
+"""Row 17: pickles and untrusted code in place of models, checkpoints and caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row 18: texts that a spreadsheet would run, and numbers that JSON has no way to write."""
+"""Row 18: texts that a spreadsheet would execute, and numbers that JSON cannot write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 1 and 4: a run that was killed anywhere, or stopped after any step, goes on to the identical result."""
+"""Rows 1 and 4: a run that was killed anywhere, or stopped after any step, resumes to the identical result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 2, 5 and 11: a checkpoint is whole wherever its writer is killed, damage is found, and all in it is finite."""
+"""Rows 2, 5 and 11: a checkpoint is complete wherever its writer is killed, damage is found, all values are finite."""
 
 from __future__ import annotations
 

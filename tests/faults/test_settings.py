@@ -1,4 +1,4 @@
-"""Row 8: configurations that cannot run: refused in two seconds, with all that is wrong."""
+"""Row 8: invalid configurations are refused in two seconds, with every mistake named."""
 
 from __future__ import annotations
 

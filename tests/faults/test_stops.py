@@ -1,4 +1,4 @@
-"""Rows 3, 14 and 19: signals, two runs in one folder, and a run that cannot go on since not all is as it was."""
+"""Rows 3, 14 and 19: signals, two runs in one folder, and a run that cannot resume since something has changed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rows 9 and 10: disks that are full, folders that may not be written, files that cannot be read.
+"""Rows 9 and 10: full disks, folders without write permission, files that cannot be read.
 
 The disks are real where the tests may mount one (in a container of root): a file system of some megabytes that another
-file fills. Elsewhere the calls that flush and rename fail as they would.
+file fills. Elsewhere the calls that flush and rename raise the same errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Row 20: logs of runs that were killed in the middle of a line, and lines that somebody or something damaged."""
+"""Row 20: logs of runs that were killed in the middle of a line, and damaged lines."""
 
 from __future__ import annotations
 

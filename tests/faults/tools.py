@@ -1,4 +1,4 @@
-"""What the files of the matrix do to files, processes and disks."""
+"""Faults for the matrix: changes to files, processes and disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Depth attention in plain Hugging Face models: what `add_maw` changes, saves, and shows."""
+"""Depth attention in plain Hugging Face models: what `add_maw` changes, saves, and returns."""
 
 from __future__ import annotations
 

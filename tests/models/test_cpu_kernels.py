@@ -1,4 +1,4 @@
-"""The processor's faster ways give what PyTorch's own give."""
+"""The faster CPU kernels give PyTorch's own results."""
 
 from __future__ import annotations
 

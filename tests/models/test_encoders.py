@@ -1,4 +1,4 @@
-"""The table of encoders in docs/encoders.md, made over a tiny random model of each family."""
+"""The table of encoders in docs/encoders.md, checked on a tiny random model of each family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported models load where this package is not, and compute the same embeddings."""
+"""Exported models load without this package and compute the same embeddings."""
 
 from __future__ import annotations
 

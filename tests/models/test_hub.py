@@ -1,4 +1,4 @@
-"""Uploads to a model hub, against a stand-in that speaks the few words of the hub's API that an upload needs."""
+"""Uploads to a model hub, with a stand-in for the part of the hub's API that an upload needs."""
 
 from __future__ import annotations
 

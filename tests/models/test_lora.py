@@ -1,4 +1,4 @@
-"""LoRA: no change at the start, base weights untouched, and the change is B A x."""
+"""LoRA: no change at the start, unchanged base weights, and the change is B A x."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from a model's files, what overrides it, and which models are refused in which words."""
+"""Settings read from a model's files, flags that override them, and refused models with their messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of like length: every text once, budgets kept, padding alone, and the next batch made ahead."""
+"""Batches of similar length: every text once, within budgets, padding only, and the next batch prepared ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The heat maps of the page: what they show, in the right shade and place, and that nobody's token becomes markup."""
+"""The heat maps of the page: their content, shade and place, and that no token becomes markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Costs: what is summed, what is measured and what is not known, the same in every report."""
+"""Costs: sums, measured values and unknown values, the same in every report."""
 
 from __future__ import annotations
 

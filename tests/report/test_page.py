@@ -1,4 +1,4 @@
-"""report.html: the answer it gives, what it is made of, and that nobody's text can become a part of it."""
+"""report.html: its answer, its parts, and that no text from outside becomes markup."""
 
 from __future__ import annotations
 

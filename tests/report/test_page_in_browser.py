@@ -1,5 +1,5 @@
-"""The report page in a real browser, where there is one: nothing wider than its window, no error, legible text, and
-none of what axe-core's rules (https://github.com/dequelabs/axe-core) find inaccessible.
+"""The report page in a real browser, if one is installed: nothing wider than the window, no error, legible text, and
+no violation of axe-core's accessibility rules (https://github.com/dequelabs/axe-core).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures for papers: which there are, what is in the files, and that the same results make the same bytes."""
+"""Figures for papers: the list, the content of the files, and the same bytes for the same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for papers: the numbers, what is bold, whose letters stand behind, and names that would be markup."""
+"""Tables for papers: numbers, bold values, letters, and names that would be markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a run: the user's layout, strict JSON, harmless CSV, whole files, text that fits a terminal."""
+"""Files of a run: the user's layout, strict JSON, harmless CSV, complete files, text that fits a terminal."""
 
 from __future__ import annotations
 

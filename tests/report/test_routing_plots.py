@@ -1,4 +1,4 @@
-"""The pictures of routing show the numbers of the history, and leave out what it does not hold."""
+"""The routing pictures show the numbers of the history, and leave out what it lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run files, judgements and per-query tables: other tools read them and compute the same numbers."""
+"""TREC run files, judgements and per-query tables: other tools read them and compute the same numbers."""
 
 from __future__ import annotations
 

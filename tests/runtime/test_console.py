@@ -1,4 +1,4 @@
-"""The console: bars, lines, JSON and silence, and which process speaks."""
+"""The console: bars, lines, JSON and silence, and which process prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes give what one gives: embeddings, rankings, every step of training, and metrics."""
+"""Several processes give the results of one: embeddings, rankings, every training step, and metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Energy: counters that go round, and parts that cannot be read, of which nothing is said."""
+"""Energy: counters that wrap around, and devices that cannot be read and are left out."""
 
 from __future__ import annotations
 

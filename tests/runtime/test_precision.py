@@ -1,4 +1,4 @@
-"""Half precision: close to float32, the same in every arm, and no reason to lose a weight or a policy's digits."""
+"""Half precision: close to float32, the same for every method, without lost weights or digits of a policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages and what they add up to, work against torch's own count, and the files and tables of a profiled run."""
+"""Stages and their sums, operations against torch's own count, and the files and tables of a profiled run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log files of runs: which are kept, which go, what is in them, and that they stop nothing."""
+"""Log files of runs: which are kept and which removed, their content, and that they stop nothing."""
 
 from __future__ import annotations
 

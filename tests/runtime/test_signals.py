@@ -1,4 +1,4 @@
-"""Signals end a block where it may end, save when asked, and leave everything as they found it."""
+"""Signals end a block where it may end, save when asked, and restore everything afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiment trackers: what they get, that a run that goes on reports no step twice, and that they stop nothing."""
+"""Experiment trackers: the sent values, no step twice after a resume, and that they stop nothing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_accelerate_takes_no_part_in_the_launcher_s_processes(monkeypatch):
     before = dict(PartialState._shared_state)
     PartialState._shared_state.clear()
     try:
-        trackers._let_accelerate_log()
+        trackers._init_accelerate()
         assert PartialState().num_processes == 1
     finally:
         PartialState._shared_state.clear()
@@ -241,7 +241,7 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch, caplog, momen
                 trackers.log(1, {"train/loss": np.float64(1.0)})
                 trackers.flush()
         trackers.results("nq_maw", {"ndcg_cut_10": 0.5}, 1)
-    text = "--report-to tensorboard: RuntimeError: the network is down; the run goes on without"
+    text = "--report-to tensorboard: RuntimeError: the network is down; the run continues without it"
     assert [record.getMessage() for record in caplog.records if record.name == "maw.runtime.trackers"] == [text]
 
 

@@ -1,4 +1,4 @@
-"""Exact search against a numpy sort of all scores, above all where scores tie."""
+"""Exact search against a numpy sort of all scores, especially for equal scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAISS's proposals, settled: the exact order of equal scores, complete lists, and recall as counted by hand."""
+"""FAISS's candidates, re-ranked: the exact order of equal scores, complete lists, and recall counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room on disk: what goes to make it, what stays, and locks whose files go too and still keep others out."""
+"""Disk space: what is removed to free it, what stays, and locks that hold after their file is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passages of earlier batches as further candidates: which they are, and what they change."""
+"""Passages of earlier batches as more negatives: which they are, and what they change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints come back as the retriever that was saved, and damage is noticed."""
+"""Checkpoints load as the saved retriever, and damage is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training batches and their loss: who counts against whom."""
+"""Training batches and their loss: which passages are negatives of which queries."""
 
 from __future__ import annotations
 

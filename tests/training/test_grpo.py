@@ -1,4 +1,4 @@
-"""GRPO's parts against values worked out by hand, and the whole on a bandit with a known answer."""
+"""GRPO's parts against values by hand, and GRPO on a bandit with a known answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step of the routers' learners on a real batch, against the same step written out text by text."""
+"""One step of the router learners on a real batch, against the same step written out text by text."""
 
 from __future__ import annotations
 

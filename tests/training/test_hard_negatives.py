@@ -1,4 +1,4 @@
-"""Hard negatives: what may never be one, the margin, order, the cache, and the cut of the training corpus."""
+"""Hard negatives: forbidden passages, the margin, order, the cache, and the cut of the training corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training and evaluation over replicas that each see a part of the batch, as under DataParallel, change nothing.
+"""Training and evaluation over replicas, as under DataParallel, give the results of one model.
 
 `Replicas` cuts and joins as `torch.nn.parallel.scatter` and `gather` do: every tensor along its first dimension,
 inside dictionaries and lists, other arguments handed to all.

@@ -1,4 +1,4 @@
-"""Routers that begin with the clusters of the training texts' states."""
+"""Routers that start from the clusters of the training texts' states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step costs beside arithmetic: Python that does not grow with the batch, and one look at the device."""
+"""The overhead of a step: Python time that does not grow with the batch, and one wait for the device."""
 
 from __future__ import annotations
 

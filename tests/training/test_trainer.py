@@ -1,4 +1,4 @@
-"""What training changes, what it leaves alone, and that it is the same every time."""
+"""Training: what it changes, what it leaves alone, and the same result every time."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Published files: where they are, whether they are here, and how they are fetched and checked."""
+"""Published files: addresses, presence, download and checks."""

@@ -1,12 +1,12 @@
-"""A look through an archive that nobody vouches for, before anything is read from it or unpacked.
+"""Checks an unverified archive before anything is read from it or unpacked.
 
-The archives of the published datasets are compared with their MD5 (`maw.data.download.published`), so that their
-contents are the publisher's. With --no-verify-sources anyone's file is taken, and looked through here, once.
+Archives of published datasets are checked by MD5 (`maw.data.download.published`). With --no-verify-sources any file is
+accepted, and checked here once.
 
-Nothing is ever extracted under a name that an archive gives: ir_datasets writes single members, which it asks for by
-their full names, to places of its own, and the others are read as streams. So `..`, absolute names, links and devices
-lead nowhere; they are refused all the same, since no publisher has any. What could do harm is size: a kilobyte that
-unpacks to a terabyte fills the disk. Text that shrinks to less than a hundredth is no text.
+Nothing is extracted under a name from an archive: ir_datasets writes single members, requested by full name, to paths
+of its own, and other members are read as streams. So `..`, absolute names, links and devices have no effect; they are
+refused anyway, because no publisher uses them. The danger is size: a kilobyte that unpacks to a terabyte fills the
+disk. Text does not shrink to less than a hundredth.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import BinaryIO
 from maw.errors import DataError, show
 
 LARGEST_RATIO = 100
-"""Unpacked to packed; English text has about 3, and gzip's own limit is 1,032."""
+"""Largest ratio of unpacked to packed size; English text has about 3, and gzip's own limit is 1,032."""
 ALWAYS_ALLOWED = 64 << 20  # bytes, unpacked
 MOST_MEMBERS = 10_000
 _CHUNK = 1 << 20
 
 
 def look_through(path: Path) -> None:
-    """Reads a zip or gzip file, a tar archive inside it too, to its end; other files are no archives and pass.
+    """Reads a zip or gzip file, and a tar archive inside it, to its end; other files pass.
 
     Raises:
-        DataError: a member that is no plain file or leads out of its folder, too many members, or too much in them.
+        DataError: a member is no plain file or leads out of its folder, or there are too many members or bytes.
         OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error: the archive is damaged.
     """
     limit = max(ALWAYS_ALLOWED, LARGEST_RATIO * path.stat().st_size)
@@ -44,7 +44,9 @@ def look_through(path: Path) -> None:
         with gzip.open(path) as unpacked:
             bounded = _Bounded(path, unpacked, limit)
             if ".tar" in path.suffixes:
-                _look_through_tar(path, bounded)
+                with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                    for member in _few(path, archive):
+                        _check_member(path, member.name, member.isfile() or member.isdir())
             while bounded.read(_CHUNK):
                 pass
 
@@ -56,41 +58,35 @@ def _look_through_zip(path: Path, limit: int) -> None:
             mode = member.external_attr >> 16
             plain = stat.S_IFMT(mode) in (0, stat.S_IFREG, stat.S_IFDIR)
             _check_member(path, member.filename, plain)
-            total += member.file_size  # zipfile gives no more than is declared here
+            total += member.file_size  # zipfile unpacks no more than this declared size
             if total > limit:
                 raise _too_large(path, limit)
-
-
-def _look_through_tar(path: Path, unpacked: _Bounded) -> None:
-    with tarfile.open(fileobj=unpacked, mode="r|") as archive:
-        for member in _few(path, archive):
-            _check_member(path, member.name, member.isfile() or member.isdir())
 
 
 def _few(path: Path, members: Iterator[zipfile.ZipInfo] | list[zipfile.ZipInfo] | tarfile.TarFile) -> Iterator:
     for number, member in enumerate(members, start=1):
         if number > MOST_MEMBERS:
-            raise DataError(f"{path}: holds more than {MOST_MEMBERS:,} files, as no dataset does; it was not unpacked")
+            raise DataError(
+                f"{path}: holds more than {MOST_MEMBERS:,} files, too many for a dataset; it was not unpacked"
+            )
         yield member
 
 
 def _check_member(path: Path, name: str, plain: bool) -> None:
     if not plain:
-        raise DataError(f"{path}: holds a link or device, {show(name)}, as no dataset does; it was not unpacked")
+        raise DataError(f"{path}: holds a link or device, {show(name)}, which no dataset needs; it was not unpacked")
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     if ".." in parts or "\0" in name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise DataError(f"{path}: holds a file that leads out of its folder, {show(name)}; it was not unpacked")
 
 
 def _too_large(path: Path, limit: int) -> DataError:
-    return DataError(
-        f"{path}: unpacks to more than {limit >> 20:,} MiB from {path.stat().st_size:,} bytes, as no text does; it "
-        "was not unpacked"
-    )
+    sizes = f"{path.stat().st_size:,} bytes unpack to more than {limit >> 20:,} MiB"
+    return DataError(f"{path}: {sizes}, too much for text; it was not unpacked")
 
 
 class _Bounded:
-    """A stream that is read no further than a limit."""
+    """A stream that raises an error beyond a limit of bytes."""
 
     def __init__(self, path: Path, stream: BinaryIO, limit: int):
         self.path, self.stream, self.limit, self.count = path, stream, limit, 0

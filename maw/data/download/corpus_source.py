@@ -1,11 +1,11 @@
-"""A published corpus, streamed once from what ir_datasets fetches into a passage store.
+"""Published corpora, streamed once from the files of ir_datasets into a passage store.
 
-ir_datasets fetches and unpacks; the passages are read here, from the files that it leaves: its own way to BEIR's
-passages first writes a second, pickled copy of them all, and where such a copy lies it is preferred for any corpus.
-Nothing pickled is ever loaded here. The zip and gzip files are read as they are, without an unpacked copy.
+ir_datasets downloads and unpacks; this module reads the passages from those files. ir_datasets' own reader of BEIR
+first writes a second, pickled copy of all passages, and prefers such a copy for any corpus. No pickle is loaded here.
+Zip and gzip files are read directly, without an unpacked copy.
 
-The passages are counted on the way, and a number other than the one published is an error. A store is found by
-dataset, version and MD5; once it is there its source may be deleted.
+The passages are counted, and a count other than the published one is an error. A store is found by dataset, version
+and MD5; once it exists its source may be deleted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.beir_format import line_finder, read_corpus, read_lines
 from maw.data.corpus import Corpus
-from maw.data.download.published import Inside, Published, ir_datasets, lock, published, reading
+from maw.data.download.published import DOWNLOAD_AGAIN, Inside, Published, ir_datasets, lock, published, reading
 from maw.data.store import Record, Where
 from maw.errors import DataError
 from maw.runtime.progress_bars import track
 from maw.storage import cache_entry
 
-RULES = 1  # of reading and cleaning; a store made by others is never used
-BYTES_BESIDE_TEXT = 60  # of a stored passage: id, offsets and index
+RULES = 1  # version of reading and cleaning; a store of another version is not used
+BYTES_BESIDE_TEXT = 60  # id, offsets and index of a stored passage
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Source:
 
     Attributes:
         id: its name in ir_datasets.
-        file: what it is unpacked from.
-        read: unpacks what must be, and gives the passages and row -> "file:line".
-        mean_characters: of a passage, measured or from the size of the published file.
-        unpacked: files that unpacking leaves, read in place of `file`; with their size in bytes.
+        file: the published file.
+        read: unpacks what is needed; returns the passages and row -> "file:line".
+        mean_characters: mean length of a passage, measured or from the size of the published file.
+        unpacked: unpacked files that are read in place of `file`, with their size in bytes.
     """
 
     id: str
@@ -47,21 +47,17 @@ class Source:
     unpacked: Mapping[Path, int] = field(default_factory=dict)
 
     def folder(self, config: Tier1Config) -> Path:
-        """Where its store lies; apart from that of verified passages if sources are not verified."""
+        """Folder of the store; unverified passages have one of their own."""
         unsure = "" if config.verify_sources else "-unverified"
         return cache_folder(config) / "corpora" / f"{self.id.replace('/', '-')}{unsure}"
 
     def stored(self, config: Tier1Config) -> bool:
-        """Whether the store is there, so that the source is not needed any more."""
+        """Whether the store exists, so that the source is no longer needed."""
         stored = self._stored_source(config)
         return stored is not None and stored == self._source(config)
 
     def corpus(self, config: Tier1Config) -> Corpus:
-        """The passages, from their store, which is built on first use.
-
-        Raises:
-            DataError: the source is malformed, or has another number of passages than was published.
-        """
+        """The passages, from their store, which is built at first use from a source of the published size."""
         expected = official(self.id, "docs") if config.verify_sources else None
 
         def make() -> tuple[Iterable[Record], Where, Mapping[str, Any]]:
@@ -72,7 +68,7 @@ class Source:
         return Corpus.cached(self.folder(config), self._source(config), make)
 
     def disk_bytes(self, config: Tier1Config) -> int:
-        """Room for the store and what is unpacked for it, as far as they are not there yet."""
+        """Disk space for the store and unpacked files, as far as they are missing."""
         if self.stored(config):
             return 0
         unpacked = sum(size for path, size in self.unpacked.items() if not path.is_file())
@@ -85,13 +81,11 @@ class Source:
                 count += 1
                 yield record
         if expected is not None and count != expected:
-            raise DataError(
-                f"{self.file.path}: {self.id} has {expected} passages as published, and here are {count}; remove the "
-                "file, and what was unpacked from it, and it is fetched again"
-            )
+            text = f"{self.id} has {expected} passages as published, but this file has {count}"
+            raise DataError(f"{self.file.path}: {text}; {DOWNLOAD_AGAIN}")
 
     def _source(self, config: Tier1Config) -> dict[str, Any]:
-        """All that the passages depend on; by the source's size and time where its MD5 is not looked at."""
+        """Everything that the passages depend on; size and time of the source if its MD5 is not checked."""
         known = {"format": "ir_datasets", "rules": RULES, "dataset": self.id, "ir_datasets": version()}
         if config.verify_sources:
             return known | {"md5": self.file.md5}
@@ -99,7 +93,7 @@ class Source:
             if path.is_file():
                 stat = path.stat()
                 return known | {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        stored = self._stored_source(config) or {}  # the source is gone: what was made of it is all there is
+        stored = self._stored_source(config) or {}  # the source is gone, so its store's record counts
         return known | {key: stored[key] for key in ("size", "mtime_ns") if key in stored}
 
     def _stored_source(self, config: Tier1Config) -> dict[str, Any] | None:
@@ -115,7 +109,7 @@ def version() -> str:
 
 
 def official(dataset: str, kind: str) -> int:
-    """How many "docs" or "queries" a dataset has as published."""
+    """The published number of "docs" or "queries" of a dataset."""
     return getattr(ir_datasets().load(dataset), f"{kind}_metadata")()["count"]
 
 
@@ -123,7 +117,7 @@ def read_tsv(path: Path | Inside, columns: int) -> Iterator[list[str]]:
     """Yields the columns of each line that is not blank.
 
     Raises:
-        DataError: another number of columns, or no UTF-8.
+        DataError: a wrong number of columns, or invalid UTF-8.
     """
     for number, line in read_lines(path):
         found = line.rstrip("\r\n").split("\t")
@@ -135,7 +129,7 @@ def read_tsv(path: Path | Inside, columns: int) -> Iterator[list[str]]:
 
 
 def beir_source(name: str, *, mean_characters: int) -> Source:
-    """The corpus of a BEIR collection, read straight from the published zip archive."""
+    """The corpus of a BEIR collection, read from the published zip archive."""
     file = published("beir", name)
 
     def read() -> tuple[Iterable[Record], Where]:

@@ -1,7 +1,7 @@
-"""What a dataset needs before it can be loaded: files from its publishers, and room on disk.
+"""Requirements of a dataset: files from its publishers and disk space.
 
-Every loader with sources elsewhere has a `needs(config)` that says so without fetching anything;
-`maw.experiment.plan.plan` adds the answers up and shows them before a run starts.
+Every loader with external sources has `needs(config)`, which downloads nothing; `maw.experiment.plan.plan` adds the
+needs up and shows them before a run starts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that a publisher serves.
+    """One published file.
 
     Attributes:
-        name: for people, such as "collectionandqueries.tar.gz".
-        url: where it comes from.
-        path: where it lies once fetched, and where a copy may be placed by hand.
-        size: bytes; None where the publisher does not say.
+        name: for display, such as "collectionandqueries.tar.gz".
+        url: download address.
+        path: local path after the download; a copy may be placed there by hand.
+        size: bytes; None if the publisher does not say.
     """
 
     name: str
@@ -28,22 +28,22 @@ class SourceFile:
 
     @property
     def present(self) -> bool:
-        """Whether the file is there already."""
+        """Whether the file exists."""
         return self.path.is_file()
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one dataset needs.
+    """Requirements of one dataset.
 
     Attributes:
         dataset: its name in `config.datasets`.
-        files: all source files, those that are present too.
-        passages: corpus name -> number of passages as published, such as {"wikipedia 2018": 21015324}.
-        disk_bytes: room for unpacked sources, stores and indexes that are not there yet, beside the downloads.
-        mean_characters: of a passage, to estimate tokens.
-        queries: split -> number of queries as published; None where it is not known beforehand.
-        estimated: whether the number of passages is no more than an estimate.
+        files: all source files, present ones included.
+        passages: corpus name -> published number of passages, such as {"wikipedia 2018": 21015324}.
+        disk_bytes: disk space for missing unpacked sources, stores and indexes, without the downloads.
+        mean_characters: mean length of a passage, to estimate tokens.
+        queries: split -> published number of queries; None if unknown beforehand.
+        estimated: whether the number of passages is an estimate.
     """
 
     dataset: str
@@ -56,5 +56,5 @@ class Needs:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes of the files that are missing and whose size is known."""
+        """Bytes of the missing files of known size."""
         return sum(file.size or 0 for file in self.files if not file.present)

@@ -1,14 +1,14 @@
-"""Files that publishers serve: where they lie, whether they are whole, and fetching what is missing.
+"""Published files: their paths, checks and download.
 
-ir_datasets knows addresses, sizes and MD5 sums, keeps the files under $IR_DATASETS_HOME (~/.ir_datasets, if not set),
-and fetches them. What it leaves open is done here:
+ir_datasets knows addresses, sizes and MD5 sums, stores the files under $IR_DATASETS_HOME (default ~/.ir_datasets) and
+downloads them. This module adds:
 
-- it takes a file that lies at its place as it is; with `verify_sources` its MD5 is compared once, and remembered in
-  the cache folder together with the file's size and time of change;
-- without a network it tries for a long time; here the missing files are named first, all of them, each with its
-  address and the place where a copy may be put. With HF_HUB_OFFLINE=1 no connection is tried;
-- an archive whose MD5 is not compared is looked through for what does harm (`maw.data.download.archives`);
-- whatever goes wrong while a file is fetched or unpacked becomes one line that names the file.
+- With `verify_sources`, the MD5 of a file that exists already is checked once; the result is stored in the cache
+  folder with the file's size and modification time.
+- Without a network ir_datasets tries for a long time. Here all missing files are reported first, each with its address
+  and the path for a copy. With HF_HUB_OFFLINE=1 no connection is tried.
+- An archive whose MD5 is not checked is checked for harmful contents (`maw.data.download.archives`).
+- Every error while a file is downloaded or unpacked becomes one line that names the file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
 MISREAD = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
-"""What ir_datasets may raise for a file that is not what it expects; UnicodeError is a ValueError."""
+"""Errors of ir_datasets for unexpected file contents; UnicodeError is a ValueError."""
+DOWNLOAD_AGAIN = "remove it, and the files unpacked from it, to download it again"
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Published(SourceFile):
     """A source file as ir_datasets knows it.
 
     Attributes:
-        group: its part of ir_datasets, such as "beir"; files lie in the folder of that name.
-        key: its name in there.
-        md5: of the file, as published; None where the file is kept unpacked only.
-        products: what ir_datasets unpacks from it; where all of them lie there the file itself is not needed.
-        copy: where ir_datasets also looks for it, under the name of its MD5.
+        group: its part of ir_datasets, such as "beir", and the name of its folder.
+        key: its name in that part.
+        md5: published MD5; None if only its unpacked contents are kept.
+        products: files that ir_datasets unpacks from it; if all exist the file itself is not needed.
+        copy: second path where ir_datasets looks for it, named by its MD5.
     """
 
     group: str = ""
@@ -64,22 +65,22 @@ class Published(SourceFile):
 
     @property
     def present(self) -> bool:
-        """Whether nothing has to be fetched for it."""
+        """Whether no download is needed."""
         there = self.path.is_file() or (self.copy is not None and self.copy.is_file())
         return there or self.unpacked
 
     @property
     def unpacked(self) -> bool:
-        """Whether all that is used of it has been unpacked already."""
+        """Whether all its products exist."""
         return bool(self.products) and all(product.is_file() for product in self.products)
 
 
 @dataclass(frozen=True)
 class Inside:
-    """A compressed file, read as if it were unpacked: as much of a `Path` as `maw.data.datasets.beir` asks for.
+    """A compressed file, read as if it were unpacked; has the methods of `Path` that readers need.
 
     Attributes:
-        archive: a zip archive, or a file compressed with gzip.
+        archive: a zip archive or a gzip file.
         member: name in the zip archive; empty for gzip.
     """
 
@@ -95,12 +96,12 @@ class Inside:
         return Path(self.member).name or self.archive.name
 
     def is_file(self) -> bool:
-        """Whether the archive is there; a member that it lacks is found out on opening."""
+        """Whether the archive exists; a missing member is an error of `open`."""
         return self.archive.is_file()
 
     @contextlib.contextmanager
     def open(self, mode: str = "rb") -> Iterator[BinaryIO]:
-        """The unpacked bytes; zip and gzip compare a checksum at their end."""
+        """Opens the unpacked bytes; zip and gzip check a checksum at the end."""
         if not self.member:
             with gzip.open(self.archive, mode) as file:
                 yield file
@@ -110,10 +111,10 @@ class Inside:
 
 
 def ir_datasets() -> ModuleType:
-    """The library, with its messages sent through `logging` like ours.
+    """Imports the library and sends its messages through `logging`.
 
     Raises:
-        DataError: its home folder cannot be made, or the locale would make it misread texts.
+        DataError: its home folder cannot be created, or it would misread texts in this locale.
     """
     encoding = locale.getpreferredencoding(False)
     if encoding.lower().replace("-", "") != "utf8":
@@ -121,17 +122,15 @@ def ir_datasets() -> ModuleType:
     try:
         import ir_datasets as library
     except OSError as error:
-        raise DataError(
-            f"{error.filename}: ir_datasets cannot make its folder ({error.strerror}); set IR_DATASETS_HOME to one "
-            "that can be written"
-        ) from error
+        text = f"ir_datasets cannot create its folder ({error.strerror}); set IR_DATASETS_HOME to a writable folder"
+        raise DataError(f"{error.filename}: {text}") from error
     theirs = library.log.easy().logger()
     theirs.handlers[:] = [_Forward()]
     return library
 
 
 class _Forward(logging.Handler):
-    """Hands on ir_datasets' messages, those on each start and end of a step as details; its bars stay as they are."""
+    """Forwards ir_datasets' messages; those about starts and ends of steps at level DEBUG."""
 
     def emit(self, record: logging.LogRecord) -> None:
         detail = record.getMessage().startswith(("[starting]", "[finished]", "[error]"))
@@ -144,13 +143,7 @@ def home(group: str) -> Path:
 
 
 def published(group: str, key: str, *products: str) -> Published:
-    """What ir_datasets knows of a file.
-
-    Args:
-        group: a part of ir_datasets, such as "beir".
-        key: the file's name there.
-        products: what is used of its unpacked contents, as paths in the group's folder.
-    """
+    """File `key` of `group`, a part of ir_datasets; `products` are unpacked files that are used, as relative paths."""
     library, folder = ir_datasets(), home(group)
     entry = library.util.DownloadConfig.context(group, folder).contents()[key]
     kept = entry.get("cache_path")
@@ -168,10 +161,10 @@ def published(group: str, key: str, *products: str) -> Published:
 
 
 def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> None:
-    """Makes sure that files are there and are what was published; fetches those that are missing.
+    """Checks files and downloads missing ones.
 
     Raises:
-        DataError: a file is missing and cannot be fetched, or is not the published one.
+        DataError: a file is missing and cannot be downloaded, or is not the published one.
     """
     files = list(dict.fromkeys(files))
     missing = [file for file in files if not file.present]
@@ -188,10 +181,10 @@ def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> No
 
 
 def refuse_without_network(missing: Sequence[SourceFile], dataset: str) -> None:
-    """Names the files that are missing and cannot be fetched: where from, and where to put them.
+    """Raises an error if missing files cannot be downloaded; it names each with its address and local path.
 
     Raises:
-        DataError: connections are forbidden, or a publisher's server takes none; within seconds.
+        DataError: connections are forbidden, or a server accepts none; within seconds.
     """
     if told_to_stay_offline():
         why = "HF_HUB_OFFLINE forbids connections"
@@ -201,14 +194,14 @@ def refuse_without_network(missing: Sequence[SourceFile], dataset: str) -> None:
             return
         why = "the network cannot be reached"
         missing = [file for file in missing if file.url in dead]
-    places = "; ".join(f"{file.name} from {file.url}, to be placed {_where(file)}" for file in missing)
+    places = []
+    for file in missing:
+        unpacked = file.name.endswith(".gz") and not file.path.name.endswith(".gz")
+        places.append(f"{file.name} from {file.url}, to be placed {'unpacked ' if unpacked else ''}at {file.path}")
     count = f"{len(missing)} source file{'s are' if len(missing) > 1 else ' is'} missing"
-    raise DataError(f"{dataset}: {count} and {why}: {places}; or run with --preset offline, which needs none")
-
-
-def _where(file: SourceFile) -> str:
-    packed = [name.endswith(".gz") for name in (file.name, file.path.name)]
-    return f"{'unpacked ' if packed == [True, False] else ''}at {file.path}"
+    raise DataError(
+        f"{dataset}: {count} and {why}: {'; '.join(places)}; or run with --preset offline, which needs none"
+    )
 
 
 def _fetch(file: Published, config: Tier1Config) -> None:
@@ -218,14 +211,14 @@ def _fetch(file: Published, config: Tier1Config) -> None:
         if file.copy is not None and file.copy.is_file():
             _compare(file, file.copy, "remove it")
         else:
-            logger.info("fetching %s to %s", file.url, file.path)
+            logger.info("downloading %s to %s", file.url, file.path)
         with reading(file.path, file.url):
             ir_datasets().util.DownloadConfig.context(file.group, home(file.group))[file.key].path()
-        _remember(file, config)  # it was compared while it came in
+        write_json(_marker(file, config), _state(file))  # the download has checked it
 
 
 def verify(file: Published, config: Tier1Config) -> None:
-    """Compares a file with its published MD5, unless that was done before and it has not changed since.
+    """Checks a file against its published MD5, unless it is unchanged since the last check.
 
     Raises:
         DataError: it is another file, or cannot be read.
@@ -233,16 +226,16 @@ def verify(file: Published, config: Tier1Config) -> None:
     with reading(file.path), lock(f"{file.group}-{file.key}", config):
         if _read_marker(file, config) == _state(file):
             return
-        logger.info("comparing %s with its published MD5", file.path)
-        _compare(file, file.path, "remove it and it is fetched again, or use it all the same with --no-verify-sources")
-        _remember(file, config)
+        logger.info("checking the MD5 of %s", file.path)
+        _compare(file, file.path, "remove it to download it again, or use it anyway with --no-verify-sources")
+        write_json(_marker(file, config), _state(file))
 
 
 def look_through(file: Published, config: Tier1Config) -> None:
-    """Looks through an archive whose MD5 is not compared, unless that was done before and it has not changed since.
+    """Checks an archive without a verified MD5 for harmful contents, unless it is unchanged since the last check.
 
     Raises:
-        DataError: it is damaged, or holds what no dataset does.
+        DataError: it is damaged or harmful.
     """
     with reading(file.path), lock(f"{file.group}-{file.key}", config):
         looked = _state(file) | {"looked_through": True}
@@ -256,7 +249,7 @@ def _compare(file: Published, path: Path, advice: str) -> None:
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "md5").hexdigest()
     if found != file.md5:
-        raise DataError(f"{path}: this is not {file.url} as published: MD5 {found} instead of {file.md5}; {advice}")
+        raise DataError(f"{path}: is not the published {file.url}: MD5 {found} instead of {file.md5}; {advice}")
 
 
 def _state(file: Published) -> dict[str, Any]:
@@ -268,20 +261,16 @@ def _marker(file: Published, config: Tier1Config) -> Path:
     return cache_folder(config) / "sources" / f"{file.group}-{file.key.replace('/', '-')}.json"
 
 
-def _remember(file: Published, config: Tier1Config) -> None:
-    write_json(_marker(file, config), _state(file))
-
-
 def _read_marker(file: Published, config: Tier1Config) -> Any:
     try:
         return read_json(_marker(file, config))
-    except DataError:  # never written, or damaged: compare again
+    except DataError:  # missing or damaged: check again
         return None
 
 
 @contextlib.contextmanager
 def lock(name: str, config: Tier1Config) -> Iterator[None]:
-    """Lets one process at a time fetch or unpack what `name` stands for."""
+    """Lets only one process at a time download or unpack `name`."""
     path = cache_folder(config) / "sources" / f"{name.replace('/', '-')}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +286,7 @@ def lock(name: str, config: Tier1Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(path: Path | Inside, url: str = "") -> Iterator[None]:
-    """Turns whatever goes wrong while a source file is fetched, unpacked or read into one line that names it."""
+    """Turns any error while a source file is downloaded, unpacked or read into one line that names it."""
     try:
         yield
     except DataError:
@@ -315,20 +304,20 @@ def _of_libraries() -> tuple[type[Exception], ...]:
 
 def _problem(error: Exception, url: str) -> str:
     reason = _reason(error)
-    again = "remove it, and what was unpacked from it, and it is fetched again"
+
     if url or type(error).__module__.startswith("requests"):
-        return f"could not be fetched from {url or 'its publisher'} ({reason}); try again, or place a copy there"
+        return f"could not be downloaded from {url or 'its publisher'} ({reason}); try again, or place a copy there"
     if isinstance(error, DAMAGED) or type(error).__module__.startswith("ijson"):
-        return f"the file is damaged or cut short ({reason}); {again}"
+        return f"the file is damaged or incomplete ({reason}); {DOWNLOAD_AGAIN}"
     if isinstance(error, UnicodeError):
-        return f"the file is not UTF-8 ({reason}); {again}"
+        return f"the file is not UTF-8 ({reason}); {DOWNLOAD_AGAIN}"
     if isinstance(error, OSError):
         return f"the file cannot be read or unpacked ({reason})"
-    return f"ir_datasets cannot make sense of the file ({reason}); {again}"
+    return f"ir_datasets cannot read the contents of the file ({reason}); {DOWNLOAD_AGAIN}"
 
 
 def _reason(error: Exception) -> str:
-    if len(error.args) == 2 and isinstance(error.args[1], list) and error.args[1]:  # every mirror, and its error
+    if len(error.args) == 2 and isinstance(error.args[1], list) and error.args[1]:  # all mirrors with their errors
         error = error.args[1][-1][-1]
     name = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
     return f"{name}{reason(error)}"[:300]
