@@ -295,7 +295,7 @@ def test_other_code_libraries_weights_and_data_are_refused(server, interrupted, 
     with trial(19, f"changed {change}", 0):
         done = server.run(["--resume", folder])
         assert done.code == 2, done.output
-        assert "cannot go on" in done.output and named in done.output
+        assert "the run cannot continue" in done.output and named in done.output
         assert all(each.read_bytes() == content for each, content in before.items()), "and nothing was changed"
 
 
