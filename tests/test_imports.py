@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "datasets", "peft", "pytrec_eval", "sentence_transformers", "numpy", "yaml")
 LIGHT = (
     "errors", "config.tier1_config", "models.pretrained", "cli.flags", "experiment.run_state", "runtime.console",
-    "runtime.trackers", "cli.commands", "cli.completion",
+    "runtime.trackers", "cli.commands", "cli.completion", "data.dataset_table",
 )  # fmt: skip
 NAMES = [
     "Tier1Config", "run_complete_benchmark", "train_retriever", "evaluate_retriever", "BaselineRetriever",

@@ -22,13 +22,17 @@ from maw import __version__
 from maw.cli import config_file
 from maw.cli.commands import COMMANDS
 from maw.config.fields import Kind, Problem, from_text, split_names
+from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS, SECTIONS
 from maw.config.tier1_config import Tier1Config, check_preset, gather, kinds
+from maw.data.dataset_table import DATASETS
 from maw.errors import ConfigError, closest, show, suggestion
 from maw.experiment import run_state
 from maw.experiment.validation import find_problems
 from maw.storage import run_record
 
+_NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
+"""What the line under a field leaves to its table to name."""
 USAGE = "python tier_1.py [--preset NAME] [--config FILE] [--SETTING VALUE ...]"
 
 
@@ -272,6 +276,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_argument(group: Any, name: str, kind: Kind, documentation: str) -> None:
+    if name in _NAMES:
+        documentation = documentation.replace("{names}", ", ".join(_NAMES[name]))
     default = getattr(Tier1Config(), name)
     shown = ",".join(default) if isinstance(default, list) else str(default)
     text = documentation.replace("%", "%%") + ("" if default is None else f" (default: {shown})")

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
+from maw.config.methods import trained_methods
+from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.hash_sampling import draw
@@ -50,7 +51,7 @@ class Pool:
 
 def trains(config: Tier1Config) -> bool:
     """Whether any method of the run needs training queries."""
-    return any(method in TRAINED_METHODS for method in config.methods)
+    return bool(trained_methods(config.methods))
 
 
 def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from maw.config.tier1_config import Tier1Config
-from maw.data.names import results_name
+from maw.data.dataset_table import results_name
 from maw.data.registry import check_sources, load_collection, load_folds
 from maw.errors import ConfigError
 from maw.evaluation import confirmatory, exploratory

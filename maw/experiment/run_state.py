@@ -28,7 +28,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from maw.config.tier1_config import RESULT_NEUTRAL, TRAINED_METHODS, Tier1Config
+from maw.config.methods import trained_methods
+from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
 from maw.runtime import distributed
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
@@ -174,7 +175,7 @@ def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
     settings = [name for name in now if name not in RESULT_NEUTRAL]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
-    if any(method in TRAINED_METHODS for method in config.methods):
+    if trained_methods(config.methods):
         count = distributed.launched().count  # the command line asks before the processes are joined
         found += differences(record.get("processes", 1), count, "processes that train")
     found += differences(record["code"], code_hashes(), "code")

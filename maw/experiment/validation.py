@@ -12,29 +12,20 @@ from pathlib import Path
 
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
-from maw.config.methods import find_method
+from maw.config.methods import find_method, trained_methods
 from maw.config.tier1_config import (
     SAFE_NAME,
-    TRAINED_METHODS,
     Tier1Config,
     beir_parts,
     gather,
     is_folder,
 )
-from maw.data.names import BEIR, BUILT_DATASETS, results_name
+from maw.data.dataset_table import BEIR, DATASETS, results_name
 from maw.errors import ConfigError, ModelError, reason, show, suggestion
 from maw.models.model_files import NotCachedError
 from maw.models.pretrained import ModelSpec, disagreements, read_spec
 from maw.runtime import distributed
 from maw.runtime.trackers import PACKAGES
-
-NO_FOLDS = {
-    "trec_dl_2019": "it is tested on graded judgements in depth, and trained on one judged passage a query",
-    "trec_dl_2020": "it is tested on graded judgements in depth, and trained on one judged passage a query",
-    "nq": "its training questions have DPR's passages and judgements, its test questions BEIR's",
-    "triviaqa": "its training questions have hard negatives of DPR's choice, its test questions have none",
-}
-"""Why the queries of a dataset cannot be pooled: they are judged, or would be trained on, in different ways."""
 
 
 def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
@@ -91,8 +82,9 @@ def find_problems(
 
 
 def _fold_problems(config: Tier1Config) -> list[Problem]:
-    names = [name for name in config.datasets if name in NO_FOLDS] if config.folds else []
-    texts = [f"{name} cannot be divided anew: {NO_FOLDS[name]}; leave it out, or folds at 0" for name in names]
+    named = [DATASETS[name] for name in config.datasets if name in DATASETS] if config.folds else []
+    whole = [each for each in named if each.no_folds]
+    texts = [f"{each.name} cannot be divided anew: {each.no_folds}; leave it out, or folds at 0" for each in whole]
     return [Problem("folds", text, ("datasets",)) for text in texts]
 
 
@@ -128,13 +120,13 @@ def _dataset_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _dataset_problem(name: str) -> str | None:
-    if name in BUILT_DATASETS:
+    if name in DATASETS:
         return None
     if not name.startswith(BEIR):
-        known = ", ".join(BUILT_DATASETS)
+        known = ", ".join(DATASETS)
         if is_folder(name):
             return f"unknown dataset {show(name)}; for the folder in BEIR layout write {BEIR}{name}"
-        return f"unknown dataset {show(name)}{suggestion(name, BUILT_DATASETS)}; there are {known} and beir:DIR"
+        return f"unknown dataset {show(name)}{suggestion(name, DATASETS)}; there are {known} and beir:DIR"
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"
     folder, judgements = beir_parts(name.removeprefix(BEIR))
@@ -184,7 +176,7 @@ def _distractor_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:
-    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    trained = trained_methods(config.methods)
     found = []
     if trained and min(config.batch_size, config.train_samples) < 2:
         short = "batch_size" if config.batch_size < 2 else "train_samples"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from maw.config.fields import Problem
-from maw.config.tier1_config import PUBLIC_DATASETS, Tier1Config
+from maw.config.tier1_config import Tier1Config
+from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm, sha256
 
@@ -49,18 +50,7 @@ _POOLING_MODES = {
 }
 _POOLING_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 """What this project calls the ways of sentence-transformers."""
-_MINILM_TASKS = ("msmarco", "nq", "triviaqa", "pystdlib")
-TRAINED_ON = {
-    "packaged:all-MiniLM-L6-v2": _MINILM_TASKS,
-    "sentence-transformers/all-MiniLM-L6-v2": _MINILM_TASKS,
-    "facebook/contriever-msmarco": ("msmarco",),
-}
-"""Models whose cards name a dataset, or its source, as training data: their results there are not zero-shot.
-
-A folder has no name to go by, and the `_name_or_path` of its config names what it was trained from. It is
-recognised by the weights' SHA-256 if their size is that of a known model; any other folder counts as trained
-on nothing here.
-"""
+MINILM = "packaged:all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,8 @@ Source: Izacard et al. 2022, "Unsupervised Dense Information Retrieval with Cont
 class ModelSpec:
     """What a pretrained encoder is and how this run uses it.
 
-    `folder` is None for a Hugging Face id; `trained_on` names datasets on which it is not zero-shot;
+    `folder` is None for a Hugging Face id; `trained_on` names datasets on which it is not zero-shot (a folder has no
+    name to go by, and is known by its weights' SHA-256 alone, if their size is that of a known model);
     `weights_sha256` is None where no hash is known beforehand; `max_positions` counts the tokens that its
     positions allow.
     """
@@ -110,21 +101,8 @@ class ModelSpec:
     max_positions: int = DEFAULT_MAX_LENGTH
 
     def was_trained_on(self, collection: str) -> bool:
-        """Whether the model's training data held a collection's, or its source; see `source_of`."""
+        """Whether the model's training data held a collection's, or its source, see `source_of`."""
         return source_of(collection) in self.trained_on
-
-
-def source_of(collection: str) -> str:
-    """The public dataset that a collection's name points to, or the name itself.
-
-    TREC DL judges passages of MS MARCO. A folder in BEIR layout is recognised by its name alone, with or without
-    the name of its test judgements: beir_nq, beir_msmarco_dl19.
-    """
-    is_folder, name = collection.startswith("beir_"), collection.removeprefix("beir_")
-    if name.startswith("trec_dl_"):
-        return "msmarco"
-    known = (each for each in PUBLIC_DATASETS if name == each or (is_folder and name.startswith(f"{each}_")))
-    return next(known, collection)
 
 
 def model_spec(config: Tier1Config) -> ModelSpec:
@@ -178,6 +156,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
     length = min(usage.max_length, positions)
     known_folder = folder is not None and not name.startswith("packaged:") and is_minilm(folder)
+    known_name = MINILM if known_folder else name
     return ModelSpec(
         name=name,
         folder=folder,
@@ -190,8 +169,8 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
         document_prefix=config.document_prefix if config.document_prefix is not None else usage.document_prefix,
         max_query_length=config.max_query_length or length,
         max_document_length=config.max_document_length or length,
-        trained_on=_MINILM_TASKS if known_folder else TRAINED_ON.get(name, ()),
-        weights_sha256=MINILM_SHA256 if known_folder or name == "packaged:all-MiniLM-L6-v2" else None,
+        trained_on=tuple(each.name for each in DATASETS.values() if known_name in each.training_data_of),
+        weights_sha256=MINILM_SHA256 if known_name == MINILM else None,
         max_positions=positions,
     )
 
@@ -371,7 +350,7 @@ def _max_length(files: ModelFiles, model_type: str) -> int:
     return DEFAULT_MAX_LENGTH
 
 
-_HUB_NAME = {"packaged:all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+_HUB_NAME = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def base_model(spec: ModelSpec) -> str:

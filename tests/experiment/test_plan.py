@@ -16,7 +16,8 @@ import maw.experiment.plan.disk_space
 import maw.experiment.plan.plan
 import maw.experiment.plan.workload
 import tier_1
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
+from maw.config.methods import METHOD_NAMES, trained_methods
+from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.errors import MAWError
@@ -100,9 +101,9 @@ def test_what_diagnostics_put_at_every_depth(changes, looks):
 
 @pytest.mark.parametrize("encoder_update, samples", [("sampled", 1), ("all_group", 5)])
 def test_only_methods_whose_router_is_rewarded_cost_more_than_training(encoder_update, samples):
-    config = Tier1Config(grpo_group_size=5, encoder_update=encoder_update)
-    passes = {method: maw.experiment.plan.workload._training_passes(method, config) for method in TRAINED_METHODS}
-    assert passes == dict.fromkeys(TRAINED_METHODS, 3) | dict.fromkeys(("maw", "maw_qv"), 5 + 3 * samples)
+    config, trained = Tier1Config(grpo_group_size=5, encoder_update=encoder_update), trained_methods(METHOD_NAMES)
+    passes = {method: maw.experiment.plan.workload._training_passes(method, config) for method in trained}
+    assert passes == dict.fromkeys(trained, 3) | dict.fromkeys(("maw", "maw_qv"), 5 + 3 * samples)
 
 
 def test_seeds_trials_and_folds_are_counted(tmp_path, models, spec):

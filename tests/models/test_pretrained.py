@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from maw.config.tier1_config import Tier1Config
+from maw.data.dataset_table import source_of
 from maw.errors import ConfigError, ModelError
 from maw.models import model_files
 from maw.models.model_files import NotCachedError, find_model
@@ -20,7 +21,6 @@ from maw.models.pretrained import (
     SUPPORTED_MODEL_TYPES,
     model_spec,
     read_spec,
-    source_of,
     verify_weights,
     weights_sha256,
 )

@@ -34,7 +34,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from maw.config.tier1_config import SAFE_NAME, TRAINED_METHODS, Tier1Config, beir_parts, cache_folder, is_folder
+from maw.config.methods import trained_methods
+from maw.config.tier1_config import SAFE_NAME, Tier1Config, beir_parts, cache_folder, is_folder
 from maw.data.beir_format import HEADER, Judgements, line_finder, qrels_rows, read_corpus, read_qrels, read_queries
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
@@ -154,7 +155,7 @@ def _qrels_files(folder: Path, judgements: str | None, config: Tier1Config) -> d
     files = {"train": qrels / "train.tsv", "validation": dev if dev.exists() else validation}
     files = {split: path for split, path in files.items() if path.exists()}
     if trains(config) and "train" not in files:
-        methods = ", ".join(method for method in config.methods if method in TRAINED_METHODS)
+        methods = ", ".join(trained_methods(config.methods))
         raise DataError(
             f"{qrels / 'train.tsv'}: there is no such file and {methods} must train; add it, or run with "
             "--methods zero_shot"

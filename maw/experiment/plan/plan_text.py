@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config
+from maw.config.methods import trained_methods
+from maw.config.tier1_config import Tier1Config
 from maw.experiment.plan.disk_space import size_text
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
@@ -99,7 +100,7 @@ def _memory(plan: Plan) -> str:
 
 def _encoding(plan: Plan) -> list[str]:
     config = plan.config
-    trained = [method for method in config.methods if method in TRAINED_METHODS]
+    trained = trained_methods(config.methods)
     total = {part: sum(work.encoded[part] for work in plan.works) for part in ("test", "validation", "training")}
     methods = f"{len(config.methods)} methods{_repeated(config)}"
     texts = [f"{total['test']:,} texts of the test corpora and queries, once for each of {methods}"]

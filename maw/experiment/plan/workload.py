@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from maw.config.layers import parse_layers
-from maw.config.methods import find_method
-from maw.config.tier1_config import TRAINED_METHODS, Tier1Config, group_is_exact
+from maw.config.methods import find_method, trained_methods
+from maw.config.tier1_config import Tier1Config, group_is_exact
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs
 from maw.data.splits import SAMPLE_FIELDS, trains
@@ -81,8 +81,8 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         "validation": (validated * folds, queries["validation"] * folds),
         "training": (queries["train"] * folds * (1 + config.num_negatives), queries["train"] * folds),
     }
-    epochs = config.num_epochs * len(trained_methods(config)) * (config.seeds + config.tune)
-    trained = len(trained_methods(config))
+    epochs = config.num_epochs * len(trained_methods(config.methods)) * (config.seeds + config.tune)
+    trained = len(trained_methods(config.methods))
     times = {"test": trained * config.seeds, "once": len(config.methods) - trained}
     times |= dict.fromkeys(("validation", "training"), epochs)
     encoded = {part: sum(used[part]) * times[part] if searched else 0 for part in used}
@@ -121,7 +121,7 @@ def _token_passes(
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
-    trained = sum(_training_passes(method, config) for method in trained_methods(config))
+    trained = sum(_training_passes(method, config) for method in trained_methods(config.methods))
     upper = sum(by_pass[part] * times[part] for part in ("test", "once", "validation"))
     upper += by_pass["training"] * config.num_epochs * (config.seeds + config.tune) * trained
     frozen = _frozen_layers(config, spec) / spec.num_layers
@@ -142,7 +142,7 @@ def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], con
 
 
 def _maw_methods(config: Tier1Config) -> list[str]:
-    return [method for method in trained_methods(config) if find_method(method).retriever == "maw"]
+    return [method for method in trained_methods(config.methods) if find_method(method).retriever == "maw"]
 
 
 def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
@@ -152,11 +152,6 @@ def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
         asked = getattr(config, field) if split == "test" or trains(config) else 0
         drawn[split] = min(asked, needs.queries.get(split) or asked)
     return drawn
-
-
-def trained_methods(config: Tier1Config) -> list[str]:
-    """The methods of a run that train, as they are named in it."""
-    return [method for method in config.methods if method in TRAINED_METHODS]
 
 
 def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
