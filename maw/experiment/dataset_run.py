@@ -34,7 +34,7 @@ from maw.experiment.dataset_state import DatasetState
 from maw.experiment.model_card import write_cards
 from maw.experiment.past_run import PastRun
 from maw.experiment.tuning import Trial, tune
-from maw.models.pretrained import ModelSpec, source_of, weights_sha256
+from maw.models.pretrained import ModelSpec, weights_sha256
 from maw.models.retriever import BaselineRetriever, load_tokenizer, trained_layers
 from maw.models.tokenized import TextSource
 from maw.report import layout
@@ -343,7 +343,8 @@ class DatasetRun:
         about = (cutoff_warning(self.config.top_k, len(test.corpus)), bpref_warning(test.qrels, level))
         edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
         found = [warning for warning in edges if warning]
-        found += [self._not_zero_shot()] if self.spec.was_trained_on(self.collection.name) else []
+        source = self.spec.trained_on_source_of(self.collection.name)
+        found += [self._not_zero_shot(source)] if source else []
         found += [warning for warning in about if warning]
         low = sum(max(judged.values()) < level for judged in test.qrels.values())
         if low:
@@ -353,9 +354,8 @@ class DatasetRun:
             )
         return found
 
-    def _not_zero_shot(self) -> str:
-        name, source = self.collection.name, source_of(self.collection.name)
-        by_name = f" (recognised by its name: {source})" if name != source else ""
+    def _not_zero_shot(self, source: str) -> str:
+        by_name = f" (recognised by its name: {source})" if self.collection.name != source else ""
         return (
             f"{self.spec.name} was trained on data like {self.collection.title}{by_name}, as its model card says, so "
             "its scores without training are not zero-shot in the strict sense, and gains over them say little "

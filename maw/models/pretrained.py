@@ -12,23 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maw.attention.architectures import ARCHITECTURES, architecture_of
 from maw.config.fields import Problem
 from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm, sha256
-
-SUPPORTED_MODEL_TYPES = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "electra",
-    "distilbert",
-    "modernbert",
-    "qwen3",
-)
-_ROTARY = ("modernbert", "qwen3")
 
 _OWN_SCORES = (
     "adds relative position terms of its own inside the attention scores, so that a depth kernel on the query would "
@@ -36,7 +25,6 @@ _OWN_SCORES = (
 )
 REFUSED_MODEL_TYPES = {"mpnet": _OWN_SCORES, "deberta": _OWN_SCORES, "deberta-v2": _OWN_SCORES}
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # positions start after the padding index
 DEFAULT_MAX_LENGTH = 512
 SHORTEST = 3  # tokens: one between the two special ones
 DEFAULT_TEMPERATURE = {"cosine": 0.05, "dot": 1.0}
@@ -100,9 +88,10 @@ class ModelSpec:
     weights_sha256: str | None = None
     max_positions: int = DEFAULT_MAX_LENGTH
 
-    def was_trained_on(self, collection: str) -> bool:
-        """Whether the model's training data held a collection's, or its source, see `source_of`."""
-        return source_of(collection) in self.trained_on
+    def trained_on_source_of(self, collection: str) -> str | None:
+        """The dataset that the model was trained on and whose data a collection has; None if there is none."""
+        source = source_of(collection)
+        return source if source in self.trained_on else None
 
 
 def model_spec(config: Tier1Config) -> ModelSpec:
@@ -215,25 +204,19 @@ def model_type_of(name: str, settings: dict[str, Any]) -> str:
     model_type = settings.get("model_type")
     if isinstance(model_type, str) and model_type in REFUSED_MODEL_TYPES:
         raise ModelError(f"model {name} cannot carry MAW: {model_type} {REFUSED_MODEL_TYPES[model_type]}")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        supported = ", ".join(SUPPORTED_MODEL_TYPES)
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
         raise ModelError(f"model {name}: no adapter for model type {show(model_type)}; supported: {supported}")
     if settings.get("is_decoder"):
         raise ModelError(f"model {name} is a decoder; a retriever needs an encoder, which sees a text as a whole")
     kind = settings.get("position_embedding_type") or "absolute"
-    if model_type not in _ROTARY and kind != "absolute":
+    if not ARCHITECTURES[model_type].rotary and kind != "absolute":
         raise ModelError(f"model {name} cannot carry MAW: with position_embedding_type {show(kind)} it {_OWN_SCORES}")
     return model_type
 
 
 def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
-    keys = {
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "hidden_dim": "hidden_size",
-    }
-    if settings["model_type"] == "distilbert":
-        keys = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
+    keys = architecture_of(settings["model_type"]).sizes
     sizes = {field: _positive(name, settings, key) for field, key in keys.items()}
     if "head_dim" not in settings and sizes["hidden_dim"] % sizes["num_heads"]:
         size, heads = sizes["hidden_dim"], sizes["num_heads"]
@@ -242,9 +225,9 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
 
 
 def positions_of(name: str, model_type: str, settings: dict[str, Any]) -> int:
-    """How many tokens the model has positions for; RoBERTa's family starts counting after its padding index."""
+    """How many tokens the model has positions for."""
     total = _positive(name, settings, "max_position_embeddings")
-    if model_type in _OFFSET_POSITIONS:
+    if architecture_of(model_type).positions_follow_padding:
         padding = settings.get("pad_token_id")
         total -= (padding if isinstance(padding, int) else 1) + 1
     if total < SHORTEST:

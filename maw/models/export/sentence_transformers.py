@@ -71,6 +71,10 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
         raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
+    if isinstance(encoder, MAWWithGRPOEncoder) and model.spec.model_type not in MODELS:
+        raise ModelError(
+            f"MAW in a model of type {model.spec.model_type} is not exported: {MODELING} has no class for it"
+        )
     if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
         raise ModelError("depths that change Qwen3's values are not exported: groups of heads share them; try maw")
     made = type(model)(replace(model.config, precision="float32", device="cpu"))  # the caller's stays as it is
