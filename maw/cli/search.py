@@ -65,9 +65,8 @@ class _KeptEmbedder(Embedder):
 
     @property
     def _fixed(self) -> bool:
-        encoder = self.model.encoder
-        routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
-        return "random" not in routers  # whose seed is no part of what an entry is found by
+        layers = getattr(self.model.encoder, "maw_attention", ())
+        return not any(each.router.needs_text_keys for each in layers)  # an entry is not found by its seed
 
     def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """A file for the embeddings, (N, C); how often a text took which depth, (N, M, D), is not kept."""

@@ -27,6 +27,7 @@ from torch import nn
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
 from maw.attention.layer import MAWAttentionLayer
+from maw.attention.routers import ROUTERS
 from maw.config.fields import Layers, Problem
 from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, gather
@@ -185,8 +186,9 @@ def _checked(settings: Mapping[str, Any]) -> Tier1Config:
     """The arguments as the configuration that holds the rules for them."""
     start = {"router_start": "uniform"}  # clusters are a trainer's to find: there are no texts here
     config, problems = gather(start | {_FIELD_OF.get(name, name): each for name, each in settings.items()})
-    if config.router == "random":  # it draws by the hash of a text's tokens, which a layer does not see
-        problems.append(Problem("router", "random is a control of the benchmark, which hands it the texts; use fixed"))
+    if ROUTERS[config.router].needs_text_keys:  # which a layer does not see
+        text = f"{config.router} is a control of the benchmark, which hands it the texts; use fixed"
+        problems.append(Problem("router", text))
     if problems:
         raise ConfigError([f"{_ARGUMENT_OF.get(each.name, each.name)}: {each.text}" for each in problems])
     return config

@@ -39,9 +39,10 @@ from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture
+from maw.attention.routers import Router
 from maw.errors import ConfigError, MAWError, ModelError
 from maw.models.encoder import MAWWithGRPOEncoder
-from maw.models.export.modeling_maw import MODELS
+from maw.models.export.modeling_maw import MODELS, ROUTERS
 from maw.models.pretrained import ModelSpec, base_model
 from maw.models.retriever import BaselineRetriever, load_tokenizer
 from maw.storage.files import give_usual_mode, write_json, write_text
@@ -63,18 +64,14 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         The folder.
 
     Raises:
-        ModelError: a model whose depths are drawn at random, a control that no program should depend on; or whose
-            depths change the values of Qwen3.
+        ModelError: a model whose depths are drawn at random, a control that no program should depend on; whose depths
+            change the values of Qwen3; or whose router or type `maw.models.export.modeling_maw` does not know.
         ConfigError: the folder is not empty.
         MAWError: it cannot be written.
     """
     encoder = model.encoder
-    if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
-        raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
-    if isinstance(encoder, MAWWithGRPOEncoder) and model.spec.model_type not in MODELS:
-        raise ModelError(
-            f"MAW in a model of type {model.spec.model_type} is not exported: {MODELING} has no class for it"
-        )
+    if isinstance(encoder, MAWWithGRPOEncoder):
+        _check_exportable(encoder.maw_attention[0].router, model.spec.model_type)
     if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
         raise ModelError("depths that change Qwen3's values are not exported: groups of heads share them; try maw")
     made = type(model)(replace(model.config, precision="float32", device="cpu"))  # the caller's stays as it is
@@ -89,6 +86,17 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         if card is not None:
             write_text(temporary / "README.md", card)
     return Path(folder)
+
+
+def _check_exportable(router: Router, model_type: str) -> None:
+    if router.needs_text_keys:
+        raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
+    if router.name not in ROUTERS:
+        raise ModelError(
+            f"a model with the router {router.name} is not exported: {MODELING} does not have that router"
+        )
+    if model_type not in MODELS:
+        raise ModelError(f"depths in a model of type {model_type} are not exported: {MODELING} has no class for it")
 
 
 def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
