@@ -205,6 +205,4 @@ def as_retrieval_data(
     """
     if isinstance(data, RetrievalData):
         return data
-    pass
-
     return replace(from_dictionaries(data, name), relevance_level=relevance_level)

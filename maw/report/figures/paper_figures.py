@@ -143,7 +143,7 @@ def _bars(figure: Any, result: Result) -> None:
     ends = result.get("intervals", {})
     for place, method in enumerate(methods):
         value = result["results"][method.key]["metrics"][METRIC]
-        axis.barh(place, value, height=0.7, color=COLOURS[look_of(method)], alpha=0.75)
+        axis.barh(place, value, height=0.7, color=COLOURS[look_of(method) % len(COLOURS)], alpha=0.75)
         low, high = ends.get(method.short, {}).get(METRIC) or (value, value)
         if high > low:
             axis.errorbar(value, place, xerr=[[value - low], [high - value]], color="black", lw=0.8, capsize=2)
