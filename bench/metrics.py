@@ -166,9 +166,9 @@ def main() -> None:
 
 
 def _by_query(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    error_context = np.empty_like(values)
-    error_context[order] = values
-    return error_context
+    placed = np.empty_like(values)
+    placed[order] = values
+    return placed
 
 
 if __name__ == "__main__":

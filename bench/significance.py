@@ -168,12 +168,10 @@ def _simulated(benchmarks: int) -> tuple[list[list[Any]], list[dict[str, Any]]]:
     claims = [claim("family-wise error, lower end of its interval", "level", rows[0][3], "<= 0.05")]
     for what, (queries, effect) in sizes.items():
         found = [simulate(benchmarks + number, queries, effect=effect) for number in range(benchmarks)]
-        alone, is_distributed = shares(found, level)
+        alone, together = shares(found, level)
         low, high = interval(alone, benchmarks)
         rows.append([f"{what}: {queries} queries, difference {effect:.4f}", alone, benchmarks, low, high])
-        rows.append(
-            [f"{what}: after Holm's correction", is_distributed, benchmarks, *interval(is_distributed, benchmarks)]
-        )
+        rows.append([f"{what}: after Holm's correction", together, benchmarks, *interval(together, benchmarks)])
         away = max(low - POWER, POWER - high, 0.0)
         claims.append(claim(f"{what}: power's interval misses 0.8 by", "computed", away, "<= 0"))
     return rows, claims

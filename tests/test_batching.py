@@ -35,10 +35,10 @@ def retriever(request, tiny_settings):
 def test_a_batch_is_its_texts_one_by_one(retriever, model_type):
     model = retriever(model_type)
     texts = random_texts(13, seed=5)
-    is_distributed = model.encode(texts, batch_size=13)
+    together = model.encode(texts, batch_size=13)
     alone = np.concatenate([model.encode([text]) for text in texts])
-    np.testing.assert_allclose(is_distributed, alone, atol=2e-6)
-    assert np.abs(is_distributed[0] - is_distributed[1]).max() > 1e-3, "different texts must differ"
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3, "different texts must differ"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -18,7 +18,9 @@ import tier_1
 from maw.errors import MAWError
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "transformers", "datasets", "peft", "pytrec_eval", "sentence_transformers", "numpy", "yaml")
+HEAVY = (
+    "torch", "transformers", "datasets", "peft", "pytrec_eval", "sentence_transformers", "numpy", "yaml", "jinja2",
+)  # fmt: skip
 LIGHT = (
     "errors", "config.tier1_config", "models.pretrained", "cli.flags", "experiment.run_state", "runtime.console",
     "runtime.trackers", "cli.commands", "cli.completion", "data.dataset_table",
@@ -70,6 +72,10 @@ def test_importing_loads_nothing_heavy(module):
 
 def test_the_configuration_is_had_without_anything_heavy():
     assert heavy_after("from tier_1 import Tier1Config\nTier1Config.from_preset('offline')") == []
+
+
+def test_templates_are_loaded_when_a_page_is_written():
+    assert "jinja2" not in heavy_after("import maw.report.html.page")
 
 
 def test_help_answers_at_once_and_loads_nothing_heavy():

@@ -171,11 +171,11 @@ def test_a_run_on_all_gpus_leaves_what_a_run_on_one_leaves(words, tmp_path):
 
 @pytest.mark.gpu(2)
 def test_datasets_on_disjoint_gpus_have_the_results_of_a_sequence(words, tmp_path):
-    sequence, is_distributed = tmp_path / "logs1", tmp_path / "logs2"
+    sequence, together = tmp_path / "logs1", tmp_path / "logs2"
     start([*words(), "--no-use-multi-gpu"], sequence)
-    done = start([*words(), "--no-use-multi-gpu", "--parallel-datasets"], is_distributed)
+    done = start([*words(), "--no-use-multi-gpu", "--parallel-datasets"], together)
     assert "2 datasets side by side, 2 at a time" in done.stderr
-    assert metrics(is_distributed) == pytest.approx(metrics(sequence), abs=1e-4)
+    assert metrics(together) == pytest.approx(metrics(sequence), abs=1e-4)
 
 
 @pytest.mark.gpu(2)

@@ -69,7 +69,8 @@ def metadata(wheel):
 def test_the_wheel_holds_the_package_and_the_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {each for each in archive.namelist() if ".dist-info/" not in each}
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "maw").rglob("*.py")} | {"tier_1.py"}
+    files = [*(ROOT / "maw").rglob("*.py"), *(ROOT / "maw" / "report" / "html" / "templates").iterdir()]
+    expected = {str(path.relative_to(ROOT)) for path in files} | {"tier_1.py"}
     assert names == expected | {"maw/py.typed"}, "py.typed says that the annotations are meant for others"
 
 
@@ -107,6 +108,8 @@ def test_the_wheel_works_away_from_the_tree(wheel, tmp_path):
         "import maw, tier_1, sys\n"
         "assert 'torch' not in sys.modules\n"
         "print(maw.__version__, maw.__file__, tier_1.Tier1Config.from_preset('offline').num_epochs)\n"
+        "from maw.report.html.page import environment\n"
+        "environment().get_template('page.html')\n"
     )
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr

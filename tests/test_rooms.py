@@ -28,7 +28,7 @@ ROOMS["report"] = (*ROOMS["evaluation"], "evaluation")
 ROOMS["experiment"] = (*ROOMS["training"], "training", "report")
 ROOMS["cli"] = (*ROOMS["experiment"], "experiment")
 
-MOST_IMPORTS, MEDIAN_IMPORTS = 39, 4
+MOST_IMPORTS, MEDIAN_IMPORTS = 20, 4
 
 
 def sources(root: Path) -> dict[str, str]:

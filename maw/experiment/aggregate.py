@@ -26,7 +26,7 @@ _FIRST = ("learning_rate", "training_history")  # of the first run; the others' 
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class MethodResult:
     """An arm over all its runs.
 
     Attributes:
@@ -44,7 +44,7 @@ class ArmResult:
     attention: dict[str, Any] | None
 
 
-def combine(runs: Sequence[TrainingResult]) -> ArmResult:
+def combine(runs: Sequence[TrainingResult]) -> MethodResult:
     """Puts the runs of an arm together.
 
     Args:
@@ -67,7 +67,7 @@ def combine(runs: Sequence[TrainingResult]) -> ArmResult:
     for key in ("training_seconds", "evaluation_seconds", "runtime_seconds"):
         record[key] = sum(run.record[key] for run in ordered)
     if all("energy" in run.record for run in ordered):
-        record["energy"] = {key: sum(run.record["energy"][key] for run in ordered) for key in first["energy"]}
+        record["energy"] = _energy([run.record["energy"] for run in ordered])
     if "steps" in first:
         record |= {key: sum(run.record[key] for run in ordered) for key in ("steps", "optimizer_steps")}
     if validation is not None:
@@ -76,7 +76,15 @@ def combine(runs: Sequence[TrainingResult]) -> ArmResult:
         record["spread"] = spread([test[METRIC] for test in tests])
     by_seed = {part[0].seed: test for part, test in zip(parts, tests, strict=True)}
     record["runs"] = [run.record for run in ordered]
-    return ArmResult(record, evaluation, validation, by_seed, ordered[0].attention)
+    return MethodResult(record, evaluation, validation, by_seed, ordered[0].attention)
+
+
+def _energy(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum over runs; null where the same devices were not measured in all of them."""
+    devices = parts[0].get("measured_devices")
+    if any(each.get("measured_devices") != devices or each["measured_joules"] is None for each in parts):
+        return dict.fromkeys(parts[0]) | {"measured_devices": []}
+    return {key: devices if key == "measured_devices" else sum(each[key] for each in parts) for key in parts[0]}
 
 
 def _same(key: str, runs: Sequence[TrainingResult]) -> bool:

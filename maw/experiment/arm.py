@@ -30,7 +30,7 @@ from maw.evaluation.routing.attention_example import attention_example
 from maw.evaluation.routing.diagnostics import routing_diagnostics
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import used_gpus
-from maw.runtime.energy import Energy, EnergyMeter
+from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage, watch
 from maw.training.checkpoint import RETRIEVERS
 from maw.training.optimizer import rates
@@ -105,8 +105,11 @@ class Arm:
         validation: RetrievalData,
         dataset: str,
         writer: CheckpointWriter | None = None,
+        meter: EnergyMeter | None = None,
     ) -> History:
         """Trains a model of `build`; it is left with its best epoch's weights.
+
+        Args: as `train_retriever`.
 
         Raises:
             NotFiniteError: the training diverged.
@@ -122,6 +125,7 @@ class Arm:
                 self.method.name,
                 activations=self.activations,
                 writer=writer,
+                meter=meter,
             )
 
     def run(
@@ -160,10 +164,10 @@ class Arm:
         record: dict[str, Any] = {"seed": seed, **({} if fold is None else {"fold": fold})}
         history = None
         if self.method.trained:
-            history = self.train(model, collection.train, collection.validation, collection.name, writer)
+            history = self.train(model, collection.train, collection.validation, collection.name, writer, meter)
             record |= training_facts(model, history)
         trained, before = time.perf_counter(), history.seconds_before if history else 0.0
-        training_energy = meter.taken()
+        training_joules = meter.joules()
         with stage("evaluation"), error_context(f"{collection.name} {self.method.name}"):
             diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
             evaluation = evaluate_retriever(
@@ -177,7 +181,7 @@ class Arm:
             )
             if diagnostics and history:
                 record["routing_test"] = diagnostics.evidence(history.best)
-        finished, energy = time.perf_counter(), meter.taken()
+        finished = time.perf_counter()
         record |= {
             "trained_parameters": model.trained_parameters if self.method.trained else 0,
             "metrics": dict(evaluation),
@@ -186,17 +190,26 @@ class Arm:
             "evaluation_seconds": finished - trained,
             "runtime_seconds": before + finished - started,
         }
-        whole = training_energy.stretched((before + trained - started) / (trained - started))
-        record["energy"] = _energy_facts(whole if history else Energy(0.0, 0.0), energy - training_energy)
+        record["energy"] = _energy(training_joules, meter.joules(), self.method.trained)
         attention = example.content(model) if example else None
         return TrainingResult(seed, fold, record, evaluation, history.validation if history else None, attention)
 
 
-def _energy_facts(training: Energy, evaluation: Energy) -> dict[str, float]:
+def _energy(training: Mapping[str, float], whole: Mapping[str, float], trained: bool) -> dict[str, Any]:
+    """The record of an arm's energy: null where no device was measured up to the end.
+
+    Args:
+        training: joules of each kind of device up to the end of training.
+        whole: the same up to the end of evaluation.
+        trained: whether the arm trains; what loading the model took is counted only then.
+    """
+    spent = sum(training[kind] for kind in whole) if trained else 0.0
+    evaluation = sum(whole[kind] - training[kind] for kind in whole)
     return {
-        "training_joules": training.joules,
-        "evaluation_joules": evaluation.joules,
-        "measured_joules": training.measured_joules + evaluation.measured_joules,
+        "training_joules": spent if whole else None,
+        "evaluation_joules": evaluation if whole else None,
+        "measured_joules": spent + evaluation if whole else None,
+        "measured_devices": list(whole),
     }
 
 

@@ -3,19 +3,17 @@
     from tier_1 import Tier1Config, run_complete_benchmark
     results = run_complete_benchmark(Tier1Config(...))
 
-    python tier_1.py --tune 9 --seeds 3 --folds 5      # trials for every arm alike, training seeds, cross-validation
+    python tier_1.py --tune 9 --seeds 3 --folds 5      # trials for every method alike, seeds, cross-validation
     python tier_1.py --resume last                     # after an interruption: goes on to the same results
 
-This module alone knows all the others. It makes the plan, opens the run's folder, and gives each dataset to
-`maw.experiment.dataset_run`. What is done is kept as the run goes on (`maw.experiment.run_state`,
-`maw.experiment.dataset_state`), so that an interrupted run does not repeat it.
+The run makes its plan, opens its folder, and runs its datasets (`maw.experiment.datasets`). Each finished part is
+saved (`maw.experiment.run_state`, `maw.experiment.dataset_state`), so that an interrupted run does not repeat it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection as Collected
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,29 +22,21 @@ from typing import Any
 import torch
 
 from maw.config.tier1_config import Tier1Config
-from maw.data.dataset_table import results_name
-from maw.data.registry import check_sources, load_collection, load_folds
-from maw.errors import ConfigError
+from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
-from maw.experiment.dataset_run import DatasetRun
-from maw.experiment.dataset_state import DatasetState
-from maw.experiment.parallel_datasets import run_side_by_side, shares
+from maw.experiment.datasets import run_datasets
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import plan_text
-from maw.experiment.run_state import RunState, differences, find_run, open_run
+from maw.experiment.run_state import differences, find_run, open_run
 from maw.experiment.validation import validate
-from maw.models.pretrained import ModelSpec
-from maw.report.rebuild import write_reports
 from maw.report.text import summary
-from maw.runtime import console, distributed, signals, trackers
-from maw.runtime.devices import clear_cache, pick_device
+from maw.runtime import console, distributed, trackers
+from maw.runtime.devices import pick_device
 from maw.runtime.environment import command
 from maw.runtime.precision import fixed_precision, name_of, numerics, pick_precision
-from maw.runtime.profiler import profiling, stage
 from maw.runtime.run_log import log_event
 from maw.storage.files import check_writable
 from maw.storage.locks import run_lock
-from maw.storage.run_record import read_run
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +91,7 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         log_event(logger, "run", schema=console.SCHEMA, configuration=config.to_dict())
         tracked = trackers.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
         with fixed_precision(device, state.record["precision"]), tracked:
-            results = _run_datasets(config, spec, device, state)
+            results = run_datasets(config, spec, device, state)
         state.finish()
     found = list(results.values())
     family = confirmatory.over_run(found)
@@ -111,63 +101,6 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     claim = summary.claim(found, family)
     console.answer("\n" + "\n".join(line for line in (claim, where) if line))
     return results
-
-
-def run_dataset_of(config: Tier1Config, number: int, *, resumed: bool) -> None:
-    """One dataset of a run that another process has started, and whose folder that one holds.
-
-    Args:
-        config: of the run.
-        number: of the dataset, from 1.
-        resumed: whether the run goes on from what it had done before.
-    """
-    with numerics(tf32=config.tf32, deterministic=config.deterministic):
-        spec, device = validate(config), pick_device(config)
-        state = RunState(Path(config.log_dir), read_run(Path(config.log_dir)), resumed)
-        tracked = trackers.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
-        with fixed_precision(device, state.record["precision"]), tracked:
-            done = DatasetState(state, number, config)
-            _run_dataset(config.datasets[number - 1], config, spec, device, done, ())
-
-
-def _run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
-    if config.parallel_datasets:
-        parts = shares(config, device)
-        if len(parts) > 1:
-            return run_side_by_side(config, state, parts)
-        logger.info("datasets run one after the other: there is one dataset, or one GPU or thread for all")
-    results: dict[str, Any] = {}
-    folders: list[Path] = []
-    for number, name in enumerate(config.datasets, start=1):
-        done = DatasetState(state, number, config)
-        result = done.results()
-        if result is not None:
-            folders.append(done.results_folder)
-            console.show(f"\n{result['dataset']}: done before the run was interrupted")
-        else:
-            result, folder = _run_dataset(name, config, spec, device, done, results)
-            folders += [folder] if folder else []
-        results[result["dataset"]] = result
-        if distributed.is_main():
-            write_reports(config.log_dir, folders, drawn=folders[:-1])
-        clear_cache(config)
-        signals.check()
-    return results
-
-
-def _run_dataset(
-    name: str, config: Tier1Config, spec: ModelSpec, device: torch.device, state: DatasetState, others: Collected[str]
-) -> tuple[dict[str, Any], Path | None]:
-    """What one dataset's dataset.json holds, and its folder, where this process has written it."""
-    with console.at(dataset=results_name(name)), profiling(device, wanted=config.profile):
-        with stage("loading data"), distributed.main_first():
-            data = load_folds(name, config) if config.folds else load_collection(name, config)
-        run = DatasetRun(data, config, spec, device, state)
-        if run.collection.name in others:
-            taken = run.collection.name
-            raise ConfigError([f"datasets: {name} and another one are both called {taken}; rename one"])
-        result = run.run()
-        return result, run.folder
 
 
 def _machine(config: Tier1Config, device: torch.device) -> dict[str, Any]:

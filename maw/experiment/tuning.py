@@ -24,7 +24,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -194,20 +194,23 @@ def _try(
     with arm.metered() as meter:
         try:
             config = replace(arm.configure(seed, rates), diagnostics="none")  # of weights that no one keeps
-            history = arm.train(arm.build(config), train, validation, dataset, writer)
+            history = arm.train(arm.build(config), train, validation, dataset, writer, meter)
         except NotFiniteError as error:
             facts = {"failed": str(error), "seconds": time.perf_counter() - started}
-            return Trial(number, rates, how, None, facts | asdict(meter.taken()))
-        seconds, energy = time.perf_counter() - started, meter.taken()
-    whole = history.seconds_before + seconds
-    facts = {
-        "best_epoch": history.best["epoch"],
-        "steps": sum(record["steps"] for record in history),
-        "optimizer_steps": sum(record["optimizer_steps"] for record in history),
-        "seconds": whole,
-    }
-    facts |= asdict(energy.stretched(whole / seconds))
+            return Trial(number, rates, how, None, facts | _energy(meter.joules()))
+        facts = {
+            "best_epoch": history.best["epoch"],
+            "steps": sum(record["steps"] for record in history),
+            "optimizer_steps": sum(record["optimizer_steps"] for record in history),
+            "seconds": history.seconds_before + time.perf_counter() - started,
+            **_energy(meter.joules()),
+        }
     return Trial(number, rates, how, history.best[f"val_{VALIDATION_METRIC}"], facts)
+
+
+def _energy(measured: Mapping[str, float]) -> dict[str, Any]:
+    joules = sum(measured.values()) if measured else None
+    return {"joules": joules, "measured_joules": joules, "measured_devices": list(measured)}
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

@@ -88,10 +88,9 @@ class ModelSpec:
     weights_sha256: str | None = None
     max_positions: int = DEFAULT_MAX_LENGTH
 
-    def trained_on_source_of(self, collection: str) -> str | None:
-        """The dataset that the model was trained on and whose data a collection has; None if there is none."""
-        source = source_of(collection)
-        return source if source in self.trained_on else None
+    def was_trained_on(self, collection: str) -> bool:
+        """Whether the model's training data held a collection's, or its source, see `source_of`."""
+        return source_of(collection) in self.trained_on
 
 
 def model_spec(config: Tier1Config) -> ModelSpec:

@@ -41,7 +41,7 @@ from maw.report.html.page import report_page
 from maw.report.tables import paper
 from maw.report.tables.comparisons import CSV_HEADER, comparison_rows
 from maw.report.tables.csv_file import write_csv
-from maw.report.text.costs import COST_HEADER, cost_rows
+from maw.report.text.costs import cost_rows
 from maw.report.text.summary import benchmark_summary
 from maw.storage.files import write_json, write_text
 
@@ -144,7 +144,7 @@ def write_summary(
     rows = comparison_rows(dataset_results, [each for each in families.values() if each])
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})
     write_csv(folder / "metrics_comparison.csv", CSV_HEADER, rows)
-    write_csv(folder / "costs.csv", COST_HEADER, cost_rows(dataset_results))
+    write_csv(folder / "costs.csv", *cost_rows(dataset_results))
     write_text(folder / "benchmark_summary.txt", benchmark_summary(dataset_results, family, explored))
     write_text(folder / "tables.tex", paper.latex(dataset_results, [family, explored]))
     write_text(folder / "tables.md", paper.markdown(dataset_results, [family, explored]))

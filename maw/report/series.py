@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from maw.config.methods import Method
 from maw.evaluation.confirmatory import METRIC
 from maw.report.significance_marks import look_of, methods_of
 
-_SHOWN = 0.005  # a smaller share of picks is not named
+NAMED_SHARE = 0.005  # a smaller share of picks is not named
 
 
 def grids(example: Mapping[str, Any]) -> list[Grid]:
     """What is shown of one method: by head and depth, by depth and token, and three maps of tokens by tokens."""
     tokens, depths = example["tokens"], [str(depth) for depth in range(example["depths"])]
-    used = [depth for depth, share in enumerate(example["picks"]) if share >= _SHOWN]
+    used = [depth for depth, share in enumerate(example["picks"]) if share >= NAMED_SHARE]
     used = used if len(used) < len(depths) else []  # a mixture of all: none stands out
     received = _mean(example["used"])
     by_token = {"row_name": "token", "column_name": "attends to", "rows": tokens, "columns": tokens}
@@ -68,6 +69,27 @@ def _minus(some: list[list[float]], others: list[list[float]]) -> list[list[floa
     return [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(some, others, strict=True)]
 
 
+def attention_numbers(example: Mapping[str, Any]) -> dict[str, Any]:
+    """What the heat maps of one method show, in numbers.
+
+    Returns:
+        `moved`: share of the head's attention on other tokens than before training; `least` and `most`: the same
+        between what is in use and the other depths; `mean`: over all heads and depths; `in_use`: (depth, share) of
+        the depths that are picked, the most frequent first.
+    """
+    row, picks = example["head"] - 1, example["picks"]
+    distances = example["distance"][row]
+    others = [each for each, share in zip(distances, picks, strict=True) if share < NAMED_SHARE] or distances
+    every = [each for head in example["distance"] for each in head]
+    return {
+        "moved": example["distance_pretrained"][row],
+        "least": min(others),
+        "most": max(others),
+        "mean": sum(every) / len(every),
+        "in_use": [pick for pick in sorted(enumerate(picks), key=lambda pick: -pick[1]) if pick[1] >= NAMED_SHARE],
+    }
+
+
 @dataclass(frozen=True)
 class Series:
     """A line: its name, the place of its look among the page's, and its points in order; y may be missing."""
@@ -75,6 +97,17 @@ class Series:
     name: str
     look: int
     points: Sequence[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar from 0: its name, the place of its look among the page's, its value, and the ends of its interval."""
+
+    name: str
+    look: int
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 SHADES = 8
@@ -103,12 +136,12 @@ class Grid:
     marked_rows: Sequence[int] = ()
     marked_columns: Sequence[int] = ()
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """The largest value, whatever its sign; where all are zero, zero."""
         return max((abs(value) for row in self.values for value in row), default=0.0)
 
-    @property
+    @cached_property
     def digits(self) -> int:
         """Decimals that show three digits of the largest value."""
         return max(2, 2 - math.floor(math.log10(self.scale))) if self.scale else 2
@@ -124,10 +157,28 @@ SIDES = {"query": "queries", "document": "documents"}
 Result = Mapping[str, Any]
 
 
-def recall(result: Result, method: Method) -> list[tuple[float, float]]:
-    """Recall at each cutoff."""
-    metrics = result["results"][method.key]["metrics"]
-    return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
+def bars(result: Result) -> list[Bar]:
+    """The headline metric of each method, with its 95% interval."""
+    ends = result.get("intervals", {})
+    return [
+        Bar(
+            method.label,
+            look_of(method),
+            result["results"][method.key]["metrics"][METRIC],
+            *(ends.get(method.short, {}).get(METRIC) or (None, None)),
+        )
+        for method in methods_of(result)
+    ]
+
+
+def recall(result: Result) -> list[Series]:
+    """Recall by passages looked at, of each method."""
+
+    def points(metrics: Mapping[str, float]) -> list[tuple[float, float]]:
+        return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
+
+    every = methods_of(result)
+    return [Series(each.label, look_of(each), points(result["results"][each.key]["metrics"])) for each in every]
 
 
 def by_epoch(result: Result, key: str) -> list[Series]:
@@ -141,6 +192,11 @@ def by_epoch(result: Result, key: str) -> list[Series]:
 def kept_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The record of the epoch whose weights were kept."""
     return max(history, key=lambda each: (each[f"val_{METRIC}"], -each["epoch"]))
+
+
+def depth_shares(record: Mapping[str, Any], side: str) -> list[float]:
+    """The share of greedy picks of each depth in an epoch, the mean over MAW layers."""
+    return np.asarray(record["val_routing"][side]["depth_histogram"]).mean(0).tolist()
 
 
 def sides(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:

@@ -9,7 +9,8 @@ from maw.errors import ConfigError, MAWError
 from maw.storage.checksummed import read_signed
 
 STATE, RUN = "state", "run.json"
-VERSION = 1
+VERSION = 2
+"""Of what `state` holds; higher by one when its files or the package's modules change so that no older run goes on."""
 
 
 def read_run(log_dir: Path) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def read_run(log_dir: Path) -> dict[str, Any]:
     except MAWError as error:
         raise ConfigError([f"--resume {log_dir}: {error}; the run cannot go on"]) from error
     if record.get("version") != VERSION or not isinstance(record.get("config"), dict):
-        raise ConfigError([f"--resume {log_dir}: {path} was written by another version of this program"])
+        text = f"{path} was written by another version of this program, which alone can go on with the run"
+        raise ConfigError([f"--resume {log_dir}: {text}; to give it up, start the run anew with --restart"])
     return record
 
 

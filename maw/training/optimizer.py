@@ -1,8 +1,11 @@
-"""What of a model is trained, and at which rate."""
+"""Parameters of a model that are trained, each with its learning rate; and the schedule of the rates.
+
+The way of a rate: a flag or the method's default (`maw.experiment.arm.Arm`), or a trial's value
+(`maw.experiment.tuning`), stands in the configuration of one training; `parameter_groups` hands it to AdamW.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 from torch import nn
@@ -15,9 +18,10 @@ DEFAULT_KERNEL_LEARNING_RATE = 1e-2
 
 
 def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
-    """The rate for the model's layers or adapters: the configuration's, or the default of the method that it is.
+    """The rate for the layers or adapters of a model that is trained from Python, where no method is named.
 
-    Without either, for a model that has nothing to train, it is 0.
+    It is the configuration's, or else the default of the method that the model's own configuration describes; 0 for a
+    model with nothing to train.
     """
     if config.learning_rate is not None:
         return config.learning_rate
@@ -27,52 +31,62 @@ def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
 def rates(model: BaselineRetriever, config: Tier1Config) -> dict[str, float]:
     """The peak rates by which anything of the model is trained, by the setting that names each."""
     kinds = _parameter_kinds(model)
-    used = {kinds.get(id(parameter), "layer") for parameter in model.parameters() if parameter.requires_grad}
-    found = {}
-    if "layer" in used:
-        found["learning_rate"] = learning_rate(model, config)
-    if "kernel" in used:
-        found["kernel_learning_rate"] = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
-    if used & {"router", "apart"}:
-        found["router_learning_rate"] = config.router_learning_rate
-    return found
+    used = {kinds.get(id(each), "learning_rate") for each in model.parameters() if each.requires_grad}
+    return {name: _rate(name, config) for name in RATES if name in used}
+
+
+RATES = ("learning_rate", "kernel_learning_rate", "router_learning_rate")
+"""Settings that are learning rates: of layers or adapters, of depth kernels, of routers."""
 
 
 def parameter_groups(model: BaselineRetriever, config: Tier1Config) -> list[dict[str, Any]]:
-    """What the encoder's optimizer trains, by rate and decay.
+    """The groups of the encoder's optimizer, one for each rate and decay; "name" is the rate's setting.
 
-    Weight decay is for matrices alone. A kernel must not be pulled from one to zero, so it has none; neither have
-    biases and norms. Routers that a learner trains have an optimizer of their own and are left out here.
+    Only matrices decay. Depth kernels do not, since decay would pull them from one to zero, nor do biases and norms.
+    Routers that a learner trains have an optimizer of their own and stand in no group.
     """
-    rate = learning_rate(model, config)
-    kernel_rate = config.kernel_learning_rate or DEFAULT_KERNEL_LEARNING_RATE
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     kinds = _parameter_kinds(model)
-    for parameter in (each for each in model.parameters() if each.requires_grad):
-        kind = kinds.get(id(parameter), "layer")
-        if kind == "layer":
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            groups[rate, decay].append(parameter)
-        elif kind == "kernel":
-            groups[kernel_rate, 0.0].append(parameter)
-        elif kind == "router":
-            groups[config.router_learning_rate, 0.0].append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+    apart = _learnt_apart(model)
+    for parameter in (each for each in model.parameters() if each.requires_grad and id(each) not in apart):
+        name = kinds.get(id(parameter), "learning_rate")
+        decay = config.weight_decay if name == "learning_rate" and parameter.ndim >= 2 else 0.0
+        groups.setdefault((name, decay), []).append(parameter)
+    return [
+        {"name": name, "params": params, "lr": _rate(name, config), "weight_decay": decay}
+        for (name, decay), params in groups.items()
+    ]
 
 
-def _parameter_kinds(model: BaselineRetriever) -> dict[int, str]:
-    if not isinstance(model, MAWRetriever):
-        return {}
-    kinds = {}
-    for attention in model.encoder.maw_attention:
-        kinds |= {id(parameter): "kernel" for parameter in attention.kernel_parameters()}
-        learnt_apart = attention.router.trained_by != "loss"
-        kinds |= {id(parameter): "apart" if learnt_apart else "router" for parameter in attention.router.parameters()}
-    return kinds
-
-
-def _warmup_decay(step: int, warmup: int, total: int) -> float:
+def warmup_decay(step: int, warmup: int, total: int) -> float:
     """Linear from zero to one over the warm-up, then linear to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (total - step) / max(1, total - warmup))
+
+
+def _rate(name: str, config: Tier1Config) -> float:
+    rate = getattr(config, name)
+    if rate is None and name == "kernel_learning_rate":
+        return DEFAULT_KERNEL_LEARNING_RATE
+    assert rate is not None, "Arm and Trainer set the learning rate"
+    return float(rate)
+
+
+def _parameter_kinds(model: BaselineRetriever) -> dict[int, str]:
+    """Parameter's id -> the setting of its rate, for depth kernels and routers; all others are layers or adapters."""
+    if not isinstance(model, MAWRetriever):
+        return {}
+    kinds = {}
+    for attention in model.encoder.maw_attention:
+        kinds |= {id(parameter): "kernel_learning_rate" for parameter in attention.kernel_parameters()}
+        kinds |= {id(parameter): "router_learning_rate" for parameter in attention.router.parameters()}
+    return kinds
+
+
+def _learnt_apart(model: BaselineRetriever) -> set[int]:
+    """Ids of the parameters of routers that a learner trains."""
+    if not isinstance(model, MAWRetriever):
+        return set()
+    routers = [attention.router for attention in model.encoder.maw_attention]
+    return {id(each) for router in routers if router.trained_by != "loss" for each in router.parameters()}

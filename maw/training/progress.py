@@ -23,6 +23,7 @@ from torch import Tensor
 from maw.evaluation.metrics import EvaluationResult
 from maw.models.retriever import BaselineRetriever
 from maw.runtime import distributed, signals, trackers
+from maw.runtime.energy import EnergyMeter
 from maw.training.state import State
 
 if TYPE_CHECKING:
@@ -106,10 +107,17 @@ class Progress:
         model: what is trained.
         trainer: what trains it; both are put where the writer's training was left, if it has one.
         writer: None to save nothing.
+        meter: measures the energy, which is saved with the training; None to measure none.
     """
 
-    def __init__(self, model: BaselineRetriever, trainer: Trainer, writer: CheckpointWriter | None):
-        self.model, self.trainer, self.writer = model, trainer, writer
+    def __init__(
+        self,
+        model: BaselineRetriever,
+        trainer: Trainer,
+        writer: CheckpointWriter | None,
+        meter: EnergyMeter | None = None,
+    ):
+        self.model, self.trainer, self.writer, self.meter = model, trainer, writer, meter
         self.history = History()
         self.best_weights: dict[str, Tensor] = {}
         self._started = time.perf_counter()
@@ -173,6 +181,7 @@ class Progress:
             "validation": None if validation is None else _evaluation_state(validation),
             "best_weights": None if best_is_here else self.best_weights,
             "seconds": self.history.seconds_before + time.perf_counter() - self._started,
+            "joules": self.meter.joules() if self.meter else {},
         }
         return Saved(self.model.trained_state(), state)
 
@@ -182,6 +191,8 @@ class Progress:
         self.trainer.load_state_dict(state["trainer"])
         self.history.extend(state["history"])
         self.history.seconds_before = state["seconds"]
+        if self.meter:
+            self.meter.before = state.get("joules", {})
         if state["validation"] is not None:
             self.history.validation = _evaluation(state["validation"])
         self.best_weights = state["best_weights"]

@@ -28,6 +28,7 @@ from maw.models.retriever import BaselineRetriever
 from maw.runtime import distributed, signals, trackers
 from maw.runtime.console import at
 from maw.runtime.devices import device_of, unwrap
+from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
 from maw.training.progress import VALIDATION_METRIC, CheckpointWriter, History, Progress
@@ -48,6 +49,7 @@ def train_retriever(
     activations: ActivationStore | None = None,
     on_epoch: Callable[[dict[str, Any], bool], None] | None = None,
     writer: CheckpointWriter | None = None,
+    meter: EnergyMeter | None = None,
 ) -> History:
     """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
 
@@ -64,6 +66,7 @@ def train_retriever(
         activations: stored activations of the frozen layers, shared with other calls of a run.
         on_epoch: called after every epoch with its record and whether it is the best so far.
         writer: saves the training, and has what an interrupted one is to go on from.
+        meter: measures the training's energy, which is saved with it; what it took before an interruption is added.
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
@@ -88,7 +91,7 @@ def train_retriever(
             activations,
         )
         validation = as_retrieval_data(val_data, "validation", config.relevance_level)
-        progress = Progress(model, trainer, writer)
+        progress = Progress(model, trainer, writer, meter)
         history = progress.history
         diagnostics = routing_diagnostics(model, config, device, activations)
 
@@ -103,7 +106,7 @@ def train_retriever(
             if config.patience and history and history[-1]["epoch"] - history.best["epoch"] >= config.patience:
                 logger.info("%s: no better epoch in %d, stopping", trainer.label, config.patience)
                 break
-            with signals.held_back():
+            with signals.held_back(), at(epoch=epoch, epochs=config.num_epochs):
                 record = trainer.run_epoch(epoch, progress.after_step)
             with progress.saved_when_stopped():
                 with stage("validation"):

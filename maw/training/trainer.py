@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from maw.models.cpu_kernels import packed_weights
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.models.tokenized import ListTexts, Source
 from maw.runtime import distributed, trackers
-from maw.runtime.console import at
 from maw.runtime.devices import replicate
 from maw.runtime.out_of_memory import advising
 from maw.runtime.profiler import stage
@@ -34,7 +34,7 @@ from maw.runtime.progress_bars import bar
 from maw.training import sharded_batch
 from maw.training.contrastive import Batch, TrainingPairs
 from maw.training.objective import Statistics, build_objective
-from maw.training.optimizer import _warmup_decay, parameter_groups, rates
+from maw.training.optimizer import learning_rate, parameter_groups, rates, warmup_decay
 from maw.training.router.start import start_from_clusters
 from maw.training.state import State, load_optimizer_state, load_random_state, optimizer_state, random_state
 
@@ -62,6 +62,7 @@ class Trainer:
         label: str,
         activations: ActivationStore | None,
     ):
+        config = replace(config, learning_rate=learning_rate(model, config) or None)  # for models made from Python
         self.model, self.config, self.device, self.label = model, config, device, label
         # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
         torch.manual_seed(config.seed + (distributed.this_process().rank << 32))
@@ -88,10 +89,10 @@ class Trainer:
         self.objective = build_objective(model.encoder, self.engine, config, model.spec.temperature, sum(counts))
         total = sum(math.ceil(count / config.gradient_accumulation_steps) for count in counts)
         warmup = math.ceil(config.warmup_ratio * total)
-        rate = next(iter(rates(model, config).values()))  # of the layers, where any are trained
-        self._shown_group = [group["lr"] for group in groups].index(rate)
+        shown = next(iter(rates(model, config)))  # the layers' rate, where any layer is trained
+        self._shown_group = [group["name"] for group in groups].index(shown)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _warmup_decay(step, warmup, total)
+            self.optimizer, lambda step: warmup_decay(step, warmup, total)
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=model.precision == torch.float16)
         self.step = 0
@@ -163,7 +164,7 @@ class Trainer:
             self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
             self._overflows = 0
         self._goes_on = False
-        with packed_weights(trained=False), at(epoch=epoch, epochs=self.config.num_epochs):
+        with packed_weights(trained=False):
             return self._run_epoch(epoch, after_step)
 
     def _run_epoch(self, epoch: int, after_step: Callable[[], None]) -> dict[str, Any]:

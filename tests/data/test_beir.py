@@ -474,7 +474,7 @@ def test_an_unknown_dataset_is_refused(name):
     with pytest.raises(DataError) as caught:
         load_collection(name, Tier1Config())
     assert str(caught.value).startswith("there is no dataset ")
-    assert "pystdlib and beir:DIR, a folder in BEIR layout" in str(caught.value)
+    assert f"{', '.join(DATASETS)} and beir:DIR, a folder in BEIR layout" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert dataset_names() == (*DATASETS, "beir:DIR")
 

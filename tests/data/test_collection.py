@@ -196,10 +196,10 @@ class TestCollisions:
 
 def test_hashes_do_not_depend_on_neighbours(records):
     ids = ["", *(record[0] for record in records), "x" * 1000]
-    is_distributed = store.hash_ids(pa.array(ids, pa.string()))
-    assert is_distributed.tolist() == [int(store.hash_ids(pa.array([i], pa.string()))[0]) for i in ids]
-    assert store.hash_ids(pa.array(ids, pa.string())[10:20]).tolist() == is_distributed[10:20].tolist()
-    assert len(set(is_distributed.tolist())) == len(ids)
+    together = store.hash_ids(pa.array(ids, pa.string()))
+    assert together.tolist() == [int(store.hash_ids(pa.array([i], pa.string()))[0]) for i in ids]
+    assert store.hash_ids(pa.array(ids, pa.string())[10:20]).tolist() == together[10:20].tolist()
+    assert len(set(together.tolist())) == len(ids)
 
 
 @pytest.mark.parametrize(

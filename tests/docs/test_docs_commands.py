@@ -86,14 +86,14 @@ def flags(line):
 
 def begun(place, folder):
     """Leaves an unfinished run in a folder, as one that was stopped at its first training."""
-    import maw.experiment.benchmark
+    import maw.experiment.dataset_run
 
     def stop(*given):
         raise KeyboardInterrupt
 
     words = ["--datasets", "beir:path/to/nq", "--model", "path/to/folder", "--num-epochs", "1", "--methods", "lora"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maw.experiment.benchmark.DatasetRun, "_train_and_test", stop)
+        patch.setattr(maw.experiment.dataset_run.MethodRunner, "_train_and_test", stop)
         assert (
             tier_1.main([*words, "--device", "cpu", "--log-dir", folder, "--cache-dir", str(place / "cache")]) == 130
         )

@@ -85,6 +85,26 @@ def test_folds_are_joined_and_seeds_averaged():
     assert facts["encode_seconds"] == 8.0 and facts["queries_per_second"] == pytest.approx(6 / 2)
 
 
+def energy(joules, *devices):
+    amounts = {"training_joules": joules, "evaluation_joules": joules, "measured_joules": joules}
+    return {"energy": amounts | {"measured_devices": list(devices)}}
+
+
+@pytest.mark.parametrize(
+    "first, second, total",
+    [
+        (energy(1.5, "GPUs"), energy(2.0, "GPUs"), energy(3.5, "GPUs")),
+        (energy(None), energy(None), energy(None)),
+        (energy(1.5, "GPUs"), energy(None), energy(None)),
+        (energy(None), energy(1.5, "GPUs"), energy(None)),
+        (energy(1.5, "GPUs"), energy(2.0, "processors", "GPUs"), energy(None)),
+    ],
+)
+def test_energy_is_summed_where_the_same_devices_were_measured(first, second, total):
+    runs = [run(42, None, [0.5], **first), run(43, None, [0.5], **second)]
+    assert combine(runs).record["energy"] == total["energy"]
+
+
 def test_the_attention_shown_is_the_first_seeds():
     runs = [replace(run(seed, None, [0.5]), attention={"seed": seed}) for seed in (43, 42)]
     assert combine(runs).attention == {"seed": 42} and combine([run(42, None, [0.5])]).attention is None

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import random_texts
 
 from maw.errors import MAWError
-from maw.experiment.dataset_run import DatasetRun
+from maw.experiment.dataset_result import _environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,7 +245,7 @@ def test_malformed_data_is_one_line_with_its_place(beir, models, tmp_path):
     assert "corpus.jsonl:81" in line
 
 
-def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings):
+def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings, monkeypatch):
     import torch
 
     from maw.experiment.dataset_run import DatasetRun
@@ -257,9 +256,9 @@ def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings
     first = data.query_ids[0]
     one = replace(data, query_ids=[first], queries=data.queries[:1], qrels={first: data.qrels[first]})
     run = DatasetRun(replace(graded(1), train=one), config, model_spec(config), torch.device("cpu"))
+    monkeypatch.setattr("maw.experiment.dataset_run.Arm", lambda *words: pytest.fail("a method ran"))
     with pytest.raises(MAWError, match="tiny: there is one training query"):
         run.run()
-    assert not run.records
 
 
 def graded(level, name="tiny"):
@@ -302,15 +301,17 @@ def test_plain_dictionaries_have_the_level_of_the_configuration(tiny_settings):
 
 
 def test_warnings_depend_on_level_and_name():
+    import torch
+
     from maw.config.tier1_config import Tier1Config
-    from maw.experiment.dataset_run import DatasetRun
+    from maw.experiment.dataset_result import Outcome
     from maw.models.pretrained import model_spec
 
     config = Tier1Config.from_preset("offline")
 
     def warnings(level, name, **changes):
-        run = DatasetRun(graded(level, name), replace(config, **changes), model_spec(config), "cpu")
-        return " ".join(run._warnings())
+        outcome = Outcome(graded(level, name), replace(config, **changes), model_spec(config), torch.device("cpu"))
+        return " ".join(outcome.warnings())
 
     assert warnings(2, "tiny") == (
         "1 of 3 test queries have no passage of grade 2 or more, the relevance level, "
@@ -326,8 +327,6 @@ def test_warnings_depend_on_level_and_name():
 def test_a_resumed_run_is_told_of_by_the_command_that_began_it(monkeypatch, began_with):
     """Nobody can repeat an experiment with --resume."""
     monkeypatch.setattr(
-        "maw.experiment.dataset_run.environment_facts", lambda: {"command": "python tier_1.py --resume last"}
+        "maw.experiment.dataset_result.environment_facts", lambda: {"command": "python tier_1.py --resume last"}
     )
-    state = SimpleNamespace(run=SimpleNamespace(record={"command": began_with}))
-    found = DatasetRun._environment(SimpleNamespace(state=state))
-    assert found == {"command": began_with or "python tier_1.py --resume last"}
+    assert _environment(began_with) == {"command": began_with or "python tier_1.py --resume last"}

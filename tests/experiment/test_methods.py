@@ -95,7 +95,9 @@ def test_learning_rates_follow_from_the_model(tiny_settings, build, monkeypatch)
         ({"use_lora": True, "lora_targets": "all"}, "lora_matched"),
     ):
         assert learning_rate(BaselineRetriever(tiny_settings(**changes)), tiny_settings()) == rates[name]
-    used = {group["lr"] for group in parameter_groups(build("lora_matched"), tiny_settings())}
+    settings = tiny_settings()
+    settings.learning_rate = learning_rate(build("lora_matched"), settings)
+    used = {group["lr"] for group in parameter_groups(build("lora_matched"), settings)}
     assert used == {rates["lora_matched"]}
 
 

@@ -466,9 +466,10 @@ def test_a_dry_run_from_the_shell_leaves_nothing_behind(tmp_path, models, capsys
 
 def test_a_run_stops_before_it_loads_anything(tmp_path, tiny_settings, monkeypatch):
     import maw.experiment.benchmark
+    import maw.experiment.dataset_run
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100, 99, 1))
-    monkeypatch.setattr(maw.experiment.benchmark, "load_collection", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(maw.experiment.dataset_run, "load_collection", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(MAWError, match="is too small"):
         maw.experiment.benchmark.run_complete_benchmark(tiny_settings())
 

@@ -233,12 +233,12 @@ def test_seeds_alone(models, folder, tmp_path):
     def run(one):
         return DatasetRun(data, one, model_spec(one), model_device()).run()["results"][LORA.key]
 
-    is_distributed = run(config)
+    together = run(config)
     alone = [run(replace(config, seed=seed, seeds=1)) for seed in (42, 43, 44)]
-    assert [each["metrics"] for each in is_distributed["runs"]] == [each["metrics"] for each in alone]
+    assert [each["metrics"] for each in together["runs"]] == [each["metrics"] for each in alone]
     means = [each["metrics"][METRIC] for each in alone]
-    assert is_distributed["metrics"][METRIC] == pytest.approx(np.mean(means))
-    assert any(one["training_history"] != other["training_history"] for one, other in pairwise(is_distributed["runs"]))
+    assert together["metrics"][METRIC] == pytest.approx(np.mean(means))
+    assert any(one["training_history"] != other["training_history"] for one, other in pairwise(together["runs"]))
     names = {path.name for path in (tmp_path / "logs" / "checkpoints").iterdir()}
     assert {f"beir_tiny_lora_seed{seed}_best" for seed in (42, 43, 44)} < names
 

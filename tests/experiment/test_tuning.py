@@ -215,6 +215,14 @@ def test_the_account_says_what_was_tried(tiny_settings, data, caplog):
     assert found["extended"] == ([] if inside else ["learning_rate"])
 
 
+@pytest.mark.parametrize("measured, joules", [({"GPUs": 2.0, "processors": 1.0}, 3.0), ({}, None)])
+def test_a_trial_says_what_energy_was_measured(measured, joules, tiny_settings, data, monkeypatch):
+    monkeypatch.setattr("maw.runtime.energy.EnergyMeter.joules", lambda self: measured)
+    (trial,) = tune(arm_of("lora", tiny_settings(tune=1, num_epochs=1)), *data, "tiny", 1, 42).record["trials"]
+    found = {key: trial[key] for key in ("joules", "measured_joules", "measured_devices")}
+    assert found == {"joules": joules, "measured_joules": joules, "measured_devices": list(measured)}
+
+
 def test_a_training_that_diverges_is_a_failed_trial_and_all_of_them_an_error(tiny_settings, data, monkeypatch):
     arm = arm_of("lora", tiny_settings(num_epochs=1))
     real = torch.nn.utils.clip_grad_norm_
@@ -244,12 +252,13 @@ class Untouchable(RetrievalData):
 
 
 def test_tuning_never_reads_test_data_and_writes_no_checkpoint(tiny_settings, data, tmp_path):
-    from maw.experiment.dataset_run import DatasetRun
+    from maw.experiment.dataset_result import Outcome
+    from maw.experiment.method_run import MethodRunner
     from maw.models.pretrained import model_spec
 
     config = tiny_settings(tune=3, num_epochs=1)
     collection = SimpleNamespace(name="tiny", train=data[0], validation=data[1], test=Untouchable())
-    run = DatasetRun(collection, config, model_spec(config), CPU)
+    run = MethodRunner(Outcome(collection, config, model_spec(config), CPU), [collection], None)
     arm = arm_of("maw", config)
     chosen, account = run._tune(arm, collection, None)
     assert len(account["trials"]) == 3 and chosen == account["chosen"]

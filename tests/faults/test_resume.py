@@ -15,8 +15,10 @@ from faults.runs import RunServer, beir_folder, outcome, stray_files
 from maw.config.methods import find_method
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
+from maw.experiment import arm as arm_module
 from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.runtime import energy
 from maw.training.progress import Saved
 from maw.training.train import train_retriever
 from maw.training.trainer import Trainer
@@ -257,6 +259,52 @@ def test_a_training_that_goes_on_counts_the_time_that_it_took_before(tiny_settin
     run = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=resumed)
     assert 1000 < run.record["training_seconds"] < run.record["runtime_seconds"] < 1500
     assert min(each.state["seconds"] for each in resumed.states) > 1000, "and when it is interrupted again"
+
+
+@pytest.mark.parametrize(
+    "before, training, devices",
+    [({"processors": 1000.0}, 1005.0, ["processors"]), ({}, None, []), (None, None, [])],
+    ids=["measured", "not measured", "saved by an earlier version"],
+)
+def test_a_training_that_goes_on_counts_the_energy_that_it_took_before(
+    before, training, devices, tiny_settings, tiny_data, monkeypatch
+):
+    """Or none, where the process before could not measure it."""
+    collection = SimpleNamespace(train=as_retrieval_data(tiny_data, "train"), name="tiny")
+    collection.validation = collection.test = collection.train
+    config = tiny_settings(**SMALL, methods=["lora"])
+    amounts = {"microjoules": 0}
+    counters = lambda gpus: {"processors": [energy._Counter(lambda: amounts["microjoules"])], "GPUs": []}
+    monkeypatch.setattr(energy, "_find_counters", counters)
+    stopped = Memory(stop=2)
+    with pytest.raises(StoppedError):
+        Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=stopped)
+    saved = stopped.states[-1]
+    assert saved.state.pop("joules") == {"processors": 0.0}
+    resumed = Memory(saved=Saved(saved.weights, saved.state | ({} if before is None else {"joules": before})))
+    evaluate = arm_module.evaluate_retriever
+
+    def evaluated(*arguments, **options):
+        amounts["microjoules"] += 2_000_000
+        return evaluate(*arguments, **options)
+
+    def trained(*arguments, **options):
+        amounts["microjoules"] += 5_000_000
+        return train_retriever(*arguments, **options)
+
+    monkeypatch.setattr(arm_module, "evaluate_retriever", evaluated)
+    monkeypatch.setattr(arm_module, "train_retriever", trained)
+    record = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=resumed).record["energy"]
+    evaluation = 2.0 if devices else None
+    whole = training + evaluation if devices else None
+    assert record == {
+        "training_joules": training,
+        "evaluation_joules": evaluation,
+        "measured_joules": whole,
+        "measured_devices": devices,
+    }
+    now = {"processors": 1005.0} if devices else {}
+    assert [each.state["joules"] for each in resumed.states] == [now] * len(resumed.states), "to be taken up once more"
 
 
 def without(saved, path, fresh):

@@ -6,11 +6,20 @@ import re
 
 import pytest
 
-from maw.report.html.attention import attention
 from maw.report.html.heatmap import grid_table, heat_map
-from maw.report.html.page import report_page
+from maw.report.html.page import environment, report_page
 from maw.report.series import SHADES, Grid, grids
-from report.test_page import HOSTILE, Page, whole_result
+from report.test_page import HOSTILE, Page, parts, whole_result
+
+
+def attention(found):
+    """templates/attention.html of one dataset."""
+    template = environment().get_template("attention.html")
+    return template.render(result={"dataset": "d"}, attention_of={"d": found}).strip()
+
+
+def drawn(grid):
+    return parts().figure(heat_map(grid))
 
 
 def an_attention(tokens=("[CLS]", "sort", "##ing", "[SEP]"), depths=3, **changes):
@@ -56,27 +65,27 @@ def cells(svg, kind):
 
 def test_cells_have_the_shade_of_their_value_and_their_place():
     values = [[0.0, 0.5, -1.0], [0.25, 0.01, 1.0]]
-    svg = heat_map(Grid("t", "row", "column", ["a", "b"], ["0", "1", "2"], values, signed=True))
+    svg = drawn(Grid("t", "row", "column", ["a", "b"], ["0", "1", "2"], values, signed=True))
     assert cells(svg, "heat s1") == {(1, 0): 0.5, (0, 1): 0.25, (2, 1): 1.0}
     assert cells(svg, "heat s0") == {(2, 0): 1.0}
     label = next(each["aria-label"] for each in Page(svg).all("svg"))
     assert "the largest value is -1.00, at row a, column 2" in label
     text = "".join(Page(svg).text)
     assert "+1.00" in text and "-1.00" in text, "the scale is given"
-    shares = heat_map(Grid("t", "row", "column", ["a"], ["0", "1"], [[0.004, 0.002]]))
+    shares = drawn(Grid("t", "row", "column", ["a"], ["0", "1"], [[0.004, 0.002]]))
     assert cells(shares, "heat s5") == {(0, 0): 1.0, (1, 0): 0.5} and "0.00400" in "".join(Page(shares).text)
     assert SHADES == 8
 
 
 def test_where_nothing_differs_nothing_is_drawn():
-    svg = heat_map(Grid("t", "row", "column", ["a"], ["0"], [[0.0]], signed=True))
+    svg = drawn(Grid("t", "row", "column", ["a"], ["0"], [[0.0]], signed=True))
     assert not Page(svg).all("path") and "every value is zero" in svg
-    assert heat_map(Grid("t", "row", "column", [], [], [])) == ""
+    assert heat_map(Grid("t", "row", "column", [], [], [])) is None
 
 
 def test_the_numbers_stand_in_a_table_with_what_is_in_use_named():
     grid = Grid("t", "depth", "token", ["0", "1"], ["x", "y"], [[0.5, 0.25], [0.1, 0.0]], marked_rows=[1])
-    page = Page(grid_table(grid))
+    page = Page(parts().table("t", grid_table(grid)))
     assert [each.strip() for each in page.text if each.strip()] == [
         "t", "depth \\ token", "x", "y", "0", "0.500", "0.250", "1 (in use)", "0.100", "0.000",
     ]  # fmt: skip

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from maw.config.methods import METHODS, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory
-from maw.report.html.charts import Bar, _ticks, bar_chart, histogram, line_chart
-from maw.report.html.markup import Markup, element, escaped, facts, table
-from maw.report.html.page import report_page
-from maw.report.series import Series
+from maw.report.html import page as page_module
+from maw.report.html.charts import _ticks, bar_chart, histogram, line_chart
+from maw.report.html.page import environment, report_page
+from maw.report.html.tables import Table
+from maw.report.series import COLOURS, Bar, Series
 from maw.report.tables import comparisons
 from report.test_report import make_evaluations, make_result
 
@@ -53,6 +58,11 @@ class Page(HTMLParser):
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def parts():
+    """The macros of templates/parts.html."""
+    return environment().get_template("parts.html").module
 
 
 def whole_result(names=("zero_shot", "lora", "maw"), datasets=("pystdlib",), **changes):
@@ -170,9 +180,17 @@ def test_it_can_be_read_without_eyes_and_by_keyboard(made):
 
 
 def test_light_and_dark(made):
-    style = "".join(made[1].inside["style"])
+    style = "".join(made[1].inside["style"]).replace(": ", ":")
     assert "color-scheme:light dark" in style and "@media (prefers-color-scheme:dark)" in style
     assert style.count("--s9:") == 2 and style.count("{") == style.count("}")
+
+
+def test_the_light_colours_are_those_of_the_figures(made):
+    style = "".join(made[1].inside["style"])
+    light = style.partition("@media")[0]
+    assert tuple(re.findall(r"--s\d: (#\w{6})", light)) == COLOURS
+    for look in range(len(COLOURS)):
+        assert f".s{look} {{ --c: var(--s{look}) }}" in style
 
 
 # --------------------------------------------------------------------------------------------------------- content
@@ -263,7 +281,7 @@ def test_a_result_of_an_earlier_version_still_makes_a_page():
 # --------------------------------------------------------------------------------------------------- hostile texts
 
 
-def test_nobodys_text_becomes_a_part_of_the_page():
+def hostile_page():
     results, families = whole_result(
         venue=HOSTILE,
         warnings=[HOSTILE],
@@ -272,9 +290,12 @@ def test_nobodys_text_becomes_a_part_of_the_page():
         environment={"command": HOSTILE, "python": HOSTILE},
         configuration={"datasets": [HOSTILE]},
     )
-    harmless, _ = whole_result()
-    example = an_example(HOSTILE, HOSTILE, HOSTILE)
-    text = report_page(results, families, {"pystdlib": example})
+    return report_page(results, families, {"pystdlib": an_example(HOSTILE, HOSTILE, HOSTILE)})
+
+
+def test_nobodys_text_becomes_a_part_of_the_page():
+    harmless, families = whole_result()
+    text = hostile_page()
     page, other = Page(text), Page(report_page(harmless, families, {"pystdlib": an_example()}))
     assert not page.errors and not page.open
     assert {tag for tag, _ in page.elements} <= {tag for tag, _ in other.elements}
@@ -292,36 +313,98 @@ def test_a_planted_hole_would_be_seen():
     assert page.errors or "script" in {tag for tag, _ in page.elements}
 
 
-def test_escaping():
-    assert escaped("<a href='x'>&\"") == "&lt;a href=&#x27;x&#x27;&gt;&amp;&quot;"
-    assert escaped(Markup("<b>")) == "<b>" and escaped(3) == "3"
-    assert escaped("a\x00b\u2066c\ud800d\ne") == "a\ufffdb\ufffdc\ufffdd\ne"
-    assert element("p", "<", class_='"', title=None) == '<p class="&quot;">&lt;</p>'
-    assert Markup("<b>") + "<i>" == "<b>&lt;i&gt;"
-    assert isinstance(Markup("<b>") + "<i>", Markup)
-    assert table("c", ["a"], []) == "" and "<dd>none</dd>" in facts({"a": None})
+def test_without_escaping_the_script_would_be_found(monkeypatch):
+    unsafe = environment.__wrapped__()
+    unsafe.autoescape = False
+    monkeypatch.setattr(page_module, "environment", lambda: unsafe)
+    page = Page(hostile_page())
+    assert page.errors and page.all("script") and page.all("img")
+
+
+def test_no_template_marks_text_as_finished():
+    for name in environment().list_templates():
+        text = environment().loader.get_source(environment(), name)[0]
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", text), name
+
+
+@pytest.mark.parametrize("sign", ["\x00", "\x1b", "\r", "\u200b", "\u202e", "\u2028", "\u2066", "\ud800", "\ufeff"])
+def test_what_cannot_be_printed_becomes_a_replacement_character(sign):
+    results, families = whole_result(venue=f"a{sign}b")
+    found = {"pystdlib": an_example(f"c{sign}d\te")}
+    text = report_page(results, families, found)
+    assert sign not in text and "a\ufffdb" in text and "c\ufffdd\te" in text
+
+
+def test_escaping_of_elements_and_attributes():
+    found = parts().facts({"<a>": "'\"&", "a_b": {"c": None, "d": True, "e": [], "f": {}, "g": 1234, "h": 0.25}})
+    assert "<dt>&lt;a&gt;</dt>\n<dd>&#39;&#34;&amp;</dd>" in found
+    words = "".join(Page(found).text).split()
+    assert words == [
+        "<a>",
+        "'\"&",
+        "a",
+        "b",
+        "c",
+        "none",
+        "d",
+        "yes",
+        "e",
+        "none",
+        "f",
+        "none",
+        "g",
+        "1,234",
+        "h",
+        "0.25",
+    ]
+    assert parts().table("c", Table(["a"], [])) == ""
+    assert 'aria-label="&#34;&gt;"' in parts().table('">', Table(["a"], [["b"]]))
+
+
+def test_names_that_dictionaries_give_their_methods_are_names_like_others():
+    odd = {name: f"the {name}" for name in ("items", "get", "values", "keys", "pop")}
+    results, families = whole_result(data={**odd, "splits": {"items": odd}}, environment=odd, configuration=odd)
+    example = an_example(identifier="values")
+    for part in ("queries", "values", "rankings"):
+        example = {**example, part: json.loads(json.dumps(example[part]).replace('"q1"', '"items"'))}
+    example["comparisons"] = {"maw_vs_lora": {"won": ["items"], "lost": []}}
+    text = " ".join("".join(Page(report_page(results, families, {"pystdlib": example})).text).split())
+    assert text.count("the items") == text.count("the pop") == 4
+    assert "a query 1.000 against 0.250" in text and "values, score 0.7500" in text
+
+
+def test_a_name_that_a_template_lacks_is_an_error():
+    with pytest.raises(UndefinedError, match="nosuch"):
+        environment().from_string("{{ nosuch }}").render()
 
 
 # ---------------------------------------------------------------------------------------------------------- charts
 
 
+def drawn(chart):
+    return Page(parts().figure(chart))
+
+
 def test_charts_put_values_where_they_belong():
     bars = bar_chart("t", [Bar("one", 0, 0.25, 0.2, 0.3), Bar("two", 1, 0.5)], name="nDCG")
-    widths = [float(each["width"]) for each in Page(bars).all("rect")]
+    widths = [float(each["width"]) for each in drawn(bars).all("rect")]
     assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)
     lines = line_chart("t", [Series("a", 0, [(1, 0.0), (2, 1.0), (3, None)])], x_name="x", y_name="y")
-    (line,) = Page(lines).all("polyline")
+    (line,) = drawn(lines).all("polyline")
     (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line["points"].split())
     assert x1 < x2 and y1 > y2, "up the page is more"
-    assert line_chart("t", [Series("a", 0, [(1, None)])], x_name="x", y_name="y") == "" == bar_chart("t", [], name="")
-    columns = Page(histogram("t", [0.5, 0.25, 0.25], 0, name="depth")).all("rect")
+    assert (
+        line_chart("t", [Series("a", 0, [(1, None)])], x_name="x", y_name="y") is None is bar_chart("t", [], name="")
+    )
+    assert parts().figure(None) == ""
+    columns = drawn(histogram("t", [0.5, 0.25, 0.25], 0, name="depth")).all("rect")
     heights = [float(each["height"]) for each in columns]
     assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
 
 
 def test_a_logarithmic_axis_spaces_ratios_evenly():
     lines = line_chart("t", [Series("a", 0, [(1, 0.1), (10, 0.2), (100, 0.3)])], x_name="x", y_name="y", log_x=True)
-    xs = [float(point.split(",")[0]) for point in Page(lines).all("polyline")[0]["points"].split()]
+    xs = [float(point.split(",")[0]) for point in drawn(lines).all("polyline")[0]["points"].split()]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
 
 

@@ -74,19 +74,19 @@ def two(tmp_path_factory):
 
 def compared(folder, count, arms):
     found = settings(folder, arms)
-    is_distributed = written(
+    together = written(
         folder / "together", found | {"config": found["config"] | {"cache_dir": str(folder / "cache2")}}
     )
-    done = launch(count, "encoding,search,train,random", is_distributed)
+    done = launch(count, "encoding,search,train,random", together)
     assert done.returncode == 0, done.stderr
     alone = {job: json.loads(json.dumps(JOBS[job](found, folder))) for job in ("encoding", "search", "train")}
-    return found, alone, {job: results(is_distributed, job, count) for job in (*alone, "random")}
+    return found, alone, {job: results(together, job, count) for job in (*alone, "random")}
 
 
-def check_training(alone, is_distributed):
+def check_training(alone, together):
     for arm, one in alone["train"].items():
         assert len(one["losses"]) >= 20, arm
-        for many in is_distributed["train"]:
+        for many in together["train"]:
             got = many[arm]
             np.testing.assert_allclose(got["losses"], one["losses"], atol=1e-5, rtol=0, err_msg=arm)
             for name, values in one["per_query"].items():
@@ -95,29 +95,29 @@ def check_training(alone, is_distributed):
                 assert record == pytest.approx(expected, abs=1e-4), arm
             state, expected = ({n: v for n, v in each["state"].items() if NO_GRADIENT not in n} for each in (got, one))
             assert state == pytest.approx(expected, abs=1e-3), arm
-        first, *others = (many[arm] for many in is_distributed["train"])
+        first, *others = (many[arm] for many in together["train"])
         for other in others:  # to the last bit: they would else drift apart
             assert other["state"] == first["state"] and other["losses"] == first["losses"], arm
             assert other["per_query"] == first["per_query"], arm
 
 
-def check_encoding(alone, is_distributed):
-    for many in is_distributed["encoding"]:
+def check_encoding(alone, together):
+    for many in together["encoding"]:
         for name, one in alone["encoding"].items():
             np.testing.assert_allclose(many[name]["embeddings"], one["embeddings"], atol=2e-6, err_msg=name)
             assert many[name]["depth_share"] == one["depth_share"]
             assert many[name]["from_cache"] == (name == "baseline second")
-            assert many[name] == is_distributed["encoding"][0][name]
+            assert many[name] == together["encoding"][0][name]
 
 
 def test_every_step_of_two_processes_is_that_of_one(two):
-    _, alone, is_distributed = two
-    check_training(alone, is_distributed)
+    _, alone, together = two
+    check_training(alone, together)
 
 
 def test_two_processes_encode_what_one_encodes(two):
-    _, alone, is_distributed = two
-    check_encoding(alone, is_distributed)
+    _, alone, together = two
+    check_encoding(alone, together)
 
 
 def test_each_process_has_its_random_numbers_back(two):
@@ -126,8 +126,8 @@ def test_each_process_has_its_random_numbers_back(two):
 
 
 def test_two_processes_rank_as_one_does_ties_included(two):
-    _, alone, is_distributed = two
-    for many in is_distributed["search"]:
+    _, alone, together = two
+    for many in together["search"]:
         assert many == alone["search"]
     for name, (queries, passages, k, _) in SEARCHES.items():
         scores = np.array(alone["search"][name]["scores"])
@@ -210,7 +210,7 @@ def test_shared_search_with_one_process_is_the_search(two):
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_every_arm_with_more_processes(tmp_path, count):
-    _, alone, is_distributed = compared(tmp_path, count, list(ARMS))
-    check_training(alone, is_distributed)
-    check_encoding(alone, is_distributed)
-    assert all(many == alone["search"] for many in is_distributed["search"])
+    _, alone, together = compared(tmp_path, count, list(ARMS))
+    check_training(alone, together)
+    check_encoding(alone, together)
+    assert all(many == alone["search"] for many in together["search"])

@@ -1,4 +1,4 @@
-"""Energy: counters that go round, parts that cannot be read, and estimates by the assumptions that are stated."""
+"""Energy: counters that go round, and parts that cannot be read, of which nothing is said."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from maw.config.tier1_config import Tier1Config
 from maw.runtime import energy
 from maw.runtime.devices import used_gpus
-from maw.runtime.energy import WATTS_PER_CORE, WATTS_PER_GPU, Energy, EnergyMeter, sources
+from maw.runtime.energy import EnergyMeter, sources
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +24,6 @@ def powercap(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Time as the test has it."""
-    made = types.SimpleNamespace(seconds=100.0, processor=7.0)
-    monkeypatch.setattr(energy.time, "perf_counter", lambda: made.seconds)
-    monkeypatch.setattr(energy.time, "process_time", lambda: made.processor)
-    return made
-
-
 def zone(folder, name, microjoules, size=1_000_000_000):
     folder.mkdir(exist_ok=True)
     (folder / "name").write_text(f"{name}\n")
@@ -41,26 +32,25 @@ def zone(folder, name, microjoules, size=1_000_000_000):
     (folder / "new").replace(folder / "energy_uj")  # at once, as the kernel's files change
 
 
-def test_without_counters_processor_time_is_what_counts(clock):
+def test_without_counters_nothing_is_measured():
     with EnergyMeter() as meter:
-        clock.seconds, clock.processor = 110.0, 22.0
-        assert meter.taken() == Energy(15 * WATTS_PER_CORE, 0.0)
-    assert sources() == {"processors": "estimated: 12 W for each second of processor time of this program"}
+        assert meter.joules() == {}
+    assert sources() == {"processors": "not measured"}
+    assert sources([0]) == {"processors": "not measured", "GPUs": "not measured"}
 
 
-def test_packages_and_memory_are_measured_and_the_rest_is_not(powercap, clock):
+def test_packages_and_memory_are_measured_and_the_rest_is_not(powercap):
     zone(powercap / "intel-rapl:0", "package-0", 5_000_000)
     zone(powercap / "intel-rapl:0:0", "core", 0)
     zone(powercap / "intel-rapl:0:1", "dram", 1_000_000)
     zone(powercap / "intel-rapl:1", "psys", 0)
     zone(powercap / "intel-rapl-mmio:0", "package-0", 0)
     with EnergyMeter() as meter:
-        clock.processor = 1000.0
         zone(powercap / "intel-rapl:0", "package-0", 9_000_000)
         zone(powercap / "intel-rapl:0:0", "core", 500_000_000)
         zone(powercap / "intel-rapl:0:1", "dram", 1_500_000)
         zone(powercap / "intel-rapl:1", "psys", 500_000_000)
-        assert meter.taken() == Energy(pytest.approx(4.5), pytest.approx(4.5))
+        assert meter.joules() == {"processors": pytest.approx(4.5)}
     assert sources()["processors"].startswith("measured by RAPL")
 
 
@@ -68,31 +58,53 @@ def test_a_counter_that_has_gone_round_goes_on(powercap):
     zone(powercap / "intel-rapl:0", "package-0", 900_000_000)
     with EnergyMeter() as meter:
         zone(powercap / "intel-rapl:0", "package-0", 100_000_000)
-        assert meter.taken().joules == pytest.approx(200)
+        assert meter.joules() == {"processors": pytest.approx(200)}
         zone(powercap / "intel-rapl:0", "package-0", 50_000_000)
-        assert meter.taken().joules == pytest.approx(1150)
+        assert meter.joules() == {"processors": pytest.approx(1150)}
 
 
 def test_counters_are_read_often_enough_to_see_them_go_round(powercap, monkeypatch):
     monkeypatch.setattr(energy, "_POLL_SECONDS", 0.001)
     zone(powercap / "intel-rapl:0", "package-0", 900_000_000)
     with EnergyMeter() as meter:
+        (counter,) = meter._counters["processors"]
         for microjoules in (100_000_000, 900_000_000, 100_000_000):
             zone(powercap / "intel-rapl:0", "package-0", microjoules)
             for _ in range(2000):
-                if meter._packages._last == [microjoules]:
+                if counter.last == microjoules:
                     break
                 time.sleep(0.001)
-        assert meter.taken().joules == pytest.approx(1200)
+        assert meter.joules() == {"processors": pytest.approx(1200)}
 
 
-def test_one_counter_that_may_not_be_read_leaves_all_to_the_estimate(powercap, clock):
+def test_one_counter_that_may_not_be_read_leaves_all_unmeasured(powercap):
     zone(powercap / "intel-rapl:0", "package-0", 0)
     (powercap / "intel-rapl:1").mkdir()
     (powercap / "intel-rapl:1" / "name").write_text("package-1")
     with EnergyMeter() as meter:
-        clock.processor += 1
-        assert meter.taken() == Energy(WATTS_PER_CORE, 0.0)
+        assert meter.joules() == {}
+    assert sources() == {"processors": "not measured"}
+
+
+def test_a_counter_that_goes_away_is_not_measured_any_more(powercap, caplog):
+    zone(powercap / "intel-rapl:0", "package-0", 0)
+    zone(powercap / "intel-rapl:1", "package-1", 0)
+    with EnergyMeter() as meter:
+        zone(powercap / "intel-rapl:0", "package-0", 5_000_000)
+        assert meter.joules() == {"processors": 5}
+        (powercap / "intel-rapl:1" / "energy_uj").unlink()
+        assert meter.joules() == {} == meter.joules()
+    assert caplog.text.count("the energy of processors is not measured any more") == 1
+
+
+@pytest.mark.parametrize("before, total", [({"processors": 7.0, "GPUs": 9.0}, {"processors": 12}), ({}, {})])
+def test_what_an_interrupted_training_took_is_added(powercap, before, total):
+    """Only of devices that were measured before and after."""
+    zone(powercap / "intel-rapl:0", "package-0", 0)
+    with EnergyMeter() as meter:
+        meter.before = before
+        zone(powercap / "intel-rapl:0", "package-0", 5_000_000)
+        assert meter.joules() == total
 
 
 class FakeNvml(types.ModuleType):
@@ -117,30 +129,28 @@ class FakeNvml(types.ModuleType):
         return self.millijoules[handle]
 
 
-def test_gpus_are_measured_by_their_identity(monkeypatch, clock):
+def test_gpus_are_measured_by_their_identity(monkeypatch):
     library = FakeNvml(a=5000, b=1000, c=0)
     monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: types.SimpleNamespace(uuid="cab"[gpu]))
     with EnergyMeter([1, 2]) as meter:
         library.millijoules = {"a": 7000, "b": 1500, "c": 10**9}
-        clock.processor += 2
-        assert meter.taken() == Energy(2.5 + 2 * WATTS_PER_CORE, 2.5)
-    assert sources([1])["GPUs"] == "measured by NVML: the boards that were used"
+        assert meter.joules() == {"GPUs": 2.5}
+    assert sources([1]) == {
+        "processors": "not measured",
+        "GPUs": "measured by NVML (the boards that were used)",
+    }
 
 
-@pytest.mark.parametrize("library", [None, FakeNvml()])
-def test_gpus_without_counters_are_taken_to_be_busy(monkeypatch, clock, library):
+@pytest.mark.parametrize("library", [None, FakeNvml(), FakeNvml(a=5000)])
+def test_gpus_without_a_counter_each_are_not_measured(monkeypatch, powercap, library):
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: types.SimpleNamespace(uuid="a"))
-    with EnergyMeter([0, 3]) as meter:
-        clock.seconds += 5
-        assert meter.taken() == Energy(2 * 5 * WATTS_PER_GPU, 0.0)
-    assert sources([0])["GPUs"] == "estimated: 200 W for each second and GPU"
-
-
-def test_what_was_not_metered_is_an_estimate():
-    assert Energy(10.0, 8.0).stretched(1.5) == Energy(15.0, 8.0)
-    assert Energy(10.0, 8.0) - Energy(4.0, 3.0) == Energy(6.0, 5.0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: types.SimpleNamespace(uuid="ab"[gpu]))
+    zone(powercap / "intel-rapl:0", "package-0", 0)
+    with EnergyMeter([0, 1]) as meter:
+        zone(powercap / "intel-rapl:0", "package-0", 3_000_000)
+        assert meter.joules() == {"processors": 3}
+    assert sources([0, 1])["GPUs"] == "not measured"
 
 
 def test_which_gpus_are_used(monkeypatch):

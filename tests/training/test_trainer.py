@@ -144,17 +144,17 @@ def test_frozen_layers_never_drop_out(tiny_settings):
 
 
 def test_kernels_and_vectors_are_not_decayed(tiny_settings):
-    model, config = build(tiny_settings, "maw", weight_decay=0.1)
+    model, config = build(tiny_settings, "maw", weight_decay=0.1, learning_rate=0.1)
     for group in parameter_groups(model, config):
         names = {n for n, p in model.encoder.named_parameters() for q in group["params"] if p is q}
         assert not any("router" in name for name in names), "a learner's routers have their own optimizer"
         if group["weight_decay"]:
             assert names and not any("kernels" in n or "LayerNorm" in n or n.endswith("bias") for n in names)
-    model, config = build(tiny_settings, "values", weight_decay=0.1)
+    model, config = build(tiny_settings, "values", weight_decay=0.1, learning_rate=0.1)
     decays = {id(p): group["weight_decay"] for group in parameter_groups(model, config) for p in group["params"]}
     of_values = [p for n, p in model.encoder.named_parameters() if "value_kernels" in n]
     assert of_values and all(decays[id(parameter)] == 0 for parameter in of_values)
-    model, config = build(tiny_settings, "soft")
+    model, config = build(tiny_settings, "soft", learning_rate=0.1)
     trained = {id(p) for group in parameter_groups(model, config) for p in group["params"]}
     assert all(id(p) in trained for p in model.parameters() if p.requires_grad)
 

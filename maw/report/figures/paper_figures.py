@@ -34,14 +34,16 @@ from maw.report.series import (
     SIDES,
     Grid,
     Series,
+    bars,
     by_epoch,
+    depth_shares,
     grids,
     histories,
     kept_epoch,
     recall,
     sides,
 )
-from maw.report.significance_marks import look_of, methods_of
+from maw.report.significance_marks import methods_of
 from maw.report.text.format import clean
 from maw.storage.files import write_atomically
 
@@ -139,16 +141,15 @@ def _figures(result: Result, attention: Mapping[str, Mapping[str, Any]]) -> Iter
 
 
 def _bars(figure: Any, result: Result) -> None:
-    axis, methods = figure.subplots(), methods_of(result)
-    ends = result.get("intervals", {})
-    for place, method in enumerate(methods):
-        value = result["results"][method.key]["metrics"][METRIC]
-        axis.barh(place, value, height=0.7, color=COLOURS[look_of(method) % len(COLOURS)], alpha=0.75)
-        low, high = ends.get(method.short, {}).get(METRIC) or (value, value)
+    axis, every = figure.subplots(), bars(result)
+    for place, bar in enumerate(every):
+        axis.barh(place, bar.value, height=0.7, color=COLOURS[bar.look % len(COLOURS)], alpha=0.75)
+        low, high = (bar.value, bar.value) if bar.low is None else (bar.low, bar.high)
         if high > low:
-            axis.errorbar(value, place, xerr=[[value - low], [high - value]], color="black", lw=0.8, capsize=2)
-        axis.text(max(high, value), place, f" {value:.4f}", va="center")
-    axis.set_yticks(range(len(methods)), [method.label for method in methods])
+            ends = [[bar.value - low], [high - bar.value]]
+            axis.errorbar(bar.value, place, xerr=ends, color="black", lw=0.8, capsize=2)
+        axis.text(max(high, bar.value), place, f" {bar.value:.4f}", va="center")
+    axis.set_yticks(range(len(every)), [bar.name for bar in every])
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.set_xlim(left=0)
@@ -157,8 +158,8 @@ def _bars(figure: Any, result: Result) -> None:
 
 def _recall(figure: Any, result: Result) -> None:
     axis = figure.subplots()
-    for method in methods_of(result):
-        _line(axis, recall(result, method), look_of(method), method.label)
+    for line in recall(result):
+        _line(axis, line.points, line.look, line.name)
     axis.set_xscale("log")
     axis.set_xticks(_TICKS, [str(k) for k in _TICKS])
     axis.minorticks_off()
@@ -182,7 +183,7 @@ def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
     _epochs(effective, sides(history, "effective_depths"), "effective depths", from_zero=True)
     kept = kept_epoch(history)
     for place, (side, name) in enumerate(SIDES.items()):
-        shares = np.asarray(kept["val_routing"][side]["depth_histogram"]).mean(0)
+        shares = depth_shares(kept, side)
         picks.bar(np.arange(len(shares)) + 0.4 * place - 0.2, shares, width=0.4, color=COLOURS[place], label=name)
     picks.set_xlabel(f"depth, epoch {kept['epoch']}")
     picks.set_ylabel("share of greedy picks")

@@ -1,45 +1,68 @@
-"""Charts as inline SVG, made by hand: they take their colours from the page, in light and in dark, and need no script.
+"""Line charts, bar charts and histograms as SVG, which templates/parts.html writes.
 
-Series differ in colour, dash and marker, so that they can be told apart without colours. Every chart has a title and
-a description for screen readers; its numbers stand in a table beside it.
+They take their colours from the page, in light and in dark, and need no script. Series differ in colour, dash and
+marker, so that they can be told apart without colours. Every chart has a title and a description for screen readers;
+its numbers stand in a table beside it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from maw.report.html.markup import Markup, element, escaped, joined
-from maw.report.series import Series
+from maw.report.series import COLOURS, Bar, Series
 
 WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
 _LABEL_ROOM = 24  # between the middles of two labels of the x axis
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
+_DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 4")
 _MARKERS = ("circle", "square", "diamond")  # with five dashes fifteen looks
-_SERIES = 10  # colours of the page's style
+_CORNERS = {
+    "square": ((-3, -3), (3, -3), (3, 3), (-3, 3)),
+    "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0)),
+}
+
+Shape = tuple[str, dict[str, Any], str]
+"""An SVG element: tag, attributes, text."""
+
+Place = Callable[[float], float]
+"""A value -> its place in the drawing."""
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A bar from 0, with the ends of an interval."""
+class Chart:
+    """A drawing of `WIDTH` by `height`; `about` is for screen readers, a legend names the series."""
 
-    name: str
-    look: int
-    value: float
-    low: float | None = None
-    high: float | None = None
-    label: str = ""
+    title: str
+    about: str
+    height: float
+    shapes: Sequence[Shape]
+    legend: Sequence[Series] = ()
+
+
+def shape(tag: str, kind: str, text: str = "", **attributes: Any) -> Shape:
+    """An SVG element of a class of the page's style; floats get one decimal, names hyphens for underscores."""
+    written = {
+        name.replace("_", "-"): f"{value:.1f}" if isinstance(value, float) else value
+        for name, value in attributes.items()
+    }
+    return tag, {"class": kind, **written}, text
+
+
+def y_axis_name(name: str, middle: float) -> Shape:
+    """What the y axis shows, turned, left of the axis."""
+    return shape("text", "axis middle", name, x=12, y=middle, transform=f"rotate(-90 12 {middle:g})")
 
 
 def line_chart(
     title: str, series: Sequence[Series], *, x_name: str, y_name: str, log_x: bool = False, from_zero: bool = False
-) -> Markup:
+) -> Chart | None:
     """Lines with markers; nothing where no series has a point.
 
     Args:
-        title: for screen readers.
+        title: above the chart.
         series: the lines.
         x_name, y_name: of the axes.
         log_x: whether x is on a logarithmic scale.
@@ -47,67 +70,56 @@ def line_chart(
     """
     points = [(x, y) for each in series for x, y in each.points if y is not None]
     if not points:
-        return Markup("")
+        return None
     xs, ys = zip(*points, strict=True)
     x_at = _scale((min(xs), max(xs)), (_LEFT + 10, WIDTH - _RIGHT - 10), log=log_x)
     ticks = _ticks(0.0 if from_zero else min(ys), max(ys))
     y_at = _scale((ticks[0], ticks[-1]), (HEIGHT - _BOTTOM, _TOP))
     labels = sorted(set(xs)) if len(set(xs)) <= 12 else _ticks(min(xs), max(xs))
-    shown = [
-        _axes(ticks, y_at, [(x, f"{x:g}") for x in labels if min(xs) <= x <= max(xs)], x_at, x_name, y_name),
-        *(_line(each, x_at, y_at) for each in series),
-    ]
-    ends = "; ".join(
-        f"{each.name}: {found[0]:.4g} to {found[-1]:.4g}"
-        for each in series
-        if (found := [y for _, y in each.points if y is not None])
-    )
-    return figure(title, f"{y_name} by {x_name}. {ends}.", shown, HEIGHT, _legend(series))
+    labels = [(x, f"{x:g}") for x in labels if min(xs) <= x <= max(xs)]
+    shapes = list(_axes(ticks, y_at, labels, x_at, x_name, y_name))
+    ends = []
+    for each in series:
+        there = [(x, y) for x, y in each.points if y is not None]
+        if there:
+            ends.append(f"{each.name}: {there[0][1]:.4g} to {there[-1][1]:.4g}")
+            places = [(x_at(x), y_at(y)) for x, y in there]
+            shapes.append(_line("polyline", each.look, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places)))
+            shapes += [_marker(each.look, x, y) for x, y in places]
+    return Chart(title, f"{y_name} by {x_name}. {'; '.join(ends)}.", HEIGHT, shapes, series)
 
 
-def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Markup:
+def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Chart | None:
     """Horizontal bars with intervals; values stand at their ends. Nothing where there are none."""
     if not bars:
-        return Markup("")
+        return None
     row, left, right = 34, 165, 58
-    height = _TOP + row * len(bars) + _BOTTOM
+    bottom = _TOP + row * len(bars)
     ticks = _ticks(0.0, max(max(each.value, each.high or 0.0) for each in bars) or 1.0)
     x_at = _scale((ticks[0], ticks[-1]), (left, WIDTH - right))
-    bottom = _TOP + row * len(bars)
-    shown = [
-        joined(
-            line_of((x_at(tick), _TOP), (x_at(tick), bottom), "grid")
-            + text_at(x_at(tick), bottom + 16, f"{tick:g}", "tick middle")
-            for tick in ticks
-        ),
-        text_at((left + WIDTH - right) / 2, bottom + 36, name, "axis middle"),
-    ]
+    shapes, about = [], []
+    for tick in ticks:
+        shapes.append(shape("line", "grid", x1=x_at(tick), y1=_TOP, x2=x_at(tick), y2=bottom))
+        shapes.append(shape("text", "tick middle", f"{tick:g}", x=x_at(tick), y=bottom + 16))
+    shapes.append(shape("text", "axis middle", name, x=(left + WIDTH - right) / 2, y=bottom + 36))
     for place, each in enumerate(bars):
-        y, end = _TOP + row * place + 5, x_at(each.value)
-        shown.append(text_at(left - 8, y + 16, each.name, "name end"))
-        shown.append(
-            Markup(
-                f'<rect class="bar s{each.look % _SERIES}" x="{left}" y="{y}" width="{max(end - left, 0):.1f}" '
-                f'height="{row - 10}"/>'
-            )
-        )
-        last = end
+        y, end, says = _TOP + row * place + 5, x_at(each.value), f"{each.value:.4f}"
+        shapes.append(shape("text", "name end", each.name, x=left - 8, y=y + 16))
+        shapes.append(shape("rect", f"bar {colour(each.look)}", x=left, y=y, width=end - left, height=row - 10))
         if each.low is not None and each.high is not None:
-            middle, low, last = y + (row - 10) / 2, x_at(max(each.low, 0.0)), x_at(each.high)
-            shown.append(line_of((low, middle), (last, middle), "whisker"))
-            shown += [line_of((at, middle - 5), (at, middle + 5), "whisker") for at in (low, last)]
-        shown.append(text_at(max(end, last) + 6, y + 16, each.label or f"{each.value:.4f}", "value"))
-    about = "; ".join(
-        f"{each.name} {each.value:.4f}" + (f" ({each.low:.4f} to {each.high:.4f})" if each.low is not None else "")
-        for each in bars
-    )
-    return figure(title, f"{name}: {about}.", shown, height)
+            middle, low, high = y + (row - 10) / 2, x_at(max(each.low, 0.0)), x_at(each.high)
+            shapes.append(shape("line", "whisker", x1=low, y1=middle, x2=high, y2=middle))
+            shapes += [shape("line", "whisker", x1=x, y1=middle - 5, x2=x, y2=middle + 5) for x in (low, high)]
+            end, says = max(end, high), f"{says} ({each.low:.4f} to {each.high:.4f})"
+        shapes.append(shape("text", "value", f"{each.value:.4f}", x=end + 6, y=y + 16))
+        about.append(f"{each.name} {says}")
+    return Chart(title, f"{name}: {'; '.join(about)}.", bottom + _BOTTOM, shapes)
 
 
-def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> Markup:
+def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> Chart | None:
     """Shares by number from 0, as columns."""
     if not shares:
-        return Markup("")
+        return None
     height = 200
     ticks = _ticks(0.0, max(*shares, 0.01))
     y_at = _scale((ticks[0], ticks[-1]), (height - _BOTTOM, _TOP))
@@ -118,58 +130,56 @@ def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> M
         return _LEFT + step * (place + 0.5)
 
     labels = [(float(place), str(place)) for place in range(0, len(shares), every)]
-    columns = [
-        Markup(
-            f'<rect class="bar s{look % _SERIES}" x="{x_at(place) - 0.4 * step:.1f}" y="{y_at(share):.1f}" '
-            f'width="{0.8 * step:.1f}" height="{max(y_at(0.0) - y_at(share), 0):.1f}"/>'
-        )
-        for place, share in enumerate(shares)
-    ]
+    shapes = list(_axes(ticks, y_at, labels, x_at, name, "share", height))
+    for place, share in enumerate(shares):
+        x, y = x_at(place) - 0.4 * step, y_at(share)
+        shapes.append(shape("rect", f"bar {colour(look)}", x=x, y=y, width=0.8 * step, height=y_at(0.0) - y))
     most = max(range(len(shares)), key=lambda place: shares[place])
     about = f"Share of texts by {name}; the most frequent is {most}, with {shares[most]:.1%}."
-    shown = [_axes(ticks, y_at, labels, x_at, name, "share", height), *columns]
-    return figure(title, about, shown, height)
+    return Chart(title, about, height, shapes)
 
 
-def swatch(look: int) -> Markup:
-    """A small piece of a series' line, for tables and legends."""
-    inside = f'<line class="line s{look % _SERIES}" x1="0" y1="6" x2="26" y2="6"{_dash(look)}/>{_marker(look, 13, 6)}'
-    return Markup(f'<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true" focusable="false">{inside}</svg>')
+def swatch(look: int) -> list[Shape]:
+    """A small piece of a series' line, for tables and legends: 26 by 12."""
+    return [_line("line", look, x1=0, y1=6, x2=26, y2=6), _marker(look, 13, 6)]
 
 
-def _legend(series: Sequence[Series]) -> Markup:
-    items = (element("li", swatch(each.look), " ", each.name) for each in series if each.points)
-    return element("ul", *items, class_="legend")
+def colour(look: int) -> str:
+    """The class that gives a shape the colour of a look."""
+    return f"s{look % len(COLOURS)}"
 
 
-def figure(title: str, about: str, shown: Sequence[Markup], height: float, legend: Markup | str = "") -> Markup:
-    """A drawing of `WIDTH` by `height` with its caption; `about` is for screen readers."""
-    opening = f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" focusable="false"'
-    drawing = Markup(f'{opening} aria-label="{escaped(f"{title}. {about}")}">{joined(shown, "")}</svg>')
-    return element("figure", element("figcaption", title), drawing, legend)
+def _line(tag: str, look: int, **place: Any) -> Shape:
+    return shape(tag, f"line {colour(look)}", stroke_dasharray=_DASHES[look % len(_DASHES)], **place)
+
+
+def _marker(look: int, x: float, y: float) -> Shape:
+    kind, name = f"mark {colour(look)}", _MARKERS[look % len(_MARKERS)]
+    if name == "circle":
+        return shape("circle", kind, cx=x, cy=y, r=3.5)
+    return shape("polygon", kind, points=" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in _CORNERS[name]))
 
 
 def _axes(
     ticks: Sequence[float],
-    y_at: Callable[[float], float],
+    y_at: Place,
     labels: Sequence[tuple[float, str]],
-    x_at: Callable[[float], float],
+    x_at: Place,
     x_name: str,
     y_name: str,
     height: float = HEIGHT,
-) -> Markup:
+) -> Iterator[Shape]:
     bottom = height - _BOTTOM
-    lines = [line_of((_LEFT, y_at(tick)), (WIDTH - _RIGHT, y_at(tick)), "grid") for tick in ticks]
-    lines += [text_at(_LEFT - 6, y_at(tick) + 4, f"{tick:g}", "tick end") for tick in ticks]
-    lines += [text_at(x_at(x), bottom + 17, label, "tick middle") for x, label in _apart(labels, x_at)]
-    lines.append(text_at((_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_name, "axis middle"))
-    middle = (_TOP + bottom) / 2
-    turned = f'transform="rotate(-90 12 {middle:g})"'
-    lines.append(Markup(f'<text class="axis middle" x="12" y="{middle:g}" {turned}>{escaped(y_name)}</text>'))
-    return joined(lines, "")
+    for tick in ticks:
+        yield shape("line", "grid", x1=_LEFT, y1=y_at(tick), x2=WIDTH - _RIGHT, y2=y_at(tick))
+        yield shape("text", "tick end", f"{tick:g}", x=_LEFT - 6, y=y_at(tick) + 4)
+    for x, label in _apart(labels, x_at):
+        yield shape("text", "tick middle", label, x=x_at(x), y=bottom + 17)
+    yield shape("text", "axis middle", x_name, x=(_LEFT + WIDTH - _RIGHT) / 2, y=height - 6)
+    yield y_axis_name(y_name, (_TOP + bottom) / 2)
 
 
-def _apart(labels: Sequence[tuple[float, str]], x_at: Callable[[float], float]) -> list[tuple[float, str]]:
+def _apart(labels: Sequence[tuple[float, str]], x_at: Place) -> list[tuple[float, str]]:
     """The labels that do not run into the one before, the last one always."""
     kept: list[tuple[float, str]] = []
     for x, label in labels:
@@ -181,45 +191,7 @@ def _apart(labels: Sequence[tuple[float, str]], x_at: Callable[[float], float]) 
     return kept
 
 
-def _line(series: Series, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> Markup:
-    places = [(x_at(x), y_at(y)) for x, y in series.points if y is not None]
-    if not places:
-        return Markup("")
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    line = f'<polyline class="line s{series.look % _SERIES}" points="{path}"{_dash(series.look)}/>'
-    return Markup(line + "".join(_marker(series.look, x, y) for x, y in places))
-
-
-def _dash(look: int) -> str:
-    dash = _DASHES[look % len(_DASHES)]
-    return f' stroke-dasharray="{dash}"' if dash else ""
-
-
-def _marker(look: int, x: float, y: float) -> str:
-    kind, name = f"mark s{look % _SERIES}", _MARKERS[look % len(_MARKERS)]
-    if name == "circle":
-        return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-    corners = {
-        "square": ((-3, -3), (3, -3), (3, 3), (-3, 3)),
-        "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0)),
-    }[name]
-    points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
-    return f'<polygon class="{kind}" points="{points}"/>'
-
-
-def line_of(start: tuple[float, float], end: tuple[float, float], kind: str) -> Markup:
-    """A line of a class of the page's style."""
-    return Markup(
-        f'<line class="{kind}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
-    )
-
-
-def text_at(x: float, y: float, text: str, kind: str) -> Markup:
-    """Text of a class of the page's style."""
-    return Markup(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escaped(text)}</text>')
-
-
-def _scale(values: tuple[float, float], places: tuple[float, float], *, log: bool = False) -> Callable[[float], float]:
+def _scale(values: tuple[float, float], places: tuple[float, float], *, log: bool = False) -> Place:
     """Value -> place; the middle where all values are the same."""
     low, high = map(math.log, values) if log else values
 

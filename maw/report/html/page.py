@@ -1,28 +1,31 @@
-"""report.html, put together: one file, no script, nothing fetched, readable on a phone and by a screen reader.
+"""report.html: one file, no script, nothing fetched, readable on a phone and by a screen reader.
 
     text = report_page(results, families, examples)
 
-The answer stands first; below it each dataset, then the machine, the command and the settings. Whatever is long is in
-`details`. A content policy in the page forbids it to fetch or run anything, whatever its texts hold.
+What the page says stands in templates/, where page.html has its sections in order and page.css its look. Numbers come
+from `tables`, `charts` and `heatmap`. Texts of passages, queries and file names are other people's: Jinja2 escapes all
+that is not written in a template, and what would drive a terminal or turn the direction of the writing becomes a
+replacement character. A content policy forbids the page to fetch or run anything, whatever its texts hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from maw.evaluation.confirmatory import METRIC
+from maw.config.methods import METHODS, comparisons
+from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.html import sections
-from maw.report.html.answer import answer
-from maw.report.html.attention import attention
-from maw.report.html.examples import examples
-from maw.report.html.markup import Markup, bullets, details, element, escaped, facts, joined, paragraph, section, table
-from maw.report.html.style import STYLE
-from maw.report.significance_marks import RunValues, methods_of_run, run_p_values
+from maw.report import series, significance_marks
+from maw.report.html import charts, heatmap, tables
+from maw.report.significance_marks import RunValues, corrected_p, label_of, methods_of, run_p_values
+from maw.report.text import costs
+from maw.report.text.format import p_value
 from maw.report.text.summary import NOTES
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def report_page(
@@ -39,113 +42,65 @@ def report_page(
         examples_of: dataset -> the content of its examples.json, where it has one.
         attention_of: dataset -> the content of its attention.json, where it has one.
     """
-    over_run = run_p_values(families)
-    title = f"Retrieval benchmark: {', '.join(str(result['venue']) for result in results)}"
-    parts = [
-        section("answer", 2, "The answer", answer(results, over_run), _overview(results)),
-        *(
-            _dataset(
-                place, result, over_run, *((of or {}).get(result["dataset"], {}) for of in (examples_of, attention_of))
-            )
-            for place, result in enumerate(results)
-        ),
-        section("how", 2, "How this was made", *_made(results)),
-        section("reading", 2, "How to read the numbers", bullets(NOTES)),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n'
-        + element(
-            "head",
-            Markup('<meta charset="utf-8">'),
-            Markup('<meta name="viewport" content="width=device-width,initial-scale=1">'),
-            Markup(f'<meta http-equiv="Content-Security-Policy" content="{escaped(_POLICY)}">'),
-            element("title", title),
-            Markup(f"<style>{STYLE}</style>"),
-        )
-        + "\n"
-        + element(
-            "body",
-            element("a", "Skip to the answer", href="#answer", class_="skip"),
-            element("header", element("h1", title), paragraph(_when(results), class_="soft")),
-            _contents(results),
-            element("main", joined(parts), id="main"),
-            element(
-                "footer", paragraph("MAW Transformers. Every number of this page is in the JSON files beside it.")
-            ),
-        )
-        + "\n</html>\n"
+    page = environment().get_template("page.html")
+    text = page.render(
+        results=results,
+        over_run=run_p_values(families),
+        examples_of=examples_of or {},
+        attention_of=attention_of or {},
     )
+    unprintable = [each for each in set(text) - {"\n", "\t"} if not each.isprintable()]
+    return text.translate(dict.fromkeys(map(ord, unprintable), "\N{REPLACEMENT CHARACTER}")) if unprintable else text
 
 
-def _when(results: Sequence[Mapping[str, Any]]) -> str:
-    moments = sorted(str(result["evaluated_at"]) for result in results)
-    model = str(results[0].get("model", {}).get("name", "")) if results else ""
-    when = moments[0] if moments[0] == moments[-1] else f"{moments[0]} to {moments[-1]}"
-    return f"{model + '; ' if model else ''}evaluated {when}"
+@cache
+def environment() -> Environment:
+    """The templates, and the functions that they call; loaded when the first page is written."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("maw.report.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": tables.number, "p_value": p_value, "fact": fact, "label_of": label_of}
+    made.globals |= {
+        "charts": charts,
+        "costs": costs,
+        "heatmap": heatmap,
+        "highest": highest,
+        "marks": significance_marks,
+        "series": series,
+        "tables": tables,
+        "LABEL": METRIC_LABELS[METRIC],
+        "LEVEL": LEVEL,
+        "METHODS": METHODS,
+        "METRIC": METRIC,
+        "METRIC_LABELS": METRIC_LABELS,
+        "NOTES": NOTES,
+    }
+    return made
 
 
-def _contents(results: Sequence[Mapping[str, Any]]) -> Markup:
-    links = [("answer", "The answer")]
-    links += [(f"d{place}", result["venue"]) for place, result in enumerate(results)]
-    links += [("how", "How this was made"), ("reading", "How to read the numbers")]
-    items = bullets([element("a", name, href=f"#{target}") for target, name in links])
-    return element("nav", items, aria_label="Contents")
+def highest(result: Mapping[str, Any], over_run: RunValues) -> dict[str, Any]:
+    """The methods of a dataset with the highest means, two at most, and the corrected p between them.
+
+    Returns:
+        `best`: (label, mean) of each; `p`: None where there is no test.
+    """
+    means = {method: result["results"][method.key]["metrics"][METRIC] for method in methods_of(result)}
+    best = sorted(means, key=lambda method: -means[method])[:2]
+    pairs = comparisons(method.name for method in best) if len(best) > 1 else ()
+    p = next((corrected_p(result, key_of(*pair), METRIC, over_run) for pair in pairs), None)
+    return {"best": [(method.label, f"{means[method]:.4f}") for method in best], "p": p}
 
 
-def _overview(results: Sequence[Mapping[str, Any]]) -> Markup:
-    """The headline metric, datasets by methods; one dataset has it in its own table."""
-    if len(results) == 1:
-        return Markup("")
-    methods = methods_of_run(results)
-    rows = []
-    for result in results:
-        records = [result["results"].get(method.key) for method in methods]
-        found = [record["metrics"][METRIC] if record else None for record in records]
-        best = max(value for value in found if value is not None)
-        cells = ["-" if v is None else element("strong" if v == best else "span", f"{v:.4f}") for v in found]
-        rows.append([result["venue"], *cells])
-    return table(f"{METRIC_LABELS[METRIC]} on each dataset", ["Dataset", *(m.label for m in methods)], rows)
-
-
-def _dataset(
-    place: int,
-    result: Mapping[str, Any],
-    over_run: RunValues,
-    found: Mapping[str, Any],
-    attended: Mapping[str, Mapping[str, Any]],
-) -> Markup:
-    name = f"d{place}"
-    warned = sections.warnings(result)
-    parts = [
-        section(f"{name}-warnings", 3, "Read this first", bullets(warned)) if warned else "",
-        section(f"{name}-values", 3, "Results", sections.values(result, over_run)),
-        section(f"{name}-differences", 3, "Differences", sections.differences(result, over_run)),
-        section(f"{name}-cost", 3, "Cost", sections.cost(result)),
-        section(f"{name}-examples", 3, "Wins and losses", examples(found)),
-        section(f"{name}-curves", 3, "Recall and training", sections.curves(result)),
-        section(f"{name}-routing", 3, "Routing", sections.routing(result)),
-        section(f"{name}-attention", 3, "Attention by depth", attention(attended)),
-        section(f"{name}-data", 3, "Data and model", sections.data(result)),
-    ]
-    return section(name, 2, f"{result['venue']} ({result['dataset']})", *parts)
-
-
-def _made(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """The command, the machine and the settings, as the last dataset recorded them."""
-    if not results:
-        return []
-    environment = dict(results[-1].get("environment", {}))
-    command = environment.pop("command", None)
-    settings = results[-1].get("configuration", {})
-    settings = {name: "not set" if value is None else value for name, value in settings.items()}
-    parts = []
-    if command:
-        words = (element("span", word, class_="word") for word in str(command).split(" "))
-        parts.append(paragraph("The command:") + element("pre", element("code", joined(words, " "))))
-    elif environment:
-        parts.append(paragraph("Started from Python, with the settings below.", class_="soft"))
-    if environment:
-        parts.append(details("Environment", facts(environment)))
-    if settings:
-        parts.append(details("All settings", facts(settings)))
-    return parts
+def fact(value: Any) -> str:
+    """A value of a list of facts, as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple | Mapping):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,18 +1,20 @@
 """What each method took, beside what it reached: summary/costs.csv, the summary's table and that of the page.
 
-Training counts all seeds, folds and trials; evaluation all of a method's evaluations on test queries. Energy is what
-`maw.runtime.energy` measured or estimated, and every table says which of the two.
+Training counts all seeds, folds and trials; evaluation counts all evaluations of a method on test queries. Energy is
+what `maw.runtime.energy` measured. Earlier versions estimated energy; records that may hold an estimate name no
+measured devices, and their energy is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maw.config.methods import METHODS
 from maw.evaluation.confirmatory import METRIC
+from maw.report.significance_marks import methods_of
 from maw.report.text.format import as_table, wrapped
 from maw.report.text.protocol import compute
+from maw.runtime.energy import SOURCES
 
 COST_HEADER = (
     "dataset",
@@ -29,10 +31,11 @@ COST_HEADER = (
     "index_bytes",
     "energy_joules",
     "measured_joules",
+    "measured_devices",
 )
-"""Columns of costs.csv. `embeddings` is "from cache" where evaluation did not compute the documents', so that its
-seconds and joules are not what they cost; `index_bytes` is empty where nothing but the embeddings was searched;
-`measured_joules` is the part of `energy_joules` that is no estimate."""
+"""Columns of costs.csv; the last three are left out where no method has a measurement. `embeddings` is "from cache"
+where evaluation did not compute the documents', so that its seconds and joules are not what they cost; `index_bytes`
+is empty where nothing but the embeddings was searched; `measured_devices` says whose energy it is."""
 
 SHARED_NOTE = "Methods share stored activations of the frozen layers: the first that needs them pays for them."
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -59,45 +62,51 @@ def costs(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def cost_rows(results: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """Rows under `COST_HEADER`, one for each dataset and method."""
+def cost_rows(results: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[Any]]]:
+    """The header of costs.csv, and its rows: one for each dataset and method."""
+    rows = []
     for result in results:
-        for method in METHODS:
-            record = result["results"].get(method.key)
-            if record:
-                yield (result["dataset"], method.name, record["metrics"][METRIC], *costs(record).values())
+        for method in methods_of(result):
+            record = result["results"][method.key]
+            about = {"dataset": result["dataset"], "method": method.name, METRIC: record["metrics"][METRIC]}
+            rows.append(about | costs(record))
+    measured = any(row["energy_joules"] is not None for row in rows)
+    header = COST_HEADER if measured else COST_HEADER[: COST_HEADER.index("energy_joules")]
+    return header, [[row[name] for name in header] for row in rows]
 
 
 def cost_table(result: Mapping[str, Any]) -> str:
-    """What searching and energy cost, as text; nothing where an earlier version recorded neither."""
-    took = {m.label: costs(result["results"][m.key]) for m in METHODS if m.key in result["results"]}
+    """What searching and energy cost, as text; nothing where neither is known."""
+    took = {method.label: costs(result["results"][method.key]) for method in methods_of(result)}
     if all(each["energy_joules"] is None and each["embedding_bytes"] is None for each in took.values()):
         return ""
+    devices = energy_devices(result)
     rows = [
         [
             label,
             size(each["embedding_bytes"]),
             each["search"] if each["index_bytes"] is None else f"{size(each['index_bytes'])} {each['search']}",
-            watt_hours(each["energy_joules"]),
+            *([watt_hours(each["energy_joules"])] if devices else []),
         ]
         for label, each in took.items()
     ]
-    table = as_table(["Cost", "embeddings searched", "index", f"Wh, {energy_kind(result)}"], rows)
-    return "\n".join([table, *wrapped("", f"{energy_note(result)} {SHARED_NOTE}".strip())])
+    table = as_table(["Cost", "embeddings searched", "index", *([f"Wh, {devices}"] if devices else [])], rows)
+    return "\n".join([table, *wrapped("", cost_note(result))])
 
 
-def energy_kind(result: Mapping[str, Any]) -> str:
-    """Whether a dataset's energy is "measured", "partly measured" or "estimated"."""
-    found = [costs(record) for record in result["results"].values()]
-    joules, measured = (sum(each[key] or 0.0 for each in found) for key in ("energy_joules", "measured_joules"))
-    return "estimated" if not measured else "measured" if measured >= joules * (1 - 1e-9) else "partly measured"
+def energy_devices(result: Mapping[str, Any]) -> str:
+    """Whose energy was measured, such as "processors and GPUs"; empty where methods differ in it, or have none."""
+    found = {costs(record)["measured_devices"] for record in result["results"].values()} - {None}
+    return found.pop() if len(found) == 1 else ""
 
 
-def energy_note(result: Mapping[str, Any]) -> str:
-    """How a dataset's energy was found, in a sentence; nothing where an earlier version did not say."""
-    sources = result.get("environment", {}).get("energy", {})
-    parts = "; ".join(f"{name} {how}" for name, how in sources.items())
-    return f"Energy: {parts}. Disks, cooling and losses of the power supply are not in it." if parts else ""
+def cost_note(result: Mapping[str, Any]) -> str:
+    """What the columns of energy, where there is one, and of seconds count."""
+    devices = energy_devices(result)
+    if not devices:
+        return SHARED_NOTE
+    how = " and ".join(f"that of {kind}, measured by {SOURCES[kind]}" for kind in devices.split(" and "))
+    return f"Energy is {how}; nothing else is in it. {SHARED_NOTE}"
 
 
 def size(count: int | None) -> str:
@@ -113,13 +122,12 @@ def watt_hours(joules: float | None) -> str:
     return "-" if joules is None else f"{joules / 3600:,.0f}" if joules >= 3.6e6 else f"{joules / 3600:.3g}"
 
 
-def _energy(record: Mapping[str, Any]) -> dict[str, float | None]:
-    runs = [run["energy"] for run in record.get("runs", ()) if "energy" in run]
-    if not runs:
-        return {"energy_joules": None, "measured_joules": None}
-    trials = [trial for search in record.get("tuning", ()) for trial in search["trials"] if "joules" in trial]
-    return {
-        "energy_joules": sum(each["training_joules"] + each["evaluation_joules"] for each in runs)
-        + sum(trial["joules"] for trial in trials),
-        "measured_joules": sum(each["measured_joules"] for each in (*runs, *trials)),
-    }
+def _energy(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's energy; None where its runs and trials were not all measured, and on the same devices."""
+    trials = [trial for search in record.get("tuning", ()) for trial in search["trials"]]
+    parts = [*(run.get("energy", {}) for run in record.get("runs", ())), *trials]
+    devices = {tuple(kind for kind in SOURCES if kind in each.get("measured_devices", ())) for each in parts}
+    if len(devices) != 1 or devices == {()}:
+        return {"energy_joules": None, "measured_joules": None, "measured_devices": None}
+    joules = sum(each["measured_joules"] for each in parts)
+    return {"energy_joules": joules, "measured_joules": joules, "measured_devices": " and ".join(*devices)}

@@ -1,0 +1,63 @@
+"""Tests between the methods of one dataset, the lines that the console shows of them, and the files of its folder."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from maw.experiment.dataset_result import Outcome
+from maw.experiment.dataset_state import DatasetState
+from maw.experiment.model_card import write_cards
+from maw.experiment.past_run import PastRun
+from maw.report import layout
+from maw.report.text import summary
+from maw.report.text.differences import effects_text
+from maw.report.text.profile import profile_text
+from maw.runtime import console
+from maw.runtime.profiler import current, stage
+from maw.runtime.run_log import log_event
+
+logger = logging.getLogger(__name__)
+
+STAMP = "%Y%m%d_%H%M%S"
+
+
+def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | None) -> tuple[dict[str, Any], Path]:
+    """Tests, shows and writes what the methods of a dataset gave.
+
+    Args:
+        outcome: records and evaluations of all methods.
+        started: when the dataset was begun.
+        state: says into which folder; None for a new one.
+
+    Returns:
+        What dataset.json holds, and the dataset's folder.
+    """
+    effects = outcome.smallest_effects()
+    if effects:
+        console.show(f"\n{effects_text(effects)}")  # before any result is shown
+    with stage("significance and report"):
+        began_with = state.run.record.get("command") if state else None
+        result = outcome.result(started, effects, began_with)
+    for record in outcome.records.values():
+        console.show(f"\n{summary.method_summary(record)}")
+    with stage("writing"):
+        folder = layout.write_dataset(
+            outcome.config.log_dir,
+            result,
+            outcome.evaluations,
+            started.strftime(STAMP),
+            extras=outcome.files(),
+            folder=state.results_folder if state else None,
+        )
+        write_cards(PastRun(folder, result, outcome.config), outcome.spec)
+    console.show(f"\n{summary.dataset_summary(result)}\n\nWritten to {folder}")
+    log_event(logger, "dataset", dataset=outcome.collection.name, folder=str(folder))
+    profile = current()
+    if profile is not None:
+        content = profile.content()
+        layout.write_profile(folder, content)
+        console.show(f"\n{profile_text(content)}")
+    return result, folder

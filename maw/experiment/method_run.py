@@ -1,0 +1,128 @@
+"""Every training of one method on one dataset: each fold tuned, then each seed trained and tested.
+
+    runner = MethodRunner(outcome, collections, state)
+    runner.run(Arm(find_method("lora"), config, device))       # outcome.records["lora"] has what came of it
+
+A training that is finished is read back from the state of the run; one that was interrupted goes on from its last
+checkpoint (`maw.experiment.dataset_state`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maw.config.methods import Method
+from maw.config.tier1_config import RESULT_NEUTRAL
+from maw.data.collection import Collection
+from maw.experiment.aggregate import MethodResult, combine
+from maw.experiment.arm import Arm, TrainingResult
+from maw.experiment.dataset_result import Outcome
+from maw.experiment.dataset_state import DatasetState
+from maw.experiment.tuning import Trial, tune
+from maw.report.text import protocol, summary
+from maw.runtime import console, signals, trackers
+from maw.runtime.profiler import stage
+from maw.runtime.run_log import log_event
+from maw.training.checkpoint_writer import CheckpointWriter
+
+logger = logging.getLogger(__name__)
+
+
+class MethodRunner:
+    """Runs methods on one dataset.
+
+    Args:
+        outcome: takes what comes of each method.
+        collections: one for each fold, or the dataset itself.
+        state: where finished trainings are kept; None to keep nothing.
+    """
+
+    def __init__(self, outcome: Outcome, collections: Sequence[Collection], state: DatasetState | None):
+        self.outcome, self.collections, self.state = outcome, collections, state
+        self.config, self.dataset = outcome.config, outcome.collection.name
+        self._scores: dict[str, tuple[Mapping[str, float], int]] = {}
+
+    def run(self, arm: Arm) -> None:
+        """Runs a method with every seed on every fold; one that is not trained runs once, on all test queries."""
+        method = arm.method
+        console.show(summary.method_heading(method, self.outcome.collection.title))
+        with console.at(method=method.name), stage(method.name):
+            self.outcome.add(method, *self._train_and_test(arm))
+        record = self.outcome.records[method.name]
+        console.show(summary.method_done(record))
+        log_event(logger, "method", dataset=self.dataset, method=method.name, seconds=record["runtime_seconds"])
+
+    def report_scores(self) -> None:
+        """Tells the experiment tracker the test metrics of every training; once, when the dataset is finished."""
+        for name, (metrics, steps) in self._scores.items():
+            trackers.results(name, metrics, steps)
+
+    def _train_and_test(self, arm: Arm) -> tuple[MethodResult, list[dict[str, Any]]]:
+        """The combined result, and an account of each search for learning rates."""
+        config, results, searches = self.config, [], []
+        if not arm.method.trained:
+            return combine([self._train(arm, self.outcome.collection, config.seed, None, None)]), []
+        for number, collection in enumerate(self.collections, start=1):
+            fold = number if config.folds else None
+            rates = None
+            if config.tune:
+                with console.at(fold=fold):
+                    rates, account = self._tune(arm, collection, fold)
+                searches.append(account)
+            for seed in range(config.seed, config.seed + config.seeds):
+                with console.at(fold=fold, seed=seed if config.seeds > 1 else None):
+                    results.append(self._train(arm, collection, seed, rates, fold))
+                if config.seeds > 1 or config.folds:
+                    console.show(protocol.run_line(results[-1].record))
+        return combine(results), searches
+
+    def _train(
+        self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
+    ) -> TrainingResult:
+        """One training: read back if it is finished, else from where it was interrupted or from its beginning."""
+        name, state, method = self._name(arm.method, seed, fold), self.state, arm.method.name
+        result = state.read_run(name) if state else None
+        if state is None:
+            folder = Path(self.config.log_dir) / "checkpoints"
+            writer = CheckpointWriter(self.config, folder, name, dataset=self.dataset, method=method)
+        else:
+            writer = state.writer(name, dataset=self.dataset, method=method)
+        if result is not None:
+            logger.info("%s: done before the run was interrupted", name)
+        else:
+            settings = arm.configure(seed, rates).to_dict()
+            settings = {key: each for key, each in settings.items() if key not in RESULT_NEUTRAL}
+            with trackers.training(name, settings | {"dataset": self.dataset, "method": method, "fold": fold}):
+                result = arm.run(collection, seed, rates, fold=fold, writer=writer)
+            if state is not None:
+                with signals.held_back():
+                    state.write_run(name, result)
+                signals.check()
+        writer.finish()
+        self._scores[name] = result.record["metrics"], result.record.get("steps", 0)
+        return result
+
+    def _tune(self, arm: Arm, collection: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
+        """The rates that a search has chosen, and an account of it."""
+
+        def show(trial: Trial, trials: int, best: bool) -> None:
+            console.show(protocol.trial_line(trial.record, trials, best))
+
+        if fold is not None:
+            console.show(f"   fold {fold}:")
+        config, log = self.config, None
+        if self.state:
+            name = self._name(arm.method, config.seed, fold)
+            log = self.state.trials(name, dataset=self.dataset, method=arm.method.name)
+        train, validation = collection.train, collection.validation
+        tuned = tune(arm, train, validation, collection.name, config.tune, config.seed, show, log)
+        return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record
+
+    def _name(self, method: Method, seed: int, fold: int | None) -> str:
+        parts = [self.dataset, method.name]
+        parts += [f"seed{seed}"] if self.config.seeds > 1 else []
+        parts += [f"fold{fold}"] if fold is not None else []
+        return "_".join(parts)
