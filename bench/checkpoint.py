@@ -34,10 +34,11 @@ from maw.experiment.arm import Arm
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.run_state import RunState
 from maw.models.retriever import BaselineRetriever
-from maw.training.checkpoint import BEST, save_checkpoint
+from maw.storage.run_record import BEST, LATEST
+from maw.training.checkpoint import save_checkpoint
 from maw.training.checkpoint_writer import CheckpointWriter
-from maw.training.hard_negatives import prepare_training
-from maw.training.progress import Saved
+from maw.training.prepare import prepare_training
+from maw.training.state import Saved
 
 METHODS = ("lora", "full", "maw")
 MOST_SHARE, MOST_SECONDS, LEAST_SAVED = "<= 0.02", "<= 1", ">= 0.9"
@@ -118,7 +119,7 @@ def measure(name: str, config: Tier1Config, data: Collection, folder: Path) -> C
         started = time.perf_counter()
         arm.train(model, data.train, data.validation, "pystdlib", writer)
         cost = Cost(time.perf_counter() - started, writer.seconds, trained=model.trained_parameters)
-    cost.kept, cost.progress = size(folder / f"{name}_{BEST}"), size(folder / f"{name}_latest")
+    cost.kept, cost.progress = size(folder / f"{name}_{BEST}"), size(folder / f"{name}_{LATEST}")
     cost.whole = whole_size(writer, folder / "whole")
     return cost
 

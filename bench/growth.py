@@ -10,9 +10,8 @@ time per passage of the largest size against that of the smallest.
 
 A miss of the line can be a gain: where middle sizes lie below the line and both ends above it, a passage costs the
 less the larger the corpus, since of N passages about k * ln(N / k) ever enter a query's best k. Memory moves with
-the size of the near-equal blocks in which a corpus is scored, between half of the largest and all, and with whether
-there are enough of them for a first look in bfloat16. After the rows below were taken, choosing from a sample came to
-need less: measured alone at commit 8a6becc, 216, 256, 164, 165 and 216 MB from 10,000 to 1,000,000 passages.
+the size of the near-equal blocks in which a corpus is read, between half of the largest and all. The rows of search
+below are older than today's search: with four blocks or more it then looked at all passages in bfloat16 first.
 
 Encoding: all-MiniLM-L6-v2 on passages of 12 words, cut from the docstrings and functions of Python's own library and
 repeated, from 500 to 8,000 of them. A million passages would take hours on few cores and are not encoded.

@@ -73,10 +73,10 @@ def tasks(quick: bool) -> dict[str, Callable[[], object]]:
     import torch
 
     from bench.peer import settings, texts_of_python
-    from maw.encoding.encode_sharded import encode_together
+    from maw.encoding.encode_sharded import encode_sharded
     from maw.models.retriever import BaselineRetriever
     from maw.runtime import distributed
-    from maw.search.sharded import top_k_together
+    from maw.search.sharded import sharded_top_k
 
     torch.set_num_threads(1)
     retriever = BaselineRetriever(settings(precision="float32"))
@@ -90,8 +90,8 @@ def tasks(quick: bool) -> dict[str, Callable[[], object]]:
     queries, ties = torch.from_numpy(passages[:: max(1, count // QUERIES)][:QUERIES].copy()), np.arange(count)
     memory = lambda shape: np.empty(shape, dtype=np.float32)  # noqa: E731
     return {
-        "encoding": lambda: encode_together(retriever.encoder, source, batch_size=128, place=memory),
-        "search": lambda: top_k_together(queries, passages, K, ties),
+        "encoding": lambda: encode_sharded(retriever.encoder, source, batch_size=128, place=memory),
+        "search": lambda: sharded_top_k(queries, passages, K, ties),
     }
 
 

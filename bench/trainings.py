@@ -24,9 +24,9 @@ from maw.encoding.activation_cache import ActivationStore
 from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
-from maw.training.hard_negatives import prepare_training
 from maw.training.optimizer import rates
-from maw.training.progress import History
+from maw.training.prepare import prepare_training
+from maw.training.state import History
 
 NDCG = "ndcg_cut_10"
 ROUTING = (

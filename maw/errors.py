@@ -75,11 +75,16 @@ _FULL_TEXT = os.strerror(errno.ENOSPC)
 
 
 def reason(error: Exception) -> str:
-    """Why the system refused, on one line; of a full disk it says so, in whatever words a library has put it."""
-    text = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    """Why something failed, on one line: the system's reason, or the first line of the error.
+
+    A full disk is named as such, even if a library reports it in other words.
+    """
+    whole = getattr(error, "strerror", None) or str(error)
+    lines = [" ".join(line.split()).rstrip(".") for line in whole.splitlines() if line.strip()]
+    text = (lines or [type(error).__name__])[0]
     if getattr(error, "errno", None) in _FULL:
         return f"the disk is full ({text})"
-    return f"the disk is full ({_FULL_TEXT})" if _FULL_TEXT in text else text
+    return f"the disk is full ({_FULL_TEXT})" if _FULL_TEXT in " ".join(whole.split()) else text
 
 
 _SHORT = reprlib.Repr()

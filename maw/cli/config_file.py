@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from maw.config.fields import from_text
 from maw.config.tier1_config import Tier1Config, gather, kinds
-from maw.errors import ConfigError, show
+from maw.errors import ConfigError, reason, show
 
 LARGEST_FILE = 256 * 1024
 _FLOAT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -65,8 +65,7 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError([f"{show(str(path))}: cannot be read: {reason}"]) from error
+        raise ConfigError([f"{show(str(path))}: cannot be read: {reason(error)}"]) from error
     if len(data) > LARGEST_FILE:
         raise ConfigError([f"{path}: is larger than {LARGEST_FILE // 1024} KiB and so no configuration"])
     try:
@@ -96,7 +95,7 @@ def _read_json(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}:{error.lineno}: is not JSON: {error.msg}"]) from error
     except ValueError as error:  # an integer of more digits than Python reads
-        raise ConfigError([f"{path}: is not JSON: {str(error).splitlines()[0]}"]) from error
+        raise ConfigError([f"{path}: is not JSON: {reason(error)}"]) from error
     _refuse(path, not isinstance(values, dict), 1, "must be one mapping of settings to values")
     lines = {name: _json_line(text, name) for name in values}
     for name in twice:
@@ -131,7 +130,7 @@ def _read_yaml(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.YAMLError as error:
         raise ConfigError([_yaml_message(path, text, error)]) from error
     except ValueError as error:  # a date or a number of impossible parts
-        raise ConfigError([f"{path}: is not YAML: {str(error).splitlines()[0]}"]) from error
+        raise ConfigError([f"{path}: is not YAML: {reason(error)}"]) from error
     return values, lines
 
 
@@ -143,8 +142,8 @@ def _yaml_message(path: Path, text: str, error: Any) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     position = getattr(error, "position", None)  # of a character that YAML does not allow
     line = mark.line + 1 if mark else text.count("\n", 0, position) + 1 if position is not None else 1
-    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    return f"{path}:{line}: is not YAML: {' '.join(str(reason).split())}"
+    wrong = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return f"{path}:{line}: is not YAML: {' '.join(str(wrong).split())}"
 
 
 def _refuse(path: Path, wrong: bool, line: int, what: str) -> None:

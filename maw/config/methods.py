@@ -233,9 +233,9 @@ def find_method(name: str) -> Method:
     return _BY_NAME[name]
 
 
-def trained_methods(names: Iterable[str]) -> list[str]:
-    """Those of the names that are methods which train, in their own order; a name that is no method's is left out."""
-    return [name for name in names if name in _BY_NAME and _BY_NAME[name].trained]
+def trained_methods(config: Any) -> list[str]:
+    """The names of a run's methods that are trained, in the order of `config.methods`."""
+    return [name for name in config.methods if name in _BY_NAME and _BY_NAME[name].trained]
 
 
 def method_of(retriever: str, config: Any) -> Method:

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from maw.data import store
 from maw.data.store import Ids, Record, Where
-from maw.errors import DataError, reason, show
+from maw.errors import DataError, show
 from maw.storage import cache_entry
+from maw.storage.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -154,11 +155,7 @@ class Corpus:
         """
         if self.folder is None:
             raise DataError(f"{name}: a corpus in memory has nothing beside its passages")
-        path = self.folder / f"{name}.json"
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path}: cannot be read ({show(reason(error))[1:-1]}); delete the folder") from error
+        return read_json(self.folder / f"{name}.json")
 
     def _gather(self, rows: Rows) -> pa.Table:
         places = np.asarray(rows, dtype=np.int64)

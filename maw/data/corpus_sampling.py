@@ -43,7 +43,7 @@ from maw.data.hash_sampling import place, places
 from maw.data.normalise import normalise
 from maw.data.store import Record
 from maw.runtime.progress_bars import track
-from maw.storage.cache_entry import json_sha
+from maw.storage.files import json_sha
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
@@ -31,9 +32,8 @@ from maw.data.corpus_sampling import sample_corpora, sample_corpus
 from maw.data.hash_sampling import place
 from maw.data.leakage import check_disjoint, connected, leakage_facts
 from maw.data.normalise import normalise
-from maw.data.splits import trains
 from maw.errors import DataError
-from maw.storage.cache_entry import json_sha
+from maw.storage.files import json_sha
 
 RULE = (
     "all drawn queries pooled; groups (same text, or together by the collection) in order of a seeded hash, each into "
@@ -80,7 +80,7 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
         }
     }
     pooled = replace(pooled, test=whole, facts=pooled.facts | facts)
-    if not trains(config):
+    if not trained_methods(config):
         return Folds(pooled, ())
     collections = tuple(_fold(pooled, parts, number, collection.test.corpus, config) for number in range(config.folds))
     return Folds(with_fold_facts(pooled, collections), collections)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
@@ -47,11 +46,6 @@ class Pool:
             {i: self.negatives[i] for i in ids if i in self.negatives},
             {i: self.answers[i] for i in ids if i in self.answers},
         )
-
-
-def trains(config: Tier1Config) -> bool:
-    """Whether any method of the run needs training queries."""
-    return bool(trained_methods(config.methods))
 
 
 def hold_out(train: Pool, config: Tier1Config) -> tuple[Pool, Pool]:

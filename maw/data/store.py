@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 
 from maw.data.hash_sampling import mix64
 from maw.errors import DataError
-from maw.storage.cache_entry import _sync, _write_json, write_manifest
+from maw.storage.cache_entry import write_entry_json, write_manifest
+from maw.storage.files import flush
 
 logger = logging.getLogger(__name__)
 SCHEMA = pa.schema([("id", pa.string()), ("title", pa.string()), ("text", pa.string())])
@@ -199,17 +200,16 @@ def write_store(
 ) -> dict[str, Any]:
     """Writes every file of a store into `folder`, the manifest last, each flushed to disk; gives the manifest."""
     contents = Contents(where)
-    with (folder / "passages.arrow").open("wb") as file:
-        with pa.ipc.new_stream(file, SCHEMA) as writer:
-            for batch in batches(records, where):
-                contents.add(batch)
-                writer.write_batch(batch)
-        _sync(file)
+    with (folder / "passages.arrow").open("wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
+        for batch in batches(records, where):
+            contents.add(batch)
+            writer.write_batch(batch)
+    flush(folder / "passages.arrow")
     with (folder / "index.npy").open("wb") as file:
         contents.write_index(file)
-        _sync(file)
+    flush(folder / "index.npy")
     for name, value in attachments.items():
-        _write_json(folder / f"{name}.json", value)
+        write_entry_json(folder / f"{name}.json", value)
     return write_manifest(
         folder, count=contents.rows, empty=contents.empty, fingerprint=contents.sha.hexdigest(), source=source
     )

@@ -21,8 +21,8 @@ An entry is a folder of the cache folder's `embeddings`, named by the hash of it
 
 It is written beside its place under a lock, flushed, and renamed when whole: two runs compute it once. Its bytes are
 compared with the SHA-256 whenever it is read, and a damaged one is computed again with a warning. The entry read
-longest ago makes room for a new one (`maw.storage.disk`). Nothing that goes wrong with the disk stops a run; it goes
-on without the cache.
+longest ago makes room for a new one (`maw.storage.cache_entry`). Nothing that goes wrong with the disk stops a run; it
+goes on without the cache.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ import tokenizers
 import torch
 import transformers
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
-from maw.data.splits import trains
 from maw.encoding.activation_cache import ActivationSource, ActivationStore
-from maw.encoding.encode_sharded import encode_together as encode
+from maw.encoding.encode_sharded import encode_sharded
 from maw.errors import DataError, reason
 from maw.models.batching import LENGTH_STEP, encoding_tokens, windows
 from maw.models.encode import Embeddings
@@ -57,8 +57,17 @@ from maw.models.tokenized import Source, Texts, TextSource
 from maw.runtime import distributed
 from maw.runtime.devices import count_replicas, replicate
 from maw.runtime.profiler import stage
-from maw.storage.cache_entry import check_files, json_sha, new_folder, only_builder, read_manifest, write_manifest
-from maw.storage.disk import GIGABYTE, SPILL_BYTES, claim, make_room, only_one
+from maw.storage.cache_entry import (
+    check_files,
+    make_room,
+    new_folder,
+    only_builder,
+    only_one,
+    read_manifest,
+    write_manifest,
+)
+from maw.storage.disk import GIGABYTE, SPILL_BYTES, claim
+from maw.storage.files import flush, json_sha
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +125,7 @@ class Embedder:
             found = build(folder, key, source, label)
         if found.from_cache:
             logger.info("%s: %d embeddings read from the cache", label, len(plain))
-            if fill and trains(self.config) and not distributed.is_distributed():
+            if fill and trained_methods(self.config) and not distributed.is_distributed():
                 _fill(source)
         return found if kind == "document" else _copied(found)
 
@@ -213,7 +222,7 @@ class Embedder:
 
     def _compute(self, source: Source, label: str, place: Any, form: np.dtype) -> Embeddings:
         """Encodes to where `place` says: embeddings, (N, C), in a format; shares of depths, (N, M, D), in float32."""
-        return encode(
+        return encode_sharded(
             replicate(self.model.encoder, self.config, self.device),
             source,
             batch_size=self.config.eval_batch_size,
@@ -235,8 +244,7 @@ class Embedder:
 
     def _finish(self, temporary: Path, made: Embeddings, key: dict[str, Any], seconds: float) -> None:
         made.embeddings.flush()
-        with (temporary / _ARRAY).open("rb+") as file:
-            os.fsync(file.fileno())
+        flush(temporary / _ARRAY)
         about = {
             "model": self.model.spec.name,
             "shape": list(made.embeddings.shape),

@@ -17,10 +17,7 @@ from maw.runtime import distributed
 _ROWS_AT_ONCE = 16_384
 
 
-# --------------------------------------------------------------------------------------------------------- encoding
-
-
-def encode_together(
+def encode_sharded(
     encoder: nn.Module,
     source: Source,
     *,

@@ -31,7 +31,7 @@ from maw.runtime.devices import device_of, unwrap
 from maw.runtime.out_of_memory import release
 from maw.runtime.profiler import stage
 from maw.search.faiss_index import faiss_top_k, sampled_recall
-from maw.search.sharded import top_k_together as top_k
+from maw.search.sharded import sharded_top_k
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, t
     block = LARGEST_BLOCK
     while True:
         try:
-            return top_k(queries, *wanted, block=block)
+            return sharded_top_k(queries, *wanted, block=block)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -33,8 +33,9 @@ from maw.runtime.devices import used_gpus
 from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage, watch
 from maw.training.checkpoint import RETRIEVERS
+from maw.training.checkpoint_writer import CheckpointWriter
 from maw.training.optimizer import rates
-from maw.training.progress import VALIDATION_METRIC, CheckpointWriter, History
+from maw.training.state import VALIDATION_METRIC, History
 from maw.training.train import train_retriever
 
 

@@ -25,8 +25,8 @@ from maw.evaluation.metrics import EvaluationResult, bpref_warning, cutoff_warni
 from maw.evaluation.query_examples import Examples
 from maw.evaluation.routing.attention_example import write_examples
 from maw.experiment.aggregate import MethodResult
-from maw.models.pretrained import ModelSpec, weights_sha256
-from maw.models.retriever import load_tokenizer, trained_layers
+from maw.models.pretrained import ModelSpec, trained_layers, weights_sha256
+from maw.models.retriever import load_tokenizer
 from maw.models.tokenized import TextSource
 from maw.report.tables import comparisons
 from maw.report.tables.trec import RunFiles

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from maw.config.methods import find_method, in_order
+from maw.config.methods import find_method, in_order, trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection
 from maw.data.dataset_table import results_name
@@ -33,7 +33,7 @@ from maw.models.retriever import BaselineRetriever
 from maw.report import layout
 from maw.runtime import console, distributed
 from maw.runtime.profiler import profiling, stage, watch
-from maw.training.hard_negatives import prepare_training
+from maw.training.prepare import prepare_training
 
 
 def run_dataset(
@@ -128,7 +128,7 @@ class DatasetRun:
 
     def _prepare_training(self, activations: ActivationStore) -> None:
         """Chooses the hard negatives that every trained method will see."""
-        if not any(method.trained for method in in_order(self.config.methods)):
+        if not trained_methods(self.config):
             return
         retriever = None
         if self.config.negative_source == "dense" and self.config.num_negatives:

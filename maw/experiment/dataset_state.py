@@ -1,13 +1,12 @@
-"""What of a dataset is done, kept in the run's folder until the run has finished.
+"""Resumable state of one dataset: finished trainings, trials, activations. It is removed when the run has finished.
 
     done = DatasetState(state, number, config)
     run = done.read_run("maw_seed42")           # None if it is to be run
     done.write_run("maw_seed42", run)
 
-Below `state/01`: `data.json`, hashes of the data; `activations/`, which texts passed through the frozen layers
-together (`maw.encoding.activation_log`); for each finished run of an arm a folder with its record, every query's
-values and the ranking; the trials of its searches; and `dataset.json`, which says where the dataset's results lie, or
-will lie.
+The folder `state/01` has `data.json`, hashes of the data; `activations/`, which texts passed through the frozen layers
+together (`maw.encoding.activation_log`); a folder for each finished training with its record, the values of every
+query and the ranking; the trials of its searches; and `dataset.json`, which names the folder of the dataset's results.
 """
 
 from __future__ import annotations
@@ -20,31 +19,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DamagedError
-from maw.evaluation.metrics import EvaluationResult
 from maw.experiment.arm import TrainingResult
 from maw.experiment.run_state import RunState
 from maw.experiment.tuning import Trial
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
 from maw.models.retriever import BaselineRetriever
 from maw.runtime import distributed
-from maw.storage.cache_entry import json_sha
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
 from maw.storage.checksummed_tensors import RECORD, read_bundle, read_tensors, write_bundle
-from maw.storage.files import sha256
-from maw.training.checkpoint_writer import CheckpointWriter
+from maw.storage.files import json_sha, read_json, sha256
+from maw.training.checkpoint_writer import CheckpointWriter, checkpoints_folder
+from maw.training.state import evaluation_state, joined, load_evaluation, separated
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+_EVALUATIONS = ("evaluation", "validation")  # of a TrainingResult
 _MODEL, _DATA, _ACTIVATIONS, _DATASET = "model.json", "data.json", "activations", "dataset.json"
 
 
@@ -101,7 +96,7 @@ class DatasetState:
         if not results.is_file() or sha256(results) != record["results_sha256"]:
             logger.warning("%s: is not as it was written; the results are put together again", results)
             return None
-        return json.loads(results.read_text(encoding="utf-8"))
+        return read_json(results)
 
     def _read(self) -> dict[str, Any] | None:
         path = self.folder / _DATASET
@@ -177,7 +172,7 @@ class DatasetState:
             trial: which trial of a search it is; nothing of it is kept when it is over.
         """
         part = {"id": self.run.id, "part": name if trial is None else f"{name} {trial}"}
-        folder = Path(self.config.log_dir) / "checkpoints" if trial is None else self.folder
+        folder = checkpoints_folder(self.config) if trial is None else self.folder
         return CheckpointWriter(
             self.config,
             folder,
@@ -191,37 +186,28 @@ class DatasetState:
         )
 
     def read_run(self, name: str) -> TrainingResult | None:
-        """A finished run, as it was; None if it is to be run, or run again because what was kept is damaged."""
+        """A finished training; None if it has not been saved, or what was saved is damaged."""
         folder = self.folder / name
         if not (folder / RECORD).is_file():
             return None
         try:
             record = read_bundle(folder)
-            evaluation = _evaluation(folder, record, "evaluation")
-            validation = _evaluation(folder, record, "validation") if record["validation"] else None
+            values = joined(record["training"], read_tensors(folder, record, "values"))
         except DamagedError as error:
             logger.warning("%s; this part of the run is done again", error)
             return None
         return TrainingResult(
-            record["seed"], record["fold"], record["record"], evaluation, validation, record.get("attention")
+            **values | {part: values[part] and load_evaluation(values[part]) for part in _EVALUATIONS}
         )
 
     @distributed.main_only
     def write_run(self, name: str, run: TrainingResult) -> None:
-        """Keeps a finished run."""
-        self.save_activations()  # first: a run that is not repeated must have left its activations behind
-        record = {
-            "seed": run.seed,
-            "fold": run.fold,
-            "record": run.record,
-            "evaluation": _facts(run.evaluation),
-            "validation": _facts(run.validation) if run.validation is not None else None,
-            "attention": run.attention,
-        }
-        tensors = {"evaluation": _tensors(run.evaluation)}
-        if run.validation is not None:
-            tensors["validation"] = _tensors(run.validation)
-        write_bundle(self.folder / name, record, tensors)
+        """Saves a finished training."""
+        self.save_activations()  # first: a training that is not repeated must have left its activations
+        values = vars(run)
+        evaluations = {part: values[part] and evaluation_state(values[part]) for part in _EVALUATIONS}
+        record, tensors = separated(values | evaluations)
+        write_bundle(self.folder / name, {"training": record}, {"values": tensors})
 
     def trials(self, name: str, *, dataset: str, method: str) -> Trials:
         """Where the trials of a search are kept."""
@@ -277,26 +263,3 @@ def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
             "answers": json_sha(split.answers),
         }
     return found
-
-
-def _facts(result: EvaluationResult) -> Mapping[str, Any]:
-    ranking = result.run is not None
-    return {
-        "query_ids": result.query_ids,
-        "facts": result.facts,
-        "metrics": list(result.per_query),
-        "ranking": ranking,
-    }
-
-
-def _tensors(result: EvaluationResult) -> dict[str, Tensor]:
-    arrays = {f"values.{name}": values for name, values in result.per_query.items()}
-    arrays |= {f"ranking.{name}": values for name, values in (result.run or {}).items()}
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
-
-
-def _evaluation(folder: Path, record: Mapping[str, Any], name: str) -> EvaluationResult:
-    facts, tensors = record[name], read_tensors(folder, record, name)
-    per_query = {metric: tensors[f"values.{metric}"].numpy() for metric in facts["metrics"]}
-    ranking = {part: tensors[f"ranking.{part}"].numpy() for part in ("rows", "scores")} if facts["ranking"] else None
-    return EvaluationResult(facts["query_ids"], per_query, ranking, facts["facts"])

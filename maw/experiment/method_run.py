@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from maw.config.methods import Method
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.data.collection import Collection
 from maw.experiment.aggregate import MethodResult, combine
@@ -26,7 +24,7 @@ from maw.report.text import protocol, summary
 from maw.runtime import console, signals, trackers
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
-from maw.training.checkpoint_writer import CheckpointWriter
+from maw.training.checkpoint_writer import CheckpointWriter, checkpoints_folder, training_name
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +81,11 @@ class MethodRunner:
         self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
     ) -> TrainingResult:
         """One training: read back if it is finished, else from where it was interrupted or from its beginning."""
-        name, state, method = self._name(arm.method, seed, fold), self.state, arm.method.name
+        state, method = self.state, arm.method.name
+        name = training_name(self.config, self.dataset, method, seed, fold)
         result = state.read_run(name) if state else None
         if state is None:
-            folder = Path(self.config.log_dir) / "checkpoints"
+            folder = checkpoints_folder(self.config)
             writer = CheckpointWriter(self.config, folder, name, dataset=self.dataset, method=method)
         else:
             writer = state.writer(name, dataset=self.dataset, method=method)
@@ -115,14 +114,8 @@ class MethodRunner:
             console.show(f"   fold {fold}:")
         config, log = self.config, None
         if self.state:
-            name = self._name(arm.method, config.seed, fold)
+            name = training_name(config, self.dataset, arm.method.name, config.seed, fold)
             log = self.state.trials(name, dataset=self.dataset, method=arm.method.name)
         train, validation = collection.train, collection.validation
         tuned = tune(arm, train, validation, collection.name, config.tune, config.seed, show, log)
         return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record
-
-    def _name(self, method: Method, seed: int, fold: int | None) -> str:
-        parts = [self.dataset, method.name]
-        parts += [f"seed{seed}"] if self.config.seeds > 1 else []
-        parts += [f"fold{fold}"] if fold is not None else []
-        return "_".join(parts)

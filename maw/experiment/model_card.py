@@ -14,8 +14,7 @@ from maw import __version__
 from maw.config.methods import Method, comparisons, find_method
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.experiment.past_run import PastRun
-from maw.models.pretrained import ModelSpec, base_model
-from maw.models.retriever import trained_layers
+from maw.models.pretrained import ModelSpec, base_model, trained_layers
 from maw.report.text.summary import dataset_summary
 from maw.storage.files import write_text
 from maw.training.checkpoint import CARD

@@ -10,7 +10,6 @@ of other settings, which a later run into the same folder leaves there, is refus
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,10 @@ from maw.errors import ConfigError, MAWError, show, suggestion
 from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
+from maw.storage.files import read_json
+from maw.storage.run_record import BEST, CHECKPOINTS
 from maw.training.checkpoint import load_checkpoint
+from maw.training.checkpoint_writer import training_name
 
 _VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among the runs of one method
 _ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where and how, and not what was trained
@@ -98,10 +100,10 @@ class PastRun:
 
     def checkpoint_folder(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """Where a method's best checkpoint lies, if it was kept; arguments as `checkpoint`."""
-        config, parts = self.config, [self.name, method]
-        parts += [f"seed{config.seed if seed is None else seed}"] if config.seeds > 1 else []
-        parts += [f"fold{1 if fold is None else fold}"] if config.folds else []
-        return self.folder.parent / "checkpoints" / "_".join([*parts, "best"])
+        seed = self.config.seed if seed is None else seed
+        fold = (fold or 1) if self.config.folds else None
+        name = training_name(self.config, self.name, method, seed, fold)
+        return self.folder.parent / CHECKPOINTS / f"{name}_{BEST}"
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
         """The folder of a method's best checkpoint.
@@ -195,10 +197,7 @@ def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetr
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MAWError(f"{path}: cannot be read as a dataset's results: {error}") from error
+    result = read_json(path)
     kinds = {"dataset": str, "evaluated_at": str, "configuration": Mapping, "results": Mapping}
     if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in kinds.items()):
         raise MAWError(f"{path}: not the results of a dataset of this version")

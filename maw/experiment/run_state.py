@@ -19,7 +19,6 @@ This module loads nothing heavy, so that a wrong --resume is answered at once.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,8 +32,9 @@ from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
 from maw.runtime import distributed
 from maw.storage.checksummed import clear_temporaries, read_signed, write_signed
+from maw.storage.files import sha256
 from maw.storage.locks import is_held
-from maw.storage.run_record import RUN, STATE, VERSION, read_run
+from maw.storage.run_record import CHECKPOINT, CHECKPOINTS, LATEST, RUN, STATE, VERSION, read_run
 
 LAST = "last"
 _LIBRARIES = (
@@ -175,7 +175,7 @@ def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
     settings = [name for name in now if name not in RESULT_NEUTRAL]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
-    if trained_methods(config.methods):
+    if trained_methods(config):
         count = distributed.launched().count  # the command line asks before the processes are joined
         found += differences(record.get("processes", 1), count, "processes that train")
     found += differences(record["code"], code_hashes(), "code")
@@ -197,10 +197,7 @@ def code_hashes() -> dict[str, str]:
     they change no result. `tier_1.py` is left out too: it starts a run and computes nothing.
     """
     package = Path(__file__).parents[1]
-    return {
-        path.relative_to(package.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(package.rglob("*.py"))
-    }
+    return {path.relative_to(package.parent).as_posix(): sha256(path)[:16] for path in sorted(package.rglob("*.py"))}
 
 
 def _libraries() -> dict[str, str]:
@@ -230,12 +227,15 @@ def _has_work(log_dir: Path, run: str) -> bool:
     runs = (path for path in state.glob("*/*/record.json") if path.parent.name != "activations")
     if any(runs) or any(state.glob("*/trials_*.json")):
         return True
-    checkpoints = (log_dir / "checkpoints").glob("*_latest/checkpoint.json")
-    for path in (*checkpoints, *state.glob("*/trial_latest/checkpoint.json")):
+    for path in (*_latest_checkpoints(log_dir), *state.glob(f"*/trial_{LATEST}/{CHECKPOINT}")):
         with contextlib.suppress(DamagedError, AttributeError):
             if (read_signed(path).get("run") or {}).get("id") == run:
                 return True
     return False
+
+
+def _latest_checkpoints(log_dir: Path) -> Iterator[Path]:
+    return (log_dir / CHECKPOINTS).glob(f"*_{LATEST}/{CHECKPOINT}")
 
 
 def _has_begun(log_dir: Path) -> bool:
@@ -249,14 +249,14 @@ def _written_by_runs(log_dir: Path) -> Iterator[Path]:
     yield from (log_dir, log_dir / "summary")
     for result in log_dir.glob("*/dataset.json"):  # whose pictures come last
         yield from (result.parent, *result.parent.glob("*/"))
-    for name in (STATE, "checkpoints"):
+    for name in (STATE, CHECKPOINTS):
         yield log_dir / name
         for pattern in ("*/", "*/*/"):
             yield from (log_dir / name).glob(pattern)
 
 
 def _last_written(log_dir: Path) -> int:
-    paths = [*(log_dir / STATE).rglob("*"), *(log_dir / "checkpoints").glob("*_latest/checkpoint.json")]
+    paths = [*(log_dir / STATE).rglob("*"), *_latest_checkpoints(log_dir)]
     return max(path.stat().st_mtime_ns for path in paths)
 
 

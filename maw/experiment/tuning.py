@@ -37,7 +37,8 @@ from maw.runtime import signals
 from maw.runtime.console import at
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
-from maw.training.progress import VALIDATION_METRIC, CheckpointWriter
+from maw.training.checkpoint_writer import CheckpointWriter
+from maw.training.state import VALIDATION_METRIC
 
 logger = logging.getLogger(__name__)
 

@@ -176,7 +176,7 @@ def _distractor_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:
-    trained = trained_methods(config.methods)
+    trained = trained_methods(config)
     found = []
     if trained and min(config.batch_size, config.train_samples) < 2:
         short = "batch_size" if config.batch_size < 2 else "train_samples"
@@ -206,7 +206,7 @@ def _folder_problems(config: Tier1Config) -> list[Problem]:
         try:
             wrong = "is a file, not a folder" if folder and Path(folder).expanduser().is_file() else None
         except (OSError, RuntimeError) as error:  # too long a name, or ~ of an unknown user
-            wrong = getattr(error, "strerror", None) or str(error)
+            wrong = reason(error)
         if wrong:
             found.append(Problem(name, f"{show(folder)}: {wrong}"))
     return found

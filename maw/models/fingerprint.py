@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maw.storage.cache_entry import json_sha
+from maw.storage.files import json_sha
 
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version")
 _NOT_COMPUTED_WITH = {"name_or_path", *vars(nn.Module())}

@@ -8,15 +8,14 @@ carries the weights.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maw.errors import ModelError, show, suggestion
+from maw.errors import ModelError, reason, show, suggestion
 from maw.runtime.network import reachable
-from maw.storage import files
+from maw.storage.files import read_json, sha256
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_BYTES = 90_868_376
@@ -103,10 +102,7 @@ class ModelFiles:
         path = self.folder / filename if self.folder else hub_file(self.name, filename, self.local_only)
         if path is None or not path.is_file():
             return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: cannot be read as JSON: {_first_line(error)}") from error
+        content = read_json(path, ModelError)
         if not isinstance(content, kind):
             raise ModelError(f"{path}: should hold a JSON {'object' if kind is dict else 'list'}")
         return content
@@ -140,28 +136,11 @@ def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = _first_line(error)
-        raise ModelError(f"model {name}: the hub says: {reason}; check the name, or {_ELSEWHERE}") from error
+        text = f"the hub says: {reason(error)}; check the name, or {_ELSEWHERE}"
+        raise ModelError(f"model {name}: {text}") from error
 
 
 def is_minilm(folder: Path) -> bool:
     """Whether the folder's weights are all-MiniLM-L6-v2's; those of another size are told apart without reading."""
     path = folder / WEIGHTS
-    return path.is_file() and path.stat().st_size == MINILM_BYTES and sha256(path) == MINILM_SHA256
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
-    try:
-        return files.sha256(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return path.is_file() and path.stat().st_size == MINILM_BYTES and sha256(path, ModelError) == MINILM_SHA256

@@ -14,10 +14,12 @@ from typing import Any
 
 from maw.attention.architectures import ARCHITECTURES, architecture_of
 from maw.config.fields import Problem
+from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
-from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm, sha256
+from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
+from maw.storage.files import sha256
 
 _OWN_SCORES = (
     "adds relative position terms of its own inside the attention scores, so that a depth kernel on the query would "
@@ -163,6 +165,21 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     )
 
 
+def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
+    """Layers by what a run does to them.
+
+    Returns:
+        "maw" and "finetune": layer numbers from 1; "prefix": how many layers from the bottom no method changes.
+
+    Raises:
+        ConfigError: as `maw.config.layers.parse_layers`.
+    """
+    maw, finetune = (
+        parse_layers(getattr(config, name), spec.num_layers, name) for name in ("maw_layers", "finetune_layers")
+    )
+    return {"maw": maw, "finetune": finetune, "prefix": min((*maw, *finetune), default=spec.num_layers + 1) - 1}
+
+
 def weights_sha256(spec: ModelSpec) -> str | None:
     """SHA-256 of the file that a model's weights are read from; None where there are several, or none is here."""
     if spec.weights_sha256 is not None:
@@ -174,7 +191,7 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
         cached = (try_to_load_from_cache(spec.name, name) for name in (WEIGHTS, "pytorch_model.bin"))
         paths = [Path(path) for path in cached if isinstance(path, str)][:1]
-    return sha256(paths[0]) if len(paths) == 1 else None
+    return sha256(paths[0], ModelError) if len(paths) == 1 else None
 
 
 def verify_weights(spec: ModelSpec) -> None:
@@ -186,7 +203,7 @@ def verify_weights(spec: ModelSpec) -> None:
     if spec.weights_sha256 is None or spec.folder is None:
         return
     path = spec.folder / WEIGHTS
-    actual = sha256(path)
+    actual = sha256(path, ModelError)
     if actual != spec.weights_sha256:
         raise ModelError(
             f"{path}: SHA-256 is {actual}, not {spec.weights_sha256}: the weights of {spec.name} are damaged or "

@@ -20,14 +20,13 @@ from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
-from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, kernel_noise
-from maw.errors import ConfigError, ModelError
+from maw.errors import ConfigError, ModelError, reason
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
 from maw.models.model_files import WEIGHTS
-from maw.models.pretrained import ModelSpec, model_spec, verify_weights
+from maw.models.pretrained import ModelSpec, model_spec, trained_layers, verify_weights
 from maw.models.tokenized import Texts, TextSource
 from maw.runtime.devices import pick_device
 from maw.runtime.precision import pick_precision
@@ -135,7 +134,7 @@ class BaselineRetriever(nn.Module):
         try:
             unexpected = self.encoder.load_state_dict(state, strict=False).unexpected_keys
         except RuntimeError as error:
-            raise ModelError(f"weights do not fit model {self.spec.name}: {_first_line(error)}") from error
+            raise ModelError(f"weights do not fit model {self.spec.name}: {reason(error)}") from error
         if missing or unexpected:
             name = sorted(missing or unexpected)[0]
             raise ModelError(f"weights do not fit model {self.spec.name}: {name} is in only one of the two")
@@ -243,18 +242,6 @@ def count_maw_parameters(
     return sum(parameter.numel() for parameter in trained)
 
 
-def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
-    """Layers by what is done to them: "maw", "finetune" (from 1), and "prefix", how many no arm of the run changes."""
-    maw, finetune = (
-        parse_layers(getattr(config, name), spec.num_layers, name) for name in ("maw_layers", "finetune_layers")
-    )
-    return {
-        "maw": maw,
-        "finetune": finetune,
-        "prefix": min((*maw, *finetune), default=spec.num_layers + 1) - 1,
-    }
-
-
 def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     """The pretrained encoder in float32, frozen, and its adapter.
 
@@ -307,8 +294,4 @@ def _reading(what: str) -> Iterator[None]:
         of_the_file = isinstance(error, _UNREADABLE) or type(error) is Exception  # which tokenizers raises
         if not of_the_file and type(error).__name__ != "UnpicklingError":
             raise
-        raise ModelError(f"{what}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{what}: {reason(error)}") from error

@@ -1,42 +1,40 @@
-"""A folder with what `maw.add_maw` put into a model, and the model made of it again.
+"""Saves the depth attention that `maw.add_maw` put into a model, and loads it again.
 
     maw.save_maw(model, "my-maw")
     model = maw.load_maw(AutoModel.from_pretrained(...), "my-maw")
 
     maw.json                  settings, the model's family and name, hashes
-    maw-<hash>.safetensors    what training may change, and all depth kernels and routers
+    maw-<hash>.safetensors    all depth kernels and routers, and all other parameters that training may change
 
-The weights' file is named by its content and written first; maw.json, which names it, is put in place last. So the
-folder holds the old model or the new one at every moment.
+The folder is written and checked as `maw.storage.checksummed_tensors` says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from maw.errors import MAWError, ModelError
+from maw.errors import DamagedError, MAWError, ModelError
 from maw.models.add_maw import add_maw, backbone_of, maw_layers
-from maw.storage.files import write_atomically, write_json
+from maw.storage.checksummed_tensors import check_tensor_files, read_bundle, read_tensors, write_bundle
+from maw.storage.files import read_json
 
 logger = logging.getLogger(__name__)
 
 RECORD = "maw.json"
-_FORMAT = 1
+_WEIGHTS = "maw"
+_FORMAT = 2
 
 
 def save_maw(model: nn.Module, folder: Path | str) -> Path:
-    """Writes a model's depth attention and whatever else of it is to be trained: safetensors and JSON.
+    """Writes a model's depth attention and its other trainable parameters, as safetensors and JSON.
 
-    The pretrained weights that stay frozen are not written; their hash is.
+    Frozen pretrained weights are not written, only their hash.
 
     Returns:
         The folder; an earlier model in it is replaced.
@@ -45,49 +43,44 @@ def save_maw(model: nn.Module, folder: Path | str) -> Path:
         ModelError: the model has no depth attention of `add_maw`.
         MAWError: the folder cannot be written.
     """
-    folder, settings = Path(folder), _settings(model)
-    state = _saved_state(model)
-    content = save({name: each.detach().cpu().contiguous() for name, each in state.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    weights = folder / f"maw-{digest[:16]}.safetensors"
-    write_atomically(weights, lambda path: path.write_bytes(content))
+    folder, backbone = Path(folder), backbone_of(model)[0]
     record = {
         "format": _FORMAT,
-        "model_type": backbone_of(model)[0].config.model_type,
-        "base_model": backbone_of(model)[0].config.name_or_path,
+        "model_type": backbone.config.model_type,
+        "base_model": backbone.config.name_or_path,
         "frozen_sha256": _frozen_sha256(model),
-        "weights": weights.name,
-        "weights_sha256": digest,
-        "settings": settings,
+        "settings": _settings(model),
     }
-    write_json(folder / RECORD, record)
-    for old in folder.glob("maw-*.safetensors"):
-        if old != weights:
-            old.unlink(missing_ok=True)
+    state = {name: each.detach().cpu().contiguous() for name, each in _saved_state(model).items()}
+    write_bundle(folder, record, {_WEIGHTS: state}, name=RECORD)
     return folder
 
 
 def load_maw(model: nn.Module, folder: Path | str) -> nn.Module:
-    """Installs in a pretrained model what `save_maw` wrote; one that `add_maw` changed alike takes the weights alone.
+    """Installs in a pretrained model what `save_maw` wrote.
 
-    A model whose frozen weights are others than those of the one that was saved is loaded with a warning.
+    A model that has depth attention of the same settings gets the saved weights. If the model's frozen weights differ
+    from those of the saved model, a warning is logged.
 
     Returns:
         `model`.
 
     Raises:
-        MAWError: no such folder, or a damaged one.
-        ModelError: a model of another family or other sizes.
+        MAWError: there is no such folder, or it is damaged.
+        ModelError: the model is of another family, or has other sizes.
     """
     folder = Path(folder)
-    record = _read_record(folder / RECORD)
+    record = _read_record(folder)
     backbone, _ = backbone_of(model)
     if backbone.config.model_type != record["model_type"]:
         kinds = f"a {record['model_type']} model, and this one is of type {backbone.config.model_type}"
         raise ModelError(f"{folder}: was saved from {kinds}")
-    state = _read_weights(folder / record["weights"], record["weights_sha256"])
+    state = read_tensors(folder, record, _WEIGHTS)
     if not maw_layers(model):
-        _install(model, folder / RECORD, record["settings"])
+        try:
+            add_maw(model, **record["settings"])
+        except TypeError as error:  # an unknown setting
+            raise MAWError(f"{folder / RECORD}: not what save_maw of this version writes: {error}") from error
     elif _settings(model) != record["settings"]:
         raise ModelError(f"{folder}: the model has depth attention of other settings; load the pretrained model anew")
     wanted = _saved_state(model).keys()
@@ -113,14 +106,14 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 
 def _saved_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, and kernels and routers in any case, by name."""
+    """Depth kernels, routers and all other trainable parameters, by name."""
     layers = maw_layers(model).values()
     own = {id(p) for layer in layers for p in (*layer.kernel_parameters(), *layer.router.parameters())}
     return {name: each for name, each in model.named_parameters() if each.requires_grad or id(each) in own}
 
 
 def _frozen_sha256(model: nn.Module) -> str:
-    """Over the values of all parameters that are not saved."""
+    """SHA-256 of the values of all parameters that are not saved."""
     sha, saved = hashlib.sha256(), _saved_state(model).keys()
     for name, each in sorted(model.named_parameters(), key=lambda pair: pair[0]):
         if name not in saved:
@@ -128,35 +121,17 @@ def _frozen_sha256(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _install(model: nn.Module, path: Path, settings: dict[str, Any]) -> None:
-    try:
-        add_maw(model, **settings)
-    except TypeError as error:  # a setting that there is not
-        raise MAWError(f"{path}: not what save_maw of this version writes: {error}") from error
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    kinds = {"format": int, "model_type": str, "weights": str, "weights_sha256": str, "settings": dict}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MAWError(f"{path}: {error.strerror}; save_maw writes a folder with this file in it") from error
-    except ValueError as error:
-        raise MAWError(f"{path}: is not JSON ({error})") from error
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in kinds.items())
-    if not whole or record["format"] != _FORMAT or Path(record["weights"]).name != record["weights"]:
-        raise MAWError(f"{path}: not what save_maw of this version writes")
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    record = read_json(path, MAWError)
+    if isinstance(record, dict) and record.get("format") == 1:  # of an earlier version, without a hash of maw.json
+        file = {"file": record.get("weights"), "sha256": record.get("weights_sha256")}
+        record |= {"format": _FORMAT, "files": {_WEIGHTS: file}}
+        check_tensor_files(path, record)
+    else:
+        record = read_bundle(folder, name=RECORD)
+    kinds = {"model_type": str, "frozen_sha256": str, "settings": dict}
+    whole = all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    if not whole or record.get("format") != _FORMAT or _WEIGHTS not in record["files"]:
+        raise DamagedError(f"{path}: not what save_maw of this version writes")
     return record
-
-
-def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MAWError(f"{path}: {error.strerror}; save the model again") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise MAWError(f"{path}: damaged (its SHA-256 is not the one recorded); save the model again")
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise MAWError(f"{path}: not a safetensors file ({error})") from error

@@ -27,9 +27,10 @@ from maw.evaluation.confirmatory import LEVEL, METRIC, corrected, signs_for
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.evaluation.power import detectable, queries_needed
 from maw.evaluation.significance import paired_tests
-from maw.report.rebuild import find_folders, read_json, read_result
+from maw.report.rebuild import find_folders, read_result
 from maw.report.tables.trec import FOLDER, read_qrels, token
 from maw.report.text.format import as_table, clean, fact, heading, p_value, wrapped
+from maw.storage.files import read_json
 
 _PERMUTATIONS = 10_000
 _PLACES = ("log_dir", "cache_dir", "dry_run", "profile", "compress_logs", "run_files")

@@ -12,7 +12,6 @@ newest folder of each dataset with the configuration of the newest of all.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
@@ -29,6 +28,7 @@ from maw.evaluation.query_examples import ATTENTION
 from maw.evaluation.query_examples import NAME as EXAMPLES
 from maw.report import layout
 from maw.report.figures import paper_figures, routing_plots
+from maw.storage.files import read_json
 
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
@@ -174,17 +174,3 @@ def read_result(folder: Path) -> dict[str, Any]:
     if missing:
         raise DataError(f"{folder / 'dataset.json'}: lacks {', '.join(missing)}: it is no result of a dataset")
     return result
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        DataError: it cannot be read; one line with the path.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON: {error}") from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maw.config.tier1_config import Tier1Config
-from maw.errors import MAWError
+from maw.errors import MAWError, reason
 from maw.runtime import distributed
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def pick_device(config: Tier1Config) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise MAWError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        raise MAWError(f"--device {name}: {reason(error)}") from error
     return device
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from maw.errors import DataError, MAWError, reason, show
 from maw.runtime.console import event_line, where
-from maw.storage.disk import held
+from maw.storage.locks import held
 
 logger = logging.getLogger(__name__)
 

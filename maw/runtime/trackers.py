@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from maw.errors import reason
 from maw.runtime import distributed
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class Reporter:
             call(*given)
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run is worth more
             self.failed, self._tracker = True, None
-            logger.warning("--report-to %s: %s; the run goes on without", self.kind, _one_line(error))
+            why = f"{type(error).__name__}: {reason(error)}"
+            logger.warning("--report-to %s: %s; the run goes on without", self.kind, why)
 
     def _open(self, name: str, settings: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -252,7 +254,3 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,4 +1,4 @@
-"""Embeddings as `maw.search.exact` and `maw.search.faiss_index` take them, checked before anything is ranked."""
+"""Checks of what a search is given, before anything is ranked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def padded(part: Tensor, size: int) -> Tensor:
-    """The part with rows of zeros up to that many."""
+    """The part, with rows of zeros behind it up to `size` rows."""
     return part if len(part) == size else torch.nn.functional.pad(part, (0, 0, 0, size - len(part)))
 
 
 def as_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """A tensor of the same memory where torch can have it; a copy of what is read-only, as most memory maps are."""
+    """A tensor that shares the values' memory; of a read-only array, as most memory maps are, a copy."""
     if isinstance(values, Tensor):
         return values.detach()
     shared = values.flags.writeable and values.flags.c_contiguous
@@ -25,15 +25,15 @@ def as_tensor(values: Tensor | np.ndarray) -> Tensor:
 
 
 def largest(values: Tensor, kind: str, start: int) -> float:
-    """Largest absolute value of embeddings.
+    """The largest absolute value of embeddings.
 
     Args:
-        values: some rows of them.
+        values: embeddings, one a row.
         kind: "query" or "passage", for the message.
-        start: the number of the first row, for the message.
+        start: number of the first row, for the message.
 
     Raises:
-        NotFiniteError: NaN or infinity, which show in the largest value.
+        NotFiniteError: an embedding holds NaN or infinity; the message names its row.
     """
     if not values.numel():
         return 0.0
@@ -52,11 +52,12 @@ def check_scores(scores_RB: Tensor, first: int, start: int) -> None:
     """Refuses scores that are not finite.
 
     Args:
+        scores_RB: scores of some queries (rows) and passages (columns).
         first: number of the first query.
         start: number of the first passage.
 
     Raises:
-        NotFiniteError: one that is not, with the rows of its query and passage.
+        NotFiniteError: a score is not finite; the message names its query and passage.
     """
     finite = scores_RB.isfinite()
     if not bool(finite.all()):
@@ -71,7 +72,7 @@ def check_arguments(queries_QC: Tensor, passages: Tensor | np.ndarray, k: int, b
     """Refuses shapes that do not agree, and a k or a block below one.
 
     Raises:
-        ValueError: what does not fit.
+        ValueError: an argument does not fit; the message says which.
     """
     if queries_QC.ndim != 2 or passages.ndim != 2 or queries_QC.shape[1] != passages.shape[1]:
         raise ValueError(

@@ -1,24 +1,24 @@
-"""Top-k with FAISS, for corpora where exact search takes too long, and settled by the same scores and order.
+"""Top-k with FAISS, for corpora where exact search takes too long, with the scores and the order of exact search.
 
     scores, rows, facts = faiss_top_k("ivf", queries, passages, 1000, corpus.tie_order(), nprobe=64)
 
 `maw.evaluation.evaluate` uses it for `--search flat`, `ivf` and `hnsw`. FAISS proposes somewhat more than k passages
-a query; those are scored again by a matrix product as in `maw.search.exact`, packed into keys and cut at k, so scores
-are inner products in float32 and equal ones stand in trec_eval's order whatever FAISS made of them.
+for each query. These are scored again by a matrix product as in `maw.search.exact`, packed into keys and cut at k. So
+scores are inner products in float32, and equal scores stand in trec_eval's order.
 
-* flat: `IndexFlatIP`, which compares everything. A query whose k-th score is not clear of all that FAISS left out, by
-  more than rounding, is searched again by `maw.search.exact`: its ties may reach past what was fetched. Always exact.
+* flat: `IndexFlatIP`, which compares everything. Always exact: where the k-th score is not above the last proposal's
+  by more than rounding, ties may reach past what FAISS proposed, and `maw.search.exact` searches the query again.
 * ivf: `IndexIVFFlat` with 4 * sqrt(N) lists, trained on 64 passages a list; each query compares the passages of
-  `nprobe` lists. Lists are found by k-means, which costs as much as comparing some thousand queries with everything.
-* hnsw: `IndexHNSWFlat` with 32 links a passage, FAISS's own effort in building, and as much in searching as passages
-  are fetched. With several threads its graph, and so its results, differ a little between runs.
+  `nprobe` lists. K-means finds the lists, which costs as much as comparing some thousand queries with everything.
+* hnsw: `IndexHNSWFlat` with 32 links a passage, FAISS's default effort in building, and in searching as many
+  candidates as passages are fetched. With several threads its graph, and so its results, differ a little between runs.
 
-A query for which the index found fewer than k passages is searched exactly, so that every list is complete. `facts`
+A query for which the index finds fewer than k passages is searched exactly, so that every list is complete. `facts`
 say how many these were. The index holds a copy of the passages, in their own number format, float32 or float16.
 
 With faiss-gpu and a CUDA device, flat and ivf run there, up to 2048 passages fetched and 2048 lists searched; its flat
-index rounds queries as passages are. Without faiss-gpu a flat search on a CUDA device is the blocked product of
-`maw.search.exact` there, which compares everything too.
+index rounds queries to the passages' format. Without faiss-gpu, `maw.search.exact` does a flat search on a CUDA
+device, which compares everything too.
 
 Legend: Q queries, N passages, C embedding size, K results per query, F passages fetched per query.
 """
@@ -44,7 +44,7 @@ TRAINING_PASSAGES = 64  # per list; FAISS warns below 39 and uses 256 where ther
 MOST_ON_GPU = 2048  # FAISS's own limit there, to what a query fetches and to the lists that it searches
 SAMPLE = 100  # queries on which recall is measured
 _BLOCK = 65_536
-_TILE_ROWS, _TILE_COLUMNS, _COLUMN_MULTIPLE = 16, 1024, 64  # the smallest product that rounds as large ones do
+_TILE_ROWS, _TILE_COLUMNS, _COLUMN_MULTIPLE = 16, 1024, 64  # the smallest product that rounds as larger ones do
 
 
 def faiss_top_k(
@@ -56,7 +56,7 @@ def faiss_top_k(
     *,
     nprobe: int = 64,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The k best passages of every query among those that a FAISS index proposes.
+    """Each query's k best passages among those that a FAISS index proposes.
 
     Args:
         kind: "flat", "ivf" or "hnsw".
@@ -64,14 +64,14 @@ def faiss_top_k(
         passages: passage embeddings, an array that may be a memory map.
         k: how many to return.
         tie_order: for each passage its place among passages of equal score: 0 to N - 1, each once.
-        nprobe: lists that a query searches, of ivf.
+        nprobe: number of lists that a query searches, for ivf.
 
     Shapes:
         queries (Q, C), passages (N, C), tie_order (N,); both results (Q, min(k, N)).
 
     Returns:
         Scores, float32, best first; the passages' rows, int64; and facts: the index and its parameters,
-        "searched_exactly", the number of queries that `maw.search.exact` had to settle or complete, and "index_bytes".
+        "searched_exactly", the number of queries that `maw.search.exact` searched again, and "index_bytes".
 
     Raises:
         MAWError: FAISS is not installed; an embedding that is not a finite number, with its row.
@@ -82,11 +82,11 @@ def faiss_top_k(
     check_arguments(queries_QC, passages, k)
     row_of_tie = rows_by_tie(tie_order, len(passages))
     largest(queries_QC, "query", 0)
+    if not len(passages) or not len(queries_QC):
+        return *top_k(queries_QC, passages, k, tie_order), {"index": kind}
     k = min(k, len(passages))
     fetched = min(len(passages), k + k // 8 + EXTRA)
-    if not k or not len(queries_QC):
-        return *top_k(queries_QC, passages, max(k, 1), tie_order), {"index": kind}
-    if kind == "flat" and device.type == "cuda" and not _faiss_sees_gpus():
+    if kind == "flat" and device.type == "cuda" and not _faiss().get_num_gpus():
         found = top_k(queries_QC, passages, k, tie_order)
         return *found, {"index": kind, "fetched": k, "searched_exactly": len(queries_QC)}
     half = passages.dtype == np.float16
@@ -97,9 +97,9 @@ def faiss_top_k(
     keys_QF = _exact_keys(queries_QC, passages, torch.from_numpy(rows_QF), as_tensor(tie_order).cpu().long())
     keys_QK = best(keys_QF, k, ordered=True)
     scores_QK, result_QK = scores_of(keys_QK), row_of_tie[ties_of(keys_QK).clamp(max=len(passages) - 1)]
-    most_Q = longest * queries_QC.norm(dim=1)
     redo_Q = keys_QK[:, -1] == NOTHING
-    if not (most_Q < LARGEST / 2).all():  # perhaps beyond float32: exact search says so, of all, to name the right one
+    most_Q = longest * queries_QC.norm(dim=1)  # no score is larger
+    if not (most_Q < LARGEST / 2).all():  # exact search of all queries names the first score beyond float32
         redo_Q[:] = True
     if kind == "flat" and fetched < len(passages):
         digits = torch.finfo(torch.float16 if half and device.type == "cuda" else torch.float32)
@@ -112,7 +112,7 @@ def faiss_top_k(
 
 
 def recall(found: np.ndarray, exact: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
-    """Share of the exact k best that are among the k best found, over the queries, for each cutoff k.
+    """For each cutoff k, the share of the exact k best that are among the k best found; the mean over the queries.
 
     Args:
         found: rows of passages, best first, (Q, K).
@@ -120,7 +120,9 @@ def recall(found: np.ndarray, exact: np.ndarray, cutoffs: Sequence[int]) -> dict
         cutoffs: where to cut both; one beyond K counts as K.
     """
     pairs = list(zip(found, exact, strict=True))
-    return {str(k): float(np.mean([np.isin(b[:k], a[:k]).mean() for a, b in pairs])) for k in cutoffs}
+    return {
+        str(k): float(np.mean([np.isin(wanted[:k], listed[:k]).mean() for listed, wanted in pairs])) for k in cutoffs
+    }
 
 
 def sampled_recall(
@@ -129,7 +131,8 @@ def sampled_recall(
     """Recall of an approximate search at 10, 100 and k, on up to 100 queries spread evenly over all.
 
     Args:
-        rows: what it found for all queries, (Q, K).
+        rows: rows of the passages that the search found for all queries, (Q, K).
+        queries, passages, k, tie_order: as in `maw.search.exact.top_k`.
     """
     sample = np.unique(np.linspace(0, len(queries) - 1, min(SAMPLE, len(queries))).astype(int))
     _, exact = top_k(queries[sample], passages, k, tie_order)
@@ -140,7 +143,7 @@ def sampled_recall(
 def _index(
     kind: str, size: int, passages: int, fetched: int, nprobe: int, device: torch.device, half: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    """An empty index and its parameters; with `half` it holds its passages in float16."""
+    """An empty index and its parameters; with `half` it holds passages in float16."""
     faiss = _faiss()
     facts: dict[str, Any] = {"index": kind}
     product, form = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
@@ -172,12 +175,8 @@ def _index(
     return index, facts
 
 
-def _faiss_sees_gpus() -> bool:
-    return _faiss().get_num_gpus() > 0
-
-
 def _faiss() -> Any:
-    """The library, loaded only here; it gets as many threads as torch has."""
+    """The library, loaded only here, with as many threads as torch has."""
     try:
         import faiss
     except ImportError as error:
@@ -190,7 +189,7 @@ def _faiss() -> Any:
 
 
 def _fill(index: Any, passages: np.ndarray) -> float:
-    """Trains the index, adds the passages in blocks, and gives the length of the longest."""
+    """Trains the index, adds the passages in blocks, and returns the largest Euclidean length of a passage."""
     if not index.is_trained:
         count = min(len(passages), index.nlist * TRAINING_PASSAGES)
         rows = np.linspace(0, len(passages) - 1, count).astype(int)
@@ -209,8 +208,8 @@ def _fill(index: Any, passages: np.ndarray) -> float:
 
 
 def _bytes(index: Any, shape: tuple[int, int], facts: dict[str, Any], half: bool) -> int:
-    """What the index holds: the passages in float32, or float16 with `half`; of ivf their numbers and the lists'
-    centres, always float32; of hnsw links."""
+    """The bytes that an index holds: passages in float32, or float16 with `half`; for ivf also the passages' numbers
+    and the lists' centres, in float32; for hnsw also the links."""
     count, width = shape
     size = count * width * np.dtype(np.float16 if half else np.float32).itemsize
     if "nlist" in facts:
@@ -222,10 +221,10 @@ def _bytes(index: Any, shape: tuple[int, int], facts: dict[str, Any], half: bool
 
 
 def _exact_keys(queries_QC: Tensor, passages: np.ndarray, rows_QF: Tensor, ties_N: Tensor) -> Tensor:
-    """The keys of each query's own passages, (Q, F); `NOTHING` where the row is -1.
+    """The keys of each query's own passages, (Q, F), from exact products; `NOTHING` where the row is -1.
 
-    A product of few rows or columns takes another path in the library, which rounds otherwise; padding to the size
-    where the paths meet gives the scores of `maw.search.exact`.
+    A product of few rows or columns takes another path in the library, which rounds otherwise. Padded to the smallest
+    size that does not, it gives the scores of `maw.search.exact`.
     """
     keys_QF = torch.full(rows_QF.shape, NOTHING)
     width = max(_TILE_COLUMNS, -(-rows_QF.shape[1] // _COLUMN_MULTIPLE) * _COLUMN_MULTIPLE)

@@ -1,7 +1,9 @@
-"""A score and a tie order in one 64-bit integer that sorts as they do together.
+"""Keys: a score and a tie order in one 64-bit integer, which sorts by score and then by tie order.
 
-`maw.search.exact` and `maw.search.faiss_index` keep candidates as keys: merging lists of them, with trec_eval's order
-among equal scores, is then no more than taking the largest integers.
+The searches of this folder keep candidates as keys. To merge lists of candidates, with trec_eval's order among equal
+scores, is then to take the largest integers.
+
+Legend: R rows, such as queries, W keys of a row, k results of a row.
 """
 
 from __future__ import annotations
@@ -14,13 +16,11 @@ _LOW_BITS = 2**32 - 1
 
 
 def pack(scores: Tensor, ties: Tensor) -> Tensor:
-    """int64 keys that sort as (score ascending, tie order descending); -0.0 counts as 0.0.
-
-    The bits of a float32 sort like integers when it is positive; when it is negative, all but its sign are flipped.
+    """Keys, int64: a higher score has a larger key, and so has a lower tie order among equal scores. -0.0 equals 0.0.
 
     Args:
         scores: float32, finite.
-        ties: int64, from 0 to 2**32 - 1.
+        ties: tie orders, int64, from 0 to 2**32 - 1.
     """
     bits = (scores + 0.0).view(torch.int32)
     return (_flipped(bits).long() << 32) + (_LOW_BITS - ties)
@@ -32,7 +32,10 @@ def scores_of(keys: Tensor) -> Tensor:
 
 
 def _flipped(bits: Tensor) -> Tensor:
-    """All bits but the sign flipped, where that is set; done twice, it changes nothing."""
+    """Bits of float32 as integers that sort as the numbers do, and back.
+
+    The bits of positive numbers do already; of negative ones all bits but the sign are flipped.
+    """
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
@@ -42,16 +45,13 @@ def ties_of(keys: Tensor) -> Tensor:
 
 
 NOTHING = int(pack(torch.tensor(-torch.inf), torch.tensor(_LOW_BITS)))
-"""Below the key of every finite score; what stands where no candidate does."""
+"""The key of an empty place: below the key of every finite score."""
 
 
 def best(keys_RW: Tensor, k: int, *, ordered: bool = False) -> Tensor:
-    """The k largest keys of each row, largest first if `ordered`.
-
-    On a CPU numpy's partition of 64-bit integers is several times faster than torch's top-k.
-    """
+    """The k largest keys of each row, (R, k), largest first if `ordered`."""
     if keys_RW.device.type != "cpu":
         return keys_RW.topk(k, dim=1, sorted=ordered).values
-    width = keys_RW.shape[1]
-    kept_RK = keys_RW.numpy() if k == width else np.partition(keys_RW.numpy(), width - k, axis=1)[:, width - k :]
-    return torch.from_numpy(np.sort(kept_RK, axis=1)[:, ::-1].copy() if ordered else kept_RK)
+    keys, cut = keys_RW.numpy(), keys_RW.shape[1] - k  # numpy is several times faster than torch here
+    kept = np.partition(keys, cut, axis=1)[:, cut:] if cut else keys
+    return torch.from_numpy(np.sort(kept, axis=1)[:, ::-1].copy() if ordered else kept)

@@ -1,4 +1,4 @@
-"""JSON files that know when they were damaged: the last entry is the SHA-256 of the file's own bytes."""
+"""JSON files whose last entry is a SHA-256 of the file, so that a reader notices damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maw.errors import DamagedError, MAWError
+from maw.errors import DamagedError, MAWError, reason
 from maw.storage.files import json_text, write_atomically
 
 _OWN, _BLANK = "sha256", "0" * 64
@@ -17,10 +17,10 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
 
 
 def write_signed(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes strict JSON whose last entry, "sha256", is the hash of the file with zeros in that place.
+    """Writes strict JSON. Its last entry "sha256" is the hash of the file with zeros in place of the hash.
 
     Raises:
-        MAWError: as `maw.files.write_json`.
+        MAWError: as `maw.storage.files.write_json`.
     """
     text = json_text(path, {**record, _OWN: _BLANK})
     content = text.encode("utf-8", errors="backslashreplace")  # lone surrogates as JSON's own escapes
@@ -30,16 +30,16 @@ def write_signed(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_signed(path: Path) -> dict[str, Any]:
-    """The record of `write_signed`, without its hash.
+    """The record that `write_signed` wrote, without the hash.
 
     Raises:
-        DamagedError: one bit of it or more is not as it was written.
-        MAWError: it cannot be read at all.
+        DamagedError: the file is not as it was written.
+        MAWError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise MAWError(f"{path}: cannot be read: {error.strerror}") from error
+        raise MAWError(f"{path}: cannot be read ({reason(error)})") from error
     try:
         record = json.loads(content)
         digest = record.pop(_OWN)
@@ -52,7 +52,7 @@ def read_signed(path: Path) -> dict[str, Any]:
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Removes what interrupted writers left in a folder; call it only where no one else writes there."""
+    """Removes what interrupted writers left in a folder; call it only while nothing else writes there."""
     for path in folder.glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

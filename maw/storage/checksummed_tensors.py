@@ -1,27 +1,27 @@
-"""A record and its tensors as one folder that is whole, old or new, at every moment, and knows when it was damaged.
+"""A JSON record and its tensors in one folder. A reader finds the old content or the new one, and notices damage.
 
     write_bundle(folder, {"epoch": 3}, {"weights": tensors})
     record = read_bundle(folder)                        # every byte compared with its SHA-256
     tensors = read_tensors(folder, record, "weights")
 
-A folder holds
+The folder holds
 
-    record.json                    the record in clear; last in it the SHA-256 of each tensor file and of its own bytes
-    record.previous.json           the one before it, where the writer wants to keep it, with its tensor files
-    weights-1f2e3d4c....safetensors    named by their content
+    record.json                        the record; its last entries are the SHA-256 of each tensor file and its own
+    record.previous.json               the record before it with its tensor files, if the writer keeps that
+    weights-1f2e3d4c....safetensors    tensor files, named by their content
 
-Tensor files are written first, each beside its place, flushed and renamed; the record, which names them, is renamed
-into place last. Checkpoints (`maw.training.checkpoint`) and the runs of an arm that are finished
-(`maw.experiment.dataset_state`) are kept so.
-Nothing here is pickled.
+The tensor files are written first and the record that names them last, each atomically. Checkpoints
+(`maw.training.checkpoint`), finished trainings of an unfinished run (`maw.experiment.dataset_state`) and the models of
+`maw.save_maw` have this format. Nothing here is pickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,26 @@ def write_bundle(
     name: str = RECORD,
     keep_previous: bool = False,
 ) -> None:
-    """Writes a record and its tensors in the place of those that stand there.
+    """Writes a record and its tensors, and replaces those that the folder holds.
 
     Args:
-        folder: made if need be; whatever an interrupted writer left in it is removed.
+        folder: is made if it is missing; the remains of interrupted writers are removed from it.
         record: JSON-able.
-        tensors: group -> name -> tensor; a group is one file.
-        name: of the record's file.
-        keep_previous: keep what stood there, for `read_bundle` to fall back on.
+        tensors: group -> name -> tensor; each group is one file. Other files of these groups are removed.
+        name: file name of the record.
+        keep_previous: keep the replaced record and its tensors, for `read_bundle` to fall back on.
 
     Raises:
-        MAWError: the folder cannot be written, or a number of the record is not finite; nothing there was changed.
+        MAWError: the folder cannot be written, or a number of the record is not finite; nothing was changed.
     """
-    files = {group: _write_tensors(folder, group, each) for group, each in tensors.items() if each}
+    files = {}
+    for group in (group for group, each in tensors.items() if each):
+        content = safetensors.torch.save(dict(tensors[group]))
+        digest = hashlib.sha256(content).hexdigest()
+        file = folder / f"{group}-{digest[:16]}.safetensors"
+        if not (file.is_file() and sha256(file) == digest):
+            write_atomically(file, lambda temporary, content=content: temporary.write_bytes(content))
+        files[group] = {"file": file.name, "bytes": len(content), "sha256": digest}
     path, previous = folder / name, _previous(folder, name)
     if keep_previous and path.is_file():
         before = path.read_bytes()
@@ -67,19 +74,20 @@ def write_bundle(
     write_signed(path, {**record, "files": files})
     if not keep_previous:
         previous.unlink(missing_ok=True)
-    _remove_others(folder, [path, previous])
+    _remove_unnamed(folder, tensors, [path, previous])
+    clear_temporaries(folder)
 
 
 def read_bundle(folder: Path, *, name: str = RECORD, repair: bool = False) -> dict[str, Any]:
-    """The record, or the previous one with a warning if this one or its files are damaged.
+    """Reads the record and checks its files. If something is damaged, warns and returns the previous record.
 
     Args:
-        folder: of `write_bundle`.
-        name: of the record's file.
-        repair: put the previous record in the place of a damaged one, so that the next writer keeps the good one.
+        folder: as for `write_bundle`.
+        name: file name of the record.
+        repair: overwrite a damaged record with the previous one, so that the next writer keeps the good one.
 
     Raises:
-        DamagedError: neither can be used; names the file.
+        DamagedError: the record is damaged, and there is no whole previous one; names the file.
         MAWError: there is no record.
     """
     path, previous = folder / name, _previous(folder, name)
@@ -97,10 +105,10 @@ def read_bundle(folder: Path, *, name: str = RECORD, repair: bool = False) -> di
 
 
 def read_tensors(folder: Path, record: Mapping[str, Any], group: str) -> dict[str, Tensor]:
-    """One group's tensors, on the CPU; none if the record has no such group.
+    """The tensors of one group on the CPU; an empty dictionary if the record has no such group.
 
     Raises:
-        DamagedError: the file is no safetensors file.
+        DamagedError: the file is not in safetensors format.
     """
     if group not in record["files"]:
         return {}
@@ -111,19 +119,16 @@ def read_tensors(folder: Path, record: Mapping[str, Any], group: str) -> dict[st
         raise DamagedError(f"{path}: cannot be read ({error})") from error
 
 
-def _write_tensors(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Writes one file, unless one of the same content is there; gives its entry in the record."""
-    content = safetensors.torch.save(dict(tensors))
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"{group}-{digest[:16]}.safetensors"
-    if not (path.is_file() and sha256(path) == digest):
-        write_atomically(path, lambda temporary: temporary.write_bytes(content))
-    return {"file": path.name, "bytes": len(content), "sha256": digest}
+def check_tensor_files(path: Path, record: Mapping[str, Any]) -> None:
+    """Compares each file that a record names with its SHA-256.
 
+    Args:
+        path: the record's file; its tensors are in the same folder.
+        record: has "files": group -> {"file": name, "sha256": hash}.
 
-def _read(path: Path) -> dict[str, Any]:
-    """A record, after a look at every byte of it and of its files."""
-    record = read_signed(path)
+    Raises:
+        DamagedError: a file is missing or damaged, or its name is not one that `write_bundle` gives.
+    """
     try:
         files = [(path.parent / each["file"], each["sha256"]) for each in record["files"].values()]
         if not all(_TENSORS.fullmatch(file.name) and file.parent == path.parent for file, _ in files):
@@ -133,10 +138,15 @@ def _read(path: Path) -> dict[str, Any]:
     for file, digest in files:
         try:
             actual = sha256(file)
-        except OSError as error:
-            raise DamagedError(f"{file}: cannot be read ({error.strerror}), and {path.name} names it") from error
+        except MAWError as error:
+            raise DamagedError(f"{error}, and {path.name} names it") from error
         if actual != digest:
             raise DamagedError(f"{file}: damaged (its SHA-256 is not the one recorded)")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    record = read_signed(path)
+    check_tensor_files(path, record)
     return record
 
 
@@ -145,16 +155,12 @@ def _previous(folder: Path, name: str) -> Path:
     return folder / f"{stem}.previous.{suffix}"
 
 
-def _remove_others(folder: Path, records: list[Path]) -> None:
-    """Removes the tensor files that no record names, and what interrupted writers left."""
+def _remove_unnamed(folder: Path, groups: Iterable[str], records: list[Path]) -> None:
+    """Removes the groups' tensor files that no record names."""
     kept: set[str] = set()
     for path in records:
-        if path.is_file():
-            try:
-                kept |= {each["file"] for each in read_signed(path)["files"].values()}
-            except (MAWError, KeyError, TypeError, AttributeError):
-                continue  # what a damaged record names cannot be used either
-    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(MAWError, KeyError, TypeError, AttributeError):  # missing, or damaged: names nothing
+            kept |= {each["file"] for each in read_signed(path)["files"].values()}
+    for path in (each for group in groups for each in folder.glob(f"{group}-*.safetensors")):
         if _TENSORS.fullmatch(path.name) and path.name not in kept:
             path.unlink(missing_ok=True)
-    clear_temporaries(folder)

@@ -1,6 +1,7 @@
-"""Files that are either whole or not there: written beside their place, flushed to disk, then renamed into it.
+"""Atomic writes, reading and writing JSON, SHA-256 of files.
 
-JSON is strict, without NaN and infinity, and reads well. `maw.report.tables.csv_file` adds tables.
+A file is written under a temporary name in its folder, flushed to disk, then renamed, so that a reader finds the old
+content or the new one. JSON is strict: NaN and infinity are refused. `maw.report.tables.csv_file` writes tables.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maw.errors import MAWError, reason
+from maw.errors import DataError, MAWError, reason, show
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` fill a temporary file in `path`'s folder, then puts it in `path`'s place.
+    """Calls `write` with a temporary path, then renames that file to `path`.
 
-    Whatever happens, `path` holds either what it held before or the whole new content.
+    If anything fails, `path` keeps its old content.
 
     Args:
-        path: where the file is to be; its folder is created.
-        write: given the temporary path, writes and closes it.
+        path: the file; its folder is created.
+        write: writes and closes the file at the temporary path that it gets.
 
     Raises:
         MAWError: the disk is full, or the folder cannot be written; names the path.
@@ -39,9 +40,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         temporary = Path(name)
         write(temporary)
         give_usual_mode(temporary)
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise MAWError(f"cannot write {path}: {reason(error)}; nothing there was changed") from error
     finally:
@@ -52,36 +53,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes UTF-8 text, with lone surrogates as the escapes that JSON, too, has for them.
+    r"""Writes UTF-8 text. A lone surrogate is written as an escape such as \ud800, as in JSON.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: the path cannot be written.
     """
     content = text.encode("utf-8", errors="backslashreplace")
     return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Writes strict JSON, indented, with lists of plain values on one line each.
+    """Writes strict, indented JSON; a list of plain values takes one line.
 
     Args:
-        path: the file; its folder is made.
-        value: nested dictionaries, lists, tuples, dataclasses, numpy arrays and numbers, paths, and JSON's
-            own types.
+        path: the file; its folder is created.
+        value: nested dictionaries, lists, tuples, dataclasses, numpy arrays and numbers, paths, and the types of JSON.
 
     Returns:
         `path`.
 
     Raises:
-        MAWError: a number that JSON has no way to write (NaN, infinity), named by its keys; a path that
-            cannot be written.
-        TypeError: an object that is none of the above, or two keys that read the same.
+        MAWError: a number is NaN or infinite, named by its keys; or the path cannot be written.
+        TypeError: an object of another type, or two keys with the same text.
     """
     return write_text(path, json_text(path, value))
 
 
 def json_text(path: Path, value: Any) -> str:
-    """What `write_json` writes; `path` is for its message."""
+    """The text that `write_json` writes; `path` is named in error messages."""
     try:
         return _render(_plain(value, ()), "") + "\n"
     except _NotFiniteError as error:
@@ -89,20 +88,34 @@ def json_text(path: Path, value: Any) -> str:
 
 
 def json_line(value: Any) -> str:
-    """Strict JSON on one line, in ASCII; takes what `write_json` takes.
+    """Strict JSON on one line, in ASCII, of the values that `write_json` takes.
 
     Raises:
-        ValueError: a number that JSON has no way to write, named by its keys.
+        ValueError: a number is NaN or infinite, named by its keys.
         TypeError: as `write_json`.
     """
     return json.dumps(_plain(value, ()), allow_nan=False)
 
 
-def check_writable(folder: Path | str) -> None:
-    """Makes the folder and, for a moment, a file in it, so that a run does not learn at its end that it cannot write.
+def read_json(path: Path, error: type[MAWError] = DataError) -> Any:
+    """The value in a JSON file.
 
     Raises:
-        MAWError: names the folder.
+        DataError: the file cannot be read, or is not JSON; an error of the class `error`, if one is given.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as wrong:
+        raise error(f"{path}: cannot be read ({reason(wrong)})") from wrong
+    except (ValueError, RecursionError) as wrong:
+        raise error(f"{path}: is not JSON ({show(reason(wrong))[1:-1]})") from wrong
+
+
+def check_writable(folder: Path | str) -> None:
+    """Creates the folder and a temporary file in it, so that a run finds at its start that it cannot write.
+
+    Raises:
+        MAWError: the folder cannot be written; names it.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -111,10 +124,22 @@ def check_writable(folder: Path | str) -> None:
         raise MAWError(f"cannot write to {folder}: {reason(error)}; choose another folder") from error
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal; OSError if it cannot be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, error: type[MAWError] = DataError) -> str:
+    """The SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        DataError: the file cannot be read; an error of the class `error`, if one is given.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as wrong:
+        raise error(f"{path}: cannot be read ({reason(wrong)})") from wrong
+
+
+def json_sha(value: Any) -> str:
+    """The SHA-256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 class _NotFiniteError(ValueError):
@@ -122,8 +147,8 @@ class _NotFiniteError(ValueError):
 
 
 def _plain(value: Any, keys: tuple[str, ...]) -> Any:
-    """The same in JSON's own types."""
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers, which are not loaded for this
+    """The value in the types of JSON."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers, recognised without importing numpy
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         raise _NotFiniteError(".".join(keys) or "the value")
@@ -148,7 +173,7 @@ def _plain_mapping(value: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[str,
 
 
 def _render(value: Any, indent: str) -> str:
-    """JSON of plain values; a list without lists or dictionaries in it takes one line, however long."""
+    """JSON text of plain values; a list without lists or dictionaries in it takes one line."""
     deeper = indent + "  "
     if isinstance(value, dict) and value:
         lines = [f"{deeper}{_scalar(key)}: {_render(each, deeper)}" for key, each in value.items()]
@@ -163,18 +188,14 @@ def _scalar(value: Any) -> str:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Lets those read and write a file who may do so with the files that a program makes without a word."""
-    path.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    current = os.umask(0)
+    """Gives a file the permissions of a newly created one; temporary files are private to their owner."""
+    current = os.umask(0)  # there is no way to read it but to set it
     os.umask(current)
-    return current
+    path.chmod(0o666 & ~current)
 
 
-def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
+def flush(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The record of an unfinished run: run.json in the folder `state` of its `log_dir`."""
+"""File names in a run's folder, and the record of an unfinished run, state/run.json."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from maw.errors import ConfigError, MAWError
 from maw.storage.checksummed import read_signed
 
 STATE, RUN = "state", "run.json"
+CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint.json"
+BEST, LATEST = "best", "latest"  # how the names of checkpoint folders end
 VERSION = 2
 """Of what `state` holds; higher by one when its files or the package's modules change so that no older run goes on."""
 
 
 def read_run(log_dir: Path) -> dict[str, Any]:
-    """How the unfinished run in a folder was started.
+    """The record of the unfinished run in a folder: its configuration, code, libraries.
 
     Raises:
-        ConfigError: there is none, or its record is damaged or of another version.
+        ConfigError: there is no unfinished run, or its record is damaged or of another version.
     """
     path = log_dir / STATE / RUN
     if not path.is_file():
@@ -33,10 +35,10 @@ def read_run(log_dir: Path) -> dict[str, Any]:
 
 
 def is_unfinished(log_dir: Path | str) -> bool:
-    """Whether the folder holds a run that can go on."""
+    """Whether the folder has a run that can be resumed."""
     return (Path(log_dir) / STATE / RUN).is_file()
 
 
 def is_finished(log_dir: Path) -> bool:
-    """Whether a run came to its end in the folder and none has begun since."""
+    """Whether a run ended in the folder, and none has started since."""
     return (log_dir / "summary" / "all_results.json").is_file() and not is_unfinished(log_dir)

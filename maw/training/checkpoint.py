@@ -1,13 +1,13 @@
-"""Checkpoints: a folder with `checkpoint.json` and tensors in safetensors, checked byte by byte when it is read.
+"""Checkpoints: folders with `checkpoint.json` and tensors in safetensors, whose checksums are compared at loading.
 
     from tier_1 import load_checkpoint, cleanup_checkpoints
     model = load_checkpoint("logs/tier1/checkpoints/pystdlib_maw_best")
     cleanup_checkpoints("logs/tier1/checkpoints", keep_best=True)
 
-Only what training changed is stored, so a LoRA checkpoint is a few hundred kilobytes; the pretrained weights are
-found again by the model's name and checked by their hash. Beside `weights`, which `load_checkpoint` reads, stands
-`training`: optimizers, schedule, random numbers, routers' learners, passage bank and position, all that `--resume`
-needs to go on to the same result (`maw.training.state`). `maw.storage.checksummed` says how the folder stays whole.
+Only the trained parameters are stored, so a LoRA checkpoint has a few hundred kilobytes; the pretrained weights are
+found by the model's name and checked by their hash. `load_checkpoint` reads the tensor file `weights`. The file
+`training` has what `--resume` needs to reach the same result: optimizers, schedule, random numbers, learners of
+routers, passage bank and position (`maw.training.state`). The format is that of `maw.storage.checksummed_tensors`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ import torch
 from torch import Tensor
 
 from maw.config.tier1_config import Tier1Config
-from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError
-from maw.models.model_files import WEIGHTS, sha256
+from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
+from maw.models.model_files import WEIGHTS
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime.devices import unwrap
 from maw.storage.checksummed_tensors import read_bundle, read_tensors, write_bundle
-from maw.storage.run_record import is_unfinished
+from maw.storage.files import sha256
+from maw.storage.run_record import BEST, CHECKPOINT, LATEST, is_unfinished
 from maw.training.state import State, joined, separated
 
 logger = logging.getLogger(__name__)
 
-RECORD, CARD = "checkpoint.json", "README.md"
+CARD = "README.md"
 FIELDS = {"retriever": str, "config": dict, "pretrained_sha256": str | None, "files": dict}
 RETRIEVERS = {"baseline": BaselineRetriever, "maw": MAWRetriever}
-BEST, LATEST = "best", "latest"
 _KIND = re.compile(rf"_({BEST}|{LATEST}|epoch[0-9]+)$")
 
 
@@ -56,19 +56,19 @@ def save_checkpoint(
     run: Mapping[str, Any] | None = None,
     keep_previous: bool = False,
 ) -> Path:
-    """Writes a checkpoint, replacing the one that stands there.
+    """Writes a checkpoint, and replaces the one in the folder.
 
     Args:
-        epoch: the epoch, from 1, whose weights the model holds; inside an epoch, the one that is not over.
-        best_val_metric: validation nDCG@10 of the best epoch so far; None before the first is over.
-        step: batches trained on so far.
-        training: what else training needs to go on from here.
-        run: which run and which part of it this is, so that no other goes on from it.
-        keep_previous: keep the checkpoint that stands there, to fall back on if this one is damaged.
+        epoch: the epoch of the model's weights, from 1; it may be unfinished.
+        best_val_metric: validation nDCG@10 of the best epoch so far; None before the first has ended.
+        step: number of batches so far.
+        training: what else resuming needs.
+        run: identifies the run and its part; only that can resume from the checkpoint.
+        keep_previous: keep the replaced checkpoint, to fall back on if this one gets damaged.
 
     Raises:
         MAWError: the folder cannot be written.
-        NotFiniteError: a weight or anything else that is NaN or infinite; nothing is written.
+        NotFiniteError: a weight or another number is NaN or infinite; nothing is written.
     """
     model = unwrap(model)
     config = model.config
@@ -89,24 +89,24 @@ def save_checkpoint(
         "training": facts,
     }
     groups = {"weights": weights, "training": tensors}
-    write_bundle(folder, record, groups, name=RECORD, keep_previous=keep_previous)
-    (folder / CARD).unlink(missing_ok=True)  # it tells of the model that stood there
+    write_bundle(folder, record, groups, name=CHECKPOINT, keep_previous=keep_previous)
+    (folder / CARD).unlink(missing_ok=True)  # it describes the replaced model
     return folder
 
 
 def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> BaselineRetriever:
-    """A ready retriever, in evaluation mode, with the checkpoint's weights.
+    """The retriever of a checkpoint, in evaluation mode.
 
-    Its record, `epoch` and `training_history` among it, is left in the retriever's `checkpoint` attribute. A latest
-    checkpoint that is damaged is passed over with a warning for the one saved before it.
+    The retriever's attribute `checkpoint` has the record, with `epoch` and `training_history`. If a latest checkpoint
+    is damaged, the one before it is loaded with a warning.
 
     Args:
         folder: of the checkpoint, such as logs/tier1/checkpoints/msmarco_maw_best.
-        device: where the retriever is to be.
+        device: of the retriever.
 
     Raises:
-        MAWError: no checkpoint there, or a damaged one.
-        ModelError: the pretrained model cannot be found, or is not the one that was trained.
+        MAWError: there is no checkpoint in the folder, or it is damaged.
+        ModelError: the pretrained model cannot be found, or its weights are not those that were trained.
     """
     folder = Path(folder)
     record = read_record(folder)
@@ -119,12 +119,15 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
 
 
 def load_training(folder: Path, run: Mapping[str, Any]) -> tuple[dict[str, Tensor], State] | None:
-    """The weights and the training state of a part of a run; None where it has saved none, or none that is whole.
+    """Loads weights and training state to resume from.
 
     Args:
-        run: as `save_checkpoint` got it; another run's checkpoint, left in the same folder, is none.
+        run: as for `save_checkpoint`; the checkpoint of another run does not count.
+
+    Returns:
+        None if there is no such checkpoint, or it is damaged.
     """
-    if not (folder / RECORD).is_file():
+    if not (folder / CHECKPOINT).is_file():
         return None
     try:
         record = read_record(folder, repair=True)
@@ -140,14 +143,14 @@ def load_training(folder: Path, run: Mapping[str, Any]) -> tuple[dict[str, Tenso
 def cleanup_checkpoints(folder: Path | str, keep_best: bool = True) -> list[Path]:
     """Removes the checkpoints in a folder such as logs/tier1/checkpoints, and nothing else.
 
-    While a run is unfinished its latest checkpoints stay, since `--resume` goes on from them.
+    The latest checkpoints of an unfinished run stay, since `--resume` needs them.
 
     Args:
-        folder: where the checkpoints' own folders lie.
-        keep_best: leave those of the best epochs.
+        folder: has one folder for each checkpoint.
+        keep_best: keep the checkpoints of the best epochs.
 
     Returns:
-        The folders that were removed.
+        The removed folders.
 
     Raises:
         MAWError: there is no such folder, or a checkpoint cannot be removed.
@@ -158,28 +161,28 @@ def cleanup_checkpoints(folder: Path | str, keep_best: bool = True) -> list[Path
     try:
         for path in sorted(folder.iterdir()):
             kind = _KIND.search(path.name)
-            if kind is None or path.is_symlink() or not (path / RECORD).is_file():
+            if kind is None or path.is_symlink() or not (path / CHECKPOINT).is_file():
                 continue
             if (keep_best and kind[1] == BEST) or (unfinished and kind[1] == LATEST):
                 continue
             shutil.rmtree(path)
             removed.append(path)
     except OSError as error:
-        raise MAWError(f"{folder}: cannot be cleaned up: {error.strerror or error}") from error
+        raise MAWError(f"{folder}: cannot be cleaned up: {reason(error)}") from error
     return removed
 
 
 def read_record(folder: Path, repair: bool = False) -> dict[str, Any]:
-    """A checkpoint's record, every byte of the checkpoint checked.
+    """The record of a checkpoint; all of its files are compared with their checksums.
 
     Raises:
-        DamagedError: it is damaged, and there is none saved before it to fall back on.
-        MAWError: there is none, or not of this version.
+        DamagedError: the checkpoint is damaged or of another version, and there is no previous one.
+        MAWError: there is no checkpoint.
     """
-    path = folder / RECORD
+    path = folder / CHECKPOINT
     if not path.is_file():
         raise MAWError(f"{path}: there is no such file; a checkpoint is a folder with this file in it")
-    record = read_bundle(folder, name=RECORD, repair=repair)
+    record = read_bundle(folder, name=CHECKPOINT, repair=repair)
     whole = FIELDS.keys() <= record.keys() and all(isinstance(record[key], kind) for key, kind in FIELDS.items())
     if not whole or record["retriever"] not in RETRIEVERS or "weights" not in record["files"]:
         raise DamagedError(f"{path}: not a checkpoint record of this version")
@@ -197,17 +200,17 @@ def _check_finite(folder: Path, step: int, groups: Mapping[str, Mapping[str, Ten
 
 
 def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
-    """All weights as they were read and trained: layers that nothing trains may be at work in a narrower format."""
+    """All weights of the encoder in float32, also those of frozen layers that compute in a narrower format."""
     whole = model
     if model.precision != torch.float32:
-        with torch.random.fork_rng(devices=[]):  # what a new model draws must not change what training draws next
+        with torch.random.fork_rng(devices=[]):  # building a model must not change the random numbers of training
             whole = type(model)(replace(model.config, precision="float32"))
         whole.load_trained_state(model.trained_state())
     return {name: each.detach().cpu().clone() for name, each in whole.encoder.state_dict().items()}
 
 
 def _pretrained_sha256(model: BaselineRetriever) -> str | None:
-    """Of the weights' file that the model was built from; None for a model that its hub's name stands for."""
+    """SHA-256 of the file of pretrained weights; None for a model of the hub."""
     path = model.spec.folder / WEIGHTS if model.spec.folder else None
     if path is None or not path.is_file():
         return None
@@ -217,5 +220,5 @@ def _pretrained_sha256(model: BaselineRetriever) -> str | None:
 
 @lru_cache(maxsize=8)
 def _sha256_once(path: Path, size: int, changed: int) -> str:
-    """The SHA-256 of a file of that size and date; large, and asked for at every save."""
-    return sha256(path)
+    """The SHA-256 of a file, computed once for each size and date: the file is large, and every save asks."""
+    return sha256(path, ModelError)

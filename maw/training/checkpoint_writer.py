@@ -1,12 +1,12 @@
-"""Saves one training: the checkpoints that the user asked for, and the one that a resumed run goes on from.
+"""Saves one training: the checkpoints that the user wants, and the one that `--resume` needs.
 
     writer = CheckpointWriter(config, folder, "pystdlib_maw", dataset="pystdlib", method="maw", run={"id": ...})
     train_retriever(model, ..., writer=writer)
     writer.finish()
 
-`<name>_best` is written after every epoch that is better than those before, `<name>_epochNNN` on request, and
-`<name>_latest` after every epoch, every `save_every` minutes, and when a signal asks for it. The latest keeps the one
-before it to fall back on; with `keep_only_best_checkpoint` it goes when the training is over and its result is kept.
+`<name>_best` is written after each epoch that is the best so far, `<name>_epochNNN` on request, and `<name>_latest`
+after every epoch, every `save_every` minutes, and when a signal asks for it. The latest keeps the one before it to
+fall back on. With `keep_only_best_checkpoint` the latest is removed when the result of the training is saved.
 """
 
 from __future__ import annotations
@@ -21,25 +21,39 @@ from maw.config.tier1_config import Tier1Config
 from maw.models.retriever import BaselineRetriever
 from maw.runtime import distributed, signals
 from maw.runtime.profiler import stage
-from maw.training.checkpoint import BEST, LATEST, load_training, save_checkpoint
-from maw.training.progress import Saved
+from maw.storage.run_record import BEST, CHECKPOINTS, LATEST
+from maw.training.checkpoint import load_training, save_checkpoint
+from maw.training.state import Saved
 
 SECONDS = 60
 
 
+def checkpoints_folder(config: Tier1Config) -> Path:
+    """The folder of a run's checkpoints."""
+    return Path(config.log_dir) / CHECKPOINTS
+
+
+def training_name(config: Tier1Config, dataset: str, method: str, seed: int, fold: int | None) -> str:
+    """The name of a training, with which the names of its checkpoint folders begin: pystdlib_maw_seed42_fold1."""
+    parts = [dataset, method]
+    parts += [f"seed{seed}"] if config.seeds > 1 else []
+    parts += [f"fold{fold}"] if fold is not None else []
+    return "_".join(parts)
+
+
 class CheckpointWriter:
-    """Saves one training.
+    """Writes the checkpoints of one training.
 
     Args:
-        config: what to keep, and how often to save.
+        config: says what to keep, and how often to save.
         folder: of the checkpoints.
-        name: what their names begin with.
+        name: the names of the checkpoints begin with it.
         dataset: for the record.
         method: for the record.
-        run: which run and part of it this is, if it can go on: what another one left is never gone on from.
-        resume: whether to look for a state to go on from.
-        only_latest: keep no best checkpoint, nor those of epochs.
-        before_save: called before each save.
+        run: identifies the run and its part; the training resumes only from checkpoints with the same value.
+        resume: whether to look for a checkpoint to resume from.
+        only_latest: write no best checkpoint, nor those of epochs.
+        before_save: is called before each save.
     """
 
     def __init__(
@@ -61,14 +75,14 @@ class CheckpointWriter:
         self._saved_at = time.monotonic()
 
     def load(self) -> Saved | None:
-        """What this training saved last; None if it has to begin, or if all that it saved is damaged."""
+        """What this training saved last; None if there is nothing, or it is damaged."""
         if not self.resume:
             return None
         found = load_training(self._path(LATEST), self.about["run"])
         return None if found is None else Saved(*found)
 
     def due(self) -> bool:
-        """Whether to save at the end of this step: a signal asks for it, or it has been long enough."""
+        """Whether to save after this step: a signal asks for it, or the last save is `save_every` minutes ago."""
         waited = time.monotonic() - self._saved_at
         late = bool(self.config.save_every) and waited >= self.config.save_every * SECONDS
         return signals.save_asked() or signals.stop_asked() or late
@@ -76,7 +90,11 @@ class CheckpointWriter:
     def save(
         self, model: BaselineRetriever, saved: Saved, *, improved: bool = False, epoch_over: bool = False
     ) -> None:
-        """Writes the latest checkpoint and, after an epoch, the others that are wanted.
+        """Writes the latest checkpoint and, after an epoch, the other wanted ones.
+
+        Args:
+            improved: whether the epoch is the best so far.
+            epoch_over: whether an epoch has just ended.
 
         Raises:
             MAWError: as `maw.training.checkpoint.save_checkpoint`.
@@ -92,7 +110,7 @@ class CheckpointWriter:
 
     @distributed.main_only
     def finish(self) -> None:
-        """Removes the latest checkpoint where only the best is to be kept; call it when the result is kept."""
+        """Removes the latest checkpoint if only the best is to be kept; call it when the result is saved."""
         if self.only_latest or self.config.keep_only_best_checkpoint:
             shutil.rmtree(self._path(LATEST), ignore_errors=True)
 

@@ -1,12 +1,12 @@
-"""The training batches, shared by every arm, and the contrastive loss over them.
+"""The training batches, which all methods share, and their contrastive loss.
 
-A batch is B queries, one positive passage each, and the negatives that the data gives. Every passage of the batch is
-a candidate for every query (in-batch negatives), except those that would be false negatives: passages that the qrels
-call relevant to the query, and copies of such passages. Order and choice of positives follow from (seed, epoch)
-alone, so all arms of a run see the same batches.
+A batch has B queries, one positive passage for each, and the negatives of the data. Every passage of the batch is a
+candidate for every query (in-batch negatives), except false negatives: passages that are relevant to the query by the
+qrels, and copies of such passages. The order and the choice of positives depend on (seed, epoch) alone, so all methods
+of a run get the same batches.
 
-With `bank` batches of memory, the passages of that many earlier batches of the epoch are candidates too, as they were
-encoded then (cross-batch memory, Wang et al. 2020): more negatives, and finer rewards, for the price of a product.
+With a `bank`, the passages of that many earlier batches of the epoch are candidates, too, with their embeddings of
+that time (cross-batch memory, Wang et al. 2020): more negatives and finer rewards at the cost of one matrix product.
 
 Source of the loss: van den Oord et al. 2018 (InfoNCE), with in-batch negatives as in Karpukhin et al. 2020 (DPR).
 
@@ -34,10 +34,10 @@ class Batch:
     """One training batch, as rows of the training queries and of the training passages.
 
     Args:
-        queries: rows of the queries, int64 (B,); a row also names a query's routing noise.
-        passages: rows of the passages, int64 (P,); the first B are the queries' positives, in their order.
-        candidate_mask: True where a passage is the query's positive or may count against it, bool (B, P).
-        bank_comparable: the same for the passages of earlier batches, the latest last, bool (B, K).
+        queries: rows of the queries, int64 (B,); the row of a query also selects its routing noise.
+        passages: rows of the passages, int64 (P,); the first B are the positives of the queries, in their order.
+        candidate_mask: True where a passage is the query's positive or counts against it, bool (B, P).
+        bank_candidate_mask: the same for the passages of earlier batches, the latest last, bool (B, K).
     """
 
     queries: np.ndarray
@@ -58,22 +58,22 @@ class PassageBank:
         self._parts: list[Tensor] = []
 
     def embeddings(self, batch: Batch) -> Tensor:
-        """Those that the batch is compared with, (K, C), or an empty tensor; call before `add`."""
+        """The embeddings that the batch is compared with, (K, C), or an empty tensor; call it before `add`."""
         wanted = batch.bank_candidate_mask.shape[1]
         held = torch.cat(self._parts)[-wanted:] if wanted else torch.empty(0)
         self._parts = [held] if wanted else []
         return held
 
     def add(self, passages_PC: Tensor) -> None:
-        """Takes in a batch's passages, the positives first."""
+        """Adds the passages of a batch, the positives first."""
         self._parts.append(passages_PC.detach())
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """What it holds; where no batch looks back, that is the last batch alone, and never read."""
+        """The embeddings in the bank; without a bank, those of the last batch, which are never read."""
         return {"parts": self._parts}
 
     def load_state_dict(self, state: dict[str, list[Tensor]], device: torch.device) -> None:
-        """Takes back what `state_dict` gave."""
+        """Loads what `state_dict` gave."""
         self._parts = [each.to(device) for each in state["parts"]]
 
 
@@ -82,11 +82,11 @@ class TrainingPairs:
 
     Args:
         data: training split.
-        negatives: how many of a query's given negatives to use at most; queries may have fewer.
+        negatives: the most negatives of a query to use; queries may have fewer.
         bank: how many earlier batches of the epoch stay candidates.
 
     Raises:
-        DataError: a relevant passage or negative that the corpus does not hold, or no query at all.
+        DataError: the corpus lacks a relevant passage or a negative, or there is no query.
     """
 
     def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0, bank: int = 0):
@@ -99,7 +99,10 @@ class TrainingPairs:
         given = [data.negatives.get(query, [])[:negatives] for query in data.query_ids]
         self.corpus_rows, (relevant_rows, negative_rows) = _rows(data, relevant, given)
         self.positives, self.negatives = relevant_rows, negative_rows
-        self.text_class = _text_classes(data.corpus.take(self.corpus_rows))
+        # Equal numbers for texts that differ only in case and white space, (N,).
+        texts = (" ".join(text.lower().split()) for text in data.corpus.take(self.corpus_rows))
+        digests = np.array([hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts])
+        self.text_class = np.unique(digests, return_inverse=True)[1]
         self._relevant_codes = np.unique(
             np.concatenate([self._codes(np.full(len(rows), q), rows) for q, rows in enumerate(relevant_rows)])
         )
@@ -108,7 +111,7 @@ class TrainingPairs:
         return len(self.positives)
 
     def batches(self, epoch: int, size: int) -> Iterator[Batch]:
-        """The batches of one epoch. A last batch of one query without negatives is left out: it compares nothing."""
+        """The batches of one epoch, without a last batch of one query that has no negatives to be compared with."""
         random = self._random(epoch)
         groups = self._groups(random.permutation(len(self)), size)
         draw = random.random(len(self))
@@ -119,11 +122,11 @@ class TrainingPairs:
             yield batch
 
     def count_batches(self, epoch: int, size: int) -> int:
-        """How many batches an epoch has: whether its last one counts depends on who is in it."""
+        """The number of batches in an epoch; its last batch may not count, depending on its queries."""
         return len(self._groups(self._random(epoch).permutation(len(self)), size))
 
     def source_rows(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """The batch as rows of the split's queries and rows of the corpus."""
+        """The batch as rows of the split's queries, and rows of the corpus."""
         return batch.queries, self.corpus_rows[batch.passages]
 
     def _random(self, epoch: int) -> np.random.Generator:
@@ -143,17 +146,17 @@ class TrainingPairs:
         return Batch(queries, passages, torch.from_numpy(candidate_mask), torch.from_numpy(bank))
 
     def _candidate_mask(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-        """Where a passage is not relevant to a query, nor a copy of one that is, bool (queries, passages)."""
+        """True where a passage is neither relevant to a query nor a copy of a relevant one, (queries, passages)."""
         codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
         return ~np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))
 
     def _codes(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-        """One number for each pair of a query and a passage's text."""
+        """One number for each pair of a query and the text of a passage."""
         return queries.astype(np.int64) * (len(self.text_class) + 1) + self.text_class[passages]
 
 
 def _rows(data: RetrievalData, *ids: list[list[str]]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """The corpus rows that training needs, sorted, and each list of ids as positions among them."""
+    """The corpus rows that training needs, sorted, and each list of ids as positions in them."""
     lists = [documents for group in ids for documents in group]
     flat = [document for documents in lists for document in documents]
     rows = data.corpus.rows_of(flat)
@@ -168,19 +171,14 @@ def _rows(data: RetrievalData, *ids: list[list[str]]) -> tuple[np.ndarray, list[
     return unique, groups
 
 
-def _text_classes(texts: list[str]) -> np.ndarray:
-    """Equal numbers for texts that are the same but for case and white space, (N,)."""
-    digests = np.array([hashlib.blake2b(" ".join(t.lower().split()).encode(), digest_size=16).digest() for t in texts])
-    return np.unique(digests, return_inverse=True)[1]
-
-
 def contrastive_loss(queries_BC: Tensor, passages_PC: Tensor, comparable_BP: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each query's positive, the passage of its own position, among its candidates: (B,).
+    """Cross-entropy of each query's positive among its candidates, (B,).
 
     Args:
-        queries_BC: may carry a leading dimension of samples, as may the passages: (..., B, C) and (..., P, C).
-        comparable_BP: False where a passage must not count against a query.
-        temperature: what similarities are divided by.
+        queries_BC: (..., B, C); leading dimensions are samples.
+        passages_PC: (..., P, C); passage i is the positive of query i.
+        comparable_BP: False where a passage does not count against a query.
+        temperature: divides the similarities.
     """
     logits = queries_BC @ passages_PC.transpose(-1, -2) / temperature
     logits = logits.masked_fill(~comparable_BP, -torch.inf)

@@ -1,13 +1,19 @@
-"""What one optimizer step of the encoder minimises, by arm.
+"""The loss that one optimizer step of the encoder minimises, for each method.
 
-Without routing it is the contrastive loss. With MAW each text is encoded at a routing: a fresh random one, the
-expected kernel, or one that a learner has just sampled and rewarded. `encoder_update` says which of a learner's
-samples the encoder is trained on: `sampled`, one that the policy drew; `all_group`, all of them alike; `mcl`, all of
-them, weighted by reward, so that the depths that suit a text are trained on it (multiple choice learning,
-Guzman-Rivera et al. 2012, softened); `mcl_sampled`, one drawn by reward, at the cost of one. With all of them sample s
-of a query meets sample s of its positive, and the weight is a softmax over s of the sum of both rewards; where a group
-is every depth once, the two are then at the same depth. One is drawn for each side by its own rewards. The temperature
-of the softmax may fall over the training, from all alike to the best alone. Negatives run at their greedy depth.
+Without routing it is the contrastive loss. With MAW each text is encoded at a routing: a random one, the expected
+kernel, or one that a learner has just sampled and rewarded. `encoder_update` says which samples of a learner train the
+encoder:
+
+- `sampled`: one sample of the policy;
+- `all_group`: all samples, with equal weights;
+- `mcl`: all samples, weighted by reward, so that a text trains the depths that suit it (softened multiple choice
+  learning, Guzman-Rivera et al. 2012);
+- `mcl_sampled`: one sample, drawn by reward, at the cost of one.
+
+With all samples, sample s of a query meets sample s of its positive, and its weight is a softmax over s of the sum of
+both rewards; if a group has every depth once, both are at the same depth. With one sample, query and positive draw by
+their own rewards. The temperature of the softmax may fall during training, from equal weights to the best sample
+alone. Negatives are encoded at their greedy depth.
 
 Letters: B queries, P passages of a batch, K passages in the bank, S routings of each text, C embedding size.
 """
@@ -34,35 +40,35 @@ LEARNERS = {"reward": GRPOLearner, "labels": SupervisedLearner}
 
 
 class ContrastiveObjective:
-    """The contrastive loss of embeddings as the encoder gives them: baselines, and routers that do not sample."""
+    """The contrastive loss of the encoder's embeddings: for baselines, and for routers that do not sample."""
 
     def __init__(self, engine: nn.Module, temperature: float):
         self.engine, self.temperature = engine, temperature
         self.bank = PassageBank()
 
     def watched(self) -> Tensor:
-        """What must be finite beside the loss and its gradient, 1-dimensional, on the device."""
+        """Values that must be finite, beside the loss and its gradient: 1-dimensional, on the device."""
         return torch.empty(0, device=next(self.engine.parameters()).device)
 
     def check(self, watched: Sequence[float]) -> None:
-        """Looks at what was `watched`, once it is on the host.
+        """Checks the `watched` values, on the host.
 
         Raises:
-            NotFiniteError: something of it is not finite.
+            NotFiniteError: one of them is not finite.
         """
 
     def state_dict(self) -> State:
-        """What the objective carries from one step to the next."""
+        """What the objective keeps from one step to the next."""
         return {"bank": self.bank.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Takes back what `state_dict` gave."""
+        """Loads what `state_dict` gave."""
         self.bank.load_state_dict(state["bank"], next(self.engine.parameters()).device)
 
     def __call__(
         self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
     ) -> tuple[Tensor, Statistics]:
-        """Loss to minimise, 0-dimensional, and statistics."""
+        """The loss, 0-dimensional, and statistics."""
         query_BC, passage_PC = self.engine(queries)["embedding"], self.engine(passages)["embedding"]
         return self._losses(query_BC, passage_PC, batch, self.bank.embeddings(batch), passage_PC).mean(), {}
 
@@ -72,7 +78,8 @@ class ContrastiveObjective:
         Args:
             query: (..., B, C).
             passage: (..., P, C).
-            kept_PC: what the bank keeps of the passages.
+            bank_KC: embeddings of the bank.
+            kept_PC: embeddings of the passages that the bank will keep.
         """
         candidate_mask = batch.candidate_mask
         self.bank.add(kept_PC)
@@ -83,7 +90,7 @@ class ContrastiveObjective:
 
 
 class RandomRoutingObjective(ContrastiveObjective):
-    """The contrastive loss at a fresh random depth for every text."""
+    """The contrastive loss with a new random depth for every text."""
 
     def __init__(self, engine: nn.Module, temperature: float, seed: int):
         super().__init__(engine, temperature)
@@ -101,7 +108,7 @@ class RandomRoutingObjective(ContrastiveObjective):
 
 
 class LearnedRoutingObjective(ContrastiveObjective):
-    """Lets a learner sample routings and update the routers, then trains the encoder on those routings."""
+    """A learner samples routings and updates the routers; the encoder is trained at these routings."""
 
     def __init__(
         self,
@@ -143,7 +150,7 @@ class LearnedRoutingObjective(ContrastiveObjective):
             negative_NC = self.engine(negatives)["embedding"]
             passage_SPC = torch.cat((passage_SPC, negative_NC.expand(len(passage_SPC), -1, -1)), dim=1)
         kept = passage_SPC[0]
-        if picked is None and positive_rollout.drawn_B is not None:  # of every depth the one that the policy drew
+        if picked is None and positive_rollout.drawn_B is not None:  # of every depth, the policy's
             drawn = positive_rollout.drawn_B
             kept = torch.cat((passage_SPC[drawn, torch.arange(size, device=drawn.device)], kept[size:]))
         loss_SB = self._losses(query_SBC, passage_SPC, batch, bank_KC, kept)
@@ -151,7 +158,7 @@ class LearnedRoutingObjective(ContrastiveObjective):
         return (loss_SB * weight_SB).sum(0).mean(), statistics
 
     def _picked(self, rollout: Rollout, batch: Batch, step: int, stream: int, temperature: float) -> Tensor | None:
-        """Each text's one sample that the encoder is trained on, (B,); None where it is trained on all of them."""
+        """The sample of each text that trains the encoder, (B,); None if all samples do."""
         if self.update == "sampled":
             first = torch.zeros(len(rollout.reward_BG), dtype=torch.long, device=rollout.reward_BG.device)
             return first if rollout.drawn_B is None else rollout.drawn_B
@@ -163,7 +170,7 @@ class LearnedRoutingObjective(ContrastiveObjective):
         return gumbel_argmax(rollout.reward_BG / temperature, noise)
 
     def _embed(self, inputs: Mapping[str, Tensor], rollout: Rollout, picked_B: Tensor | None) -> Tensor:
-        """The embeddings at the routings that the encoder is trained on, (S, B, C)."""
+        """The embeddings at the routings that train the encoder, (S, B, C)."""
         depths = rollout.depths
         if picked_B is not None:
             rows = torch.arange(len(picked_B), device=picked_B.device)
@@ -171,13 +178,13 @@ class LearnedRoutingObjective(ContrastiveObjective):
         return self.engine(inputs, mode="group", depths=depths)["embedding"].transpose(0, 1)
 
     def _weights(self, query: Rollout, positive: Rollout, samples: int, temperature: float) -> Tensor:
-        """How much each sample of each text counts, (S, B), summing to one over S."""
+        """The weight of each sample of each text, (S, B); the sum over S is one."""
         if self.update != "mcl":
             return torch.full((samples, 1), 1 / samples, device=query.reward_BG.device)
         return ((query.reward_BG + positive.reward_BG).T / temperature).softmax(0)
 
     def _mcl_temperature(self, step: int) -> float:
-        """Falls geometrically from the start's to the end's over the steps of the training."""
+        """The temperature of a step; it falls geometrically from its start to its end over the training."""
         last, first = self.config.mcl_temperature, self.config.mcl_start_temperature
         share = min(1.0, step / max(1, self.steps - 1))
         return last if first is None else first ** (1 - share) * last**share
@@ -186,12 +193,14 @@ class LearnedRoutingObjective(ContrastiveObjective):
 def build_objective(
     encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float, steps: int = 1
 ) -> ContrastiveObjective:
-    """The objective that suits the encoder and its router.
+    """The objective for an encoder and its router.
 
     Args:
         encoder: the encoder itself.
-        engine: the same, possibly inside a parallel wrapper.
-        steps: batches of the whole training, for what changes on the way.
+        engine: computes; the encoder, or a parallel wrapper of it.
+        config: router, update of the encoder, temperatures, seed.
+        temperature: divides the similarities.
+        steps: number of batches in the whole training, for what changes on the way.
     """
     if not isinstance(encoder, MAWWithGRPOEncoder):
         return ContrastiveObjective(engine, temperature)

@@ -1,16 +1,11 @@
-"""A batch, and a corpus, divided among the processes of a run (`maw.runtime.distributed`); with one process all stay
-whole.
+"""A training batch that the processes of a run share (`maw.runtime.distributed`). With one process it stays whole.
 
-**Training.** Every process goes through the same step of the same whole batch. What differs is which texts it reads
-and encodes: `read_batch` gives each text an owner, so that all have about as many tokens, and `over_processes` puts an
-engine in front of the encoder that computes the texts of its own and gathers the others' embeddings, with gradients.
-Loss, rewards and the routers' updates are then computed alike everywhere, over all in-batch negatives. The backward
-pass reaches each process's own texts, so the sum of the gradients over the processes (`sum_gradients`) is that of the
-whole batch: the step is that of one process but for rounding. No wrapper such as DistributedDataParallel is needed,
-which would average losses of parts, in which the negatives of the other parts are missing; a parameter without a
-gradient stalls nothing.
-
-**Encoding.** Each process encodes its share of the texts, and all get all embeddings.
+All processes take the same step of the same whole batch, but each reads and encodes only its own texts: `read_batch`
+gives each text an owner, so that all have a similar number of tokens, and `over_processes` wraps the encoder, so that
+it computes its own texts and gathers the embeddings of the others. Every process then computes loss, rewards and
+router updates over all in-batch negatives. The backward pass reaches a process's own texts only, so the sum of the
+gradients over the processes (`sum_gradients`) is the gradient of the whole batch: the step is that of one process but
+for rounding. DistributedDataParallel would average the losses of parts, without the negatives of the other parts.
 
 Letters: B texts of a batch, R texts of one process, padded to the same number everywhere, T tokens, C embedding size.
 """
@@ -30,28 +25,27 @@ from maw.runtime import distributed
 from maw.runtime.devices import to_device
 
 OWNER = "owner"
-"""Beside a batch's inputs, which process computes each text, int64 (B,) on the CPU."""
-
-
-# --------------------------------------------------------------------------------------------------------- training
+"""Key of a batch's inputs: the process that computes each text, int64 (B,) on the CPU."""
 
 
 def read_batch(source: Source, rows: np.ndarray, device: torch.device, parts: Sequence[int] = ()) -> dict[str, Tensor]:
-    """The encoder's inputs for a batch, on the device.
+    """The inputs of the encoder for a batch, on the device.
 
-    With several processes only the texts of one's own are read: the others have their place, their attention mask and
-    nothing else, and `OWNER` says whose they are.
+    With several processes only a process's own texts are read. The others have a row and an attention mask, but no
+    tokens, and `OWNER` says which process has them.
 
     Args:
+        source: of the texts.
         rows: of the source, (B,).
-        parts: sizes of parts of the batch that are also computed by themselves, and so are divided evenly, too.
+        device: of the inputs.
+        parts: sizes of parts of the batch that are also computed alone, and so are divided evenly, too.
     """
     if not distributed.is_distributed():
         return {name: to_device(each, device) for name, each in source.batch(rows).items()}
     place = distributed.this_process()
     owner = owners(source.lengths()[rows], parts or [len(rows)], place.count)
     own = np.flatnonzero(owner == place.rank)
-    read = own if len(own) else np.zeros(1, dtype=np.int64)  # a process without a text still needs names and types
+    read = own if len(own) else np.zeros(1, dtype=np.int64)  # without texts it needs the inputs' names and types
     found = source.batch(rows[read])
     mask_BT = _whole_mask(found["attention_mask"].sum(1).numpy()[: len(own)], owner, found["attention_mask"].shape[1])
     inputs = {"attention_mask": to_device(mask_BT, device), OWNER: torch.from_numpy(owner)}
@@ -66,7 +60,7 @@ def read_batch(source: Source, rows: np.ndarray, device: torch.device, parts: Se
 
 
 def owners(lengths: np.ndarray, parts: Sequence[int], count: int) -> np.ndarray:
-    """Which process computes each text, int64 (B,): in each part equally many but for one, of like lengths."""
+    """The process that computes each text, int64 (B,); in each part all get the same number ±1, of similar lengths."""
     owner = np.empty(len(lengths), dtype=np.int64)
     start = 0
     for size in parts:
@@ -77,7 +71,7 @@ def owners(lengths: np.ndarray, parts: Sequence[int], count: int) -> np.ndarray:
 
 
 def _whole_mask(lengths: np.ndarray, owner: np.ndarray, width: int) -> Tensor:
-    """The attention mask of the whole batch, (B, T), from the token counts of each process's own texts."""
+    """The attention mask of the whole batch, (B, T), from the lengths that each process knows of its own texts."""
     count = distributed.this_process().count
     most = int(np.bincount(owner, minlength=count).max())
     sent = torch.zeros(most + 1, dtype=torch.int64)
@@ -94,15 +88,15 @@ def _whole_mask(lengths: np.ndarray, owner: np.ndarray, width: int) -> Tensor:
 
 
 def over_processes(engine: nn.Module) -> nn.Module:
-    """The engine itself, or with several processes one that computes this one's texts and gathers the others'."""
+    """The engine; with several processes, one that computes its own texts and gathers the others."""
     return SharedEngine(engine) if distributed.is_distributed() else engine
 
 
 class SharedEngine(nn.Module):
-    """Called like an encoder, with inputs of `read_batch`; gives what the encoder gives for the whole batch.
+    """Is called like an encoder, with inputs of `read_batch`, and returns what that returns for the whole batch.
 
     Args:
-        engine: what computes.
+        engine: computes the texts of this process.
     """
 
     def __init__(self, engine: nn.Module):
@@ -118,7 +112,7 @@ class SharedEngine(nn.Module):
         depths: Sequence[Tensor] | None = None,
         keys: Tensor | None = None,
     ) -> Any:
-        """As the encoder's own forward; "policy", which sees gathered states alone, is computed everywhere."""
+        """As the encoder's forward. All processes compute "policy", which reads only gathered states."""
         if mode not in ("embed", "group"):
             return self.engine(inputs, mode)
         device = inputs["attention_mask"].device
@@ -140,9 +134,9 @@ class SharedEngine(nn.Module):
 
 
 def _division(owner_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that this process computes, (R,), and where each row of the batch stands among all that are gathered.
+    """The rows that this process computes, (R,), and the position of each row of the batch among the gathered rows.
 
-    All processes compute as many rows: those that own fewer compute one again, and what comes of it is left out.
+    All processes compute the same number of rows: one that owns fewer repeats a row, and the repeats are dropped.
     """
     place = distributed.this_process()
     rows = [(owner_B == rank).nonzero()[:, 0] for rank in range(place.count)]
@@ -156,13 +150,13 @@ def _division(owner_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gather_rows(values: Tensor, place_B: Tensor) -> Tensor:
-    """The rows of all processes in the batch's order, from each one's (R, ...); gradients flow to one's own."""
+    """The rows of all processes in the order of the batch; gradients flow to this process's own `values`, (R, ...)."""
     return _Gathered.apply(values)[place_B]
 
 
 class _Gathered(torch.autograd.Function):
-    """All processes' tensors one behind the other. Since all go on to compute the same loss from them, the gradient of
-    a process's own part is here already, and nothing has to be sent back."""
+    """Concatenates the tensors of all processes. All compute the same loss from them, so each process has the gradient
+    of its own part, and nothing is sent back."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -180,19 +174,19 @@ class _Gathered(torch.autograd.Function):
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Adds up each parameter's gradient over the processes; one that none has stays without."""
+    """Sums the gradients over the processes; a parameter without a gradient in all of them stays without."""
     if distributed.is_distributed():
         _reduce(list(parameters), 1.0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gives all processes the mean gradients, where all have computed the same but for rounding."""
+    """Averages gradients that are equal in all processes but for rounding."""
     if distributed.is_distributed():
         _reduce(list(parameters), 1 / distributed.this_process().count)
 
 
 def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
-    """One sum for all gradients of a type, with a count behind it of who has one."""
+    """Sums all gradients of one type in one call; appended counts say how many processes have each gradient."""
     kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for each in parameters:
         kinds.setdefault((each.dtype, each.device), []).append(each)
@@ -209,7 +203,7 @@ def _reduce(parameters: list[nn.Parameter], scale: float) -> None:
 
 
 def same_start(parameters: Iterable[nn.Parameter]) -> None:
-    """Gives all processes the main one's values of what is to be trained."""
+    """Copies the values of trainable parameters from the main process to all others."""
     if distributed.is_distributed():
         with torch.no_grad():
             for each in parameters:

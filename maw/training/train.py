@@ -1,11 +1,11 @@
-"""`train_retriever`: trains a retriever on a split of a collection or on plain dictionaries.
+"""`train_retriever`: training of a retriever on a split of a collection or on plain dictionaries.
 
     from tier_1 import train_retriever
     history = train_retriever(model, train_data, val_data, config, device, "my_dataset", "lora")
     history[0]["train_loss"], history.best["epoch"], history.validation.per_query["ndcg_cut_10"]
 
-Contrastive loss (`maw.training.contrastive`), AdamW (`maw.training.trainer`), validation after every epoch; the best
-epoch's weights are kept.
+The loss is contrastive (`maw.training.contrastive`), the optimizer AdamW (`maw.training.trainer`). Each epoch ends
+with validation, and the weights of the best epoch are kept.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.metrics import EvaluationResult
 from maw.evaluation.routing.diagnostics import routing_diagnostics
 from maw.models.retriever import BaselineRetriever
-from maw.runtime import distributed, signals, trackers
+from maw.runtime import distributed, signals
 from maw.runtime.console import at
 from maw.runtime.devices import device_of, unwrap
 from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
-from maw.training.progress import VALIDATION_METRIC, CheckpointWriter, History, Progress
+from maw.training.checkpoint_writer import CheckpointWriter
+from maw.training.progress import Progress
+from maw.training.state import VALIDATION_METRIC, History
 from maw.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def train_retriever(
     writer: CheckpointWriter | None = None,
     meter: EnergyMeter | None = None,
 ) -> History:
-    """Trains what of the model is trainable, and leaves it with the weights of its best epoch on validation.
+    """Trains the trainable parameters of a model, and loads the weights of the best epoch on validation into it.
 
     Args:
         model: a `BaselineRetriever` with LoRA or whole layers to train, or a `MAWRetriever`; it may be inside a
@@ -60,25 +62,25 @@ def train_retriever(
             "negatives" {query: [document]}.
         val_data: the same; nDCG@10 on it decides which epoch is best.
         config: epochs, batches, learning rates, and how routers are trained.
-        device: where to compute; where the model is, if not given.
+        device: computes; the model's device if not given.
         dataset_name: for messages and the progress bar.
         model_type: for messages and the progress bar.
         activations: stored activations of the frozen layers, shared with other calls of a run.
-        on_epoch: called after every epoch with its record and whether it is the best so far.
-        writer: saves the training, and has what an interrupted one is to go on from.
+        on_epoch: is called after every epoch with its record and whether it is the best so far.
+        writer: saves the training, and gives the state from which an interrupted one resumes.
         meter: measures the training's energy, which is saved with it; what it took before an interruption is added.
 
     Returns:
         One record for each epoch: loss, validation nDCG@10, learning rate, seconds, steps (batches) and optimizer
-        steps, in float16 how many were left out (`overflow_steps`), what the router did in training and, as
-        "val_routing", on validation (see `maw.evaluation.routing.diagnostics`). The list's `validation` has the best
-        epoch's value of every query.
+        steps, in float16 the number of skipped steps (`overflow_steps`), what the router did in training and, as
+        "val_routing", on validation (see `maw.evaluation.routing.diagnostics`). The attribute `validation` of the
+        list has the values of every validation query in the best epoch.
 
     Raises:
-        MAWError: nothing to train.
-        NotFiniteError: a loss, gradient, reward or embedding that is not finite; before anything is changed by it.
-        MemoryLimitError: a batch does not fit memory.
-        Stopped: a signal asked for it; the training is saved (`maw.runtime.signals`).
+        MAWError: nothing of the model is trainable.
+        NotFiniteError: a loss, gradient, reward or embedding is not finite; it has changed no parameter.
+        MemoryLimitError: a batch does not fit in memory.
+        Stopped: a signal asked for the end; the training is saved (`maw.runtime.signals`).
     """
     device, model = device_of(model, device), unwrap(model)
     with at(dataset=dataset_name, method=model_type):
@@ -115,10 +117,10 @@ def train_retriever(
                 if diagnostics:
                     diagnostics.after_epoch(record, improved)
             with signals.held_back():
-                trackers.log_epoch(trainer.step, record)
                 progress.add(record, result, improved)
             if on_epoch:
                 on_epoch(record, improved)
+            left_out = record.get("overflow_steps", 0)
             log_event(logger, "epoch", training=trainer.label, best=improved, **record)
             logger.info(
                 "%s: epoch %d/%d, loss %.4f, validation nDCG@10 %.4f%s%s",
@@ -128,7 +130,7 @@ def train_retriever(
                 record["train_loss"],
                 result[VALIDATION_METRIC],
                 " (best so far)" if improved else "",
-                _left_out(record.get("overflow_steps", 0)),
+                f"; {left_out} step{'s' * (left_out != 1)} beyond float16 left out" if left_out else "",
             )
             signals.check()
         model.load_trained_state(progress.best_weights)
@@ -139,7 +141,3 @@ def train_retriever(
         if diagnostics:
             diagnostics.after_training(history.best)
         return history
-
-
-def _left_out(steps: int) -> str:
-    return f"; {steps} step{'s' * (steps != 1)} beyond float16 left out" if steps else ""

@@ -1,7 +1,7 @@
-"""The loop over the epochs of one training: contrastive loss and AdamW.
+"""The training loop of all methods: contrastive loss and AdamW.
 
-Every arm runs through this one loop, with the same batches in the same order (`maw.training.contrastive`); arms
-differ in what is trainable, in the objective (`maw.training.objective`) and in the learning rate.
+All methods get the same batches in the same order (`maw.training.contrastive`). They differ in their trainable
+parameters, in the objective (`maw.training.objective`) and in the learning rate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from maw.training.contrastive import Batch, TrainingPairs
 from maw.training.objective import Statistics, build_objective
 from maw.training.optimizer import learning_rate, parameter_groups, rates, warmup_decay
 from maw.training.router.start import start_from_clusters
-from maw.training.state import State, load_optimizer_state, load_random_state, optimizer_state, random_state
+from maw.training.state import State, load_optimizer_state, load_random_state, random_state
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,7 @@ TAKES_LESS_MEMORY = (
 
 
 class Trainer:
-    """The loop over one arm's epochs.
-
-    Args: as `train_retriever`.
-    """
+    """The training loop of one method; arguments as `train_retriever`."""
 
     def __init__(
         self,
@@ -102,17 +99,17 @@ class Trainer:
         self._goes_on = False
 
     def state_dict(self, epoch_over: bool = False) -> State:
-        """All that the trainer needs to go on from here but the model's weights.
+        """What resuming needs beside the model's weights.
 
         Args:
-            epoch_over: go on with the next epoch. Else in this one, where gradients may be half gathered.
+            epoch_over: resume with the next epoch; otherwise inside of this one, with the gradients summed so far.
         """
         here = {"done": self.done, "sums": self._sums, "seconds": self._seconds(), "overflows": self._overflows}
         next_one = {"done": 0, "sums": {}, "seconds": 0.0, "overflows": 0}
         return {
             "step": self.step,
             "position": {"epoch": self.epoch + 1} | next_one if epoch_over else {"epoch": self.epoch} | here,
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random_state(self.device),
@@ -125,7 +122,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Takes back what `state_dict` gave; `run_epoch` of the epoch it is in then goes on where that was left."""
+        """Loads what `state_dict` gave; the next `run_epoch` continues the epoch where it was saved."""
         position = state["position"]
         self.step, self.epoch, self.done = state["step"], position["epoch"], position["done"]
         self._overflows = position["overflows"]
@@ -143,9 +140,9 @@ class Trainer:
         return time.perf_counter() - self._started
 
     def _fill_activations(self) -> None:
-        """Passes the training texts through the frozen layers, in batches of like length, before they are shuffled.
+        """Passes all training texts through the frozen layers, in batches of similar length.
 
-        Of several processes each passes a text when it first comes to it: it may never.
+        With several processes, each one passes a text when it first reads it, since it may read only some of them.
         """
         if distributed.is_distributed():
             return
@@ -154,11 +151,11 @@ class Trainer:
                 source.fill(rows, "texts through the frozen layers")
 
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """One pass over the training queries, or what is left of it; gives the epoch's record.
+        """Trains for one epoch, or the rest of it; returns the epoch's record.
 
         Args:
             epoch: from 1.
-            after_step: called after each batch.
+            after_step: is called after each batch.
         """
         if not self._goes_on:
             self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
@@ -191,7 +188,7 @@ class Trainer:
         }
 
     def _run_batch(self, batch: Batch, count: int) -> float | None:
-        """One batch of `count`; its loss, where it ends a step of the optimizer."""
+        """Trains on one of `count` batches; returns the loss if the batch ends an optimizer step, else None."""
         accumulate, number = self.config.gradient_accumulation_steps, self.done + 1
         with stage("reading batches"):
             positives = len(batch.queries)
@@ -221,18 +218,18 @@ class Trainer:
 
     @contextlib.contextmanager
     def _step_in_words(self) -> Iterator[None]:
-        """Names dataset, method and step in what goes wrong inside the block."""
+        """Adds dataset, method and step to the errors of the block."""
         where = f"{self.label}: step {self.step}"
         with error_context(where), advising(where, TAKES_LESS_MEMORY):
             yield
 
     def _update(self, loss: Tensor, statistics: Statistics) -> float:
-        """One optimizer step; the only point of a step that waits for the device.
+        """Takes one optimizer step, and returns the loss; only here a step waits for the device.
 
-        In float16 a gradient beyond its range is no fault: the step is left out, and the next are scaled less.
+        In float16 a gradient may leave the range: the step is skipped, and the following ones are scaled less.
 
         Raises:
-            NotFiniteError: what the routers learnt from, or the encoder, is not finite; neither was changed by it.
+            NotFiniteError: the loss, a gradient or what the routers learn from is not finite; it changed nothing.
         """
         sharded_batch.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
@@ -245,7 +242,12 @@ class Trainer:
         if math.isfinite(value) and math.isfinite(norm) and math.isfinite(router_loss):
             self.optimizer.step()
             self.schedule.step()
-        elif math.isfinite(value) and math.isfinite(router_loss) and self._can_scale_less():
+        elif (  # the scale of the loss may be too large
+            math.isfinite(value)
+            and math.isfinite(router_loss)
+            and self.scaler.is_enabled()
+            and self.scaler.get_scale() > 1
+        ):
             self._overflows += 1
             logger.debug("%s: step %d: the gradient is beyond float16, and left out", self.label, self.step)
         else:
@@ -256,7 +258,3 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         return float(value)
-
-    def _can_scale_less(self) -> bool:
-        """Whether a gradient that is not finite may be the scale's doing."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() > 1

@@ -48,7 +48,7 @@ def test_passages_are_encoded_once(tiny_run, monkeypatch):
     def refuse(*given, **named):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("maw.encoding.embedding_cache.encode", refuse)
+    monkeypatch.setattr("maw.encoding.embedding_cache.encode_sharded", refuse)
     assert search(model, "maw", run.config, corpus, QUERY, 5) == first
     with torch.no_grad():
         model.encoder.maw_attention[0].kernels.weight += 0.1

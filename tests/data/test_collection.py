@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -355,7 +356,7 @@ class TestCached:
         def full(_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(cache_entry.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(
             DataError,
             match=r"store: cannot write the passage store \(the disk is full \(No space left on device\)\); free",

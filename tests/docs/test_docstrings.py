@@ -34,7 +34,7 @@ def public():
     """(name, object) of every public function and class, and of the public methods and properties of the classes."""
     from maw.evaluation.metrics import EvaluationResult
     from maw.evaluation.mteb import MTEBEncoder
-    from maw.training.progress import History
+    from maw.training.state import History
 
     named = {name: getattr(module, name) for module in MODULES for name in module.__all__}
     named |= {each.__name__: each for each in (EvaluationResult, History, MTEBEncoder)}

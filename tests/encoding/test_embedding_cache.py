@@ -45,7 +45,7 @@ def encoded(monkeypatch):
         labels.append(options["label"])
         return encode(encoder, source, **options)
 
-    monkeypatch.setattr(cache, "encode", counting)
+    monkeypatch.setattr(cache, "encode_sharded", counting)
     return labels
 
 
@@ -548,7 +548,7 @@ def _one_process(config, barrier, queue) -> None:
         time.sleep(0.3)
         return encode(*arguments, **options)
 
-    cache.encode = counting
+    cache.encode_sharded = counting
     embedder = Embedder(BaselineRetriever(config), config, CPU)
     barrier.wait(60)
     found = embedder.encode(ListTexts(TEXTS), "document", "documents")

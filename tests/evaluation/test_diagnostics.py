@@ -13,7 +13,7 @@ from maw.evaluation.routing.depth_encoder import DepthReader
 from maw.evaluation.routing.diagnostics import RoutingDiagnostics, compare_with_seeds, routing_diagnostics
 from maw.evaluation.routing.split_sides import depth_distance
 from maw.models.retriever import BaselineRetriever, MAWRetriever
-from maw.training.progress import History
+from maw.training.state import History
 from maw.training.train import train_retriever
 
 CPU = torch.device("cpu")

@@ -55,7 +55,7 @@ def last_layer(model):
 
 def test_the_configuration_takes_its_names_from_the_table():
     assert Tier1Config(methods=["all"]).methods == [method.name for method in METHODS]
-    assert trained_methods(Tier1Config(methods=["all"]).methods) == ARMS
+    assert trained_methods(Tier1Config(methods=["all"])) == ARMS
     assert all(method.learning_rate for method in METHODS if method.trained)
     keys = [find_method(name).key for name in Tier1Config().methods]
     assert keys == ["1_normal_retriever", "2_lora_fine_tuned_retriever", "3_maw_fine_tuned_retriever"]

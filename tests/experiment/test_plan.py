@@ -16,18 +16,18 @@ import maw.experiment.plan.disk_space
 import maw.experiment.plan.plan
 import maw.experiment.plan.workload
 import tier_1
-from maw.config.methods import METHOD_NAMES, trained_methods
+from maw.config.methods import METHODS
 from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.errors import MAWError
 from maw.evaluation.routing.split_sides import MOST_DOCUMENTS
 from maw.experiment.plan import encoding_speed
-from maw.experiment.plan.disk_space import size_text
 from maw.experiment.plan.encoding_speed import Rate
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import plan_text
 from maw.models.pretrained import model_spec
+from maw.storage.disk import size_text
 
 Usage = namedtuple("Usage", "total used free")
 GB = 10**9
@@ -101,7 +101,8 @@ def test_what_diagnostics_put_at_every_depth(changes, looks):
 
 @pytest.mark.parametrize("encoder_update, samples", [("sampled", 1), ("all_group", 5)])
 def test_only_methods_whose_router_is_rewarded_cost_more_than_training(encoder_update, samples):
-    config, trained = Tier1Config(grpo_group_size=5, encoder_update=encoder_update), trained_methods(METHOD_NAMES)
+    config = Tier1Config(grpo_group_size=5, encoder_update=encoder_update)
+    trained = [method.name for method in METHODS if method.trained]
     passes = {method: maw.experiment.plan.workload._training_passes(method, config) for method in trained}
     assert passes == dict.fromkeys(trained, 3) | dict.fromkeys(("maw", "maw_qv"), 5 + 3 * samples)
 
@@ -432,13 +433,13 @@ def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, 
 
     folder = beir(tmp_path / "tiny", list(dict.fromkeys(random_texts(80, seed=11)))[:50], queries=30)
     encoded = {"test": 0, "validation": 0}
-    real = maw.encoding.embedding_cache.encode
+    real = maw.encoding.embedding_cache.encode_sharded
 
     def counting(encoder, texts, **options):
         encoded[options["label"].split()[0]] += len(texts)
         return real(encoder, texts, **options)
 
-    monkeypatch.setattr(maw.encoding.embedding_cache, "encode", counting)
+    monkeypatch.setattr(maw.encoding.embedding_cache, "encode_sharded", counting)
     config = tiny_settings(datasets=[f"beir:{folder}"], patience=0, num_negatives=0, **protocol)
     (work,) = make_plan(config, model_spec(config)).works
     maw.experiment.benchmark.run_complete_benchmark(config)

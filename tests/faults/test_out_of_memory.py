@@ -134,7 +134,7 @@ def test_search_goes_on_with_smaller_blocks(tiny_settings, tiny_data, monkeypatc
     config = tiny_settings(use_lora=True)
     model = BaselineRetriever(config)
     expected = evaluate_retriever(model, tiny_data, config, "cpu")
-    real, tried = evaluation.top_k, []
+    real, tried = evaluation.sharded_top_k, []
 
     def short(*words, block):
         tried.append(block)
@@ -142,7 +142,7 @@ def test_search_goes_on_with_smaller_blocks(tiny_settings, tiny_data, monkeypatc
             raise ERRORS["GPU"]()
         return real(*words, block=block)
 
-    monkeypatch.setattr(evaluation, "top_k", short)
+    monkeypatch.setattr(evaluation, "sharded_top_k", short)
     same_ranking(evaluate_retriever(model, tiny_data, config, "cpu"), expected)
     assert tried == [16_384, 4096, 1024]
     monkeypatch.setattr(evaluation, "SMALLEST_BLOCK", 4096)

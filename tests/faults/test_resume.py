@@ -19,7 +19,7 @@ from maw.experiment import arm as arm_module
 from maw.experiment.arm import Arm
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime import energy
-from maw.training.progress import Saved
+from maw.training.state import Saved
 from maw.training.train import train_retriever
 from maw.training.trainer import Trainer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from maw.attention import layer as attention
 from maw.errors import ConfigError, MAWError, ModelError
 from maw.models.add_maw import maw_layers
 from maw.models.retriever import MAWRetriever
+from maw.storage.checksummed import read_signed, write_signed
+from maw.storage.files import write_json
 
 TEXTS = random_texts(4, seed=3)
 
@@ -332,13 +335,52 @@ def test_damage_is_noticed(models, tmp_path):
     weights.unlink()
     with pytest.raises(MAWError, match="No such file"):
         maw.load_maw(load(models), folder)
-    record = json.loads((folder / "maw.json").read_text())
     weights.write_bytes(content)
-    changes = ({"weights": "../x.safetensors"}, {"format": 9}, {"settings": {"nosuch": 1}})
-    for broken in ("{", "[]", *(json.dumps(record | change) for change in changes)):
-        (folder / "maw.json").write_text(broken)
+    path, record = folder / "maw.json", read_signed(folder / "maw.json")
+    outside = {"files": {"maw": record["files"]["maw"] | {"file": "../x.safetensors"}}}
+    for change in ({}, outside, {"format": 9}, {"settings": {"nosuch": 1}}, {"settings": 1}, {"files": {}}):
+        write_signed(path, record | change)
+        with pytest.raises(MAWError, match=r"maw\.json") if change else nullcontext():
+            maw.load_maw(load(models), folder)
+    text = path.read_text()
+    for broken in ("{", "[]", text.replace("bert", "bort"), json.dumps(record)):
+        path.write_text(broken)
         with pytest.raises(MAWError, match=r"maw\.json"):
             maw.load_maw(load(models), folder)
+
+
+def as_before(folder) -> dict:
+    """Writes maw.json as the first version of `save_maw` did, without a hash of its own; gives what it holds."""
+    record = read_signed(folder / "maw.json")
+    file = record.pop("files")["maw"]
+    record |= {"format": 1, "weights": file["file"], "weights_sha256": file["sha256"]}
+    write_json(folder / "maw.json", record)
+    return record
+
+
+def test_a_folder_of_an_earlier_version_loads_and_its_damage_is_noticed(models, tmp_path):
+    model = perturb(maw.add_maw(load(models), depths=4))
+    folder = maw.save_maw(model, tmp_path / "maw")
+    record = as_before(folder)
+    again = maw.load_maw(load(models), folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    changes = ({"weights": "../x.safetensors"}, {"weights": 1}, {"weights_sha256": "0" * 64}, {"model_type": 1})
+    for change in (*changes, {"settings": {"nosuch": 1}}):
+        write_json(folder / "maw.json", record | change)
+        with pytest.raises(MAWError, match=r"maw(\.json|-[0-9a-f]{16}\.safetensors: damaged)"):
+            maw.load_maw(load(models), folder)
+    maw.save_maw(model, folder)
+    assert read_signed(folder / "maw.json")["format"] == 2
+
+
+def test_saving_removes_no_file_of_another_kind(models, tmp_path):
+    model = maw.add_maw(load(models), depths=4)
+    (tmp_path / "weights-0123456789abcdef.safetensors").touch()
+    (tmp_path / "maw-old.safetensors").touch()
+    maw.save_maw(model, tmp_path)
+    maw.save_maw(perturb(model), tmp_path)
+    others = {"weights-0123456789abcdef.safetensors", "maw-old.safetensors", "maw.json"}
+    assert others < {path.name for path in tmp_path.iterdir()} and len(list(tmp_path.iterdir())) == len(others) + 1
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -259,7 +259,7 @@ def test_another_similarity_is_refused_unless_overridden(write):
         ({"modules.json": sentence_transformer("Transformer", "Pooling")}, "1_Pooling/config.json, which"),
         ({"modules.json": {}}, "modules.json: should hold a JSON list"),
         ({"config.json": []}, "config.json: should hold a JSON object"),
-        ({"config.json": "{"}, "config.json: cannot be read as JSON"),
+        ({"config.json": "{"}, "config.json: is not JSON"),
     ],
 )
 def test_files_that_cannot_be_followed(write, files, words):

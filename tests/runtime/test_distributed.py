@@ -23,8 +23,7 @@ SEARCHES = {
     "cut": (5, 130, 130, 64),
     "few": (3, 3, 10, 64),
     "many": (40, 2000, 1, 256),
-    "floor": (20, 3000, 500, 128),
-    "misleading": (20, 3000, 500, 128),
+    "deep": (20, 3000, 500, 128),
 }
 """Queries, passages, k and block of each search; see `processes.search`."""
 

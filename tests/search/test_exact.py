@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from maw.errors import MAWError
-from maw.search import candidates
 from maw.search import exact as search
 from maw.search.exact import top_k
 from maw.search.sort_keys import NOTHING, pack, scores_of, ties_of
@@ -33,18 +32,11 @@ def whole_numbers(seed: int, queries: int, passages: int, size: int, largest: in
 
 
 def is_exact(queries: np.ndarray, passages: np.ndarray, k: int, ties: np.ndarray, **options: int) -> bool:
-    """Whether scores and rows are those of the reference, to the last bit, and of the types that are promised.
-
-    With a first look in bfloat16 and without.
-    """
+    """Whether scores and rows are those of the reference, to the last bit, and of the types that are promised."""
     expected_scores, expected_rows = reference(queries, passages, k, ties)
-    for scan in ("float32", "bfloat16"):
-        scores, rows = top_k(torch.from_numpy(queries), passages, k, ties, scan=scan, **options)
-        if (scores.dtype, rows.dtype) != (torch.float32, torch.int64):
-            return False
-        if not (np.array_equal(rows.numpy(), expected_rows) and np.array_equal(scores.numpy(), expected_scores)):
-            return False
-    return True
+    scores, rows = top_k(torch.from_numpy(queries), passages, k, ties, **options)
+    types = (scores.dtype, rows.dtype) == (torch.float32, torch.int64)
+    return types and np.array_equal(rows.numpy(), expected_rows) and np.array_equal(scores.numpy(), expected_scores)
 
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 50])
@@ -69,27 +61,21 @@ def test_random_shapes(seed):
 
 def test_several_tiles_of_queries(monkeypatch):
     monkeypatch.setattr(search, "_QUERIES_PER_TILE", 16)
-    monkeypatch.setattr(candidates, "_ROOM", 3)
+    monkeypatch.setattr(search, "_ROOM", 3)
     assert is_exact(*_with_k(whole_numbers(3, 75, 500, 4, 1), 20), block=128)
 
 
-@pytest.mark.parametrize("most", [1, 20])
-def test_a_start_from_a_sample_changes_nothing(most, monkeypatch):
-    started = []
-    look_at = search._look_at_sample
-    monkeypatch.setattr(search, "_look_at_sample", lambda *words: started.append(look_at(*words)))
-    assert is_exact(*_with_k(whole_numbers(12, 30, 3000, 5, most), 500), block=128)
-    assert started
-
-
-def test_a_sample_that_promises_too_much_is_found_out():
-    queries, passages, ties = whole_numbers(13, 20, 3000, 5, 3)
-    size = search.block_size(3000, 128)
-    passages[np.linspace(0, 2999, size).astype(int)] = 5 * queries[0]  # the sample holds nothing but the best
-    assert 0 < search.rank_in_sample(500, 3000, 128) < size < 500
-    floor_Q = search.best_of_sample(torch.from_numpy(queries), passages, size, 60, size)[:, 0]
-    assert search.too_few(search.best_keys(torch.from_numpy(queries), passages, 500, ties, size, floor_Q))[0]
-    assert is_exact(queries, passages, 500, ties, block=128)
+@pytest.mark.parametrize("rising", [True, False])
+def test_passages_in_the_order_of_their_scores(rising, monkeypatch):
+    """When scores rise every passage reaches the floor, and one block has many times more than a buffer holds."""
+    monkeypatch.setattr(search, "_ROOM", 3)
+    made = []
+    make_room = search.Tile._make_room
+    monkeypatch.setattr(search.Tile, "_make_room", lambda *words: made.append(1) or make_room(*words))
+    passages = np.repeat(np.arange(1000, dtype=np.float32), 3)[:: 1 if rising else -1, None].copy()
+    queries, ties = np.ones((20, 1), dtype=np.float32), np.random.default_rng(2).permutation(3000)
+    assert is_exact(queries, passages, 50, ties, block=1500)
+    assert bool(made) is rising
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -198,13 +184,13 @@ def test_a_wrong_tie_order_is_caught():
 
 
 def test_if_only_what_beats_the_floor_were_kept_the_wrong_passages_would_make_the_cut(monkeypatch):
-    reaching, calls = candidates.reaching, []
+    reaching, calls = search.reaching, []
 
     def careless(scores, floor):
         calls.append(len(scores))
         return reaching(scores, floor if len(calls) == 1 else floor.nextafter(torch.tensor(torch.inf)))
 
-    monkeypatch.setattr(candidates, "reaching", careless)
+    monkeypatch.setattr(search, "reaching", careless)
     queries, passages, ties = whole_numbers(6, 10, 400, 3, 1)
     scores, rows = top_k(torch.from_numpy(queries), passages, 50, ties, block=128)
     expected_scores, expected_rows = reference(queries, passages, 50, ties)
@@ -276,14 +262,13 @@ def test_gpu_agrees():
     np.testing.assert_array_equal(scores.numpy(), expected_scores)
 
 
-def test_the_best_scores_of_a_tile_take_the_memory_of_one_row_beside_them():
+def test_the_first_floor_takes_the_memory_of_one_row():
     scores = torch.randn(512, 4096, generator=torch.Generator().manual_seed(0))
     tracemalloc.start()
     try:
-        found = candidates.highest(scores, 10)
+        found = search.kth_best(scores, 10)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert torch.equal(found.sort().values, scores.topk(10).values.flip(1))
-    assert torch.equal(found[:, 0], scores.topk(10).values[:, -1]) and peak < 4 * scores[0].nbytes + found.nbytes
-    assert candidates.highest(scores[:0], 10).shape == (0, 10), "no queries"
+    assert torch.equal(found, scores.topk(10).values[:, -1])
+    assert peak < 4 * scores[0].nbytes + 512 * 100, "a few rows, and a number of Python's for each"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -23,7 +24,9 @@ from maw.errors import DataError
 from maw.evaluation.answer_match import contains_answer
 from maw.training import hard_negatives as mining
 from maw.training.contrastive import TrainingPairs
-from maw.training.hard_negatives import limit, mine_negatives, prepare_training
+from maw.training.hard_negatives import mine_negatives
+from maw.training.miners import limit
+from maw.training.prepare import prepare_training
 
 
 def passages(count=300, seed=0):
@@ -321,14 +324,17 @@ def test_the_data_is_part_of_the_key(config, chosen):
     assert len(chosen) == 4
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "not json", "changed", "a list"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "not json", "changed", "a list", "of an earlier version"])
 def test_a_damaged_cache_is_chosen_again_with_a_warning(config, chosen, tmp_path, caplog, damage):
     expected = mine_negatives(make_train(), config())[0].negatives
     (path,) = (tmp_path / "cache" / "negatives").glob("*.json")
     whole = path.read_text()
     record = json.loads(whole)
+    earlier = json.dumps({key: record[key] for key in ("key", "negatives", "facts")}, sort_keys=True)
+    earlier = earlier[:-1] + f', "sha256": "{hashlib.sha256(earlier.encode()).hexdigest()}"}}'
     record["negatives"]["q0"] = ["d299"]
     contents = {"cut": whole[:-20], "empty": "", "not json": "{", "changed": json.dumps(record), "a list": "[]"}
+    contents["of an earlier version"] = earlier
     path.write_text(contents[damage])
     with caplog.at_level(logging.WARNING):
         assert mine_negatives(make_train(), config())[0].negatives == expected

@@ -17,7 +17,7 @@ from maw.evaluation.evaluate import evaluate_retriever
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime import signals
 from maw.training.optimizer import parameter_groups, rates
-from maw.training.progress import History
+from maw.training.state import History
 from maw.training.train import train_retriever
 from maw.training.trainer import Trainer
 

@@ -40,7 +40,7 @@ from maw.data.beir_format import HEADER, Judgements, line_finder, qrels_rows, re
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
 from maw.data.leakage import drop_overlap
-from maw.data.splits import Pool, draw_splits, hold_out, trains
+from maw.data.splits import Pool, draw_splits, hold_out
 from maw.data.store import Record
 from maw.errors import DataError, show
 
@@ -154,8 +154,8 @@ def _qrels_files(folder: Path, judgements: str | None, config: Tier1Config) -> d
         raise DataError(f"{validation}: there is a dev.tsv too and both are the validation split; keep one of them")
     files = {"train": qrels / "train.tsv", "validation": dev if dev.exists() else validation}
     files = {split: path for split, path in files.items() if path.exists()}
-    if trains(config) and "train" not in files:
-        methods = ", ".join(trained_methods(config.methods))
+    if trained_methods(config) and "train" not in files:
+        methods = ", ".join(trained_methods(config))
         raise DataError(
             f"{qrels / 'train.tsv'}: there is no such file and {methods} must train; add it, or run with "
             "--methods zero_shot"
@@ -208,7 +208,7 @@ def _complete(pools: dict[str, Pool], shared: dict[str, int], config: Tier1Confi
         shared |= {"train": shared["train"] + copies, "validation": 0}
         rule += f"; validation: {len(pools['validation'])} of {len(train)} training queries, held out by hash"
     for split in ("train", "validation"):
-        if trains(config) and not pools.get(split):
+        if trained_methods(config) and not pools.get(split):
             raise DataError(
                 f"{folder / 'qrels'}: no {split} query is left once the questions of the other splits are "
                 f"taken out; add more, or run with --methods zero_shot"

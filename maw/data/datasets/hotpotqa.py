@@ -10,6 +10,7 @@ Source: Yang et al., HotpotQA, arXiv:1809.09600; Thakur et al., BEIR, arXiv:2104
 
 from __future__ import annotations
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.dataset_table import Dataset
@@ -17,7 +18,6 @@ from maw.data.datasets import irds
 from maw.data.download.corpus_source import Source, beir_source
 from maw.data.download.needs import Needs
 from maw.data.download.published import Published, published, require
-from maw.data.splits import trains
 
 ID = "beir/hotpotqa"
 
@@ -53,7 +53,7 @@ def needs(config: Tier1Config, dataset: Dataset) -> Needs:
 
 def split_ids(config: Tier1Config) -> dict[str, str]:
     """The splits that a run uses, by their names in ir_datasets."""
-    splits = {"train": "train", "validation": "dev", "test": "test"} if trains(config) else {"test": "test"}
+    splits = {"train": "train", "validation": "dev", "test": "test"} if trained_methods(config) else {"test": "test"}
     return {split: f"{ID}/{each}" for split, each in splits.items()}
 
 

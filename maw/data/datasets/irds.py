@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import LARGEST_GRADE, Tier1Config
 from maw.data.beir_format import LONGEST_LINE, read_qrels, unfit
 from maw.data.collection import Collection
@@ -27,7 +28,7 @@ from maw.data.download.needs import Needs
 from maw.data.download.published import Published, ir_datasets, lock, reading
 from maw.data.hash_sampling import draw
 from maw.data.leakage import drop_overlap
-from maw.data.splits import SAMPLE_FIELDS, Pool, draw_splits, hold_out, trains
+from maw.data.splits import SAMPLE_FIELDS, Pool, draw_splits, hold_out
 from maw.errors import DataError, show
 
 _LONGEST_GRADE = 9  # digits
@@ -205,7 +206,7 @@ def separate(splits: Mapping[str, Judged], config: Tier1Config) -> tuple[dict[st
         shared = {"train": shared["train"] + copies, "validation": 0}
         rule += f"; validation: {len(validation)} of {available} training queries, held out by hash"
     for name in ("train", "validation"):
-        if trains(config) and not pools.get(name):
+        if trained_methods(config) and not pools.get(name):
             raise DataError(f"{splits['train'].id}: no {name} query is left once those of other splits are taken out")
     skipped = {
         "queries_without_relevant_passage": {name: split.without for name, split in splits.items()},

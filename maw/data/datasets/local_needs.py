@@ -7,6 +7,7 @@ estimated from their size and a thousand lines; those of pystdlib are known abou
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import platform
@@ -18,6 +19,8 @@ from maw.config.tier1_config import Tier1Config, beir_parts, cache_folder
 from maw.data.dataset_table import BEIR
 from maw.data.datasets.beir import store_key
 from maw.data.download.needs import Needs
+from maw.errors import DataError
+from maw.storage.files import read_json
 
 PARTS, PART_LINES = 50, 20  # where a corpus is looked at, and how much of it each time
 SMALL = 1 << 20  # bytes that are read whole
@@ -106,7 +109,6 @@ def _queries(path: Path) -> int:
 
 def _count(store: Path) -> int:
     """Passages in a store, 0 if there is none."""
-    try:
-        return int(json.loads((store / "manifest.json").read_text("utf-8"))["count"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    with contextlib.suppress(DataError, ValueError, KeyError, TypeError):
+        return int(read_json(store / "manifest.json")["count"])
+    return 0

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.beir_format import line_finder
 from maw.data.collection import Collection
@@ -29,7 +30,6 @@ from maw.data.datasets.irds import Judged
 from maw.data.download.corpus_source import Source, read_tsv
 from maw.data.download.needs import Needs
 from maw.data.download.published import Published, home, ir_datasets, published, require
-from maw.data.splits import trains
 from maw.data.store import Record, Where
 from maw.errors import DataError
 
@@ -50,7 +50,7 @@ def load(config: Tier1Config, dataset: Dataset) -> Collection:
     require(list(files.values()), config, name)
     corpus = corpus_source().corpus(config)
     splits = {"test": _split(_test_id(name), files["test queries"], files["test qrels"], config)}
-    if trains(config):
+    if trained_methods(config):
         splits["train"] = _split(TRAIN, files["train queries"], files["train qrels"], config)
     pools, facts = irds.separate(splits, config)
     facts = {
@@ -66,7 +66,7 @@ def load(config: Tier1Config, dataset: Dataset) -> Collection:
 
 def needs(config: Tier1Config, dataset: Dataset) -> Needs:
     """What the dataset needs, without fetching anything."""
-    queries = {"train": TRAIN, "validation": None} if trains(config) else {}
+    queries = {"train": TRAIN, "validation": None} if trained_methods(config) else {}
     files = source_files(config, dataset.name).values()
     queries["test"] = _test_id(dataset.name)
     return irds.needs_of(dataset.name, config, [corpus_source()], files, queries)
@@ -85,7 +85,7 @@ def source_files(config: Tier1Config, name: str) -> dict[str, Published]:
         unpacked = [f"{year}/queries.tsv"] if name == "trec_dl_2019" else []
         files["test queries"] = published(GROUP, f"{year}/queries", *unpacked)
         files["test qrels"] = published(GROUP, f"{year}/qrels")
-    if trains(config):
+    if trained_methods(config):
         files["train queries"] = published(GROUP, "queries", "train/queries.tsv")
         files["train qrels"] = published(GROUP, "train/qrels")
     return files

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.dataset_table import Dataset
@@ -28,7 +29,7 @@ from maw.data.download.corpus_source import Source, beir_source
 from maw.data.download.needs import Needs
 from maw.data.download.published import Published, published, require
 from maw.data.normalise import normalise
-from maw.data.splits import Pool, trains
+from maw.data.splits import Pool
 
 TEST = "beir/nq"
 TRAINING = {"train": f"{dpr.GROUP}/natural-questions/train", "validation": f"{dpr.GROUP}/natural-questions/dev"}
@@ -48,7 +49,7 @@ def load(config: Tier1Config, dataset: Dataset) -> Collection:
     test = irds.judged_in_beir(TEST, irds.qrels_path(TEST, file, config), texts)
     splits["test"] = replace(test, pool=replace(test.pool, answers=answers))
     corpora = {"test": beir_source("nq", mean_characters=500).corpus(config)}
-    if trains(config):
+    if trained_methods(config):
         corpora |= dict.fromkeys(TRAINING, dpr.wikipedia().corpus(config))
     pools, facts = irds.separate(splits, config)
     if "train" in pools:
@@ -72,12 +73,12 @@ def needs(config: Tier1Config, dataset: Dataset) -> Needs:
 
 def split_ids(config: Tier1Config) -> dict[str, str]:
     """The splits that a run uses, by their names in ir_datasets."""
-    return (TRAINING if trains(config) else {}) | {"test": TEST}
+    return (TRAINING if trained_methods(config) else {}) | {"test": TEST}
 
 
 def sources(config: Tier1Config) -> list[Source]:
     """The corpora that a run uses."""
-    return [beir_source("nq", mean_characters=500), *([dpr.wikipedia()] if trains(config) else [])]
+    return [beir_source("nq", mean_characters=500), *([dpr.wikipedia()] if trained_methods(config) else [])]
 
 
 def test_file(config: Tier1Config) -> Published:
@@ -89,7 +90,7 @@ def test_file(config: Tier1Config) -> Published:
 def source_files(config: Tier1Config) -> list[Published]:
     """All files that a run uses."""
     files = [test_file(config)]
-    if trains(config):
+    if trained_methods(config):
         passages = dpr.wikipedia()
         files += [] if passages.stored(config) else [passages.file]
         files += [dpr.questions_file(each) for each in TRAINING.values()]

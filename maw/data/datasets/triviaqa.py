@@ -14,13 +14,13 @@ Source: Joshi et al., TriviaQA, arXiv:1705.03551; `maw.data.datasets.dpr`.
 
 from __future__ import annotations
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.dataset_table import Dataset
 from maw.data.datasets import dpr, irds
 from maw.data.download.needs import Needs
 from maw.data.download.published import Published, require
-from maw.data.splits import trains
 
 TRAIN, TEST = f"{dpr.GROUP}/trivia-qa/train", f"{dpr.GROUP}/trivia-qa/dev"
 NOTE = "TriviaQA is not part of BEIR"
@@ -61,7 +61,7 @@ def needs(config: Tier1Config, dataset: Dataset) -> Needs:
 
 def split_ids(config: Tier1Config) -> dict[str, str]:
     """The splits that a run uses, by their names in ir_datasets."""
-    return {"train": TRAIN, "test": TEST} if trains(config) else {"test": TEST}
+    return {"train": TRAIN, "test": TEST} if trained_methods(config) else {"test": TEST}
 
 
 def source_files(config: Tier1Config) -> list[Published]:

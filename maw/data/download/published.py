@@ -17,7 +17,6 @@ import contextlib
 import gzip
 import hashlib
 import io
-import json
 import locale
 import logging
 import tarfile
@@ -36,7 +35,7 @@ from maw.data.download import archives
 from maw.data.download.needs import SourceFile
 from maw.errors import DataError, reason
 from maw.runtime.network import told_to_stay_offline, unreachable
-from maw.storage.files import write_json
+from maw.storage.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -275,8 +274,8 @@ def _remember(file: Published, config: Tier1Config) -> None:
 
 def _read_marker(file: Published, config: Tier1Config) -> Any:
     try:
-        return json.loads(_marker(file, config).read_text("utf-8"))
-    except (OSError, ValueError):  # never written, or damaged: compare again
+        return read_json(_marker(file, config))
+    except DataError:  # never written, or damaged: compare again
         return None
 
 
@@ -331,6 +330,5 @@ def _problem(error: Exception, url: str) -> str:
 def _reason(error: Exception) -> str:
     if len(error.args) == 2 and isinstance(error.args[1], list) and error.args[1]:  # every mirror, and its error
         error = error.args[1][-1][-1]
-    text = reason(error) if isinstance(error, OSError) else str(error)
-    name = type(error).__name__
-    return " ".join((f"{name}: {text}" if isinstance(error, LookupError) or not text else text).split())[:300]
+    name = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
+    return f"{name}{reason(error)}"[:300]

@@ -12,10 +12,9 @@ from maw.config.layers import parse_layers
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.download.needs import SourceFile
-from maw.data.splits import trains
 from maw.experiment.plan.workload import FLOAT_BYTES, Work
 from maw.models.pretrained import ModelSpec
-from maw.storage.disk import GIGABYTE, SPILL_BYTES
+from maw.storage.disk import GIGABYTE, SPILL_BYTES, size_text
 
 VOCABULARY = 31_000  # tokens, for the size of a model whose weights are not here
 LOG_BYTES = 10_000_000
@@ -76,13 +75,13 @@ def _result_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -
     one = weights + 3 * trained  # with the optimizer's two moments and the best epoch's weights
     latest = 2 * (not config.keep_only_best_checkpoint)  # with the one before it
     kept = 1 + latest + config.save_epoch_checkpoints * config.num_epochs
-    trainings = len(trained_methods(config.methods)) * config.seeds * (config.folds or 1)
+    trainings = len(trained_methods(config)) * config.seeds * (config.folds or 1)
     return LOG_BYTES + one * kept * trainings * len(works) + _run_file_bytes(config, works)
 
 
 def _run_file_bytes(config: Tier1Config, works: Sequence[Work]) -> int:
     """One ranking of all test queries for every method that is not trained, and for every seed of one that is."""
-    trained = len(trained_methods(config.methods))
+    trained = len(trained_methods(config))
     rankings = 0 if config.run_files == "none" else len(config.methods) - trained + trained * config.seeds
     line = RUN_LINE_BYTES if config.run_files == "plain" else RUN_LINE_BYTES_GZIP
     lines = (work.queries["test"] * min(config.top_k, work.searched) for work in works)
@@ -92,9 +91,9 @@ def _run_file_bytes(config: Tier1Config, works: Sequence[Work]) -> int:
 def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
     """What a run keeps until it has finished: trainings in progress, and the rankings of what is done."""
     layers = parse_layers(config.finetune_layers, spec.num_layers)
-    training = 8 * _layer_parameters(spec) * len(layers) * FLOAT_BYTES if trained_methods(config.methods) else 0
+    training = 8 * _layer_parameters(spec) * len(layers) * FLOAT_BYTES if trained_methods(config) else 0
     training *= at_once(config, works)
-    trained = len(trained_methods(config.methods))
+    trained = len(trained_methods(config))
     runs = len(config.methods) - trained + trained * config.seeds  # folds part the test queries
     lines = sum(work.queries["test"] * min(config.top_k, work.searched) for work in works)
     return training + runs * lines * RANKING_BYTES
@@ -105,7 +104,7 @@ def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]
     limit = int(config.embedding_cache_gb * GIGABYTE)
     sizes = [work.searched * spec.hidden_dim * embedding_width(config) for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
-    large = [size for size in sizes if size > most_in_memory(config) and (size > limit or trains(config))]
+    large = [size for size in sizes if size > most_in_memory(config) and (size > limit or trained_methods(config))]
     searched = sum(large) if config.parallel_datasets else max(large, default=0)
     return min(kept, limit) + searched
 
@@ -184,11 +183,3 @@ def too_small(disk: Disk) -> str:
         f"the disk of {largest.folder} is too small: {size_text(disk.size)} needed ({parts}) and "
         f"{size_text(disk.free)} free; free some, or see {', '.join(remedies)}"
     )
-
-
-def size_text(size: int) -> str:
-    """Bytes for people, in powers of ten: 21 MB, 1.2 GB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.0f} {name}" if size >= 20 * unit else f"{size / unit:.1f} {name}"
-    return f"{size} B"

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.data.registry import needs_of
-from maw.data.splits import trains
 from maw.errors import MAWError
 from maw.experiment.plan.disk_space import (
     Disk,
@@ -114,7 +114,8 @@ def _known_needs(name: str, config: Tier1Config) -> Needs:
 def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict[str, int]:
     longest = max((work.tokens["document"] for work in works), default=0)
     most = max((max(work.searched, work.validated) for work in works), default=0)
-    texts = max(config.eval_batch_size, 2 * config.batch_size * (2 + config.num_negatives) if trains(config) else 0)
+    step = 2 * config.batch_size * (2 + config.num_negatives) if trained_methods(config) else 0
+    texts = max(config.eval_batch_size, step)
     one = {
         "libraries": PROGRAM_BYTES,
         "model": 2 * model_bytes(spec),  # with what training adds, or the next method's while it is loaded

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
-from maw.experiment.plan.disk_space import size_text
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
+from maw.storage.disk import size_text
 
 MOST_FILES = 10
 _RESUMED = "the plan is of the whole run; what is done already is not done again"
@@ -100,7 +100,7 @@ def _memory(plan: Plan) -> str:
 
 def _encoding(plan: Plan) -> list[str]:
     config = plan.config
-    trained = trained_methods(config.methods)
+    trained = trained_methods(config)
     total = {part: sum(work.encoded[part] for work in plan.works) for part in ("test", "validation", "training")}
     methods = f"{len(config.methods)} methods{_repeated(config)}"
     texts = [f"{total['test']:,} texts of the test corpora and queries, once for each of {methods}"]

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from maw.attention.routers import ROUTERS
-from maw.config.layers import parse_layers
 from maw.config.methods import find_method, trained_methods
 from maw.config.tier1_config import Tier1Config, group_is_exact
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs
-from maw.data.splits import SAMPLE_FIELDS, trains
-from maw.models.pretrained import ModelSpec
+from maw.data.splits import SAMPLE_FIELDS
+from maw.models.pretrained import ModelSpec, trained_layers
 from maw.storage.disk import GIGABYTE
 
 FLOAT_BYTES = 4
@@ -68,7 +67,7 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     joined = _distractors(config) if needs.passages else 0
     test, other = ((list(needs.passages.values()) or [0])[which] + joined for which in (0, -1))
     searched = _at_most(config.corpus_size, test)
-    validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trains(config) else 0
+    validated = _at_most(config.val_corpus_size, searched if config.folds else other) if trained_methods(config) else 0
     shared = len(needs.passages) == 1 and searched == test and validated in (0, test)
     queries = _of_rounds(_drawn(needs, config), config)
     folds = config.folds or 1
@@ -82,8 +81,8 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         "validation": (validated * folds, queries["validation"] * folds),
         "training": (queries["train"] * folds * (1 + config.num_negatives), queries["train"] * folds),
     }
-    epochs = config.num_epochs * len(trained_methods(config.methods)) * (config.seeds + config.tune)
-    trained = len(trained_methods(config.methods))
+    epochs = config.num_epochs * len(trained_methods(config)) * (config.seeds + config.tune)
+    trained = len(trained_methods(config))
     times = {"test": trained * config.seeds, "once": len(config.methods) - trained}
     times |= dict.fromkeys(("validation", "training"), epochs)
     encoded = {part: sum(used[part]) * times[part] if searched else 0 for part in used}
@@ -92,8 +91,8 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     in_splits = queries["test"] + folds * (queries["train"] + queries["validation"])
     once_tokens = once * tokens["document"] + in_splits * tokens["query"]
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
-    keeps = _frozen_layers(config, spec) and config.prefix_cache_gb and searched
-    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if keeps else 0
+    frozen = trained_layers(config, spec)["prefix"] / spec.num_layers
+    stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if frozen and config.prefix_cache_gb and searched else 0
     return Work(
         needs=needs,
         searched=searched,
@@ -103,13 +102,13 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         tokens=tokens,
         encoded=encoded,
         activation_bytes=stored,
-        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, config, spec)
-        + _diagnosed_tokens(queries, tokens, config) * (1 - _frozen_layers(config, spec) / spec.num_layers),
+        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, frozen, config)
+        + _diagnosed_tokens(queries, tokens, config) * (1 - frozen),
     )
 
 
 def _token_passes(
-    once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, config: Tier1Config, spec: ModelSpec
+    once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, frozen: float, config: Tier1Config
 ) -> float:
     """Tokens that pass through the whole model, or as much work.
 
@@ -119,13 +118,13 @@ def _token_passes(
             one pass over its texts.
         times: how often each is done, over all methods, trainings and epochs.
         stored: bytes that storing the output of all would take.
+        frozen: the share of the layers that no method changes.
     """
     share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
-    trained = sum(_training_passes(method, config) for method in trained_methods(config.methods))
+    trained = sum(_training_passes(method, config) for method in trained_methods(config))
     upper = sum(by_pass[part] * times[part] for part in ("test", "once", "validation"))
     upper += by_pass["training"] * config.num_epochs * (config.seeds + config.tune) * trained
-    frozen = _frozen_layers(config, spec) / spec.num_layers
     return frozen * (share * once + (1 - share) * every) + (1 - frozen) * upper
 
 
@@ -143,14 +142,14 @@ def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], con
 
 
 def _maw_methods(config: Tier1Config) -> list[str]:
-    return [method for method in trained_methods(config.methods) if find_method(method).retriever == "maw"]
+    return [method for method in trained_methods(config) if find_method(method).retriever == "maw"]
 
 
 def _drawn(needs: Needs, config: Tier1Config) -> dict[str, int]:
     """Queries by split: those asked for, fewer where the source has fewer."""
     drawn = {}
     for split, field in SAMPLE_FIELDS.items():
-        asked = getattr(config, field) if split == "test" or trains(config) else 0
+        asked = getattr(config, field) if split == "test" or trained_methods(config) else 0
         drawn[split] = min(asked, needs.queries.get(split) or asked)
     return drawn
 
@@ -160,7 +159,7 @@ def _of_rounds(drawn: dict[str, int], config: Tier1Config) -> dict[str, int]:
     if not config.folds:
         return drawn
     pooled = sum(drawn.values())
-    fold = round(pooled / config.folds) if trains(config) else 0
+    fold = round(pooled / config.folds) if trained_methods(config) else 0
     return {"train": pooled - 2 * fold if fold else 0, "validation": fold, "test": pooled}
 
 
@@ -174,13 +173,6 @@ def _training_passes(method: str, config: Tier1Config) -> int:
     group = {"reward": size, "labels": config.depth_dim}.get(trained_by, 0)
     samples = size if trained_by == "reward" and config.encoder_update in ("all_group", "mcl") else 1
     return group + BACKWARD * samples
-
-
-def _frozen_layers(config: Tier1Config, spec: ModelSpec) -> int:
-    """Layers from the bottom that no method changes."""
-    settings = (config.maw_layers, config.finetune_layers)
-    changed = [layer for each in settings for layer in parse_layers(each, spec.num_layers)]
-    return min(changed, default=spec.num_layers + 1) - 1
 
 
 def _at_most(size: int | str, total: int) -> int:

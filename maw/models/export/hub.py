@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from maw.errors import ConfigError, MAWError, show
+from maw.errors import ConfigError, MAWError, reason, show
 from maw.runtime.network import told_to_stay_offline, unreachable
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -81,10 +81,5 @@ def push_to_hub(folder: Path | str, name: str, *, private: bool = True) -> str:
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {folder.resolve().name}")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: of the upload protocol's library
         text = f"the model is whole in {folder}: mend that, then {again}"
-        raise MAWError(f"{constants.ENDPOINT} did not take {name}: {_first_line(error)}; {text}") from error
+        raise MAWError(f"{constants.ENDPOINT} did not take {name}: {reason(error)}; {text}") from error
     return address
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0].rstrip(".")

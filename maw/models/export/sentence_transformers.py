@@ -40,12 +40,12 @@ from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture
 from maw.attention.routers import Router
-from maw.errors import ConfigError, MAWError, ModelError
+from maw.errors import ConfigError, MAWError, ModelError, reason
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.export.modeling_maw import MODELS, ROUTERS
 from maw.models.pretrained import ModelSpec, base_model
 from maw.models.retriever import BaselineRetriever, load_tokenizer
-from maw.storage.files import give_usual_mode, write_json, write_text
+from maw.storage.files import give_usual_mode, read_json, write_json, write_text
 
 MODELING = "modeling_maw.py"
 _POOLING = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
@@ -109,7 +109,7 @@ def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
     made = kind(kind.config_class(**settings, maw=depth_settings(model.encoder)))
     made.load_state_dict(_named_as_exported(model.encoder.maw_layers, backbone, architecture, kind), strict=True)
     made.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     module = MODELING.removesuffix(".py")
     config["auto_map"] = {
         "AutoConfig": f"{module}.{kind.config_class.__name__}",
@@ -238,7 +238,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
                 give_usual_mode(path)  # some libraries keep what they write from everybody else
         temporary.replace(folder)
     except (OSError, SafetensorError) as error:
-        raise MAWError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+        raise MAWError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

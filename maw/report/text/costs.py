@@ -15,6 +15,7 @@ from maw.report.significance_marks import methods_of
 from maw.report.text.format import as_table, wrapped
 from maw.report.text.protocol import compute
 from maw.runtime.energy import SOURCES
+from maw.storage.disk import size_text
 
 COST_HEADER = (
     "dataset",
@@ -38,7 +39,6 @@ where evaluation did not compute the documents', so that its seconds and joules 
 is empty where nothing but the embeddings was searched; `measured_devices` says whose energy it is."""
 
 SHARED_NOTE = "Methods share stored activations of the frozen layers: the first that needs them pays for them."
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,11 +110,8 @@ def cost_note(result: Mapping[str, Any]) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes in decimal units."""
-    if count is None:
-        return "-"
-    power = next((power for power in range(len(_UNITS)) if count < 1000 ** (power + 1)), len(_UNITS) - 1)
-    return f"{count / 1000**power:.{1 if power else 0}f} {_UNITS[power]}"
+    """Bytes in decimal units, with one decimal."""
+    return "-" if count is None else size_text(count, whole_from=1_000_000)
 
 
 def watt_hours(joules: float | None) -> str:

@@ -17,7 +17,7 @@ from maw.attention.routers import same_depth
 from maw.config.tier1_config import Tier1Config
 from maw.errors import NotFiniteError
 from maw.training.sharded_batch import average_gradients
-from maw.training.state import State, load_optimizer_state, optimizer_state
+from maw.training.state import State, load_optimizer_state
 
 
 class RouterLearner:
@@ -44,7 +44,7 @@ class RouterLearner:
             NotFiniteError: as `check`; nothing is to be saved then.
         """
         self.check(self.watched.tolist())
-        return {"optimizer": optimizer_state(self.optimizer)}
+        return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Takes back what `state_dict` gave."""

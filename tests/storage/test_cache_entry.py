@@ -9,9 +9,9 @@ import time
 import pytest
 from filelock import FileLock
 
-from maw.storage import disk
-from maw.storage.cache_entry import only_builder
-from maw.storage.disk import make_room
+from maw.storage import cache_entry
+from maw.storage.cache_entry import make_room, only_builder
+from maw.storage.locks import held
 
 
 def test_what_a_killed_run_left_is_cleared_and_what_is_being_written_is_not(tmp_path):
@@ -61,7 +61,7 @@ def test_a_lock_that_is_held_stays_and_keeps_others_out(tmp_path):
         make_room(tmp_path, 100, 100)
         assert {path.name for path in tmp_path.iterdir()} == {"building.lock", "starting.lock"}
         for name in ("building", "starting"):
-            with disk.held(tmp_path / f"{name}.lock") as found:
+            with held(tmp_path / f"{name}.lock") as found:
                 assert found is None
     make_room(tmp_path, 100, 100)
     assert not list(tmp_path.iterdir())
@@ -75,14 +75,14 @@ def test_a_lock_whose_file_goes_just_before_it_is_taken_is_taken_again(tmp_path,
 
     def late(file: int, operation: int) -> None:
         if waiting:
-            disk._clear_locks(waiting.pop())
+            cache_entry._clear_locks(waiting.pop())
             assert not list(tmp_path.iterdir())
         lock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
     with only_builder(tmp_path / "entry"):
         assert not waiting and (tmp_path / "entry.lock").exists()
-        with disk.held(tmp_path / "entry.lock") as other:
+        with held(tmp_path / "entry.lock") as other:
             assert other is None
 
 
@@ -98,7 +98,7 @@ def _build_and_sweep(folder, barrier, queue) -> None:
                 (folder / "inside").rmdir()
             except OSError:
                 met += 1
-        disk._clear_locks(folder)
+        cache_entry._clear_locks(folder)
     queue.put(met)
 
 

@@ -1,0 +1,53 @@
+"""What training reads of a collection: its queries, their hard negatives, and the passages of both."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from maw.config.tier1_config import Tier1Config
+from maw.data.collection import Collection
+from maw.data.corpus_sampling import cut_to, judged_rows
+from maw.encoding.activation_cache import ActivationStore
+from maw.models.retriever import BaselineRetriever
+from maw.training.hard_negatives import mine_negatives
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_training(
+    collection: Collection,
+    config: Tier1Config,
+    retriever: BaselineRetriever | None = None,
+    activations: ActivationStore | None = None,
+) -> Collection:
+    """Chooses the negatives of the training split, then cuts its corpus to the passages that training reads.
+
+    A corpus that another split searches, too, stays whole, since the splits then share activations.
+
+    Args:
+        collection: its training split may have a corpus of any size.
+        config: of the run.
+        retriever: the pretrained one, for the source "dense".
+        activations: of the run, for "dense".
+    """
+    train, facts = mine_negatives(collection.train, config, retriever, activations)
+    whole, corpora = len(train.corpus), dict(collection.facts.get("corpora", {}))
+    if train.corpus.fingerprint not in (collection.test.corpus.fingerprint, collection.validation.corpus.fingerprint):
+        used = train.corpus.rows_of([passage for chosen in train.negatives.values() for passage in chosen])
+        train = replace(train, corpus=cut_to(train.corpus, np.concatenate([judged_rows(train), used]), config))
+        cut = f"cut to the {len(train.corpus):,} of {whole:,} passages that training reads"
+        corpora["train"] = {"passages": cut}
+    warnings = list(collection.facts.get("warnings", ()))
+    without = facts.get("queries_without_a_hard_one")
+    if without:
+        against = "passages drawn from the corpus and" if facts["drawn_from_the_corpus"] else "nothing but"
+        warnings.append(
+            f"{collection.name}: {without} of {len(train)} training queries have no hard negative that may be used, "
+            f"and train against {against} the other passages of their batches"
+        )
+        logger.warning(warnings[-1])
+    facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
+    return replace(collection, train=train, facts=facts)
