@@ -1,1 +1,1 @@
-"""Depth attention: the 5-D layer, depth kernels, routers, and how they go into a Hugging Face model."""
+"""Depth attention: the 5-D layer, depth kernels, routers, and their installation in a Hugging Face model."""

@@ -1,10 +1,10 @@
-"""What the package must know of one family of encoders, and nothing more.
+"""Adapters of encoder families: each states where a Hugging Face encoder keeps its layers and its attention.
 
-An `Architecture` names the layers of a Hugging Face encoder, the attention module inside a layer and its
-projections, and runs the pieces that stand around the layers (embeddings, masks, final norm). Depth attention,
-LoRA, the activation cache and the checks of a model's config.json all go through it, so that a new family is one
-small class here. Modules are called, never read for their weights, so a projection that PEFT has wrapped works
-unchanged. Torch and transformers are imported where they are used: a wrong `--model` is refused before they load.
+An `Architecture` finds the layers, the attention module of a layer and its projections, and runs the parts around the
+layers (embeddings, masks, final norm). Depth attention, LoRA, the activation cache and the checks of config.json use
+it, so a new family needs one small class. Adapters call modules and never read their weights, so projections that PEFT
+has wrapped work too. Torch and transformers are imported where they are used: a wrong `--model` is refused before they
+load.
 
 Letters: B batch, T tokens, C hidden size, H heads, E head size.
 """
@@ -52,10 +52,10 @@ class Architecture:
         "intermediate.dense",
         "output.dense",
     )
-    """Every linear map of a layer, query and value among them."""
+    """All linear maps of a layer, query and value included."""
     rotary: ClassVar[bool] = False
     causal: ClassVar[bool] = False
-    """Whether a token sees those before it alone."""
+    """Whether a token attends only to itself and the tokens before it."""
 
     def __init_subclass__(cls) -> None:
         ARCHITECTURES.update(dict.fromkeys(vars(cls).get("model_types", ()), cls()))
@@ -69,19 +69,15 @@ class Architecture:
         return backbone.embeddings(input_ids=input_ids_BT)
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
-        """What every layer takes beside the hidden states: masks, and rotary tables where the family has them.
-
-        Args:
-            padding_BT: 1 for a token, 0 for padding.
-        """
+        """The inputs of each layer besides the hidden states: masks, and rotary tables if the family has them."""
         tokens = padding_BT.shape[1]
         real = padding_BT.bool()
-        # To look whether there is padding would wait for a GPU.
-        mask = None if _is_full(real) else real[:, None, None].expand(-1, -1, tokens, -1)
+        full = _may_look(real) and bool(real.all())
+        mask = None if full else real[:, None, None].expand(-1, -1, tokens, -1)
         return [{"attention_mask": mask}] * len(self.layers(backbone))
 
     def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
-        """What the model does after its last layer."""
+        """Applies what follows the last layer, such as a final norm."""
         return hidden_BTC
 
     def attention(self, layer: nn.Module) -> nn.Module:
@@ -89,7 +85,7 @@ class Architecture:
         return layer.get_submodule(self.attention_path)
 
     def replace_attention(self, layer: nn.Module, module: nn.Module) -> None:
-        """Puts `module` where the layer's self-attention stands."""
+        """Replaces the layer's self-attention by `module`."""
         parent, _, name = self.attention_path.rpartition(".")
         setattr(layer.get_submodule(parent), name, module)
 
@@ -105,15 +101,15 @@ class Architecture:
         )
 
     def rotate(self, states: tuple[Tensor, ...], inputs: LayerInputs) -> tuple[Tensor, ...]:
-        """Applies rotary positions to (B, H, T, E) states; nothing where the family has none."""
+        """Applies rotary positions to (B, H, T, E) states; families without them change nothing."""
         return states
 
     def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
-        """What the attention module itself does to the mixed values; BERT leaves it to the layer."""
+        """The attention module's own output map; BERT has it in the layer instead."""
         return context_BTC
 
     def dropout(self, attention: nn.Module) -> float:
-        """Probability of dropping an attention weight, zero outside training."""
+        """Probability of dropping an attention weight; zero outside training."""
         return attention.dropout.p if attention.training else 0.0
 
     def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, inputs: LayerInputs) -> Tensor:
@@ -136,7 +132,7 @@ class Architecture:
         return self.output(attention, context.flatten(2))
 
     def as_backend_sees(self, attention: nn.Module) -> Any:
-        """What the fused attention reads its settings from."""
+        """The object from which the fused attention reads its settings."""
         return attention
 
     def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
@@ -171,7 +167,7 @@ class ElectraArchitecture(Architecture):
 
 
 class DistilBertArchitecture(Architecture):
-    """DistilBERT: as BERT, under other names, and with the output map inside the attention module."""
+    """DistilBERT: BERT under other names, with the output map inside the attention module."""
 
     model_types = ("distilbert",)
     sizes: ClassVar[Mapping[str, str]] = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
@@ -203,7 +199,7 @@ class DistilBertArchitecture(Architecture):
 
 
 class RotaryArchitecture(Architecture):
-    """Positions that rotate queries and keys, feature i together with feature i + E/2."""
+    """Rotary positions: queries and keys are rotated, feature i together with feature i + E/2."""
 
     rotary = True
 
@@ -224,7 +220,7 @@ class RotaryArchitecture(Architecture):
 class ModernBertArchitecture(RotaryArchitecture):
     """ModernBERT: pre-norm, one fused projection, rotary positions, and local attention in most layers.
 
-    LoRA on "query and value" becomes LoRA on the fused projection, since PEFT adapts whole linear maps.
+    LoRA on query and value adapts the whole fused projection, because PEFT adapts whole linear maps.
     """
 
     model_types = ("modernbert",)
@@ -268,10 +264,10 @@ class ModernBertArchitecture(RotaryArchitecture):
 
 
 class Qwen3Architecture(RotaryArchitecture):
-    """Qwen3, a decoder that embedders are made of: causal attention, and fewer keys and values than queries.
+    """Qwen3, a decoder used as embedder: causal attention, and fewer key and value heads than query heads.
 
-    A query is weighted behind its own norm, which would else undo a part of the weighting. Keys and values are spelled
-    out for every head, so that all that follows has one of each.
+    Depth kernels weight the query after its norm; the norm would undo part of a weighting before it. Keys and values
+    are repeated for every query head.
     """
 
     model_types = ("qwen3",)
@@ -322,22 +318,17 @@ class Qwen3Architecture(RotaryArchitecture):
         return attention.o_proj(context_BTC)
 
     def as_backend_sees(self, attention: nn.Module) -> Any:
-        """Without groups, which are spelled out already."""
+        """Settings without key groups, since `project` has repeated keys and values for every head."""
         return SimpleNamespace(is_causal=True, training=attention.training, config=attention.config)
 
 
 def _may_look(values: Tensor) -> bool:
-    """Whether a program may branch on the values without waiting for a GPU."""
+    """Whether the program can branch on the values without waiting for a GPU."""
     return values.device.type != "cuda"
 
 
-def _is_full(real_BT: Tensor) -> bool:
-    """Whether no text is padded, as far as that is known."""
-    return _may_look(real_BT) and bool(real_BT.all())
-
-
 def _rotate_half(states: Tensor) -> Tensor:
-    """Rotary embedding's quarter turn: feature i is paired with feature i + E/2 (Su et al. 2021, GPT-NeoX order)."""
+    """Rotates by a quarter turn; feature i is paired with feature i + E/2 (Su et al. 2021, order of GPT-NeoX)."""
     import torch
 
     first, second = states.chunk(2, dim=-1)

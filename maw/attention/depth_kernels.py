@@ -1,4 +1,8 @@
-"""Depth kernels: the D learned weightings of the product of query and key."""
+"""Depth kernels: D learned weightings of the element-wise product of query and key.
+
+Letters: B texts, G samples of each text, H heads, T tokens, D depths, E head size, C hidden size, R kernel rank;
+h is 1 or H and t is 1 or T, as the router decides (see `maw.attention.routers`).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,23 @@ KERNEL_FAMILIES = ("diagonal", "low_rank")
 
 
 class DiagonalKernels(nn.Module):
-    """`W[h, d, e]`, one weight for each feature of each head at each depth.
+    """`W[h, d, e]`: one weight for each head, depth and feature.
 
-    Depth 0 starts at exactly one; the others start at one plus noise, since depths that start alike stay alike. A
-    router that mixes depths uses none of them by itself: then it is the mixture that starts at one.
+    Depth 0 starts at exactly 1. The other depths start at 1 plus noise, because equal depths get equal gradients and
+    stay equal. A soft router never uses a depth alone: for it, the mixture of the depths starts at 1.
 
     Args:
-        rotary: tie the weights of the two features of a rotary pair (feature e and e + E/2).
+        rotary: the two features of a rotary pair (e and e + E/2) share a weight.
         init_std: standard deviation of the noise.
-        mixture_D: shares in which a new router mixes depths; None, if it picks one.
-        generator: where the noise comes from.
+        mixture_D: weights with which a new soft router mixes the depths; None for a router that picks one depth.
+        generator: source of the noise.
     """
 
     def __init__(
         self,
         heads: int,
         head_size: int,
-        depths: int,
+        num_depths: int,
         *,
         rotary: bool = False,
         init_std: float = 0.02,
@@ -36,7 +40,7 @@ class DiagonalKernels(nn.Module):
         super().__init__()
         self.rotary = rotary
         free = head_size // 2 if rotary else head_size
-        noise_HDE = init_std * torch.randn(heads, depths, free, generator=generator)
+        noise_HDE = init_std * torch.randn(heads, num_depths, free, generator=generator)
         if mixture_D is None:
             noise_HDE[:, 0] = 0.0
         else:
@@ -49,26 +53,26 @@ class DiagonalKernels(nn.Module):
         return torch.cat((self.weight, self.weight), dim=-1) if self.rotary else self.weight
 
     def features(self, hidden_BTC: Tensor) -> None:
-        """A diagonal kernel looks at nothing but the query."""
+        """None: a diagonal kernel reads only the query."""
 
-    def forward(self, query_BHTE: Tensor, features: None, gate: Tensor) -> Tensor:
-        """The query weighted by the picked kernels, (B, G, H, T, E).
+    def forward(self, query_BHTE: Tensor, features: None, depth: Tensor) -> Tensor:
+        """The query times the kernels of the depths, (B, G, H, T, E).
 
         Args:
-            gate: depths, int64 (B, G, h, t), or weights over depths, (B, G, h, t, D).
+            depth: int64 depths (B, G, h, t), or weights over all depths (B, G, h, t, D).
         """
         change_HDE = self.kernels_HDE - 1
-        if gate.is_floating_point():
-            change_HDE = change_HDE.to(gate.dtype)
-            picked = torch.einsum("bghtd,hde->bghte", _over_heads(gate, change_HDE), change_HDE)
+        heads, num_depths, _ = change_HDE.shape
+        if depth.is_floating_point():
+            change_HDE = change_HDE.to(depth.dtype)
+            picked = torch.einsum("bghtd,hde->bghte", depth.expand(-1, -1, heads, -1, -1), change_HDE)
         else:
-            heads, depths, _ = change_HDE.shape
-            offsets = depths * torch.arange(heads, device=gate.device)[:, None]
-            picked = F.embedding(gate + offsets, change_HDE.flatten(0, 1))  # (B, G, H, t, E)
-        # q W as q + q (W - 1): in bfloat16 a weight near one has two digits, its distance from one has them all.
+            offsets = num_depths * torch.arange(heads, device=depth.device)[:, None]
+            picked = F.embedding(depth + offsets, change_HDE.flatten(0, 1))  # (B, G, H, t, E)
+        # q W is computed as q + q (W - 1): bfloat16 keeps two digits of W near 1, but all digits of W - 1.
         query, picked = query_BHTE[:, None], picked.to(query_BHTE.dtype)
         if picked.shape[1] == 1 and not torch.is_grad_enabled():
-            return query.addcmul_(query, picked)  # whoever calls has no other use of it
+            return query.addcmul_(query, picked)  # in place: no caller uses the plain query again
         return torch.addcmul(query, query, picked)
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
@@ -77,17 +81,17 @@ class DiagonalKernels(nn.Module):
 
 
 class LowRankKernels(nn.Module):
-    """For each depth a change of rank R to the layer's query map: query + up[h, d] (down[d] hidden).
+    """A change of rank R to the layer's query map for each depth: query + up[h, d] (down[d] hidden).
 
-    `down` starts at random, different for each depth, and `up` at zero: every depth starts as ordinary attention, and
-    the depths' gradients differ from the first step.
+    `down` starts at random and `up` at zero: every depth starts as ordinary attention, and the gradients of the depths
+    differ from the first step.
     """
 
     def __init__(
         self,
         heads: int,
         head_size: int,
-        depths: int,
+        num_depths: int,
         *,
         hidden_size: int,
         rank: int = 4,
@@ -95,21 +99,20 @@ class LowRankKernels(nn.Module):
     ):
         super().__init__()
         scale = hidden_size**-0.5
-        self.down = nn.Parameter(scale * torch.randn(depths, rank, hidden_size, generator=generator))
-        self.up = nn.Parameter(torch.zeros(heads, depths, rank, head_size))
+        self.down = nn.Parameter(scale * torch.randn(num_depths, rank, hidden_size, generator=generator))
+        self.up = nn.Parameter(torch.zeros(heads, num_depths, rank, head_size))
 
     def features(self, hidden_BTC: Tensor) -> Tensor:
-        """`down` of every depth, (B, T, D, R): once for a text, whatever the number of its samples."""
-        depths, rank, _ = self.down.shape
-        return F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, (depths, rank))
+        """down[d] hidden for every depth, (B, T, D, R); all samples of a text share it."""
+        return F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
 
-    def forward(self, query_BHTE: Tensor, features: Tensor, gate: Tensor) -> Tensor:
-        """As `DiagonalKernels.forward`; `features` are this class's own."""
+    def forward(self, query_BHTE: Tensor, features: Tensor, depth: Tensor) -> Tensor:
+        """As `DiagonalKernels.forward`, with `features` from `LowRankKernels.features`."""
         up = self.up.flatten(1, 2)  # (H, D*R, E)
-        if not gate.is_floating_point():
-            gate = F.one_hot(gate, self.up.shape[1]).to(features.dtype)
-        gated = gate[..., None] * features[:, None, None]  # (B, G, h, T, D, R)
-        change = gated.flatten(-2).to(features.dtype) @ up  # broadcasts h to H: (B, G, H, T, E)
+        if not depth.is_floating_point():
+            depth = F.one_hot(depth, self.up.shape[1]).to(features.dtype)
+        weighted = depth[..., None] * features[:, None, None]  # (B, G, h, T, D, R)
+        change = weighted.flatten(-2).to(features.dtype) @ up  # broadcasts h to H: (B, G, H, T, E)
         return query_BHTE[:, None] + change
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
@@ -118,16 +121,11 @@ class LowRankKernels(nn.Module):
         return query_BHTE[..., None, :] + change
 
 
-def _over_heads(gate: Tensor, kernels_HDE: Tensor) -> Tensor:
-    """A gate shared by all heads, (B, G, 1, t, D), spelled out for each of them."""
-    return gate.expand(-1, -1, len(kernels_HDE), -1, -1)
-
-
 def build_kernels(
     family: str,
     heads: int,
     head_size: int,
-    depths: int,
+    num_depths: int,
     *,
     hidden_size: int,
     rotary: bool,
@@ -136,15 +134,15 @@ def build_kernels(
     mixture_D: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """The kernels of that family.
+    """New kernels of a family, "diagonal" or "low_rank".
 
     Raises:
-        ValueError: no family of that name.
+        ValueError: an unknown family.
     """
     if family == "diagonal":
         return DiagonalKernels(
-            heads, head_size, depths, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator
+            heads, head_size, num_depths, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator
         )
     if family == "low_rank":
-        return LowRankKernels(heads, head_size, depths, hidden_size=hidden_size, rank=rank, generator=generator)
+        return LowRankKernels(heads, head_size, num_depths, hidden_size=hidden_size, rank=rank, generator=generator)
     raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

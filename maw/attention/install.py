@@ -25,19 +25,24 @@ def build_depth_attention(
     depth_values: bool = False,
     generator: torch.Generator | None = None,
 ) -> MAWAttentionLayer:
-    """Depth attention around the attention module of a layer (from 1), which stays where it is.
+    """Makes depth attention around the attention module of a layer; the caller puts it into the backbone.
 
-    Args: as `MAWWithGRPOEncoder`; `generator` is where the kernels' noise comes from.
+    Args: as `MAWWithGRPOEncoder`, and
+        layer: number of the layer, from 1.
+        generator: source of the kernels' noise.
     """
     attention = architecture.attention(architecture.layers(backbone)[layer - 1])
-    heads, size = architecture.heads(attention)
-    known: dict[str, Any] = {"heads": heads, "head_size": size, "depths": depths}
-    chooser = build_router(**known, **router)
-    start = {
+    heads, head_size = architecture.heads(attention)
+    made_router = build_router(heads=heads, head_size=head_size, depths=depths, **router)
+    options = {
+        "heads": heads,
+        "head_size": head_size,
+        "num_depths": depths,
         "hidden_size": backbone.config.hidden_size,
-        "mixture_D": chooser.first_mixture_D,
+        "mixture_D": made_router.first_mixture_D,
         "generator": generator,
+        **kernels,
     }
-    of_query = build_kernels(**known, **kernels, **start, rotary=architecture.rotary)
-    of_value = build_kernels(**known, **kernels, **start, rotary=False) if depth_values else None
-    return MAWAttentionLayer(attention, architecture, of_query, chooser, of_value)
+    query_kernels = build_kernels(**options, rotary=architecture.rotary)
+    value_kernels = build_kernels(**options, rotary=False) if depth_values else None
+    return MAWAttentionLayer(attention, architecture, query_kernels, made_router, value_kernels)

@@ -1,25 +1,26 @@
-"""Multi-Attention-Weight attention: D weights for every query-key pair, of which a router picks one.
+"""Multi-Attention-Weight (MAW) attention: every query-key pair has D attention weights, and a router picks one.
 
-Ordinary attention sums the element-wise product of query and key. Here every head has D learned weightings of that
-product, the depth kernels:
+Ordinary attention sums the element-wise product of query and key. In MAW every head has D learned weightings W of
+that product, its depth kernels:
 
     score[b,h,q,k,d] = scale * sum_e query[b,h,q,e] * W[h,d,e] * key[b,h,k,e]
     attn[b,h,q,k,d]  = softmax over k of (score + mask)
 
-`W = 1` is ordinary attention. The pick never depends on the key, so `attention(query * W[h, d], key, value)` is
-exactly the selected slice of that 5-D tensor: `MAWAttentionLayer` computes only the slice, with the backend's fused
-attention, at the price of one product and a small router. `attention_5d` is the whole tensor, for analysis and tests.
+`W = 1` is ordinary attention. The depth does not depend on the key, so `attention(query * W[h, d], key, value)` equals
+the slice of the 5-D tensor at depth d. `MAWAttentionLayer` computes only this slice, with the backend's fused
+attention; the extra cost is one product and a small router. `attention_5d` computes the whole tensor, for analysis and
+tests.
 
-Two kernel families stand behind one interface. `diagonal` is the formula. `low_rank` adds a change of rank r to the
-layer's query map for each depth, a weighting that may look at the text. Both change attention weights and nothing
-else. With rotary positions the query is weighted before it is rotated and a diagonal kernel treats the two halves of
-a rotary pair alike, so weighting before and after the rotation are the same thing.
+There are two kernel families. `diagonal` is the formula above. `low_rank` adds a change of rank R to the layer's query
+map for each depth, so the weighting depends on the text. Both change only attention weights. With rotary positions the
+query is weighted before its rotation; a diagonal kernel has one weight for both features of a rotary pair, so
+weighting and rotation commute.
 
-An ablation that is not MAW, since more than attention weights is picked: with `value_kernels` the same pick also
-chooses among kernels of the values, which makes a layer a mixture of adapters.
+With `value_kernels` the depth also selects a kernel of the values. This is an ablation and not MAW: it makes the layer
+a mixture of adapters.
 
 Letters: B texts, G samples of each text, H heads, T tokens (Q as queries, K as keys), D depths, E head size,
-C hidden size, R kernel rank; h is 1 or H and t is 1 or T, by how the router routes.
+C hidden size, R kernel rank; h is 1 or H and t is 1 or T, as the router decides.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from maw.errors import ModelError
 
 
 def attention_5d(query_BHQDE: Tensor, key_BHKE: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """The whole 5-D attention tensor, materialised: for analysis and tests, never for training.
+    """Computes the whole 5-D attention tensor in memory, for analysis and tests.
 
     Args:
-        query_BHQDE: the query at every depth, from a kernel's `all_depths`; it and the key are taken as float32 at
-            least.
-        mask: boolean (True: may attend) or additive, broadcastable to (B, H, Q, K); None where all may attend.
+        query_BHQDE: the query at every depth, from a kernel's `all_depths`; query and key are computed in float32 or
+            wider.
+        mask: boolean (True: may attend) or additive, broadcastable to (B, H, Q, K); None: every token may attend.
 
     Returns:
-        attn_BHQKD, summing to one over K.
+        attn_BHQKD, which sums to one over K.
     """
     dtype = torch.promote_types(query_BHQDE.dtype, torch.float32)
     score_BHQKD = scale * torch.einsum("bhqde,bhke->bhqkd", query_BHQDE.to(dtype), key_BHKE.to(dtype))
@@ -58,23 +59,23 @@ def attention_5d(query_BHQDE: Tensor, key_BHKE: Tensor, mask: Tensor | None, sca
 
 
 class MAWAttentionLayer(nn.Module):
-    """Stands where a Hugging Face layer's self-attention stood, and holds it.
+    """Replaces the self-attention module of a Hugging Face layer, and holds the replaced module as `base`.
 
-    Called like the module it replaces, with one more keyword: `routing`, the plan of the whole pass. Without it the
-    layer takes its greedy depths, so the model still works when called directly.
+    The layer is called like the module that it replaces, with one more keyword, `routing`. Without it the layer uses
+    its greedy depths, so the model also works when it is called directly.
 
-    When the plan asks for G samples of each text, the first MAW layer receives every text G times over and computes
-    projections and kernel features once for each text; later layers differ between samples and compute them all.
+    For G samples of each text the first MAW layer receives every text G times and computes projections and kernel
+    features once for each text. Above it the hidden states differ between samples.
 
     Args:
-        attention: the pretrained attention module; its weights are used, not copied.
-        architecture: adapter of its family.
-        kernels: depth kernels.
-        router: who picks.
-        value_kernels: depth kernels of the values, for the ablation; None, and depths change attention weights alone.
+        attention: the pretrained attention module; its weights are shared, not copied.
+        architecture: adapter of the model family.
+        kernels: depth kernels of the query.
+        router: picks the depths.
+        value_kernels: depth kernels of the values, for the ablation; None for MAW.
 
     Raises:
-        ValueError: value kernels with a pick for each token; every token of a text reads the same values.
+        ValueError: value kernels with a depth for each token, since all tokens of a text read the same values.
     """
 
     def __init__(
@@ -107,33 +108,36 @@ class MAWAttentionLayer(nn.Module):
         routing: Routing | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, None]:
-        """Attends with the picked depths.
+        """Attends at the router's depths.
 
         Args:
             hidden_states: (B*G, T, C).
-            attention_mask: as the module that is replaced gets it; None where all tokens attend to all.
-            routing: the plan of the pass; None for greedy depths.
-            inputs: what else that module gets, such as rotary positions.
+            attention_mask: the mask that the replaced module takes; None: every token attends to every token.
+            routing: how the routers pick; None for greedy depths. `NonMAWEncoder._run` in `maw/models/encoder.py`
+                passes it to the Hugging Face layer, which hands unknown keywords on to its attention module.
+            inputs: the other inputs of the replaced module, such as rotary positions.
 
         Returns:
-            The attention output, (B*G, T, C), and None where weights would stand.
+            The attention output, (B*G, T, C), and None in place of attention weights.
 
         Raises:
-            ModelError: tokens of an earlier call are to be attended to, which no pick of this one is made from.
+            ModelError: a key-value cache holds tokens of an earlier call, which the router does not see.
         """
         _refuse_cache(inputs.get("past_key_values"), hidden_states.shape[1], getattr(self.base, "layer_idx", 0))
         if routing is None:
-            routing = Routing(_tokens_seen(hidden_states, attention_mask))
+            routing = Routing(_padding_of(hidden_states, attention_mask))
         inputs["attention_mask"] = attention_mask
         copies = len(hidden_states) // len(routing.padding_BT) if routing.layer == 0 else 1
         hidden = hidden_states[::copies]
         query, key, value = self.architecture.project(self.base, hidden)
-        gate = self._gate(query, routing, copies)
-        weighted = self.kernels(query, self.kernels.features(hidden), gate).to(key.dtype)  # (texts, samples, H, T, E)
+        depth = self.router(query, routing)  # (B, G, h, t) or (B, G, h, t, D)
+        if copies != depth.shape[1]:
+            depth = depth.flatten(0, 1)[:, None]  # above the first MAW layer the hidden states hold every sample
+        weighted = self.kernels(query, self.kernels.features(hidden), depth).to(key.dtype)  # (texts, samples, H, T, E)
         if self.value_kernels is not None:
             features = self.value_kernels.features(hidden)
-            value = self.value_kernels(value, features, gate).to(key.dtype).flatten(0, 1)
-        elif weighted.shape[1] > 1 and not self.architecture.rotary and _is_shared(attention_mask):
+            value = self.value_kernels(value, features, depth).to(key.dtype).flatten(0, 1)
+        elif weighted.shape[1] > 1 and not self.architecture.rotary and _same_for_all_queries(attention_mask):
             return self._attend_together(weighted, key, value, inputs), None
         elif copies > 1:
             value = value.repeat_interleave(copies, 0)
@@ -145,7 +149,7 @@ class MAWAttentionLayer(nn.Module):
     def _attend_together(
         self, weighted_BGHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, inputs: dict[str, Any]
     ) -> Tensor:
-        """The samples of a text as more queries to the same keys and values: (B*G, T, C)."""
+        """Attends with all samples of a text at once, as more queries to the same keys and values: (B*G, T, C)."""
         samples, tokens = weighted_BGHTE.shape[1], weighted_BGHTE.shape[3]
         query = weighted_BGHTE.transpose(2, 3).flatten(1, 2).transpose(1, 2)  # (B, H, G*T, E)
         mask = inputs["attention_mask"]
@@ -153,13 +157,6 @@ class MAWAttentionLayer(nn.Module):
             mask = mask[::samples, :, :1].expand(-1, -1, samples * tokens, -1)
         output = self.architecture.attend(self.base, query, key_BHTE, value_BHTE, inputs | {"attention_mask": mask})
         return output.unflatten(1, (samples, tokens)).flatten(0, 1)
-
-    def _gate(self, query: Tensor, routing: Routing, copies: int) -> Tensor:
-        """The picks, shaped for `query`: (texts, samples, h, t[, D]); past the first layer samples are texts."""
-        taken = self.router(query, routing)
-        if copies == taken.shape[1]:
-            return taken
-        return taken.flatten(0, 1)[:, None]
 
     def reference(
         self,
@@ -169,18 +166,17 @@ class MAWAttentionLayer(nn.Module):
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The materialised form, of which `mix_depth` takes a slice.
+        """The attention tensor and the values at every depth; `mix_depth` computes the output at one depth from them.
 
         Args: as `MAWAttentionLayer.forward`, without samples: (B, T, C); and
-            weigh: query (B, H, T, E) and hidden states to the queries whose attention is wanted, (B, H, T, any D, E);
-                those at every depth, if not given.
+            weigh: maps query (B, H, T, E) and hidden states to weighted queries (B, H, T, any D, E); by default to
+                the queries at every depth.
 
         Returns:
-            attn_BHQKD, and the values that it mixes: (B, H, K, E), or with value kernels those of every depth,
-            (B, H, K, D, E).
+            attn_BHQKD, and the values: (B, H, K, E), or (B, H, K, D, E) with value kernels.
 
         Raises:
-            ModelError: a backend such as flash attention, whose masks do not say who may attend to whom.
+            ModelError: a backend such as flash attention, whose masks do not state who may attend to whom.
         """
         name = str(self.base.config._attn_implementation)
         if "flash" in name or (attention_mask is not None and attention_mask.ndim == 2):
@@ -189,10 +185,10 @@ class MAWAttentionLayer(nn.Module):
         inputs["attention_mask"] = attention_mask
         query, key, value = self.architecture.project(self.base, hidden_states)
         every = (weigh or self.kernels.all_depths)(query, hidden_states)  # (B, H, T, D, E)
-        heads, depths = every.shape[1], every.shape[3]
-        every = every.permute(0, 3, 1, 2, 4).flatten(1, 2)  # depths join the heads, as rotation is blind to both
+        heads, num_depths = every.shape[1], every.shape[3]
+        every = every.permute(0, 3, 1, 2, 4).flatten(1, 2)  # rotation treats each depth as one more head
         every, key = self.architecture.rotate((every, key), inputs)
-        every = every.unflatten(1, (depths, heads)).permute(0, 2, 3, 1, 4)
+        every = every.unflatten(1, (num_depths, heads)).permute(0, 2, 3, 1, 4)
         if self.value_kernels is not None:
             value = self.value_kernels.all_depths(value, hidden_states)
         if attention_mask is None and self.architecture.causal:
@@ -202,44 +198,41 @@ class MAWAttentionLayer(nn.Module):
 
 
 def _refuse_cache(cache: Any, tokens: int, place: int) -> None:
-    """Depths are picked from a whole text, so that one must not come piece by piece.
+    """Refuses a key-value cache with earlier tokens, because a router reads the whole text.
 
-    The layers below `place` have put this call's tokens into the cache already, the others have not.
+    The layers below `place` have already added this call's tokens to the cache; the others have not.
     """
     held = [] if cache is None else [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
     if max(held[:place], default=0) > tokens or max(held[place:], default=0) > 0:
         raise ModelError("depth attention reads a text as a whole; call the model with use_cache=False and all tokens")
 
 
-def _is_shared(mask: Tensor | None) -> bool:
-    """Whether every query token of a text may attend to the same ones, as far as the mask's layout says it."""
+def _same_for_all_queries(mask: Tensor | None) -> bool:
+    """Whether the mask's layout shows that all query tokens of a text may attend to the same tokens."""
     return mask is None or mask.shape[2] == 1 or mask.stride(2) == 0
 
 
-def _tokens_seen(hidden_BTC: Tensor, mask: Tensor | None) -> Tensor:
-    """The padding mask that an attention mask implies: a token that no one attends to is padding.
-
-    Flash attention takes the padding mask as it is, (B, T).
-    """
+def _padding_of(hidden_BTC: Tensor, mask: Tensor | None) -> Tensor:
+    """The padding mask (B, T) that an attention mask implies: a token that no token attends to is padding."""
     batch, tokens, _ = hidden_BTC.shape
     if mask is None:
         return torch.ones(batch, tokens, dtype=torch.long, device=hidden_BTC.device)
-    if mask.ndim == 2:
+    if mask.ndim == 2:  # flash attention takes the padding mask itself
         return mask.long()
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     return allowed.flatten(1, 2).any(1).long().expand(batch, -1)
 
 
 def select_depth(attn_BHQKD: Tensor, depth: Tensor) -> Tensor:
-    """The slice of the 5-D tensor that one pick, int64 (B, h, t), takes: (B, H, Q, K)."""
+    """The slice of the 5-D tensor at a depth, int64 (B, h, t): (B, H, Q, K)."""
     batch, heads, queries, keys, _ = attn_BHQKD.shape
     index = depth[..., None, None].expand(batch, heads, queries, keys, 1)
     return attn_BHQKD.gather(-1, index).squeeze(-1)
 
 
 def mix_depth(attn_BHQKD: Tensor, value: Tensor, depth: Tensor) -> Tensor:
-    """What one pick, int64 (B, h, t), makes of `MAWAttentionLayer.reference`: the mixed values (B, H, Q, E)."""
-    if value.ndim == 5:  # (B, H, K, D, E); t is 1, for a value is the same to every token that reads it
+    """The attention output (B, H, Q, E) at a depth, int64 (B, h, t), from `MAWAttentionLayer.reference`."""
+    if value.ndim == 5:  # (B, H, K, D, E); t is 1, because all query tokens read the same values
         batch, heads, keys, _, size = value.shape
         value = value.gather(3, depth[..., None, None].expand(batch, heads, keys, 1, size)).squeeze(3)
     return select_depth(attn_BHQKD, depth) @ value.to(attn_BHQKD.dtype)

@@ -1,18 +1,21 @@
-"""Random numbers for routing: the same for a text in any batch, on any device."""
+"""Counter-based random numbers for routing: a text gets the same numbers in any batch and on any device.
+
+Letters: B texts, G samples of each text; h is 1 or H and t is 1 or T, as the router decides.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# The finaliser of SplitMix64 (Steele, Lea and Flood 2014), the constants as signed 64-bit integers.
+# Constants of SplitMix64's finaliser (Steele, Lea and Flood 2014), as signed 64-bit integers.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 
 def mix64(value: Tensor) -> Tensor:
-    """A bijective hash of int64 tensors, the same on every device (integer arithmetic that wraps)."""
+    """SplitMix64's bijective hash of int64 tensors; integer arithmetic that wraps gives the same on every device."""
     value = value + _GOLDEN
     value = (value ^ _shift_right(value, 30)) * _FIRST
     value = (value ^ _shift_right(value, 27)) * _SECOND
@@ -20,7 +23,7 @@ def mix64(value: Tensor) -> Tensor:
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical shift: PyTorch's own keeps the sign."""
+    """Logical right shift; PyTorch's own shift keeps the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -28,10 +31,10 @@ def noise_keys(seed: int, step: int, index_B: Tensor, samples: int, stream: int 
     """One int64 key for each sample of each text, (B, G).
 
     Args:
-        index_B: row of each text in the training data, whatever batch and replica hold it.
-        stream: tells apart texts that share an index, such as queries (0) and passages (1).
+        index_B: row of each text in the training data, in whatever batch or replica the text is.
+        stream: separates texts that share a row, such as queries (0) and passages (1).
     """
-    start = mix64(torch.full_like(index_B, seed))  # else seed 42, stream 1 would be seed 43, stream 0
+    start = mix64(torch.full_like(index_B, seed))  # without it seed 42, stream 1 would equal seed 43, stream 0
     for part in (stream, step):
         start = mix64(start ^ part)
     per_text = mix64(start ^ index_B)
@@ -39,27 +42,23 @@ def noise_keys(seed: int, step: int, index_B: Tensor, samples: int, stream: int 
 
 
 def text_keys(input_ids_BT: Tensor, padding_BT: Tensor) -> Tensor:
-    """A hash of each text's tokens, int64 (B, 1), that padding does not change."""
+    """A hash of each text's tokens without padding, int64 (B, 1)."""
     positions = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
     token_hash = mix64(mix64(input_ids_BT.long()) ^ positions) * padding_BT.long()
     return mix64(token_hash.sum(-1))[:, None]
 
 
-def uniform_noise(keys_BG: Tensor, layer: int, heads: int, tokens: int, depths: int = 1) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float32 (B, G, h, t, depths), for one MAW layer.
+def uniform_noise(keys_BG: Tensor, layer: int, heads: int, tokens: int, num_depths: int = 1) -> Tensor:
+    """Uniform numbers in the open interval (0, 1) for one MAW layer, float32 (B, G, h, t, D).
 
-    Numbers are counted token by token, so those of a token do not depend on how far its text is padded.
+    The counter runs token by token, so a token's numbers do not depend on padding.
     """
-    counter = torch.arange(tokens * heads * depths, device=keys_BG.device)
+    counter = torch.arange(tokens * heads * num_depths, device=keys_BG.device)
     keys = mix64(keys_BG ^ mix64(torch.full_like(keys_BG, layer)))
     bits = _shift_right(mix64(keys[..., None] ^ counter), 41)  # 23 bits: with 24, float32 rounds the largest up to 1
-    return ((bits.float() + 0.5) * 2.0**-23).unflatten(-1, (tokens, heads, depths)).transpose(2, 3)
+    return ((bits.float() + 0.5) * 2.0**-23).unflatten(-1, (tokens, heads, num_depths)).transpose(2, 3)
 
 
 def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
-    """A draw from softmax(logits) over the last dimension: argmax(logits + Gumbel noise).
-
-    Args:
-        noise: uniform in (0, 1), broadcastable to the logits.
-    """
+    """Samples from softmax(logits) over the last dimension; `noise` is uniform in (0, 1) and broadcastable."""
     return (logits - torch.log(-torch.log(noise))).argmax(-1)

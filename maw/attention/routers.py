@@ -1,14 +1,13 @@
-"""Routers: which depth of attention a text, a head or a token uses.
+"""Routers: each picks the attention depth of a text, a head or a token in one MAW layer.
 
-Routing is a one-step bandit. The state is what the attention layer sees of the text, its query states: their mean
-over the text's tokens (`route_by="sequence"`, all heads together, and `"head"`, each head its own) or the token's
-own (`"token"`). The action is a depth. States are detached, so that a router never bends the encoder's weights, and
-a text is routed by itself alone: nothing of the other side of a query-passage pair can reach it.
+Routing is a one-step bandit (a contextual bandit). The state is the layer's query states: their mean over the text's
+tokens (`route_by="sequence"`: all heads share one state; `"head"`: each head has its own), or the query states of one
+token (`"token"`). The action is a depth. States are detached: a router sends no gradient into the encoder. A router
+sees one text only, never the other side of a query-passage pair.
 
-Everything random comes from `noise_keys` and a counter-based hash, not from a generator with a state: the noise of a
-text depends on (seed, step, the text's row in the training data, sample) and on nothing else, so a batch may be cut
-into replicas or chunks without changing a single pick. The positive of a query has the query's row, in a stream of its
-own, where routings are learned.
+Random numbers come from a counter-based hash (`maw.attention.noise`), not from a generator. The noise of a text
+depends only on the seed, the step, the text's row in the training data and the sample, so splitting a batch changes no
+depth. In router training the positive of a query uses the query's row in a stream of its own.
 
 Letters: B texts, G samples of each text, H heads, T tokens, D depths, F features; h is 1 or H and t is 1 or T,
 by `route_by`; M MAW layers.
@@ -32,13 +31,13 @@ ROUTERS: dict[str, type[Router]] = {}
 
 @dataclass
 class Routing:
-    """What one pass through the encoder is told about depths, and what the MAW layers leave behind.
+    """How the MAW layers pick depths in one forward pass, and what they picked and saw.
 
     Args:
         padding_BT: 1 for a token, 0 for padding; B counts texts, not samples.
-        keys_BG: noise keys: given, depths are sampled; None, each router takes its greedy depth.
-        depths: the picks to use instead, one (B, G, h, t) tensor for each MAW layer.
-        text_keys_B1: hash of each text, all that a random router looks at outside training.
+        keys_BG: noise keys with which depths are sampled; None for greedy depths.
+        depths: int64 depths to use instead of the routers' own, one (B, G, h, t) tensor for each MAW layer.
+        text_keys_B1: hash of each text, from which a random router draws its depths outside training.
         samples: G.
     """
 
@@ -47,20 +46,20 @@ class Routing:
     depths: list[Tensor] | None = None
     text_keys_B1: Tensor | None = None
     samples: int = 1
-    layer: int = 0  # index of the next MAW layer to be asked
-    taken: list[Tensor] = field(default_factory=list)  # per layer (B, G, h, t) depths, or (B, G, h, t, D) weights
+    layer: int = 0  # index of the next MAW layer
+    picked_depths: list[Tensor] = field(default_factory=list)  # per layer (B, G, h, t), or weights (B, G, h, t, D)
     states: list[Tensor] = field(default_factory=list)  # per layer (B, 1 or G, h, t, F), detached
 
     def flat_padding(self, batch: int) -> Tensor:
-        """The padding mask for `batch` texts or, past the first MAW layer, samples of texts."""
+        """The padding mask of `batch` texts or, above the first MAW layer, samples of texts."""
         return self.padding_BT.repeat_interleave(batch // len(self.padding_BT), dim=0)
 
 
 def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
     """Mean over a text's real tokens, float32 (B, H, E).
 
-    It is summed in float32, and the sum rounded as the states are: one pass over them, in their own layout. A sum in
-    float16 could exceed its largest number.
+    One matrix product sums the states in their own layout and number format; float16 states become float32 first,
+    because a sum could exceed the largest float16 number.
     """
     states_BHTE = states_BHTE.float() if states_BHTE.dtype == torch.float16 else states_BHTE
     weights = padding_BT.to(states_BHTE.dtype)[:, None]  # (B, 1, T)
@@ -71,7 +70,7 @@ def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
 
 
 class Router(nn.Module):
-    """What every router answers to. One router stands in each MAW layer.
+    """Interface of all routers; every MAW layer has one router.
 
     A subclass says its name, by which what trains it, and in the first line of its docstring what it does.
 
@@ -99,41 +98,36 @@ class Router(nn.Module):
         super().__init__()
         if route_by not in ROUTE_BY:
             raise ValueError(f"route_by must be one of {', '.join(ROUTE_BY)}, got {route_by!r}")
-        self.heads, self.head_size, self.depths, self.route_by = heads, head_size, depths, route_by
+        self.heads, self.head_size, self.num_depths, self.route_by = heads, head_size, depths, route_by
 
     def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
-        """The layer's query states, reduced to what is routed, float32 (B, h, t, F), detached.
-
-        Args:
-            query_BHTE: of this layer.
-            padding_BT: 1 for a token, 0 for padding.
-        """
+        """The router's state, float32 (B, h, t, F), detached, from `query_BHTE` and `padding_BT` (1 for a token)."""
         query_BHTE = query_BHTE.detach()
         if self.route_by == "token":
-            return query_BHTE.to(torch.float32, copy=True)  # kernels may weigh the query in place
+            return query_BHTE.to(torch.float32, copy=True)  # kernels may change the query in place
         mean_BHE = masked_mean(query_BHTE, padding_BT)
         return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
 
     @property
     def first_mixture_D(self) -> Tensor | None:
-        """Shares in which a new router mixes the depths, (D,), the same for every text; None if it picks one."""
+        """Weights (D,) with which a new soft router mixes the depths, equal for all texts; None for other routers."""
         return None
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
-        """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) if soft.
+        """A depth for each state: int64 (B, G, h, t), or weights over depths (B, G, h, t, D) of a soft router.
 
         Args:
             state: (B, 1 or G, h, t, F), from `state`.
-            routing: the plan of the pass, with its noise keys.
+            routing: its noise keys and number of samples are used.
         """
         raise TypeError(f"{type(self).__name__} is an interface; choose one of {', '.join(ROUTERS)}")
 
     def forward(self, query_BHTE: Tensor, routing: Routing) -> Tensor:
-        """Routes one layer's texts, and notes in the plan what was seen and taken.
+        """Picks the depths of one layer, and records state and depths in `routing`.
 
         Args:
-            query_BHTE: query states of B texts, or of B * G samples past the first MAW layer.
-            routing: the plan of the pass.
+            query_BHTE: query states of B texts, or of B * G samples above the first MAW layer.
+            routing: how to pick; `routing.depths` replaces the router's own depths.
 
         Returns:
             As `pick`: int64 (B, G, h, t), or weights (B, G, h, t, D).
@@ -141,20 +135,22 @@ class Router(nn.Module):
         batch = query_BHTE.shape[0]
         state = self.state(query_BHTE, routing.flat_padding(batch))
         state = state.unflatten(0, (len(routing.padding_BT), -1))
-        given = routing.depths
-        with torch.autocast(state.device.type, enabled=False):  # a policy's probabilities need all their digits
-            taken = self.pick(state, routing) if given is None else given[routing.layer]
+        if routing.depths is not None:
+            depth = routing.depths[routing.layer]
+        else:
+            with torch.autocast(state.device.type, enabled=False):  # a policy's probabilities need all their digits
+                depth = self.pick(state, routing)
         routing.states.append(state)
-        routing.taken.append(taken)
+        routing.picked_depths.append(depth)
         routing.layer += 1
-        return taken
+        return depth
 
 
 class PolicyRouter(Router):
-    """A linear softmax policy over depths on normalised states; a linear map for each head by head or token.
+    """A linear softmax policy over depths, of the normalised state; one linear map, or one for each head.
 
-    The map starts at zero with a small preference for depth 0, so that a new router samples almost uniformly and its
-    greedy depth is the pretrained model's own attention.
+    The map starts at zero with a small bias for depth 0: a new router samples almost uniformly, and its greedy depth
+    is the pretrained model's own attention.
     """
 
     FIRST_PREFERENCE = 0.1
@@ -169,14 +165,10 @@ class PolicyRouter(Router):
             self.bias[..., 0] = self.FIRST_PREFERENCE
 
     def logits(self, state: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of all depths, (..., h, t, D).
-
-        Args:
-            state: (..., h, t, F).
-        """
+        """Unnormalised log-probabilities of all depths, (..., h, t, D), from `state`, (..., h, t, F)."""
         state = self.norm(state)
         weight, bias = self.weight.to(state.dtype), self.bias.to(state.dtype)  # a whole model may be in bfloat16
-        if len(weight) == 1:  # one plain product, where the other would copy the map for every text
+        if len(weight) == 1:  # one plain product; einsum would copy the map for every text
             return state @ weight[0] + bias
         return torch.einsum("...htf,hfd->...htd", state, weight) + bias
 
@@ -188,7 +180,10 @@ class PolicyRouter(Router):
 
 
 class GRPORouter(PolicyRouter):
-    """Trained by group-relative policy optimisation on the reward of its own picks (`maw.training.router.grpo`)."""
+    """Trained by group-relative policy optimisation on the rewards of its sampled depths.
+
+    Source: Shao et al. 2024; see `maw.training.router.grpo`.
+    """
 
     name = "grpo"
     trained_by = "reward"
@@ -202,7 +197,7 @@ class SupervisedRouter(PolicyRouter):
 
 
 class SoftRouter(PolicyRouter):
-    """No pick at all: the expected kernel under the policy, trained with the encoder's own loss."""
+    """Mixes all depths instead of picking one: the expected kernel under the policy, trained by the encoder's loss."""
 
     name = "soft"
     trained_by = "loss"
@@ -216,7 +211,7 @@ class SoftRouter(PolicyRouter):
 
 
 class RandomRouter(Router):
-    """Uniform picks: fresh at every training step, and at evaluation a hash of the seed and the text."""
+    """Uniformly random depths: new ones at every training step; at evaluation a hash of the seed and the text."""
 
     name = "random"
     needs_text_keys = True
@@ -226,11 +221,11 @@ class RandomRouter(Router):
         if keys is None:
             raise ValueError("a random router needs the texts' keys: pass keys or text_keys in the inputs")
         noise = uniform_noise(keys, routing.layer, *state.shape[2:4])[..., 0]
-        return (noise * self.depths).long().expand(-1, routing.samples, -1, -1)
+        return (noise * self.num_depths).long().expand(-1, routing.samples, -1, -1)
 
 
 class FixedRouter(Router):
-    """Always one depth: what MAW is without routing."""
+    """Always picks the same depth: MAW without routing."""
 
     name = "fixed"
 
@@ -246,13 +241,13 @@ class FixedRouter(Router):
 
 
 def same_depth(routers: Iterable[Router], depths_G: Tensor, batch: int, tokens: int) -> list[Tensor]:
-    """Picks that put sample g of every text at one depth, everywhere: for each router int64 (batch, G, h, t)."""
-    picks = []
+    """Depths that put sample g of every text at depths_G[g] everywhere: for each router int64 (batch, G, h, t)."""
+    found = []
     for router in routers:
         heads = 1 if router.route_by == "sequence" else router.heads
         positions = tokens if router.route_by == "token" else 1
-        picks.append(depths_G[None, :, None, None].expand(batch, -1, heads, positions))
-    return picks
+        found.append(depths_G[None, :, None, None].expand(batch, -1, heads, positions))
+    return found
 
 
 def build_router(

@@ -10,14 +10,14 @@ from maw.cli.commands import parser_of
 from maw.experiment.model_card import model_card
 from maw.experiment.past_run import PastRun
 from maw.models.export.hub import check_hub, push_to_hub
-from maw.models.export.sentence_transformers import MODELING, _check_free, export_retriever
+from maw.models.export.sentence_transformers import MODELING, check_free, export_retriever
 
 
 def main(words: argparse.Namespace) -> int:
     """The command `export`, see `maw.cli.commands`."""
     if words.public and not words.push_to_hub:
         parser_of("export").error("--public is for --push-to-hub, which is not given")
-    _check_free(Path(words.out))
+    check_free(Path(words.out))
     run = PastRun.open(words.run_dir, words.dataset)
     run.record(words.method)
     if words.push_to_hub:

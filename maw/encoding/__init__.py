@@ -1,4 +1,4 @@
-"""Embeddings of whole collections: stored activations, kept embeddings, several processes."""
+"""Encoding of whole collections: stored activations, stored embeddings, several processes."""
 
 from functools import partial
 

@@ -1,13 +1,14 @@
-"""Activations of the frozen layers, computed once for each text of a run.
+"""Stores the activations of the frozen layers, computed once for each text of a run.
 
-Layers below the first trained one never change and always run with dropout off, so their output for a text is one
-fixed array. It is computed when first asked for, appended to a file, and read back through a memory map by every
-later epoch and every method of the run. The file is bounded: once the allowance is used up, further texts are simply
-computed each time, with the same result but for rounding: last bits depend on which texts are computed together.
+Layers below the first trained layer do not change and run without dropout, so their output for a text is fixed. It is
+computed at the first request, appended to a file, and read through a memory map by every later epoch and method. The
+file's size is limited: texts beyond the limit are computed each time. Their last bits may differ, because rounding
+depends on the batch.
 
-The files have no name: they go with the process, however it ends, so nothing stale is read or left on the disk. What
-a text's activations add up to is kept in memory and compared whenever they are read, so that a disk that gives back
-other bytes than it was given is noticed: the texts concerned are computed again, with a warning.
+The files have no name, so they vanish with the process and nothing stale is read or left on the disk. Checksums of the
+activations are in memory; if a read does not match, the texts are computed again, with a warning.
+
+Letters: B texts, T tokens, C hidden size.
 """
 
 from __future__ import annotations
@@ -39,29 +40,27 @@ from maw.storage.disk import GIGABYTE
 
 logger = logging.getLogger(__name__)
 
-GPU_TOKENS = 32_768  # of a batch on a GPU
+GPU_TOKENS = 32_768  # most tokens of a batch on a GPU
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
 class ActivationStore:
-    """The prefix activations of one model within one run.
+    """The activations of one model's frozen layers in one run; a context manager, or call `close`.
 
     Args:
-        folder: where to put the files; created if missing.
-        limit_gb: how much disk all files together may take, in 10^9 bytes.
-
-    Use as a context manager, or call `close`.
+        folder: folder of the files; created if missing.
+        limit_gb: most disk space of all files, in 10^9 bytes.
     """
 
     def __init__(self, folder: Path, limit_gb: float):
         self.folder = folder
         self.free_bytes = int(limit_gb * GIGABYTE)
         self.full = False
-        self.activation_log, self._following = ActivationLog(), False
+        self.activation_log, self._restoring = ActivationLog(), False
         self.before_commit: Callable[[], None] = lambda: None
-        """Saves the activation log before any file that a resumed run will not compute again."""
+        """Called before a file is written that a resumed run will not compute again; saves the activation log."""
         self._sources: dict[tuple, ActivationSource] = {}
-        self.new_file().close()  # says now, not in the middle of a run, that the folder cannot be used
+        self.new_file().close()  # fails now, not during the run, if the folder cannot be written
 
     def __enter__(self) -> ActivationStore:
         return self
@@ -76,11 +75,11 @@ class ActivationStore:
         self._sources.clear()
 
     def source(self, source: TextSource, encoder: nn.Module, device: torch.device) -> Source:
-        """A source that answers with hidden states, shared by all who ask for the same texts read the same way.
+        """A source of hidden states; equal texts with equal prefix, length limit and precision share one.
 
         Args:
-            encoder: any encoder of the run; they all hold the same frozen layers.
-            device: where the frozen layers are to run.
+            encoder: any encoder of the run; all have the same frozen layers.
+            device: device on which the frozen layers run.
         """
         if encoder.prefix_layers == 0 or self.free_bytes <= 0:
             return source
@@ -91,28 +90,28 @@ class ActivationStore:
             self._sources[key] = ActivationSource(source, self, encoder.precision, name)
         self._sources[key].use(encoder, device)
         if new:
-            self._follow(self._sources[key])
+            self._restore(self._sources[key])
         return self._sources[key]
 
     def resume(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes what the journal of an interrupted run held; its sources are filled as they were when asked for."""
+        """Loads the activation log of an interrupted run; `source` then repeats the requests of each source."""
         self.activation_log.load(facts, tensors)
         self.free_bytes, self.full = self.activation_log.room or (self.free_bytes, self.full)
 
-    def _follow(self, source: ActivationSource) -> None:
-        self._following = True  # the room for it is taken off already
+    def _restore(self, source: ActivationSource) -> None:
+        self._restoring = True  # `resume` has subtracted the space of these activations
         try:
             for fill in self.activation_log.to_restore(source.name):
                 source.restore(fill.rows, fill.stored)
                 self.activation_log.cut = self.activation_log.cut or source.cut
         finally:
-            self._following = False
+            self._restoring = False
 
     def new_file(self) -> IO[bytes]:
         """An open file without a name.
 
         Raises:
-            MAWError: the folder cannot be written to.
+            MAWError: the folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,14 +120,14 @@ class ActivationStore:
             raise MAWError(f"cannot write activations to {self.folder}: {reason(error)}; see --cache-dir") from error
 
     def reserve(self, size: int) -> bool:
-        """Takes `size` bytes off the allowance; once they are not there, nothing more is stored."""
-        if self._following:
+        """Subtracts `size` bytes from the free space; False, and the store is full, if there are fewer."""
+        if self._restoring:
             return True
         if size > self.free_bytes:
             self.full = True
             logger.warning(
                 "stored activations have reached their limit (--prefix-cache-gb); "
-                "further texts pass through the frozen layers each time, with the same result but for rounding"
+                "further texts pass through the frozen layers each time, and results change only by rounding"
             )
             return False
         self.free_bytes -= size
@@ -136,16 +135,16 @@ class ActivationStore:
 
 
 class ActivationSource:
-    """Texts as hidden states that leave the frozen layers.
+    """A source of hidden states: texts after the frozen layers.
 
-    `batch(rows)` gives {"hidden" (B, T, C), "attention_mask" (B, T), "text_keys" (B, 1)}; hidden states have the
+    `batch(rows)` returns {"hidden" (B, T, C), "attention_mask" (B, T), "text_keys" (B, 1)}, with hidden states in the
     encoder's precision.
     """
 
     def __init__(self, source: TextSource, store: ActivationStore, precision: torch.dtype, name: str = ""):
         self.inner, self.store, self.name = source, store, name
         self.precision = precision
-        self.bits = _BITS.get(precision)  # numpy has no bfloat16: its bits pass as integers
+        self.bits = _BITS.get(precision)  # numpy has no bfloat16, so 16-bit formats are stored as integers
         count = len(source)
         self.offset = np.full(count, -1, dtype=np.int64)  # in tokens; -1: not stored
         self.tokens = np.zeros(count, dtype=np.int32)
@@ -153,19 +152,19 @@ class ActivationSource:
         self.sums = np.zeros(count, dtype=np.uint64)
         self.file, self.stored, self.width = store.new_file(), 0, 0
         self._map: np.ndarray | None = None
-        self.damaged = 0  # texts that were not read as they were stored
+        self.damaged = 0  # number of texts whose checksum did not match
         self.encoder: nn.Module | None = None
         self.device = torch.device("cpu")
         self._frozen = HalveOnOOM(self._prefix, "texts through the frozen layers")
 
     def use(self, encoder: nn.Module, device: torch.device) -> None:
-        """Which encoder computes what is not stored yet."""
+        """Sets the encoder that computes activations that are not stored."""
         self.encoder, self.device = encoder, device
 
     def close(self) -> None:
-        """Closes the file; stored activations cannot be read after it."""
+        """Closes the file; stored activations cannot be read afterwards."""
         self._map = None
-        with contextlib.suppress(OSError):  # what a full disk did not take is not needed any more
+        with contextlib.suppress(OSError):  # a full disk refuses the last bytes, which are not needed
             self.file.close()
 
     def __len__(self) -> int:
@@ -173,16 +172,16 @@ class ActivationSource:
 
     @property
     def cut(self) -> bool:
-        """Whether some activations were computed in other batches than usual, and differ in their last bits."""
+        """Whether some activations were computed in unusual batches, so that their last bits differ."""
         return self._frozen.cut or self.damaged > 0
 
     @property
     def texts(self):
-        """The texts behind it."""
+        """The source's texts."""
         return self.inner.texts
 
     def lengths(self) -> np.ndarray:
-        """What to sort by, (N,)."""
+        """Lengths to sort texts by, (N,)."""
         return self._lengths
 
     @cached_property
@@ -190,24 +189,25 @@ class ActivationSource:
         return self.inner.lengths()
 
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """As `TextSource.batch`, past the frozen layers."""
+        """As `TextSource.batch`, after the frozen layers."""
         rows = np.asarray(rows, dtype=np.int64)
         return self._whole(rows, self._read(rows)) if self.fill(rows) else self._compute(self.inner.batch(rows))
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
-        """As `TextSource.batches`, past the frozen layers."""
+        """As `TextSource.batches`, after the frozen layers."""
         for rows in windows(order):
             if self.fill(rows):
                 parts = [rows[part] for part in cut(self.tokens[rows], size, budget)]
-                yield from ((part, self._whole(part, got)) for part, got in ahead(parts, self._with_read))
+                for part, found in zip(parts, ahead(parts, self._read), strict=True):
+                    yield part, self._whole(part, found)
             else:
                 yield from ((part, self._compute(inputs)) for part, inputs in self.inner.batches(rows, size, budget))
 
     def fill(self, rows: np.ndarray, label: str | None = None) -> bool:
-        """Stores what of these rows is not stored yet; False if the allowance does not suffice.
+        """Computes and stores the missing activations of these rows; False if the free space does not suffice.
 
         Args:
-            label: of a progress bar; None for no bar.
+            label: label of a progress bar; None for no bar.
         """
         missing = np.unique(rows[self.offset[rows] < 0])
         if not len(missing):
@@ -225,7 +225,7 @@ class ActivationSource:
         return not self.store.full
 
     def restore(self, rows: np.ndarray, count: int) -> None:
-        """Stores the first `count` of these rows again, in the batches in which `fill` stored them."""
+        """Computes and stores the first `count` of these rows again, in the same batches as `fill`."""
         label = "texts through the frozen layers, as before the run was interrupted"
         left = count
         with torch.no_grad(), bar(label, count, "text") as progress, packed_weights():
@@ -237,7 +237,7 @@ class ActivationSource:
                 progress.update(len(part))
 
     def _longest_first(self, rows: np.ndarray) -> Iterator[Batch]:
-        """The batches in which texts pass through the frozen layers together."""
+        """Batches for the frozen layers, longest texts first."""
         order = rows[np.argsort(-self.lengths()[rows], kind="stable")]
         budget = encoding_tokens(self.encoder.precision) if self.device.type == "cpu" else GPU_TOKENS
         return self.inner.batches(order, WINDOW, budget)
@@ -276,16 +276,13 @@ class ActivationSource:
         self._map = None
         return True
 
-    def _with_read(self, rows: np.ndarray) -> tuple[np.ndarray, dict[str, Tensor] | None]:
-        return rows, self._read(rows)
-
     def _whole(self, rows: np.ndarray, found: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """What was read; or, where that is not what was stored, the same texts computed again."""
+        """The activations that were read; computed again if they were damaged."""
         if found is not None:
             return found
-        if not self.damaged:  # once: a disk that fails does so more than once
+        if not self.damaged:  # warn once: a failing disk fails repeatedly
             logger.warning(
-                "%s: stored activations are not what was written; these texts pass through the frozen layers again. "
+                "%s: stored activations are damaged; these texts pass through the frozen layers again. "
                 "The disk or the memory of this machine may be failing",
                 self.store.folder,
             )
@@ -294,16 +291,16 @@ class ActivationSource:
             return self._compute(self.inner.batch(rows))
 
     def _read(self, rows: np.ndarray) -> dict[str, Tensor] | None:
-        """The stored activations of texts; None if they are not what was stored."""
+        """The stored activations of texts; None if their checksum does not match."""
         dtype = np.dtype(np.float32 if self.bits is None else np.int16)
         if os.fstat(self.file.fileno()).st_size < self.stored * self.width * dtype.itemsize:
-            return None  # reading behind the end of a memory map would end the process
+            return None  # a read beyond the end of a memory map would kill the process
         if self._map is None:
             self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, self.width))
         lengths = self.tokens[rows]
         steps = np.arange(min(self.inner.max_length, padded_length(int(lengths.max()))))
         mask = steps < lengths[:, None]
-        # Padding reads the text's first token: any finite value does, since attention and pooling leave it out.
+        # Padding reads the text's first token; any finite value works, because attention and pooling ignore it.
         where = self.offset[rows][:, None] + np.where(mask, steps, 0)
         states = self._map[where]
         if (np.where(mask, _token_sums(states, steps), 0).sum(1, dtype=np.uint64) != self.sums[rows]).any():
@@ -317,11 +314,11 @@ class ActivationSource:
 
 
 def _token_sums(states: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """A sum modulo 2^64 over the bits of each token, (..., T); any flipped bit changes that of its text.
+    """Checksum of each token's bits modulo 2^64, (..., T); a flipped bit changes the sum over its text.
 
     Args:
         states: (..., T, C), of any type.
-        places: of each token in its text, (T,) or (..., T): odd factors by place, so that order counts too.
+        places: position of each token in its text, (T,) or (..., T); it gives an odd factor, so that order counts.
     """
     size = states.shape[-1] * states.dtype.itemsize
     word = next(word for word in (np.uint64, np.uint32, np.uint16) if size % np.dtype(word).itemsize == 0)

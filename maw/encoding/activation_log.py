@@ -1,10 +1,9 @@
-"""Which texts passed through the frozen layers together: a resumed run gets the same activations to the last bit.
+"""Log of the texts that passed through the frozen layers together, so that a resumed run repeats their last bits.
 
-The activations of a text differ in their last bits with the batch it is computed in, and batches follow from which
-texts were asked for at once. An uninterrupted run computes each text when it is first read, by whichever method that
-is; a resumed one does not repeat the methods that are finished. So the journal of a
-`maw.encoding.activation_cache.ActivationStore` notes every such request, is saved with the run
-(`maw.experiment.run_state`), and is followed before a source is first read again.
+The last bits of a text's activations depend on its batch, and batches depend on which texts were requested at once. A
+run computes each text when a method first reads it, but a resumed run skips finished methods. So an
+`maw.encoding.activation_cache.ActivationStore` logs every request, the run saves the log (`maw.experiment.run_state`),
+and a resumed run repeats the requests of a source before it reads the source.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fill:
-    """Texts that were stored at one request.
+    """Texts that one request stored.
 
     Attributes:
-        source: name of what they are texts of.
-        rows: the texts, int64.
-        stored: how many of them, longest first, found room.
+        source: name of the source.
+        rows: rows of the texts, int64.
+        stored: number of texts, longest first, that fitted into the store.
     """
 
     source: str
@@ -37,11 +36,11 @@ class Fill:
 
 
 class ActivationLog:
-    """The requests to one store, in their order.
+    """The requests to one store, in order.
 
     Attributes:
-        room: the bytes that the store has left after the last one, and whether it has counted itself full.
-        cut: whether memory ran out, so that some batches were smaller than they will be when they are computed again.
+        room: free bytes of the store after the last request, and whether the store was full.
+        cut: whether memory ran out, so that some batches were smaller than those of a resumed run.
     """
 
     def __init__(self) -> None:
@@ -51,22 +50,16 @@ class ActivationLog:
         self._to_follow: dict[str, list[Fill]] = {}
 
     def note(self, fill: Fill, room: tuple[int, bool], cut: bool) -> None:
-        """Notes a request that is over; one that was interrupted is made again as a whole.
-
-        Args:
-            fill: the request.
-            room: the bytes that the store has left, and whether it has counted itself full.
-            cut: whether memory ran out.
-        """
+        """Logs a finished request with the store's `room` and `cut`; an interrupted one is repeated as a whole."""
         self.fills.append(fill)
         self.room, self.cut = room, self.cut or cut
 
     def to_restore(self, source: str) -> list[Fill]:
-        """What a source held when the run was interrupted, in the order of its requests; given once."""
+        """The requests of a source before the interruption, in order; a second call returns none."""
         return self._to_follow.pop(source, [])
 
     def content(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What to save: facts, and the rows of all requests one after the other."""
+        """The log to save: facts, and the concatenated rows of all requests."""
         names = list(dict.fromkeys(fill.source for fill in self.fills))
         fills = [[names.index(fill.source), len(fill.rows), fill.stored] for fill in self.fills]
         rows = [torch.from_numpy(fill.rows) for fill in self.fills]
@@ -74,14 +67,14 @@ class ActivationLog:
         return facts, ({"rows": torch.cat(rows)} if rows else {})
 
     def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes what `content` gave, to be followed."""
+        """Loads what `content` returned."""
         lengths = [length for _, length, _ in facts["fills"]]
         parts = tensors["rows"].split(lengths) if lengths else ()
         self.room, self.cut = tuple(facts["room"]) if facts["room"] else None, facts["cut"]
         if self.cut:
             logger.warning(
-                "memory ran out, or stored activations were damaged, before the run was interrupted: it goes on with "
-                "activations whose last bits may be others, and so may be the last digits of its results"
+                "memory ran out, or stored activations were damaged, before the run was interrupted: the last bits of "
+                "its activations may change now, and with them the last digits of its results"
             )
         for (number, _, stored), rows in zip(facts["fills"], parts, strict=True):
             fill = Fill(facts["sources"][number], rows.numpy(), stored)

@@ -1,28 +1,29 @@
-"""Embeddings of encoders that nothing has trained, kept from run to run; and room on disk for large ones.
+"""Caches embeddings of untrained encoders between runs, and puts large embeddings on disk.
 
     embedder = Embedder(model, config, device, activations)
-    documents = embedder.encode(corpus, "document", "test documents")     # .from_cache says where they came from
+    documents = embedder.encode(corpus, "document", "test documents")     # .from_cache: whether they were read
 
-    python tier_1.py --embedding-cache-gb 10       # how much disk they may take; 0 keeps none
-    python tier_1.py --embedding-precision float16 --store-embeddings-on-disk      # half the room, and none in memory
+    python tier_1.py --embedding-cache-gb 10       # most disk space of the cache; 0 switches it off
+    python tier_1.py --embedding-precision float16 --store-embeddings-on-disk      # half the size, and not in memory
 
-Evaluation and the mining of dense negatives encode through it. Only encoders without trained parameters are kept, the
-zero-shot arm and the miner: the weights of the others change with every epoch, so that what is kept of them would
-fill the disk and never be read. That rule saves space and is not what makes the cache right: an entry is found by
-everything that decides its bits, the SHA-256 of all weights (an adapter's too) first, so that no model can read what
-another one computed. Beside them the key holds configuration and modules, tokenizer, prefix, length limit, pooling,
-normalisation, number format, device, the sizes of batches and whether stored activations were used (both change the
-last bits), library versions, and the fingerprint of the texts.
+Evaluation and the mining of dense negatives encode through it. Only encoders without trained parameters are cached
+(zero-shot and the miner), because trained weights change with every epoch and their entries would never be read again.
+The key of an entry holds everything that determines its bits, so that no model can read another's embeddings: the
+SHA-256 of all weights (adapters included), configuration and modules, tokenizer, prefix, length limit, pooling,
+normalisation, number format, device, batch sizes and use of stored activations (both change the last bits), library
+versions, and the fingerprint of the texts.
 
-An entry is a folder of the cache folder's `embeddings`, named by the hash of its key:
+An entry is a folder in `embeddings` of the cache folder, named by the hash of its key:
 
-    embeddings.npy   (N, C), float32 or, of passages, the configuration's `embedding_precision`; read as a memory map
-    manifest.json    the key in clear, the model's name, shape, date, seconds it took, size and SHA-256 of the array
+    embeddings.npy   (N, C), float32 or, for documents, `embedding_precision`; read as a memory map
+    manifest.json    the key in plain text, the model's name, shape, date, seconds, size and SHA-256 of the array
 
-It is written beside its place under a lock, flushed, and renamed when whole: two runs compute it once. Its bytes are
-compared with the SHA-256 whenever it is read, and a damaged one is computed again with a warning. The entry read
-longest ago makes room for a new one (`maw.storage.cache_entry`). Nothing that goes wrong with the disk stops a run; it
-goes on without the cache.
+An entry is written to a temporary folder under a lock, flushed, and renamed when complete, so two runs compute it
+once. Every read compares its SHA-256; a damaged entry is computed again, with a warning. If space is short, the
+entries read longest ago are removed (`maw.storage.cache_entry`). A disk error does not stop a run; it continues
+without the cache.
+
+Letters: N texts, C embedding size, M MAW layers, D depths.
 """
 
 from __future__ import annotations
@@ -72,19 +73,19 @@ from maw.storage.files import flush, json_sha
 logger = logging.getLogger(__name__)
 
 RULES_VERSION = 1
-"""To be raised when embeddings of the same key come out in other bits."""
+"""Must be increased when a change of code changes the bits of embeddings with the same key."""
 WHAT = "the embeddings"
 _ARRAY, _MANIFEST = "embeddings.npy", "manifest.json"
 
 
 class Embedder:
-    """One model as the encoder of texts, with the cache in front of it.
+    """Encodes texts with one model, through the cache.
 
     Args:
-        model: any retriever; what is kept is of those without trained parameters.
-        config: batch size, cache folder and its bound.
-        device: where to compute.
-        activations: stored activations of the frozen layers, to be shared with other calls of a run.
+        model: any retriever; only those without trained parameters are cached.
+        config: batch size, cache folder and its limit.
+        device: device that computes.
+        activations: stored activations of the frozen layers, shared with other calls of a run.
     """
 
     def __init__(
@@ -98,28 +99,29 @@ class Embedder:
         self.folder = cache_folder(config) / "embeddings"
 
     def encode(self, texts: Texts, kind: str, label: str, fill: bool = False) -> Embeddings:
-        """The embeddings of all texts, from the cache if they are there.
+        """The embeddings of all texts, from the cache if possible.
 
         Args:
             texts: a corpus, or a list as `maw.models.tokenized.ListTexts`.
             kind: "query" or "document".
-            label: of the progress bar and in messages.
-            fill: where they are read, store the activations that computing them would have stored, if the run trains
-                a method: it computes them anyway, and in other batches they differ in their last bits.
+            label: label of the progress bar and in messages.
+            fill: whether embeddings from the cache also store their texts' activations, if the run trains a method;
+                later requests would compute them in other batches, with other last bits.
         """
         with stage("encoding queries" if kind == "query" else "encoding documents"):
             return self._encode(texts, kind, label, fill)
 
     def _encode(self, texts: Texts, kind: str, label: str, fill: bool) -> Embeddings:
         plain = self.model.source(texts, kind)
-        source = self._source(plain)
+        stored = self.activations
+        source = plain if stored is None else stored.source(plain, self.model.encoder, self.device)
         form = np.dtype(self.config.embedding_precision if kind == "document" else np.float32)
         key = self._key(plain, source, label, form)
         if key is None:
             return self._compute(source, label, self._spill, form)
         folder = self.folder / json_sha(key)[:32]
         found = _read(folder, key)
-        (missing,) = distributed.any_process(found is None)  # of several processes, on disks of several machines
+        (missing,) = distributed.any_process(found is None)  # processes may be on machines with different disks
         if missing:
             build = self._build_together if distributed.is_distributed() else self._read_or_build
             found = build(folder, key, source, label)
@@ -127,22 +129,19 @@ class Embedder:
             logger.info("%s: %d embeddings read from the cache", label, len(plain))
             if fill and trained_methods(self.config) and not distributed.is_distributed():
                 _fill(source)
-        return found if kind == "document" else _copied(found)
-
-    def _source(self, plain: TextSource) -> Source:
-        if self.activations is None:
-            return plain
-        return self.activations.source(plain, self.model.encoder, self.device)
+        if kind == "document":
+            return found
+        return replace(found, embeddings=np.array(found.embeddings))  # few queries, compared with every passage
 
     def _key(self, plain: TextSource, source: Source, label: str, form: np.dtype) -> dict[str, Any] | None:
-        """Everything that decides the bits of the embeddings; None if they are not to be kept."""
+        """Everything that determines the bits of the embeddings; None if they are not to be cached."""
         limit = self.config.embedding_cache_gb * GIGABYTE
         if not limit or not len(plain) or not self._fixed or self._tokenizer is None:
             return None
         size = len(plain) * self.model.spec.hidden_dim * form.itemsize
         if size > limit:
             logger.info(
-                "%s: %.1f GB of embeddings are more than --embedding-cache-gb %g, and not kept",
+                "%s: %.1f GB of embeddings exceed --embedding-cache-gb %g and are not cached",
                 label,
                 size / GIGABYTE,
                 self.config.embedding_cache_gb,
@@ -153,19 +152,19 @@ class Embedder:
             "prefix": plain.prefix,
             "max_length": plain.max_length,
             "frozen_layers_stored": self.model.encoder.prefix_layers if isinstance(source, ActivationSource) else 0,
-            "batch": [self.config.eval_batch_size, self._tokens, LENGTH_STEP],
+            "batch": [
+                self.config.eval_batch_size,
+                encoding_tokens(self.model.precision) if self.device.type == "cpu" else None,
+                LENGTH_STEP,
+            ],
             **({} if form == np.float32 else {"stored_in": form.name}),
             **({"processes": distributed.this_process().count} if distributed.is_distributed() else {}),
             "texts": {"fingerprint": plain.texts.fingerprint, "count": len(plain)},
         }
 
     @property
-    def _tokens(self) -> int | None:
-        """Most tokens of a batch."""
-        return encoding_tokens(self.model.precision) if self.device.type == "cpu" else None
-
-    @property
     def _fixed(self) -> bool:
+        """Whether the encoder has no trained parameters."""
         encoder = self.model.encoder
         trained = any(parameter.requires_grad for parameter in encoder.parameters())
         return not trained and not isinstance(encoder, MAWWithGRPOEncoder)
@@ -181,7 +180,7 @@ class Embedder:
         return tokenizer_sha256(self.model.tokenizer)
 
     def _read_or_build(self, folder: Path, key: dict[str, Any], source: Source, label: str) -> Embeddings:
-        """Under the entry's lock: another run may have written it in the meantime."""
+        """Reads or writes an entry under its lock, since another run may be writing it."""
         made = None
         try:
             with only_builder(folder, WHAT):
@@ -192,15 +191,15 @@ class Embedder:
                     started = time.perf_counter()
                     made = self._compute(source, label, partial(self._place, temporary), _form(key))
                     if made.cut:
-                        raise DataError("memory ran out, and smaller batches give other last bits")
+                        raise DataError("memory ran out, and smaller batches change the last bits")
                     self._finish(temporary, made, key, time.perf_counter() - started)
-                made.embeddings.flags.writeable = False  # it is the file that others read
+                made.embeddings.flags.writeable = False  # other runs read this file
         except DataError as error:
-            logger.warning("%s: not kept for later runs: %s", label, error)
+            logger.warning("%s: not cached for later runs: %s", label, error)
         return self._compute(source, label, self._spill, _form(key)) if made is None else made
 
     def _build_together(self, folder: Path, key: dict[str, Any], source: Source, label: str) -> Embeddings:
-        """Of several processes: all compute, and the main one writes what has come together."""
+        """Computes in all processes; the main process writes the entry."""
         started = time.perf_counter()
         made = self._compute(source, label, self._spill, _form(key))
         seconds = time.perf_counter() - started
@@ -208,8 +207,8 @@ class Embedder:
             try:
                 self._write(folder, key, made, seconds)
             except DataError as error:
-                logger.warning("%s: not kept for later runs: %s", label, error)
-        distributed.barrier()  # nobody looks for an entry that is being written
+                logger.warning("%s: not cached for later runs: %s", label, error)
+        distributed.barrier()  # no process looks for an entry that is being written
         return made
 
     def _write(self, folder: Path, key: dict[str, Any], made: Embeddings, seconds: float) -> None:
@@ -221,7 +220,7 @@ class Embedder:
                     self._finish(temporary, replace(made, embeddings=array), key, seconds)
 
     def _compute(self, source: Source, label: str, place: Any, form: np.dtype) -> Embeddings:
-        """Encodes to where `place` says: embeddings, (N, C), in a format; shares of depths, (N, M, D), in float32."""
+        """Encodes into arrays that `place` makes: embeddings (N, C) in `form`, depth shares (N, M, D) in float32."""
         return encode_sharded(
             replicate(self.model.encoder, self.config, self.device),
             source,
@@ -232,7 +231,7 @@ class Embedder:
         )
 
     def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
-        """The entry's array, in a file that has its full size."""
+        """The array of an entry, in a file of its full size."""
         path = temporary / _ARRAY
         with only_one(self.folder), path.open("wb") as file:
             header = {"descr": form.str, "fortran_order": False, "shape": shape}
@@ -254,7 +253,7 @@ class Embedder:
         write_manifest(temporary, source=key, **about)
 
     def _spill(self, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
-        """An array in memory; or, where it is large or that is wanted, in a file that goes with the process."""
+        """An array in memory; a large one, or every one if configured, is in a file that vanishes with the process."""
         if _bytes(shape, form) <= SPILL_BYTES and not self.config.store_embeddings_on_disk:
             return np.empty(shape, form)
         try:
@@ -264,7 +263,7 @@ class Embedder:
                 return np.memmap(file, dtype=form, mode="r+", shape=shape)
         except OSError as error:
             size, why = _bytes(shape, form) / GIGABYTE, reason(error)
-            logger.warning("%s: no room for %.1f GB of embeddings (%s); kept in memory", self.folder, size, why)
+            logger.warning("%s: no space for %.1f GB of embeddings (%s); kept in memory", self.folder, size, why)
             return np.empty(shape, form)
 
 
@@ -274,42 +273,36 @@ def _form(key: dict[str, Any]) -> np.dtype:
 
 
 def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings | None:
-    """The entry, if it is there and every byte is as it was written."""
+    """The entry, or None if it is missing or damaged."""
     try:
         if not folder.exists():
             return None
         manifest = read_manifest(folder)
         if manifest.get("source") != key:
-            raise DataError(f"{folder}: the embeddings are of another model or of other texts; delete the folder")
+            raise DataError(f"{folder}: the embeddings belong to another model or other texts; delete the folder")
         check_files(folder, manifest)
         embeddings = np.load(folder / _ARRAY, mmap_mode="r", allow_pickle=False)
         if embeddings.dtype != _form(key) or list(embeddings.shape) != manifest["shape"]:
-            raise DataError(f"{folder}: the array is not of the shape and type that was written; delete the folder")
+            raise DataError(f"{folder}: the array has a shape or type that was not written; delete the folder")
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         if warn:
             logger.warning("%s; computing the embeddings again", error)
         return None
-    with contextlib.suppress(OSError):  # a folder that may only be read is as good
+    with contextlib.suppress(OSError):  # a read-only folder works too
         os.utime(folder / _MANIFEST)
     return Embeddings(embeddings, from_cache=True)
 
 
 def _fill(source: Source) -> None:
-    """Stores the activations of all texts in the order in which `encode` asks for them."""
+    """Stores the activations of all texts, in the order of `encode`."""
     if isinstance(source, ActivationSource):
         for rows in windows(np.argsort(-source.lengths(), kind="stable")):
             if not source.fill(rows):
                 break
 
 
-def _copied(found: Embeddings) -> Embeddings:
-    """In memory: queries are few, and all are compared with every passage."""
-    return replace(found, embeddings=np.array(found.embeddings))
-
-
 def _device(device: torch.device, config: Tier1Config) -> list[Any]:
-    """What computes, and how it multiplies float32: other processors, batches split over several, and narrower
-    formats inside products, where a caller has allowed them, give other bits."""
+    """Facts about the device that change bits: kind, number of replicas, number format inside float32 products."""
     if device.type != "cuda":
         return [device.type, torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.matmul.fp32_precision]
     split = count_replicas(config, device)

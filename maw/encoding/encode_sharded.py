@@ -1,4 +1,4 @@
-"""Encoding of texts divided over several processes."""
+"""Encodes texts in several processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from maw.errors import NotFiniteError
-from maw.models.encode import Embeddings, check_finite, encode
+from maw.models.encode import Embeddings, check_finite, encode, in_memory
 from maw.models.tokenized import Batch, Source
 from maw.runtime import distributed
 
@@ -25,10 +25,10 @@ def encode_sharded(
     label: str | None = None,
     **options: Any,
 ) -> Embeddings:
-    """`maw.models.encode.encode`, with several processes each its share of the texts; all get all.
+    """As `maw.models.encode.encode`; every process encodes a share of the texts and gets all embeddings.
 
     Raises:
-        NotFiniteError: an embedding of any process is not finite; in all of them.
+        NotFiniteError: an embedding of some process is not finite; every process raises it.
     """
     count = distributed.this_process().count
     if not distributed.is_distributed() or len(source) < count:
@@ -44,18 +44,13 @@ def encode_sharded(
     if failed:
         raise error or NotFiniteError(f"{label or 'encoding'}: an embedding of another process is not finite")
     whole_NC = _gather_texts(found.embeddings, shares, place)
-    check_finite(whole_NC, label)  # again: the place may be narrower than what was encoded
-    share_NMD = None if found.depth_share is None else _gather_texts(found.depth_share, shares, _in_memory)
+    check_finite(whole_NC, label)  # again: `place` may have made a narrower array
+    share_NMD = None if found.depth_share is None else _gather_texts(found.depth_share, shares, in_memory)
     return Embeddings(whole_NC, share_NMD, cut=cut)
 
 
 class Share:
-    """Some texts of a source, as a source of their own.
-
-    Args:
-        source: all texts.
-        rows: those meant.
-    """
+    """The source of some `rows` of another source."""
 
     def __init__(self, source: Source, rows: np.ndarray):
         self.source, self.rows = source, rows
@@ -65,11 +60,11 @@ class Share:
 
     @property
     def cut(self) -> bool:
-        """As `ActivationSource.cut`."""
+        """As `Source.cut`."""
         return self.source.cut
 
     def lengths(self) -> np.ndarray:
-        """What to sort by, (N,)."""
+        """Lengths to sort texts by, (N,)."""
         return self.source.lengths()[self.rows]
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
@@ -83,10 +78,10 @@ class Share:
 def _gather_texts(
     own: np.ndarray, shares: Sequence[np.ndarray], place: Callable[[tuple[int, ...]], np.ndarray]
 ) -> np.ndarray:
-    """The rows of all processes, (N, ...), from each one's; a block at a time, so that little is held twice."""
+    """Gathers the rows of all processes, (N, ...), in blocks, so that few rows are in memory twice."""
     whole = place((sum(map(len, shares)), *own.shape[1:]))
     for start in range(0, len(shares[0]), _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, len(shares[0]))  # the first share is a longest one
+        stop = min(start + _ROWS_AT_ONCE, len(shares[0]))  # no share is longer than the first
         part = np.zeros((stop - start, *own.shape[1:]), dtype=whole.dtype)
         mine = own[start:stop]
         with np.errstate(over="ignore"):
@@ -95,7 +90,3 @@ def _gather_texts(
             rows = rows[start:stop]
             whole[rows] = got[: len(rows)].numpy()
     return whole
-
-
-def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
-    return np.empty(shape, dtype=np.float32)

@@ -1,16 +1,18 @@
-"""Whether a passage holds an answer, and how many queries have such a passage among their first k: DPR's accuracy.
+"""Top-k accuracy of DPR: the share of queries with an answer in one of their first k passages.
 
     contains_answer(texts, ["Zanzibar", "Sansibar"])                            # (N,) bool
     evaluate_retriever(model, test_data, config).facts["answer_match"]["top_20"]
 
-A text holds an answer if the answer's tokens stand in it one after the other. Tokens are runs of letters, numbers and
-marks, or single other characters that are neither blank nor control, after NFD and in lower case.
+A text contains an answer if it contains the answer's tokens in sequence. A token is a run of letters, numbers and
+marks, or one other character that is neither blank nor control; texts are in NFD and lower case.
 
-Departures from DPR: an answer without any token is in no text, where DPR finds it in every one; and the title counts
-as part of the passage, for that is what the retriever reads, where DPR looks at the text alone.
+Departures from DPR: no text contains an answer without tokens (in DPR every text does), and the title is part of the
+passage, because the retriever reads it (DPR searches only the text).
 
 Source: Karpukhin et al. 2020, "Dense Passage Retrieval for Open-Domain Question Answering", `has_answer` with the
 SimpleTokenizer of Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions".
+
+Letters: N texts, Q queries, A queries with answers, K ranked passages.
 """
 
 from __future__ import annotations
@@ -26,18 +28,14 @@ import regex
 from maw.data.collection import RetrievalData
 
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
-ASCII_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-~]")  # the same for ASCII, in a third of the time
+ASCII_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-~]")  # the same tokens for ASCII, three times as fast
 CUTOFFS = (1, 5, 20, 100)
 DEPTH = max(CUTOFFS)
 _TEXTS_AT_ONCE = 4096
 
 
 def contains_answer(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-    """Which texts hold at least one of the answers.
-
-    Returns:
-        (len(texts),) bool.
-    """
+    """Whether each text contains at least one of the answers, (N,) bool."""
     wanted = _phrases(answers)
     return np.array([_holds(_phrase(text), wanted) for text in texts], dtype=bool)
 
@@ -47,15 +45,13 @@ def answer_match(data: RetrievalData, rows: np.ndarray) -> dict[str, Any]:
 
     Args:
         data: a split; its queries without answers are left out.
-        rows: rows of the corpus, best first.
-
-    Shapes:
-        rows (Q, K), in the order of `data.query_ids`.
+        rows: rows of the corpus, best first, (Q, K), in the order of `data.query_ids`.
 
     Returns:
-        "top_1", "top_5", "top_20" and "top_100", None where fewer were ranked than the corpus has; "queries" with
-        answers and their "coverage" of all; "first_hit", for each query of `data` the rank from 1 of its first
-        passage with an answer, 0 if there is none in the first 100, None if the query has no answers.
+        "top_1", "top_5", "top_20" and "top_100", None if fewer passages were ranked than k and than the corpus has;
+        "queries", the number of queries with answers, and "coverage", their share; "first_hit", for each query of
+        `data` the rank from 1 of its first passage with an answer, 0 if the first 100 have none, None if the query has
+        no answers.
     """
     answered = [number for number, query in enumerate(data.query_ids) if data.answers.get(query)]
     wanted = [_phrases(data.answers[data.query_ids[number]]) for number in answered]
@@ -74,10 +70,10 @@ def answer_match(data: RetrievalData, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _first_hits(data: RetrievalData, rows_AK: np.ndarray, wanted: Sequence[Sequence[str]]) -> np.ndarray:
-    """Rank from 1 of each query's first passage with an answer, (A,); more than `DEPTH` where there is none.
+    """Rank from 1 of each query's first passage with an answer, (A,); `DEPTH` + 1 if there is none.
 
-    A passage is tokenised once for all the queries that found it. Passages come in the order of the best rank that
-    they have for any query, and those that can improve no query's rank any more are not read.
+    A passage is tokenised once for all queries that found it. Passages are read in the order of their best rank for
+    any query; a passage that can no longer improve the rank of a query is not read.
     """
     first = [DEPTH + 1] * len(rows_AK)
     finders: dict[int, list[tuple[int, int]]] = {}  # row -> (query, rank), by ascending rank
@@ -97,6 +93,7 @@ def _first_hits(data: RetrievalData, rows_AK: np.ndarray, wanted: Sequence[Seque
 
 
 def _phrases(answers: Sequence[str]) -> list[str]:
+    """The answers that have tokens, as phrases."""
     return [phrase for phrase in map(_phrase, answers) if phrase.strip()]
 
 
@@ -105,7 +102,7 @@ def _holds(phrase: str, wanted: Sequence[str]) -> bool:
 
 
 def _phrase(text: str) -> str:
-    """The tokens with blanks between and around: no token holds one, so that runs of tokens are substrings."""
+    """The tokens, separated and surrounded by blanks: a sequence of tokens is then a substring."""
     if text.isascii():
         return f" {' '.join(ASCII_TOKEN.findall(text))} ".lower()
     return f" {' '.join(TOKEN.findall(unicodedata.normalize('NFD', text)))} ".lower()

@@ -1,15 +1,14 @@
-"""The comparisons on which claims are made, fixed beforehand: nDCG@10, MAW against its controls, on every dataset.
+"""Confirmatory tests, fixed before the run: nDCG@10 of MAW against each control, on every dataset.
 
-All other tests of a run are exploratory (`maw.evaluation.exploratory`). Those of the family are corrected together by
-Holm's procedure, over all datasets of the run: `summary/confirmatory.json` has the whole family, a dataset's own file
-the part of it that was measured there, corrected within the dataset.
+All other tests of a run are exploratory (`maw.evaluation.exploratory`). The family of confirmatory tests is corrected
+by Holm's procedure: over all datasets in `summary/confirmatory.json`, and within a dataset in the dataset's own file.
 
-Before any test result is shown a run says how small a difference it could find at all (`smallest_effects`): at the
-level that a test of the family has to reach if no other is below it, 0.05 by the family's size, with a power of 0.8,
-from the spread of the differences between the two arms on validation queries.
+Before it shows a test result, a run states the minimum detectable effect of each comparison (`smallest_effects`): with
+power 0.8 at level 0.05 / (size of the family), the level of Holm's first step, from the spread of the differences
+between the two methods on validation queries.
 
-A corrected p can fall below 0.05 only if the uncorrected one can fall far enough, so random signs are drawn at least
-`20 * size / 0.05` times: where a run asks for fewer, they are raised, and its files say so.
+A corrected p can be below 0.05 only if the uncorrected p can be small enough. So at least `20 * size / 0.05` random
+signs are drawn; if the configuration asks for fewer, the number is raised and the result files state it.
 """
 
 from __future__ import annotations
@@ -42,34 +41,33 @@ def pairs(names: Iterable[str]) -> list[tuple[Method, Method]]:
 
 
 def key_of(new: Method, old: Method) -> str:
-    """What a comparison is called in files, such as maw_vs_lora."""
+    """The name of a comparison in files, such as maw_vs_lora."""
     return f"{new.short}_vs_{old.short}"
 
 
 def family_size(config: Tier1Config) -> int:
-    """How many comparisons the family of a run has, over all its datasets."""
+    """The number of comparisons in a run's family, over all its datasets."""
     return len(pairs(config.methods)) * len(config.datasets)
 
 
 def signs_for(size: int) -> int:
-    """How many random signs let the smallest p of a family of that size fall well below the level once corrected."""
+    """The number of random signs with which the smallest corrected p of a family is well below the level."""
     return math.ceil(SIGNS_PER_LEVEL * size / LEVEL)
 
 
 def smallest_effects(
     validations: Mapping[str, EvaluationResult | None], queries: int, config: Tier1Config
 ) -> dict[str, dict[str, Any]]:
-    """What each comparison could find, from validation values alone.
+    """The minimum detectable effect of each comparison, from validation values.
 
     Args:
-        validations: method name -> its best epochs on the validation queries, averaged over seeds; None for one that
-            has none.
-        queries: that will be tested.
-        config: of the run, for the size of the family.
+        validations: method name -> values of its best epochs on the validation queries, averaged over seeds, or None.
+        queries: number of test queries.
+        config: configuration of the run, for the size of the family.
 
     Returns:
-        Comparison -> "minimum_detectable_effect", None with the reason under "no_effect_because"; "queries" to be
-        tested, "validation_queries" and the standard deviation of their differences; "level" and "power".
+        Comparison -> "minimum_detectable_effect", or None with the reason in "no_effect_because"; "queries" of the
+        test, "validation_queries" and "validation_std_of_differences"; "level" and "power".
     """
     found = {}
     for new, old in pairs(validations):
@@ -93,16 +91,12 @@ def smallest_effects(
 
 
 def confirm(tests: Tests, effects: Mapping[str, Mapping[str, Any]], config: Tier1Config, signs: int) -> dict[str, Any]:
-    """The family's tests on one dataset, corrected within it.
+    """The family's tests on one dataset, corrected within it: "confirmatory" of dataset.json, or empty.
 
     Args:
-        tests: of all pairs on the test queries, every value averaged over seeds.
-        effects: of `smallest_effects`.
-        config: of the run.
-        signs: random signs that the tests drew.
-
-    Returns:
-        What dataset.json holds under "confirmatory"; empty where the run has no such comparison.
+        tests: tests of all pairs on the test queries, with values averaged over seeds.
+        effects: from `smallest_effects`.
+        signs: number of random signs that the tests drew.
     """
     level = LEVEL / max(family_size(config), 1)
     found = {}
@@ -118,36 +112,39 @@ def confirm(tests: Tests, effects: Mapping[str, Mapping[str, Any]], config: Tier
 
 
 def over_run(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole family, corrected together; empty where the run has none.
-
-    Args:
-        results: the content of each dataset.json, of all datasets of the run.
-    """
-    sections = [result["confirmatory"] for result in results if result.get("confirmatory")]
+    """The family's tests over all datasets, corrected together, from the contents of all dataset.json."""
     found = {
         (result["dataset"], key): test
         for result in results
         for key, test in result.get("confirmatory", {}).get("comparisons", {}).items()
     }
-    rows = [{"dataset": dataset, "comparison": key} | test for (dataset, key), test in corrected(found).items()]
-    return about_run(sections, len(rows)) | {"comparisons": rows} if rows else {}
+    return family_over_run("confirmatory", results, found, ("dataset", "comparison"))
 
 
-def about_run(sections: Sequence[Mapping[str, Any]], size: int) -> dict[str, Any]:
-    """What `about_family` said of each dataset's part of a family, of the whole of it."""
-    of_datasets = ("run_family_size", "comparisons")
-    return {key: value for key, value in sections[0].items() if key not in of_datasets} | {"family_size": size}
+def family_over_run(
+    name: str,
+    results: Sequence[Mapping[str, Any]],
+    tests: Mapping[tuple[str, ...], Mapping[str, Any]],
+    columns: tuple[str, ...],
+) -> dict[str, Any]:
+    """A family's tests over all datasets, corrected together, and its shared facts; empty without tests."""
+    sections = [result[name] for result in results if result.get(name)]
+    if not tests or not sections:
+        return {}
+    shared = {key: each for key, each in sections[0].items() if key not in ("run_family_size", "comparisons")}
+    rows = [dict(zip(columns, key, strict=True)) | test for key, test in corrected(tests).items()]
+    return shared | {"family_size": len(rows), "comparisons": rows}
 
 
 def about_family(name: str, size: int, signs: int, config: Tier1Config) -> dict[str, Any]:
-    """What holds for all tests of a family; how many random signs were asked for, if more were drawn."""
+    """Facts that all tests of a family share, with the configured number of random signs if it was raised."""
     raised = {"permutations_raised_from": config.permutations} if signs > config.permutations else {}
     fixed = {"family": name, "level": LEVEL, "power": POWER, "correction": "Holm"}
     return fixed | {"family_size": size, "permutations": signs} | raised
 
 
 def corrected(tests: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """The tests with their p corrected as one family, and whether it is below the level."""
+    """The tests with p corrected by Holm's procedure as one family, and whether it is below the level."""
     found = holm([test["p_value"] for test in tests.values()])
     return {
         key: dict(test) | {"p_holm": p, "significant": p < LEVEL}

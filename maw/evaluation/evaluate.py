@@ -1,8 +1,10 @@
-"""A retriever's ranking of real documents, measured: encode, search, 36 metrics.
+"""Evaluates a retriever: encodes queries and documents, searches, and computes 36 metrics.
 
-from tier_1 import evaluate_retriever
-results = evaluate_retriever(model, test_data, config, device)
-results["ndcg_cut_10"], results.per_query["ndcg_cut_10"]
+    from tier_1 import evaluate_retriever
+    results = evaluate_retriever(model, test_data, config, device)
+    results["ndcg_cut_10"], results.per_query["ndcg_cut_10"]
+
+Letters: Q queries, N documents, k ranked documents, M metrics, or MAW layers in `depth_use`; D depths.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from maw.search.sharded import sharded_top_k
 logger = logging.getLogger(__name__)
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 16_384, 256
-"""Passages that exact search scores at once: usually, and at least, where memory runs out."""
+"""Passages that exact search scores at once: by default, and the smallest number when memory runs out."""
 
 Inspect = Callable[[RetrievalData, Embeddings, Embeddings], None]
 
@@ -57,19 +59,19 @@ def evaluate_retriever(
         model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training; it may be inside a DataParallel.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
             "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's.
-        config: how to encode and search; `top_k` says how many passages of a query are ranked.
-        device: where to compute; where the model is, if not given.
+        config: settings of encoding and search; `top_k` is the number of passages ranked for a query.
+        device: device that computes; by default the model's.
         split: name of the split, for messages.
-        activations: stored activations of the frozen layers, to be shared with other calls of a run.
-        inspect: called with the data and the embeddings of queries and documents, as
-            `maw.evaluation.routing.diagnostics` wants them.
+        activations: stored activations of the frozen layers, shared with other calls of a run.
+        inspect: called with the data and the embeddings of queries and documents, for
+            `maw.evaluation.routing.diagnostics`.
 
     Returns:
-        Means by trec_eval's key; `per_query` values, the `run` (rows of the corpus and scores, best first), and
-        `facts`: counts, seconds, queries a second; "embeddings" of the documents, "computed" or "from cache", when
-        "encode_seconds" is not what encoding costs, and their "embedding_bytes"; what FAISS did, the "index_bytes"
-        that it held and its recall where the search is not exact; the answer match (`maw.evaluation.answer_match`)
-        where the data has answers, the relevance level where it is not 1 and, for MAW, which depths were picked.
+        Means by trec_eval's key; `per_query` values; the `run` (rows of the corpus and scores, best first); and
+        `facts`: counts, seconds, queries per second; "embeddings", whether those of documents were "computed" or read
+        "from cache" ("encode_seconds" is then not the cost of encoding), and their "embedding_bytes"; facts of FAISS,
+        its "index_bytes" and, for approximate search, its recall; the answer match (`maw.evaluation.answer_match`) if
+        the data has answers; the relevance level if it is not 1; for MAW, how often each depth was used.
 
     Raises:
         DataError: data that cannot be evaluated.
@@ -112,32 +114,27 @@ def evaluate_retriever(
 
 
 def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> EvaluationResult:
-    """The metrics; of several processes the main one computes them, and all have its values."""
+    """The metrics; of several processes the main process computes them for all."""
     known = {"relevance_level": data.relevance_level}
     if not distributed.is_distributed():
         return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
-    names = list(METRICS)
-    asked = set(data.query_ids)
-    ordered = [
-        *data.query_ids,
-        *(query for query in data.qrels if query not in asked),
-    ]  # as `compute_metrics` has them
-    values_MQ = torch.zeros(len(names), len(ordered), dtype=torch.float64)
+    ordered = list(dict.fromkeys([*data.query_ids, *data.qrels]))  # the order of `compute_metrics`
+    values_MQ = torch.zeros(len(METRICS), len(ordered), dtype=torch.float64)
     if distributed.is_main():
         own = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
-        values_MQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in names]))
+        values_MQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in METRICS]))
     values = distributed.from_main_(values_MQ).numpy()
-    return EvaluationResult(ordered, {name: values[number] for number, name in enumerate(names)})
+    return EvaluationResult(ordered, dict(zip(METRICS, values, strict=True)))
 
 
 def search(
     queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Each query's best documents, as the configuration says to find them.
+    """Finds each query's best documents with the configured search.
 
     Returns:
-        Scores and corpus rows, (Q, k) each, in trec_eval's order; and facts on the search: for an approximate one,
-        "search" holds its parameters, and its recall on a sample of the queries.
+        Scores and corpus rows, (Q, k) each, in trec_eval's order; and facts: "search" with the parameters of FAISS
+        and, for approximate search, its recall on a sample of the queries.
     """
     on_device = torch.from_numpy(queries.embeddings).to(device)
     wanted = (documents.embeddings, config.top_k, data.corpus.tie_order())
@@ -151,16 +148,16 @@ def search(
         facts |= sampled_recall(np.asarray(rows), on_device, *wanted)
         found = ", ".join(f"{value:.3f} at {cutoff}" for cutoff, value in facts["recall"].items())
         logger.info(
-            "%s finds of what exact search finds: %s (%d queries)", config.search, found, facts["recall_queries"]
+            "recall of %s against exact search: %s (%d queries)", config.search, found, facts["recall_queries"]
         )
-    size = {"index_bytes": facts.pop("index_bytes")} if "index_bytes" in facts else {}  # nothing is built for nothing
+    size = {"index_bytes": facts.pop("index_bytes")} if "index_bytes" in facts else {}  # no index without queries
     return np.asarray(scores), np.asarray(rows), {"search": facts} | size
 
 
 def _searched_by_main(
     queries: Embeddings, documents: Embeddings, data: RetrievalData, config: Tier1Config, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """FAISS in the main process, which has its own threads; its results in all of them."""
+    """Searches with FAISS, which has threads of its own, in the main process; all processes get the results."""
     shape = len(queries.embeddings), min(config.top_k, len(documents.embeddings))
     scores, rows = torch.zeros(shape), torch.zeros(shape, dtype=torch.int64)
     facts: dict[str, Any] = {}
@@ -172,7 +169,7 @@ def _searched_by_main(
 
 
 def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exact search, over smaller blocks of passages where memory runs out."""
+    """Exact search; smaller blocks of passages if memory runs out."""
     block = LARGEST_BLOCK
     while True:
         try:
@@ -185,18 +182,18 @@ def _fitting_top_k(queries: torch.Tensor, *wanted: Any) -> tuple[torch.Tensor, t
                 raise MemoryLimitError(f"search: {text}") from error
         release()
         block = max(SMALLEST_BLOCK, block // 4)
-        logger.warning("search: out of memory; going on with blocks of %d passages", block)
+        logger.warning("search: out of memory; continuing with blocks of %d passages", block)
 
 
 def depth_use(share_NMD: np.ndarray) -> dict[str, list[Any]]:
-    """Which depths were used, for each MAW layer.
+    """How often each depth was used in each MAW layer.
 
     Args:
-        share_NMD: each text's share of depths.
+        share_NMD: how often each text used each depth, summing to one over D.
 
     Returns:
-        "depth_histogram", the mean share of each depth; "effective_depths", exp of the histogram's entropy, from 1,
-        where all texts use one depth, to D; "top_share", of the depth used most.
+        "depth_histogram", the mean share of each depth; "effective_depths", exp of the histogram's entropy, from 1
+        (all texts use one depth) to D; "top_share", the share of the most used depth.
     """
     histogram_MD = share_NMD.mean(0, dtype=np.float64)
     entropy = -np.where(histogram_MD > 0, histogram_MD * np.log(histogram_MD.clip(min=1e-12)), 0).sum(1)

@@ -1,12 +1,11 @@
-"""All tests of a run that are not confirmatory: every other pair of methods, and every other primary metric.
+"""Exploratory tests: all tests of a run that are not confirmatory, on all pairs of methods and all primary metrics.
 
-They were not fixed beforehand, so nothing is claimed on them: they say where to look next. They are a family of their
-own, labelled "exploratory" in every file, and corrected by Holm's procedure too, in dataset.json within the dataset
-and in `summary/exploratory.json` over all datasets of the run. Holm's holds however the tests depend on each other,
-and those of one run depend much: ten metrics of one ranking.
+They were not fixed before the run, so they support no claim; they show where to look next. Every file labels them
+"exploratory". Holm's procedure corrects them as a family of their own, in dataset.json within the dataset and in
+`summary/exploratory.json` over all datasets. It is valid for dependent tests, such as ten metrics of one ranking.
 
-Random signs are drawn `20 * size / 0.05` times or more for the larger of the two families, so that a corrected p can
-fall below the level in either; both families see the same draws.
+At least `20 * size / 0.05` random signs are drawn for the larger of the two families, so that corrected p-values of
+both can fall below the level; both families use the same draws.
 """
 
 from __future__ import annotations
@@ -17,35 +16,34 @@ from typing import Any
 from maw.config.methods import comparisons
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory
-from maw.evaluation.confirmatory import LEVEL, METRIC, Tests, about_family, about_run, corrected, signs_for
+from maw.evaluation.confirmatory import LEVEL, METRIC, Tests, about_family, corrected, family_over_run, signs_for
 from maw.evaluation.metrics import PRIMARY
 from maw.evaluation.power import detectable, queries_needed
 
 
 def family_size(config: Tier1Config) -> int:
-    """How many exploratory tests a run has, over all its datasets."""
+    """The number of exploratory tests of a run, over all its datasets."""
     tested = len(list(comparisons(config.methods))) * len(PRIMARY) * len(config.datasets)
     return tested - confirmatory.family_size(config)
 
 
 def permutations_for(config: Tier1Config) -> int:
-    """How many random signs a run draws: as many as configured, or more where one of its families needs more."""
+    """The number of random signs of a run: the configured number, or more if one of its families needs more."""
     largest = max(family_size(config), confirmatory.family_size(config))
     return max(config.permutations, signs_for(largest))
 
 
 def label(tests: Tests, confirmed: Mapping[str, Any], config: Tier1Config) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every test with its family and the p corrected within the family and the dataset.
+    """Every test of a dataset with its family, and p corrected within family and dataset.
 
     Args:
-        tests: of all pairs on the test queries of a dataset.
-        confirmed: what `maw.evaluation.confirmatory.confirm` made of some of them.
-        config: of the run.
+        tests: tests of all pairs on the test queries of a dataset.
+        confirmed: the confirmatory tests, from `maw.evaluation.confirmatory.confirm`.
 
     Returns:
-        What dataset.json holds under "significance": comparison -> metric -> the test, with "family", "p_holm",
-        "significant", "minimum_detectable_effect" and "queries_needed". The effect of an exploratory test is that of
-        the spread of its own differences; of a confirmatory one it was stated before the result.
+        "significance" of dataset.json: comparison -> metric -> the test, with "family", "p_holm", "significant",
+        "minimum_detectable_effect" and "queries_needed". The minimum detectable effect of an exploratory test comes
+        from the spread of its own differences; that of a confirmatory test was stated before the result.
     """
     level = LEVEL / max(family_size(config), 1)
     taken = confirmed.get("comparisons", {})
@@ -73,13 +71,7 @@ def label(tests: Tests, confirmed: Mapping[str, Any], config: Tier1Config) -> di
 
 
 def about(labelled: Tests, config: Tier1Config, signs: int) -> dict[str, Any]:
-    """What dataset.json holds under "exploratory": what all those tests have in common; empty where there are none.
-
-    Args:
-        labelled: of `label`.
-        config: of the run.
-        signs: random signs that the tests drew.
-    """
+    """Facts for "exploratory" of dataset.json, which all exploratory tests share; empty if there are none."""
     size = sum(test["family"] == "exploratory" for by_metric in labelled.values() for test in by_metric.values())
     if not size:
         return {}
@@ -87,12 +79,7 @@ def about(labelled: Tests, config: Tier1Config, signs: int) -> dict[str, Any]:
 
 
 def over_run(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole family, corrected together; empty where the run has none.
-
-    Args:
-        results: the content of each dataset.json, of all datasets of the run.
-    """
-    sections = [result["exploratory"] for result in results if result.get("exploratory")]
+    """The family's tests over all datasets, corrected together, from the contents of all dataset.json."""
     found = {
         (result["dataset"], key, metric): {name: value for name, value in test.items() if name != "family"}
         for result in results
@@ -100,10 +87,4 @@ def over_run(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for metric, test in by_metric.items()
         if test.get("family") == "exploratory"
     }
-    if not found or not sections:
-        return {}
-    rows = [
-        {"dataset": dataset, "comparison": key, "metric": metric} | test
-        for (dataset, key, metric), test in corrected(found).items()
-    ]
-    return about_run(sections, len(rows)) | {"comparisons": rows}
+    return family_over_run("exploratory", results, found, ("dataset", "comparison", "metric"))

@@ -1,13 +1,13 @@
-"""A retriever in memory as `mteb` calls its models. Of mteb itself nothing is needed until it asks for metadata.
+"""Adapts a retriever in memory to `mteb`'s interface; mteb is imported only when it asks for metadata.
 
     import mteb
     from maw.evaluation.mteb import MTEBEncoder
 
     mteb.evaluate(MTEBEncoder(retriever), mteb.get_tasks(tasks=["SciFact"]))
 
-Queries and documents get the model's own prefixes and lengths, whatever prompts a task suggests; what is neither, such
-as the two sides of a similarity task, is read as a document without a prefix. An exported model
-(`maw.models.export.sentence_transformers`) needs none of this: mteb takes a SentenceTransformer as it is.
+Queries and documents get the model's own prefixes and length limits, and a task's prompts are ignored. Texts that are
+neither, as in similarity tasks, are encoded as documents without a prefix. An exported model
+(`maw.models.export.sentence_transformers`) needs no adapter, because mteb accepts a SentenceTransformer.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _FRAMEWORK = "PyTorch"
 
 
 class MTEBEncoder:
-    """Answers to `mteb.models.EncoderProtocol`.
+    """Implements `mteb.models.EncoderProtocol`.
 
     Args:
-        retriever: at any stage of training; encoded on the device where it is.
-        name: under which mteb keeps results, as "organisation/model".
-        revision: of the model; results of another one are not mixed with them.
+        retriever: at any stage of training; it encodes on its own device.
+        name: name of the results in mteb, "organisation/model".
+        revision: the model's revision; mteb keeps results of different revisions apart.
     """
 
     def __init__(self, retriever: BaselineRetriever, name: str = "maw/retriever", revision: str = "in-memory"):
@@ -42,12 +42,12 @@ class MTEBEncoder:
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, batch_size: int = 128, **_: Any
     ) -> np.ndarray:
-        """All texts of the batches, in their order, as embeddings, float32 (N, C).
+        """Embeddings of all texts of the batches, in their order, float32 (N, C).
 
         Args:
-            inputs: batches with a list "text" each.
+            inputs: batches, each with a list "text".
             prompt_type: mteb's `PromptType`, "query" or "document"; None for texts that are neither.
-            batch_size: texts encoded at once.
+            batch_size: most texts encoded at once.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         kind = getattr(prompt_type, "value", prompt_type)
@@ -59,11 +59,11 @@ class MTEBEncoder:
         return np.asarray(encode(model.encoder, source, batch_size=batch_size, device=model.device).embeddings)
 
     def similarity(self, embeddings1: Tensor | np.ndarray, embeddings2: Tensor | np.ndarray) -> Tensor:
-        """Scores of all pairs, (N, M): by inner product, which is the cosine where the model compares by it.
+        """Inner products of all pairs, (N, M); cosines if the model's similarity is the cosine.
 
         Args:
-            embeddings1: (N, C), or one, (C,).
-            embeddings2: (M, C), likewise.
+            embeddings1: (N, C), or (C,) for one embedding.
+            embeddings2: (M, C), or (C,).
         """
         return _rows(embeddings1) @ _rows(embeddings2).T
 
@@ -73,7 +73,7 @@ class MTEBEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes beside results, its `ModelMeta`."""
+        """mteb's `ModelMeta`, which it writes beside results."""
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
         spec, parameters = self.retriever.spec, sum(each.numel() for each in self.retriever.parameters())

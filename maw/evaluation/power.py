@@ -1,13 +1,13 @@
-"""What a paired test over queries can find: the smallest difference, and the queries that a difference needs.
+"""Power of a paired test over queries: minimum detectable effect, and number of queries needed.
 
-    minimum_detectable_effect(differences, 1000, level=0.05 / 3)    # what a test of 1,000 queries can find
-    queries_needed(test.effect_size, level=0.05 / 3)                # to see a difference as large as the one found
+    minimum_detectable_effect(differences, 1000, level=0.05 / 3)    # the smallest difference for 1,000 queries
+    queries_needed(test.effect_size, level=0.05 / 3)                # queries that detect an effect of this size
 
-The minimum detectable effect is the smallest true mean difference that a two-sided test finds with a given power. It
-is that of the paired t test, whose power the randomisation test shares but for few queries.
+The minimum detectable effect is the smallest true mean difference that a two-sided test detects with a given power. It
+is computed for the paired t test; the randomisation test has nearly the same power except with few queries.
 
-The number of queries needed takes a difference that was found for the true one. It plans the next collection; it does
-not say of this one whether a difference that is not significant is there.
+`queries_needed` treats the observed difference as the true one. It helps to plan the next collection; it does not tell
+whether a difference exists that is not significant here.
 
 Sources: Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988, chapter 2, and Sakai, "Topic set size
 design", Information Retrieval Journal 19, 2016, for power and the number of queries. Hoenig and Heisey, "The Abuse of
@@ -26,24 +26,24 @@ from numpy.typing import ArrayLike
 from maw.evaluation.significance import ROUNDING
 
 POWER = 0.8
-"""The probability with which a difference is to be found."""
-_MOST_QUERIES = 10_000_000  # beyond it the normal approximation is exact to the digits shown
+"""The probability of detecting a true difference."""
+_MOST_QUERIES = 10_000_000  # above it the normal approximation is exact to the digits shown
 
 
 def minimum_detectable_effect(
     differences: ArrayLike, queries: int, *, level: float, power: float = POWER
 ) -> float | None:
-    """The smallest true mean difference that a two-sided test of so many queries finds with probability `power`.
+    """The smallest true mean difference that a two-sided test detects with probability `power`.
 
     Args:
-        differences: paired differences of queries of the kind, (N,), whose spread is taken.
-        queries: that are tested.
-        level: of the test; that of one test of a family, where it is corrected for several.
+        differences: paired differences of similar queries, (N,), from which the spread is estimated.
+        queries: number of tested queries.
+        level: level of the test; for a family of tests the level of one of them.
         power: the probability.
 
     Returns:
-        The difference, in the metric's own units; None where differences that do not vary, or fewer than two, say
-        nothing of the spread, or where so few queries are tested that no difference can reach the level.
+        The difference in the metric's units; None if there are fewer than two differences or they do not vary, or if
+        no difference can reach the level with so few queries.
     """
     differences = np.asarray(differences, dtype=np.float64)
     if len(differences) < 2:
@@ -53,26 +53,26 @@ def minimum_detectable_effect(
 
 
 def detectable(std: float | None, queries: int, *, level: float, power: float = POWER) -> float | None:
-    """`minimum_detectable_effect` from the standard deviation of the differences; None where that is None or 0."""
+    """`minimum_detectable_effect` from the standard deviation of the differences; None if that is None or 0."""
     if not std or queries < fewest_queries(level):
         return None
     return _smallest_effect(queries, level, power) * std
 
 
 _ROUNDING = 1e-6
-"""A difference of so small a part of its standard deviation: to show it would take trillions of queries."""
+"""Effect size below which a difference is rounding; to detect it would take trillions of queries."""
 
 
 def queries_needed(effect_size: float | None, *, level: float, power: float = POWER) -> int | None:
-    """How many queries a two-sided test needs to find a true effect of that size with probability `power`.
+    """The number of queries with which a two-sided test detects an effect with probability `power`.
 
     Args:
         effect_size: d_z, of either sign.
-        level: of the test.
+        level: level of the test.
         power: the probability.
 
     Returns:
-        The number; None where there is no effect to find but rounding, or no size is known.
+        The number; None if the effect size is unknown, not finite, or only rounding.
     """
     if effect_size is None or not _ROUNDING < abs(effect_size) < math.inf:
         return None
@@ -92,13 +92,13 @@ def queries_needed(effect_size: float | None, *, level: float, power: float = PO
 
 
 def fewest_queries(level: float) -> int:
-    """Queries of which a randomisation test can reach the level at all: the smallest p of n queries is 2 / 2**n."""
+    """The fewest queries n with which a randomisation test can reach the level: its smallest p is 2 / 2**n."""
     return max(2, math.ceil(math.log2(2 / level)))
 
 
 @lru_cache(maxsize=1024)
 def _smallest_effect(queries: int, level: float, power: float) -> float:
-    """The smallest effect size d_z that so many queries find."""
+    """The effect size d_z at which the test has this power."""
     from scipy.optimize import brentq
 
     high = 8 / math.sqrt(queries)
@@ -110,11 +110,11 @@ def _smallest_effect(queries: int, level: float, power: float) -> float:
 def _power(effect_size: float, queries: int, level: float) -> float:
     """The power of the two-sided paired t test.
 
-    statsmodels has no number where a tail that hardly counts cannot be computed, as with some thousand queries: then
-    it is the other tail alone.
+    With thousands of queries statsmodels returns NaN if it cannot compute the far tail, which hardly counts; then the
+    power is that of the near tail.
     """
     from scipy.stats import nct, t
-    from statsmodels.stats.power import TTestPower  # a second to import, and needed at the end of a run
+    from statsmodels.stats.power import TTestPower  # here, because it takes a second to import
 
     found = float(TTestPower().power(effect_size, queries, level, alternative="two-sided"))
     if math.isfinite(found):

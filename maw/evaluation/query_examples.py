@@ -1,10 +1,10 @@
-"""A few test queries on which two methods differ most, with what each ranked first: kept for the report.
+"""Example queries for the report: test queries on which two methods differ most, with their first passages.
 
-    pystdlib_20250106_143022/examples.json      written when a run ends, for later reports have no collection at hand
+    pystdlib_20250106_143022/examples.json      written at the end of a run, because later reports have no collection
 
-For each of a few comparisons: the queries with the largest gain and the largest loss in nDCG@10, equal ones in the
-order of the test set; for each query its text, its relevant passages, and the first passages of both rankings. They
-are chosen by the size of the difference and show what it looks like, not what is typical.
+For a few comparisons the file holds the queries with the largest gain and loss in nDCG@10 (ties in the order of the
+test set), and for each query its text, its relevant passages and the first passages of both rankings. The examples are
+extreme and not typical.
 
 Texts are cut at `LONGEST` characters, and each passage is stored once.
 """
@@ -26,7 +26,7 @@ from maw.evaluation.significance import differences
 from maw.storage.files import write_json
 
 NAME, ATTENTION = "examples.json", "attention.json"
-"""The files of this module and of `maw.evaluation.routing.attention_example`, which is slow to import."""
+"""File names of this module and of `maw.evaluation.routing.attention_example`, which is slow to import."""
 QUERIES, PASSAGES, RELEVANT = 3, 3, 3
 COMPARISONS = 3
 LONGEST = 600
@@ -39,7 +39,7 @@ class Examples:
     Attributes:
         data: the test split.
         evaluations: method -> its evaluation, averaged over seeds.
-        by_seed: method -> seed -> the evaluation under it; the first one's ranking is shown.
+        by_seed: method -> seed -> evaluation; the first seed's ranking is shown.
     """
 
     data: RetrievalData
@@ -47,21 +47,21 @@ class Examples:
     by_seed: Mapping[str, Mapping[int, EvaluationResult]]
 
     def write(self, folder: Path) -> Path:
-        """Writes them into a dataset's folder.
+        """Writes the examples into a dataset's folder.
 
         Raises:
-            MAWError: a path that cannot be written.
+            MAWError: the file cannot be written.
         """
         return write_json(folder / NAME, self.content())
 
     def content(self) -> dict[str, Any]:
-        """What the file holds.
+        """The content of the file.
 
         Returns:
-            "metric"; "relevance_level"; "comparisons", each with the queries "won" and "lost"; "queries", id -> its
-            text, its "relevant" passages and their number; by the short name of a method "rankings", query -> its
-            first passages with rank and score, "values", query -> the metric, and "seeds", whose ranking that is; and
-            "texts", passage -> its text and whether it was cut.
+            "metric"; "relevance_level"; "comparisons", each with the queries "won" and "lost"; "queries", id -> text,
+            "relevant" passages and their number; by a method's short name "rankings", query -> first passages with
+            rank and score, "values", query -> metric, and "seeds", the seed of the ranking; and "texts", passage ->
+            text and whether it was cut.
         """
         chosen = {pair: self._chosen(*pair) for pair in shown_pairs(self.evaluations)}
         chosen = {pair: found for pair, found in chosen.items() if found["won"] or found["lost"]}
@@ -90,7 +90,7 @@ class Examples:
         }
 
     def _chosen(self, new: Method, old: Method) -> dict[str, list[str]]:
-        """The queries that `new` wins and loses by most against `old`."""
+        """The queries on which `new` gains and loses most against `old`."""
         a, b = (self.evaluations[method.name] for method in (new, old))
         difference_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
 
@@ -133,7 +133,7 @@ class Examples:
         return {} if grade is None else {"grade": int(grade)}
 
     def _texts(self, passages: list[str]) -> dict[str, dict[str, Any]]:
-        """Texts of passages; of judged ones only those that the corpus holds."""
+        """Texts of those passages that the corpus holds."""
         rows = self.data.corpus.rows_of(passages) if passages else []
         there = [(passage, int(row)) for passage, row in zip(passages, rows, strict=True) if row >= 0]
         texts = self.data.corpus.take([row for _, row in there]) if there else []
@@ -144,8 +144,7 @@ class Examples:
 
 
 def shown_pairs(names: Mapping[str, Any]) -> list[tuple[Method, Method]]:
-    """The comparisons of which examples are kept, the first `COMPARISONS`: MAW against its controls in their order,
-    LoRA first, then against all others, then the rest."""
+    """The first `COMPARISONS` of: MAW against its controls (LoRA first), MAW against other methods, all others."""
     pairs = list(comparisons(names))
 
     def first(pair: tuple[Method, Method]) -> tuple[bool, int]:

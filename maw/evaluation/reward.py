@@ -1,4 +1,4 @@
-"""The reward of a routing: what a ranking earns."""
+"""Rewards of router training, computed from the scores of a positive and its competitors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ REWARDS = ("log_prob", "reciprocal_rank", "ndcg")
 
 
 def task_reward(kind: str, positive_BG: Tensor, others: Tensor) -> Tensor:
-    """How well the positive does among the candidates, (B, G).
+    """Reward of the positive's score among the candidates, (B, G): B texts, G samples of each.
 
     Args:
         kind: "log_prob", log-probability of the positive in the softmax over candidates; "reciprocal_rank"; or
-            "ndcg", with the positive the only relevant candidate.
+            "ndcg", with the positive as the only relevant candidate.
         positive_BG: score of the positive.
-        others: scores of the other candidates, (B, 1 or G, P), -inf where a passage is none.
+        others: scores of the other candidates, (B, 1 or G, P); -inf for passages that are not candidates.
 
     Raises:
         ValueError: unknown kind.
@@ -31,4 +31,4 @@ def task_reward(kind: str, positive_BG: Tensor, others: Tensor) -> Tensor:
 
 
 ZERO_VARIANCE = 1e-6
-"""Rewards closer than this differ by rounding only."""
+"""Rewards that differ by less are equal but for rounding."""

@@ -1,29 +1,29 @@
-"""Paired tests over queries: does one method score higher than another on the same queries, or is it luck?
+"""Paired tests over queries: whether one method scores higher than another on the same queries.
 
     test = paired_test(maw.per_query["ndcg_cut_10"], lora.per_query["ndcg_cut_10"])
     test.mean_difference, test.p_value, (test.ci_low, test.ci_high)
 
     holm([0.01, 0.04, 0.03])                                        # corrected for a family of three
 
-The reports use it for every pair of methods and every primary metric. `maw.evaluation.confirmatory` and
-`maw.evaluation.exploratory` sort these tests into two families and correct each; `maw.evaluation.power` says what a
-test could have found.
+Reports use them for every pair of methods and every primary metric. `maw.evaluation.confirmatory` and
+`maw.evaluation.exploratory` divide the tests into two families and correct each; `maw.evaluation.power` computes their
+power.
 
-The p-value is that of the two-sided randomisation test: if the two methods were interchangeable, each query's
-difference would be as likely to have the other sign, so the observed mean difference is compared with those
-under random signs. No distribution is assumed. The paired t test stands beside it, since papers report it; the claims
-of a run rest on the randomisation test. The interval is the percentile bootstrap over queries. None of them
-is corrected for the number of tests made; `holm` corrects p-values.
+The p-value is that of the two-sided randomisation test: if the methods were interchangeable, each query's difference
+would have either sign with equal probability, so the observed mean difference is compared with those under random
+signs. The test assumes no distribution, and the claims of a run rest on it. The paired t test is reported as well,
+because papers report it. The interval is the percentile bootstrap over queries. None is corrected for the number of
+tests; `holm` corrects p-values.
 
-Values that differ by rounding alone are the same: a query that scores 0.1 under each of three seeds has the mean
-0.10000000000000002, and is no gain over a method that scores 0.1.
+Values that differ only by rounding count as equal: a query that scores 0.1 under each of three seeds has the mean
+0.10000000000000002, which is no gain over 0.1.
 
-The effect size is Cohen's d_z, the mean of the differences by their standard deviation: in contrast to p it does not
-grow with the number of queries.
+The effect size is Cohen's d_z, the mean of the differences divided by their standard deviation; unlike a test
+statistic it does not grow with the number of queries.
 
-SciPy has the t test and statsmodels Holm's procedure. SciPy's `permutation_test` and `bootstrap` compute the same
-numbers (see the tests), from an array of all resampled values: here both are matrix products, which take a small part
-of the time and a bounded amount of memory, and every metric and pair of methods sees the same draws.
+The t test is SciPy's, Holm's procedure statsmodels'. SciPy's `permutation_test` and `bootstrap` give the same numbers
+(see the tests) from an array of all resampled values; the matrix products here are much faster, need bounded memory,
+and use the same draws for every metric and pair of methods.
 
 Sources: Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information
 Retrieval Evaluation", CIKM 2007. Phipson and Smyth, "Permutation P-values Should Never Be Zero", 2010, for p
@@ -32,7 +32,7 @@ Retrieval Evaluation", CIKM 2007. Phipson and Smyth, "Permutation P-values Shoul
 "Statistical Power Analysis for the Behavioral Sciences", 1988, section 2.3.5, for d_z; Sakai, "Statistical Reform in
 Information Retrieval?", SIGIR Forum 48, 2014, for reporting it beside p.
 
-Legend: N queries, M metrics, R draws at a time.
+Letters: N queries, M metrics, R draws at a time.
 """
 
 from __future__ import annotations
@@ -50,60 +50,59 @@ from maw.errors import MAWError
 _BOOTSTRAP_DRAWS = 10_000
 _NUMBERS_AT_A_TIME = 2**21
 ROUNDING = 1e-12
-"""The share of a value below which a difference, or a spread of differences, is taken for rounding."""
+"""Relative size below which a difference, or a spread of differences, counts as rounding."""
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """How much higher the first method scores than the second, over the same queries."""
+    """A comparison of a first method with a second one, over the same queries."""
 
     mean_difference: float
     """Mean of first minus second."""
     relative: float | None
-    """The mean difference as a share of the second's mean; None where that mean is 0."""
+    """The mean difference as a share of the second's mean; None if that mean is 0."""
     ci_low: float
     """Lower end of the 95% interval of the mean difference."""
     ci_high: float
-    """Upper end."""
+    """Upper end of that interval."""
     p_value: float
-    """Two-sided; not corrected for other tests."""
+    """Two-sided p of the randomisation test, not corrected for other tests."""
     permutations: int
-    """Sign assignments compared: as many as asked for, or all 2**n where those are fewer."""
+    """Number of sign assignments compared: as many as requested, or all 2**n if those are fewer."""
     n: int
-    """Queries."""
+    """Number of queries."""
     wins: int
-    """Queries on which the first scores higher."""
+    """Number of queries on which the first scores higher."""
     losses: int
-    """Queries on which it scores lower."""
+    """Number of queries on which the first scores lower."""
     ties: int
-    """Queries on which both score the same."""
+    """Number of queries on which both score the same."""
     std_of_differences: float | None
-    """Standard deviation of the differences (divisor n - 1), 0 where they vary by rounding alone; None for a single
-    query."""
+    """Standard deviation of the differences (divisor n - 1), 0 if they vary only by rounding; None for one query."""
     effect_size: float | None
-    """Cohen's d_z, mean by standard deviation of the differences; None where they do not vary."""
+    """Cohen's d_z, mean divided by standard deviation of the differences; None if they do not vary."""
     t_statistic: float | None
-    """Student's t of the differences; None where they do not vary."""
+    """Student's t of the differences; None if they do not vary."""
     t_p_value: float | None
-    """Two-sided p of the paired t test, not corrected; None where the differences do not vary."""
+    """Two-sided p of the paired t test, not corrected; None if the differences do not vary."""
 
 
 def paired_test(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> PairedTest:
     """Tests whether `a` and `b` differ in mean.
 
     Args:
-        a: values of one method, one a query.
-        b: values of the other, for the same queries in the same order.
-        permutations: random sign assignments. All 2**n are enumerated instead where there are no more than
-            these (up to 13 queries for 10,000); p is then exact.
-        seed: of the random signs and of the bootstrap; the same seed gives the same result.
+        a: values of the first method, one for each query.
+        b: values of the second method, for the same queries in the same order.
+        permutations: number of random sign assignments. If all 2**n are no more (up to 13 queries for 10,000), they
+            are enumerated and p is exact.
+        seed: seed of the random signs and of the bootstrap.
 
     Shapes:
         a (N,), b (N,).
 
     Raises:
-        MAWError: a value that is not a finite number.
-        ValueError: no values, or lengths that differ.
+        MAWError: a value is not finite.
+        ValueError: no values, or different lengths.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 1:
@@ -112,7 +111,7 @@ def paired_test(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed:
 
 
 def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed: int = 0) -> list[PairedTest]:
-    """`paired_test` for every column, with the same random draws for all: much faster than one by one.
+    """`paired_test` for every column, with the same random draws for all columns.
 
     Shapes:
         a (N, M), b (N, M); M results.
@@ -151,31 +150,31 @@ def paired_tests(a: ArrayLike, b: ArrayLike, *, permutations: int = 10_000, seed
 
 
 def differences(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    """`a` minus `b`, where they are the same but for rounding exactly 0; float64, of their shape."""
+    """`a` minus `b` in float64; exactly 0 where they differ only by rounding."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     found = a - b
     return np.where(np.abs(found) > ROUNDING * np.maximum(np.abs(a), np.abs(b)), found, 0.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number by Holm's step-down procedure, in the order given.
+    """p-values corrected by Holm's step-down procedure, in the order given.
 
-    The share of families without any true difference in which one falls below a level is at most that level,
-    however the tests depend on each other.
+    It controls the family-wise error rate: the probability that any true null hypothesis is rejected is at most the
+    level, for dependent tests too.
     """
     if not len(p_values):
         return []
-    from statsmodels.stats.multitest import multipletests  # a second to import, and needed at the end of a run
+    from statsmodels.stats.multitest import multipletests  # here, because it takes a second to import
 
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 
 def mean_intervals(values: ArrayLike, *, seed: int = 0) -> list[tuple[float, float]]:
-    """95% interval of the mean of every column, by the percentile bootstrap over queries; (M,) pairs.
+    """95% interval of the mean of every column, by the percentile bootstrap over queries: M pairs.
 
     Args:
-        values: (N, M), one row a query.
-        seed: of the bootstrap.
+        values: (N, M), one row for each query.
+        seed: seed of the bootstrap.
     """
     values_NM = np.asarray(values, dtype=np.float64)
     drawn = _bootstrap_means(values_NM, np.random.default_rng(seed))
@@ -184,7 +183,7 @@ def mean_intervals(values: ArrayLike, *, seed: int = 0) -> list[tuple[float, flo
 
 def _t_tests(differences_NM: np.ndarray, varies_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """t and its two-sided p, (M,) each; NaN in columns whose differences do not vary."""
-    from scipy.stats import ttest_1samp  # a second to import, and needed at the end of a run
+    from scipy.stats import ttest_1samp  # here, because it takes a second to import
 
     t_M, p_M = np.full(len(varies_M), np.nan), np.full(len(varies_M), np.nan)
     if varies_M.any():
@@ -193,10 +192,10 @@ def _t_tests(differences_NM: np.ndarray, varies_M: np.ndarray) -> tuple[np.ndarr
 
 
 def _p_values(differences_NM: np.ndarray, permutations: int, random: Generator) -> tuple[np.ndarray, int]:
-    """Share of sign assignments whose sum is at least as far from 0 as the observed one.
+    """Share of sign assignments whose sum is at least as far from 0 as the observed sum, (M,), and their number.
 
-    Signs are drawn as 0 and 1 and act through sum(s d) = 2 sum(bit d) - sum(d). Sums that are equal but for
-    rounding count as equal.
+    Bits of 0 and 1 stand for the signs s: sum(s d) = 2 sum(bit d) - sum(d). Sums that differ only by rounding are
+    equal.
     """
     n = len(differences_NM)
     observed_M = differences_NM.sum(0)
@@ -208,7 +207,7 @@ def _p_values(differences_NM: np.ndarray, permutations: int, random: Generator) 
 
 
 def _reached(bits_RN: np.ndarray, differences_NM: np.ndarray, observed_M: np.ndarray, limit_M: np.ndarray) -> Any:
-    """How many sign assignments reach the limit, (M,); some columns at a time, since few queries have many rows."""
+    """The number of sign assignments that reach the limit, (M,); computed in blocks of columns to bound memory."""
     width = max(1, _NUMBERS_AT_A_TIME // len(bits_RN))
     counts = []
     for first in range(0, len(observed_M), width):
@@ -231,7 +230,7 @@ def _random_bits(rows: int, n: int, random: Generator) -> np.ndarray:
 
 
 def _bootstrap_means(differences_NM: np.ndarray, random: Generator) -> np.ndarray:
-    """Means of samples drawn with replacement, (draws, M): differences times how often each was drawn."""
+    """Means of samples drawn with replacement, (draws, M): the counts of each query times its differences."""
     n = len(differences_NM)
 
     def counts(_: int, rows: int) -> np.ndarray:
@@ -242,7 +241,7 @@ def _bootstrap_means(differences_NM: np.ndarray, random: Generator) -> np.ndarra
 
 
 def _in_parts(total: int, n: int, draw: Callable[[int, int], np.ndarray]) -> Iterator[np.ndarray]:
-    """Draws `total` rows of n numbers, a bounded amount at a time; `draw` gets the first row and how many."""
+    """Draws `total` rows of n numbers in blocks; `draw` gets a block's first row and its number of rows."""
     at_a_time = max(1, _NUMBERS_AT_A_TIME // n)
     for start in range(0, total, at_a_time):
         yield draw(start, min(at_a_time, total - start))
@@ -250,7 +249,7 @@ def _in_parts(total: int, n: int, draw: Callable[[int, int], np.ndarray]) -> Ite
 
 def _check(a_NM: np.ndarray, b_NM: np.ndarray, permutations: int) -> None:
     if a_NM.shape != b_NM.shape or a_NM.ndim != 2 or not a_NM.size:
-        raise ValueError(f"a {a_NM.shape} and b {b_NM.shape} must be the same queries and metrics, at least one")
+        raise ValueError(f"a {a_NM.shape} and b {b_NM.shape} must have the same shape (queries, metrics), not empty")
     if permutations < 1:
         raise ValueError(f"permutations must be at least 1, not {permutations}")
     for name, values in (("first", a_NM), ("second", b_NM)):

@@ -1,1 +1,1 @@
-"""Encoders and retrievers: reading pretrained ones, LoRA, MAW, encoding texts, saving and exporting."""
+"""Encoders and retrievers: loading pretrained models, LoRA, MAW, encoding texts, saving and exporting."""

@@ -1,17 +1,17 @@
-"""Depth attention for any supported Hugging Face model, outside of a benchmark.
+"""Adds depth attention to any supported Hugging Face model, outside of the benchmark.
 
     import maw
     model = maw.add_maw(AutoModel.from_pretrained("facebook/contriever"), layers=[12], depths=32, router="soft")
     print(maw.trained_parameters(model))
-    ...                                                       # train it as any other model
+    ...                                                       # train it like any other model
     maw.save_maw(model, "my-maw")                             # safetensors and JSON, see `maw.models.save_maw`
     model = maw.load_maw(AutoModel.from_pretrained("facebook/contriever"), "my-maw")
     maw.attention_maps(model, ["a text"]).shape               # texts x heads x queries x keys x depths
 
-As `peft.get_peft_model` does, `add_maw` freezes what the model had; it changes the model in place and returns it, and
-it is called, moved and trained as before. At its start it computes what the pretrained one does. Called directly a
-model takes its routers' greedy depths, in training too: a `soft` router then learns from any loss, while `grpo` and
-`supervised` routers learn from the reward of sampled depths, which `maw.training.train.train_retriever` alone draws.
+Like `peft.get_peft_model`, `add_maw` freezes the model's own weights. It changes the model in place and returns it;
+the model is called, moved and trained as before. Untrained, it computes the same as the pretrained model. A direct
+call uses the routers' greedy depths, in training too: a `soft` router then learns from any loss; `grpo` and
+`supervised` routers learn only from rewards of sampled depths, that is in `maw.training.train.train_retriever`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from maw.attention.architectures import Architecture, architecture_of
+from maw.attention.depth_kernels import LowRankKernels
 from maw.attention.install import build_depth_attention
 from maw.attention.layer import MAWAttentionLayer
 from maw.attention.routers import ROUTERS
@@ -57,38 +58,38 @@ def add_maw(
 ) -> nn.Module:
     """Installs depth attention in some layers of a model, in place.
 
-    The model's own weights are frozen, but for a head on the encoder and `train_layers`; depth kernels and routers are
-    to be trained. Of a model with adapters of PEFT what PEFT left to be trained still is.
+    The depth kernels, the routers, `train_layers` and a head on the encoder are trainable; the encoder's other weights
+    are frozen. In a model with PEFT adapters, parameters that PEFT trains stay trainable.
 
     Args:
         model: a Hugging Face encoder or a model with a head on one; also wrapped by PEFT or sentence-transformers.
-        layers: where, from 1, or from the end with -1; or "last" or "all".
-        depths: D, weightings of every query-key pair.
-        router: who picks a depth: "grpo", "supervised", "soft" or "fixed".
-        route_by: what shares a pick: "sequence", "head" or "token".
+        layers: layer numbers from 1, or from the end with -1; or "last" or "all".
+        depths: D, the number of weightings of every query-key pair.
+        router: "grpo", "supervised", "soft" or "fixed".
+        route_by: "sequence" for one depth per text, "head" for one per head, "token" for one per token.
         depth_kernel: "diagonal" or "low_rank".
-        kernel_rank: of a low-rank kernel.
-        kernel_init_std: noise that sets diagonal depths apart.
-        fixed_depth: of the fixed router.
-        depth_values: let depths change the values too, an ablation that is not MAW.
-        train_layers: layers whose own weights are to be trained too.
-        seed: of the kernels' start.
+        kernel_rank: rank of a low-rank kernel.
+        kernel_init_std: standard deviation of the noise that makes diagonal depths differ.
+        fixed_depth: depth of the fixed router.
+        depth_values: whether depths also change the values, an ablation that is not MAW.
+        train_layers: layers whose own weights are trained too.
+        seed: seed of the kernels' initial values.
 
     Returns:
         `model`.
 
     Raises:
-        ConfigError: arguments that are wrong or contradict each other, all of them; layers that the model lacks.
-        ModelError: a family that cannot carry depth attention, with the reason; a model that has it already; a
-            language model that predicts a next token.
+        ConfigError: arguments that are wrong or contradict each other (all are listed); layers that the model lacks.
+        ModelError: a family that cannot carry depth attention, with the reason; a model that has depth attention
+            already; a language model that predicts the next token.
     """
     settings = {name: each for name, each in locals().items() if name != "model"}
     backbone, architecture = backbone_of(model)
     if architecture.causal and getattr(model, "get_output_embeddings", lambda: None)() is not None:
-        text = "a depth is picked from all tokens of a text, so a model that predicts the next one would see it"
-        raise ModelError(f"{type(model).__name__}: {text}; pass the model below its head, as AutoModel gives it")
+        text = "a router reads all tokens of a text, so the next token would leak into its prediction"
+        raise ModelError(f"{type(model).__name__}: {text}; pass the model without its head, as AutoModel loads it")
     if maw_layers(model):
-        raise ModelError("the model has depth attention already; load it anew to install another one")
+        raise ModelError("the model has depth attention already; load the pretrained model again")
     config = _checked(settings)
     count = len(architecture.layers(backbone))
     numbers, trained = (
@@ -96,7 +97,7 @@ def add_maw(
     )
     if not numbers:
         raise ConfigError(["layers: none leaves the model as it is; name a layer"])
-    if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):  # PEFT has frozen what it adapts
+    if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):  # PEFT has frozen the rest
         backbone.requires_grad_(False)
     for number in trained:
         architecture.layers(backbone)[number - 1].requires_grad_(True)
@@ -106,14 +107,18 @@ def add_maw(
         made = build_depth_attention(
             backbone, architecture, number, **depth_options(config, backbone), generator=generator
         )
-        _place(made, layer)
+        like = next(made.base.parameters())
+        made.to(like.device).train(layer.training)
+        for kernels in (made.kernels, made.value_kernels):
+            if isinstance(kernels, LowRankKernels):  # router and diagonal kernels need float32's precision
+                kernels.to(like.dtype)
         architecture.replace_attention(layer, made)
     backbone.maw_settings = settings | {"layers": list(numbers), "train_layers": list(trained) or "none"}
     return model
 
 
 def maw_layers(model: nn.Module) -> dict[int, MAWAttentionLayer]:
-    """The depth attention of a model by the number of its layer, from 1, bottom first."""
+    """The model's depth attention modules by layer number from 1, bottom first."""
     backbone, architecture = backbone_of(model)
     modules = (architecture.attention(layer) for layer in architecture.layers(backbone))
     return {i: each for i, each in enumerate(modules, start=1) if isinstance(each, MAWAttentionLayer)}
@@ -121,20 +126,20 @@ def maw_layers(model: nn.Module) -> dict[int, MAWAttentionLayer]:
 
 @dataclass(frozen=True)
 class TrainedParameters:
-    """How many numbers of a model training may change, by what they are; `print` shows it as one line."""
+    """Numbers of trained parameters of a model by kind; `print` shows them as one line."""
 
     kernels: int
-    """Numbers of depth kernels."""
+    """Trained parameters of depth kernels."""
     routers: int
-    """Numbers of routers."""
+    """Trained parameters of routers."""
     other: int
-    """All others that training may change, such as layers, adapters or a head."""
+    """All other trained parameters, such as those of layers, adapters or a head."""
     total: int
-    """All of the model, frozen ones included."""
+    """All parameters of the model, frozen ones included."""
 
     @property
     def trained(self) -> int:
-        """All that training may change."""
+        """All trained parameters."""
         return self.kernels + self.routers + self.other
 
     def __str__(self) -> str:
@@ -144,7 +149,7 @@ class TrainedParameters:
 
 
 def trained_parameters(model: nn.Module) -> TrainedParameters:
-    """Counts the numbers of a model that training may change: depth kernels, routers, and all others.
+    """Counts the trained parameters of a model: of depth kernels, of routers, and all others.
 
     Raises:
         ModelError: as `backbone_of`.
@@ -162,10 +167,10 @@ def trained_parameters(model: nn.Module) -> TrainedParameters:
 
 
 def backbone_of(model: nn.Module) -> tuple[nn.Module, Architecture]:
-    """The Hugging Face encoder inside a model, and the adapter of its family.
+    """The Hugging Face encoder inside a model, and the architecture of its family.
 
     Raises:
-        ModelError: there is none, or it cannot carry depth attention.
+        ModelError: the model has no Hugging Face encoder, or its family cannot carry depth attention.
     """
     if isinstance(model, BaselineRetriever):
         model = model.encoder
@@ -178,26 +183,17 @@ def backbone_of(model: nn.Module) -> tuple[nn.Module, Architecture]:
     backbone = getattr(model, "base_model", model)
     config = getattr(backbone, "config", None)
     if config is None or not hasattr(config, "model_type"):
-        raise ModelError(f"{type(model).__name__} is no Hugging Face model; pass one of AutoModel.from_pretrained")
+        raise ModelError(f"{type(model).__name__} is not a Hugging Face model; pass AutoModel.from_pretrained(...)")
     return backbone, architecture_of(model_type_of(config.name_or_path or type(model).__name__, config.to_dict()))
 
 
 def _checked(settings: Mapping[str, Any]) -> Tier1Config:
-    """The arguments as the configuration that holds the rules for them."""
-    start = {"router_start": "uniform"}  # clusters are a trainer's to find: there are no texts here
+    """The arguments as a configuration, checked by the configuration's rules."""
+    start = {"router_start": "uniform"}  # clusters are found by the trainer, which has texts
     config, problems = gather(start | {_FIELD_OF.get(name, name): each for name, each in settings.items()})
-    if ROUTERS[config.router].needs_text_keys:  # which a layer does not see
-        text = f"{config.router} is a control of the benchmark, which hands it the texts; use fixed"
+    if ROUTERS[config.router].needs_text_keys:  # it needs a hash of the text's tokens, which a layer does not have
+        text = f"{config.router} is a control of the benchmark and needs its texts; use fixed"
         problems.append(Problem("router", text))
     if problems:
         raise ConfigError([f"{_ARGUMENT_OF.get(each.name, each.name)}: {each.text}" for each in problems])
     return config
-
-
-def _place(made: MAWAttentionLayer, layer: nn.Module) -> None:
-    """Device and mode of the layer; the router, and weights near one, stay in float32, which they need."""
-    like = next(made.base.parameters())
-    made.to(like.device).train(layer.training)
-    for kernels in (made.kernels, made.value_kernels):
-        if kernels is not None and hasattr(kernels, "down"):
-            kernels.to(like.dtype)

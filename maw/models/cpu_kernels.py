@@ -1,13 +1,13 @@
-"""What a processor computes faster in another way than PyTorch's default one, with the same result.
+"""Faster CPU kernels than PyTorch's defaults, with the same results.
 
-- `attention`: the backward pass of fused attention on a CPU takes several times as long as that of two matrix products
-  and a softmax, and with dropout there is no fused forward pass either.
-- `ByteDropout`: eight decisions from each random number, where PyTorch draws one.
-- `PackedLinear`: products of few shapes, since the library makes a program for each; weights that do not change are
-  brought once into the order that the matrix units read them in, and the bias is added by the product itself.
+- `attention`: on a CPU the backward pass of fused attention takes several times as long as that of two matrix products
+  and a softmax; with dropout PyTorch has no fused forward pass either.
+- `ByteDropout`: one 64-bit random number decides on eight values; PyTorch draws one number for each value.
+- `PackedLinear`: matrix products of few shapes, because oneDNN compiles a kernel for each shape; frozen weights are
+  packed once into the layout of the matrix units; the product adds the bias itself.
 
-On other devices all three are PyTorch's own. `maw.models.retriever` builds every model with them, so all methods
-share them.
+On other devices all three call PyTorch's own. `maw.models.retriever` builds every model with them, so all methods use
+the same kernels.
 
 Letters: B texts, H heads, T tokens, E head size.
 """
@@ -32,14 +32,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "maw"
 """Name of `attention` in transformers, for `attn_implementation`."""
-MOST_SCORES = 2**25  # that may be held at once; longer texts are left to the fused kernel, which holds none
+MOST_SCORES = 2**25  # attention scores in memory at once; above it the fused kernel runs, which stores none
 ROWS = 64
 _PACKABLE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
 
 @dataclass(frozen=True)
 class _Packs:
-    """Packed weights by module and format, and whether trained ones may be among them."""
+    """Packed weights by module and number format; `trained`: whether trained weights may be packed too."""
 
     packed: dict[tuple[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]]
     trained: bool
@@ -58,15 +58,15 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, called as transformers calls its own.
+    """Scaled dot-product attention with the signature of a transformers `AttentionInterface`.
 
     Args:
         query: (B, H, T, E), as key and value.
-        attention_mask: boolean, True where a token may attend, or additive; None where all may.
+        attention_mask: boolean (True: may attend) or additive; None: every token may attend.
         dropout: probability of dropping an attention weight.
 
     Returns:
-        (B, T, H, E), and None where weights would stand.
+        The output (B, T, H, E), and None in place of attention weights.
     """
     causal = options.get("is_causal")
     if causal is None:
@@ -85,7 +85,7 @@ def attention(
 
 
 def _better_by_products(query: Tensor, key: Tensor, value: Tensor, dropout: float, options: dict[str, Any]) -> bool:
-    """In training, on a CPU: in bfloat16, whose fused backward pass is the slowest, and wherever there is dropout."""
+    """Whether plain matrix products are faster: in training on a CPU, in bfloat16 or with dropout."""
     learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     plain = query.shape[1] == key.shape[1] and options.get("position_bias") is None
     small = query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
@@ -94,7 +94,7 @@ def _better_by_products(query: Tensor, key: Tensor, value: Tensor, dropout: floa
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to scores; where all queries share it, for one of them."""
+    """The mask in additive form; (B, 1, 1, T) if all queries share it."""
     if mask.shape[2] > 1 and mask.stride(2) == 0:
         mask = mask[:, :, :1]
     if mask.dtype != torch.bool:
@@ -107,7 +107,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)  # without it transformers
 
 
 class ByteDropout(nn.Dropout):
-    """Dropout whose probability on a CPU is rounded to the next of 256 steps: 0.1 becomes 26/256."""
+    """Dropout; on a CPU its probability is rounded to a multiple of 1/256: 0.1 becomes 26/256."""
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.inplace or values.device.type != "cpu":
@@ -117,9 +117,10 @@ class ByteDropout(nn.Dropout):
 
 
 def drop_unscaled(values: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Values with some of them zero, and what to multiply by so that their mean stays.
+    """Sets random values to zero; returns the values and the factor that keeps their mean.
 
-    Noise comes from PyTorch's own generator of the CPU. What a step of 1/256 would distort is left to PyTorch.
+    The noise comes from PyTorch's CPU generator. PyTorch's own dropout handles probabilities near 0 or 1, which steps
+    of 1/256 would distort.
     """
     if probability == 0:
         return values, 1.0
@@ -133,16 +134,16 @@ _MASKS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32
 
 
 def _keep_mask(values: Tensor, steps: int) -> Tensor:
-    """Integers of all ones where a value stays, with probability 1 - steps / 256, and zero elsewhere."""
+    """Integers with all bits set where a value is kept, with probability 1 - steps / 256, and zero elsewhere."""
     kind = _MASKS[values.dtype]
     count = values.numel()
     numbers = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
     mask = numbers.view(torch.uint8)[:count].view(values.shape).to(kind)
-    return mask.sub_(256 - steps).bitwise_right_shift_(8 * kind.itemsize - 1)  # the sign, spread over all bits
+    return mask.sub_(256 - steps).bitwise_right_shift_(8 * kind.itemsize - 1)  # copies the sign into all bits
 
 
 class _Masked(torch.autograd.Function):
-    """Values, and their gradients, zero where the mask is: an "and" is much faster than a choice or a product."""
+    """Sets values and their gradients to zero where the mask is zero; "and" is faster than a choice or a product."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mask: Tensor) -> Tensor:
@@ -156,11 +157,10 @@ class _Masked(torch.autograd.Function):
 
 
 class PackedLinear(nn.Linear):
-    """A linear map whose products on a CPU have few shapes, and which may use weights packed beforehand.
+    """A linear map that computes products of few shapes on a CPU, with packed weights inside `packed_weights`.
 
-    In bfloat16 the library makes a program for each number of rows, which takes as long as running it: rows are
-    filled up to a multiple of `ROWS`. Inside `packed_weights` those weights that no gradient is asked for are packed
-    once.
+    oneDNN compiles a bfloat16 kernel for each number of rows, which takes as long as running it: rows are padded to a
+    multiple of `ROWS`. Weights that need no gradient are packed once.
     """
 
     @classmethod
@@ -179,7 +179,7 @@ class PackedLinear(nn.Linear):
             return super().forward(values)
         with torch.autocast("cpu", enabled=False):
             bias = packed[1] if packed else _cast(self.bias, dtype)
-            # Packed weights are all that is read, unless a gradient passes through them.
+            # Without gradients only the packed weights are read.
             weight = self.weight if packed and not torch.is_grad_enabled() else self.weight.to(dtype)
             return _Product.apply(values.to(dtype), weight, bias, packed[0] if packed else None)
 
@@ -197,7 +197,7 @@ class PackedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """values @ weight.T + bias over rows filled up with zeros."""
+    """values @ weight.T + bias, with rows padded by zeros."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
@@ -227,7 +227,7 @@ def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _filled_up(values: Tensor) -> Tensor:
-    """Values as rows, in bfloat16 with rows of zeros behind them."""
+    """Values as rows; in bfloat16 rows of zeros follow."""
     rows = values.reshape(-1, values.shape[-1])
     missing = -len(rows) % ROWS if values.dtype == torch.bfloat16 else 0
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows
@@ -235,10 +235,10 @@ def _filled_up(values: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def packed_weights(*, trained: bool = True) -> Iterator[None]:
-    """A block whose products without a gradient for their weights use packed ones, kept until its end.
+    """Inside the block, linear maps whose weights need no gradient use packed weights, kept until its end.
 
     Args:
-        trained: whether no trained weight changes inside; if not, frozen weights alone are packed.
+        trained: whether trained weights are packed too; they must not change inside the block.
     """
     outer = _packs.get()
     inherited = {} if outer is None else {key: each for key, each in outer.packed.items() if _frozen(key[0])}
@@ -251,7 +251,7 @@ def packed_weights(*, trained: bool = True) -> Iterator[None]:
 
 @cache
 def _packable(dtype: torch.dtype) -> bool:
-    """Whether the library packs weights of that format here; bfloat16 needs a processor with AVX-512 or later."""
+    """Whether oneDNN packs weights of this format here; bfloat16 needs a processor with AVX-512 or later."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -259,24 +259,24 @@ def _frozen(linear: nn.Module) -> bool:
     return not any(each.requires_grad for each in linear.parameters())
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Tells the C library to keep what is freed for what comes next, instead of handing every large block back.
+    """Tells glibc to keep freed memory for reuse instead of returning large blocks to the system.
 
-    A layer's states are blocks of some megabytes, and taking one anew from the system costs as much as filling it.
-    Only glibc knows how; the most memory in use stays what the largest moment needs.
+    A layer's states are blocks of some megabytes; to get such a block from the system takes as long as to fill it. The
+    peak of memory use stays the same. Other C libraries have no such setting.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
+        library.mallopt(_MMAP_THRESHOLD, 2**25)  # glibc's upper limit
         library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def use_faster_modules(model: nn.Module) -> None:
-    """Puts `PackedLinear` and `ByteDropout` where a model has PyTorch's own, in place; parameters stay the same."""
+    """Replaces a model's Linear and Dropout modules by `PackedLinear` and `ByteDropout`, in place; parameters stay."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:

@@ -1,14 +1,17 @@
-"""Texts to embeddings, in batches of like length, longest first.
+"""Encodes texts into embeddings, in batches of similar length, longest first.
 
-Longest first, so that a batch too large for the device fails at once, and the time left is never underestimated. On
-a CPU a batch has a budget of tokens, beyond which its states no longer fit the caches; on a GPU it has
-`eval_batch_size` texts. A batch that does not fit memory is cut in halves (`maw.runtime.out_of_memory`).
+Longest first: a batch that is too large for the device fails at once, and the progress bar never underestimates the
+time left. On a CPU a budget of tokens keeps a batch's states in the caches; on a GPU a batch has `eval_batch_size`
+texts. A batch that does not fit into memory is halved (`maw.runtime.out_of_memory`).
+
+Letters: N texts, C embedding size, M MAW layers, D depths.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +29,18 @@ from maw.runtime.progress_bars import bar
 
 logger = logging.getLogger(__name__)
 
-_ROWS_CHECKED = 65_536  # at a time, so that a memory map is never read into memory as a whole
+_ROWS_CHECKED = 65_536  # at a time, so that a memory map is not read into memory as a whole
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What encoding gives back.
+    """Embeddings of all texts of a source.
 
     Args:
-        embeddings: (N, C), rows in the source's order; float32, or what they were to be held in.
-        depth_share: (N, M, D), each text's share of depths in each MAW layer; None without MAW.
-        from_cache: whether they were read (`maw.encoding.embedding_cache`) and not computed.
-        cut: whether memory ran out, so that some batches were smaller than asked for and the last bits differ.
+        embeddings: (N, C), in the source's order, float32 or narrower.
+        depth_share: (N, M, D), how often each text used each depth in each MAW layer; None without MAW.
+        from_cache: whether they were read from `maw.encoding.embedding_cache`.
+        cut: whether memory ran out, so that some batches were smaller and the last bits differ.
     """
 
     embeddings: np.ndarray
@@ -46,8 +49,19 @@ class Embeddings:
     cut: bool = False
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode, and restores its mode at the end of the block."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
 def in_memory(shape: tuple[int, ...]) -> np.ndarray:
-    """An array, not filled yet, for what encoding gives."""
+    """An uninitialised float32 array."""
     return np.empty(shape, dtype=np.float32)
 
 
@@ -64,21 +78,19 @@ def encode(
 
     Args:
         encoder: an encoder of `maw.models.encoder`, or a parallel wrapper of one.
-        source: the texts, N of them.
+        source: the N texts.
         batch_size: most texts encoded at once.
-        device: where the encoder is; its own, if not given.
-        label: of the progress bar; None for no bar.
-        place: gives the array of a shape to write to, float32 or narrower, which may be a memory map.
+        device: the encoder's device; read from its parameters by default.
+        label: label of the progress bar; None for no bar.
+        place: makes the output array of a given shape, float32 or narrower; it may be a memory map.
 
     Raises:
-        MAWError: the source is empty, an embedding is not finite, or beyond the numbers of a narrower array, or a
-            single text does not fit memory.
+        MAWError: the source is empty; an embedding is not finite or exceeds a narrower array's range; one text alone
+            does not fit into memory.
     """
     if len(source) == 0:
         raise MAWError("there is no text to encode")
     device = device or next(encoder.parameters()).device
-    was_training = encoder.training
-    encoder.eval()
     order = np.argsort(-source.lengths(), kind="stable")
     outputs: dict[str, np.ndarray] = {}
     tokens = 0
@@ -90,50 +102,30 @@ def encode(
         return {name: value.float().cpu() for name, value in encoder(on_device).items()}
 
     fitting = HalveOnOOM(run, label or "encoding")
-    with torch.inference_mode(), packed_weights(), progress:
+    with evaluating(encoder), torch.inference_mode(), packed_weights(), progress:
         for rows, inputs in waiting("waiting for batches", source.batches(order, batch_size, budget)):
-            with stage("model"):
+            with stage("model"), np.errstate(over="ignore"):  # overflow of a narrower array gives inf: check_finite
                 for name, value in fitting(inputs).items():
-                    _store(outputs, name, value.numpy(), rows, len(order), place)
+                    if name not in outputs:
+                        outputs[name] = place((len(order), *value.shape[1:]))
+                    outputs[name][rows] = value.numpy()
             tokens += int(inputs["attention_mask"].sum())
             progress.note(tokens_per_second=tokens / progress.seconds)
             progress.update(len(rows))
-    encoder.train(was_training)
     check_finite(outputs["embedding"], label)
     cut = fitting.cut or source.cut
     return Embeddings(outputs["embedding"], outputs.get("depth_share"), cut=cut)
-
-
-def _store(
-    outputs: dict[str, np.ndarray],
-    name: str,
-    value: np.ndarray,
-    rows: np.ndarray,
-    total: int,
-    place: Callable[[tuple[int, ...]], np.ndarray],
-) -> None:
-    if name not in outputs:
-        outputs[name] = place((total, *value.shape[1:]))
-    with np.errstate(over="ignore"):  # what a narrower array cannot hold becomes infinite, and is refused
-        outputs[name][rows] = value
 
 
 def check_finite(embeddings_NC: np.ndarray, label: str | None) -> None:
     """Refuses embeddings that hold NaN or infinity.
 
     Raises:
-        NotFiniteError: the first text whose embedding does.
+        NotFiniteError: names the first text whose embedding is not finite.
     """
-    wrong = _first_not_finite(embeddings_NC)
-    if wrong is not None:
-        narrow = embeddings_NC.dtype == np.float16
-        limit = ", or beyond float16, which --embedding-precision float32 is not" if narrow else ""
-        raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite{limit}")
-
-
-def _first_not_finite(embeddings_NC: np.ndarray) -> int | None:
     for start in range(0, len(embeddings_NC), _ROWS_CHECKED):
         finite = np.isfinite(embeddings_NC[start : start + _ROWS_CHECKED]).all(1)
         if not finite.all():
-            return start + int(np.argmin(finite))
-    return None
+            wrong, narrow = start + int(np.argmin(finite)), embeddings_NC.dtype == np.float16
+            advice = ", or too large for float16; try --embedding-precision float32" if narrow else ""
+            raise NotFiniteError(f"the embedding of text {wrong} ({label or 'encoding'}) is not finite{advice}")

@@ -1,10 +1,10 @@
-"""Encoders: token ids, or cached hidden states of the frozen layers, to text embeddings.
+"""Encoders: they map token ids, or stored hidden states of the frozen layers, to text embeddings.
 
-`NonMAWEncoder` is a pretrained encoder and its pooling, `MAWWithGRPOEncoder` one with depth attention in it. Every
-computation is a mode of an encoder's one `forward`, whose arguments and results are tensors with the batch first, so
-that DataParallel and DistributedDataParallel need to know nothing else.
+`NonMAWEncoder` is a pretrained encoder with pooling; `MAWWithGRPOEncoder` adds depth attention. All computations are
+modes of `forward`, with tensors whose first dimension is the batch, as DataParallel and DistributedDataParallel need.
 
-Letters: B texts, G samples of each text, T tokens, C hidden size, D depths, M MAW layers.
+Letters: B texts, G samples of each text, T tokens, C hidden size, D depths, M MAW layers, F features of a router's
+state; h is 1 or H and t is 1 or T, as the router decides.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ from maw.runtime.precision import computing_in
 
 
 class NonMAWEncoder(nn.Module):
-    """A pretrained encoder and its pooling: texts as token ids to embeddings.
+    """A pretrained encoder with pooling: token ids to embeddings.
 
     Args:
         backbone: Hugging Face encoder.
         architecture: adapter of its family.
-        pooling: "mean" over a text's tokens; "cls", its first token; or "last", its last one.
+        pooling: "mean" over a text's tokens, "cls" for its first token, "last" for its last token.
         normalize: divide embeddings by their length, so that a dot product is the cosine.
-        trained_layers: layers (from 1) that run in training mode when the encoder does; all others always run as at
-            evaluation, dropout off, so that their output for a text is one fixed thing.
-        prefix_layers: how many layers from the bottom no arm of the run trains; `mode="prefix"` ends there.
-        precision: number format of matrix products, see `maw.runtime.precision`. The weights of the prefix layers,
-            which nothing trains, are brought into it.
+        trained_layers: layers (from 1) that follow the encoder's training mode; all others always run in evaluation
+            mode, without dropout, so that their output for a text is fixed.
+        prefix_layers: number of lowest layers that no method of the run trains; `mode="prefix"` ends above them.
+        precision: number format of matrix products (`maw.runtime.precision`), and of the prefix layers' weights.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class NonMAWEncoder(nn.Module):
         architecture.layers(backbone)[:prefix_layers].to(precision)
 
     def round_frozen_weights(self) -> None:
-        """Holds linear maps that nothing trains in the precision that they are used in: the same result, sooner."""
+        """Converts frozen linear maps to the precision in which they compute: the same result, faster."""
         for module in self.architecture.layers(self.backbone).modules():
             if isinstance(module, nn.Linear) and not any(each.requires_grad for each in module.parameters()):
                 module.to(self.precision)
@@ -81,8 +80,7 @@ class NonMAWEncoder(nn.Module):
             mode: "embed" or "prefix".
 
         Returns:
-            "embed": {"embedding": (B, C)}. "prefix": the hidden states (B, T, C) that enter the first layer above
-            `prefix_layers`.
+            "embed": {"embedding": (B, C)}. "prefix": the hidden states (B, T, C) above the prefix layers.
 
         Raises:
             ValueError: unknown mode.
@@ -104,15 +102,14 @@ class NonMAWEncoder(nn.Module):
         return self._run(hidden, inputs["attention_mask"], None, 0, self.prefix_layers)
 
     def _layers(self, hidden_BTC: Tensor, padding_BT: Tensor, routing: Routing | None) -> Tensor:
-        """From the prefix's output through the last layer; float32 between its matrix products."""
+        """Runs the layers above the prefix; states between matrix products are float32."""
         total = len(self.architecture.layers(self.backbone))
         with computing_in(self.precision, hidden_BTC.device.type):
             hidden = self._run(hidden_BTC.float(), padding_BT, routing, self.prefix_layers, total)
             return self.architecture.finish(self.backbone, hidden).float()
 
     def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
-        """Layers start..stop-1 (from 0). With a routing plan of G samples, the first MAW layer's output is G-fold."""
-        extra = {} if routing is None else {"routing": routing}
+        """Runs layers start..stop-1 (from 0). From the first MAW layer up every text stands there once per sample."""
         inputs = None
         for index in range(start, stop):
             layer = self.architecture.layers(self.backbone)[index]
@@ -122,7 +119,9 @@ class NonMAWEncoder(nn.Module):
                 inputs = None
             if inputs is None:
                 inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
-            hidden = layer(hidden, **inputs[index], **(extra if is_maw else {}))
+            # The Hugging Face layer hands `routing`, a keyword that it does not know, on to its attention module:
+            # `MAWAttentionLayer.forward` in maw/attention/layer.py.
+            hidden = layer(hidden, **inputs[index], **({"routing": routing} if is_maw else {}))
         return hidden
 
     def _pool(self, hidden_BTC: Tensor, padding_BT: Tensor) -> Tensor:
@@ -137,15 +136,15 @@ class NonMAWEncoder(nn.Module):
 
 
 class MAWWithGRPOEncoder(NonMAWEncoder):
-    """An encoder whose `maw_layers` hold depth attention; at its start it computes what the pretrained one does.
+    """An encoder with depth attention in `maw_layers`; untrained, it computes the same as the pretrained encoder.
 
     Args: as `NonMAWEncoder`, and
         maw_layers: layers (from 1) that get depth kernels and a router.
-        depths: D, kernels of each head.
-        kernels: arguments of `build_kernels` beside those read off the backbone.
-        router: arguments of `build_router` beside those read off the backbone.
-        seed: of the kernels' noise, and of a random router's picks at evaluation.
-        depth_values: let depths change the values too, an ablation that is not MAW.
+        depths: D, the number of kernels of each head.
+        kernels: arguments of `build_kernels`, except those that the backbone determines.
+        router: arguments of `build_router`, except those that the backbone determines.
+        seed: seed of the kernels' noise, and of a random router's depths at evaluation.
+        depth_values: whether depths also change the values, an ablation that is not MAW.
     """
 
     def __init__(
@@ -194,13 +193,13 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
 
         Args:
             inputs: as for `NonMAWEncoder`; for "policy" {"states": one tensor for each MAW layer}.
-            mode: "prefix"; "embed", one routing for each text; "group", G routings of the same text, which share
-                all that does not depend on the depth; "policy", log-probabilities of every depth in given states.
-            depths: picks to use, int64, for each MAW layer (B, G, h, t); else routers pick.
-            keys: noise keys (B, G): depths are sampled; None: greedy.
+            mode: "prefix"; "embed" for one sample of each text; "group" for G samples of each text, which share all
+                computations that do not depend on the depth; "policy" for log-probabilities of all depths.
+            depths: int64 depths to use, (B, G, h, t) for each MAW layer; None: the routers pick.
+            keys: noise keys (B, G) with which depths are sampled; None for greedy depths.
 
         Returns:
-            "embed": {"embedding": (B, C), "depth_share": (B, M, D), each text's share of picks}.
+            "embed": {"embedding": (B, C), "depth_share": (B, M, D), how often each text used each depth}.
             "group": {"embedding": (B, G, C), "depths": [(B, G, h, t)], "states": [(B, 1 or G, h, t, F)]}.
             "policy": [log-probabilities (B, 1 or G, h, t, D)].
         """
@@ -209,48 +208,34 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
             return [r.logits(state).log_softmax(-1) for r, state in zip(routers, inputs["states"], strict=True)]
         if mode not in ("embed", "group"):
             return super().forward(inputs, mode)
-        padding = inputs["attention_mask"]
+        padding, text_keys_B1 = inputs["attention_mask"], inputs.get("text_keys")
+        if text_keys_B1 is None:
+            text_keys_B1 = text_keys(inputs["input_ids"], padding)
+        sampled = depths[0] if keys is None and depths else keys
         routing = Routing(
             padding,
             keys_BG=keys,
             depths=None if depths is None else list(depths),
-            text_keys_B1=self._text_keys(inputs),
-            samples=_samples(keys, depths),
+            text_keys_B1=mix64(text_keys_B1 ^ self.seed),
+            samples=1 if sampled is None else sampled.shape[1],
         )
         hidden = self._layers(self._prefix(inputs), padding, routing)
         embedding = self._pool(hidden, routing.flat_padding(len(hidden)))
         if mode == "embed":
             return {"embedding": embedding, "depth_share": self._depth_share(routing)}
         embedding = embedding.unflatten(0, (len(padding), -1))
-        return {"embedding": embedding, "depths": routing.taken, "states": routing.states}
-
-    def _text_keys(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        keys = inputs.get("text_keys")
-        if keys is None:
-            keys = text_keys(inputs["input_ids"], inputs["attention_mask"])
-        return mix64(keys ^ self.seed)
+        return {"embedding": embedding, "depths": routing.picked_depths, "states": routing.states}
 
     def _depth_share(self, routing: Routing) -> Tensor:
-        """How often each text took each depth, by MAW layer, (B, M, D); padding is not counted."""
+        """How often each text used each depth in each MAW layer, (B, M, D), without padding."""
         shares = []
-        for taken, layer in zip(routing.taken, self.maw_attention, strict=True):
-            taken = taken.detach()
-            soft = taken.is_floating_point()
-            weights = taken if soft else _one_hot(taken, layer.router.depths)
-            weights = weights.mean(dim=(1, 2))  # samples and heads: (B, t, D)
+        for depth, layer in zip(routing.picked_depths, self.maw_attention, strict=True):
+            weights = depth.detach()
+            if not weights.is_floating_point():  # one-hot; torch's own function reads the values on the host
+                weights = (weights[..., None] == torch.arange(layer.router.num_depths, device=depth.device)).float()
+            weights = weights.mean(dim=(1, 2))  # over samples and heads: (B, t, D)
             if weights.shape[1] > 1:
                 tokens = routing.padding_BT.to(weights.dtype)[..., None]
                 weights = (weights * tokens).sum(1, keepdim=True) / tokens.sum(1, keepdim=True)
             shares.append(weights[:, 0])
         return torch.stack(shares, dim=1)
-
-
-def _one_hot(taken: Tensor, depths: int) -> Tensor:
-    """1 at the depth taken, float32 (..., D); unlike torch's own it does not look at the values on the host."""
-    return (taken[..., None] == torch.arange(depths, device=taken.device)).float()
-
-
-def _samples(keys: Tensor | None, depths: Sequence[Tensor] | None) -> int:
-    if keys is not None:
-        return keys.shape[1]
-    return depths[0].shape[1] if depths else 1

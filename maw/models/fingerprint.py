@@ -1,9 +1,8 @@
-"""What decides the embeddings that an encoder computes, as hashes and plain values.
+"""Fingerprint of an encoder: hashes and plain values of everything that determines its embeddings.
 
     key = encoder_parts(model.encoder) | {"tokenizer": tokenizer_sha256(model.tokenizer)}
 
-`maw.encoding.embedding_cache` and `maw.training.hard_negatives` know by it whether what they kept is still what they
-would compute.
+`maw.encoding.embedding_cache` and `maw.training.hard_negatives` find stored results by it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _NOT_COMPUTED_WITH = {"name_or_path", *vars(nn.Module())}
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over the name, type, shape and bytes of every parameter and buffer, saved with the model or not."""
+    """SHA-256 over name, type, shape and bytes of all parameters and buffers, non-persistent buffers included."""
     sha = hashlib.sha256()
     tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
@@ -35,16 +34,18 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def encoder_parts(encoder: Any) -> dict[str, Any]:
-    """What of a `maw.models.encoder` encoder decides its output, beside the texts and how they are tokenised.
+    """Everything in an encoder of `maw.models.encoder` that determines its output, given token ids.
 
-    Numbers that are no weights count too: an adapter's scale, a norm's epsilon, whether an adapter is switched off.
+    It includes settings that are not weights: an adapter's scale, a norm's epsilon, whether an adapter is disabled.
     """
     config = json.loads(encoder.backbone.config.to_json_string(use_diff=False))
     return {
         "weights": weights_sha256(encoder),
         "config": {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL},
         "attention": encoder.backbone.config._attn_implementation,
-        "modules": json_sha([[name, type(each).__qualname__, _settings(each)] for name, each in _modules(encoder)]),
+        "modules": json_sha(
+            [[name, type(each).__qualname__, _settings(each)] for name, each in encoder.named_modules() if name]
+        ),  # without the encoder's own settings, some of which state what is trained
         "encoder": [type(encoder).__qualname__, type(encoder.architecture).__qualname__],
         "pooling": encoder.pooling,
         "normalize": encoder.normalize,
@@ -53,20 +54,15 @@ def encoder_parts(encoder: Any) -> dict[str, Any]:
 
 
 def tokenizer_sha256(tokenizer: Any) -> str | None:
-    """SHA-256 of a tokenizer's serialised form; None for one that has none, being written in Python.
+    """SHA-256 of a tokenizer's serialised form; None for a tokenizer in pure Python, which has none.
 
-    Truncation and padding are left out: they are whatever the last call set.
+    Truncation and padding are left out, because every call sets them.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     form = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return json_sha([type(tokenizer).__qualname__, tokenizer.truncation_side, tokenizer.pad_token_id, form])
-
-
-def _modules(encoder: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All below the encoder; of its own settings, some say what is trained and not what is computed."""
-    return [(name, each) for name, each in encoder.named_modules() if name]
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

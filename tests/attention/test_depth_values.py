@@ -53,7 +53,7 @@ def test_a_soft_pick_mixes_query_kernels_and_value_kernels(tiny_settings, family
         layer.router.weight.normal_(generator=torch.Generator().manual_seed(2))
     routing = Routing(torch.ones(2, 5))
     output = layer(states, routing=routing)[0]
-    share_BD = routing.taken[0][:, 0, 0, 0]
+    share_BD = routing.picked_depths[0][:, 0, 0, 0]
     assert share_BD.max(1).values.min() < 0.99, "a pick of one depth would be no mixture"
     query, key, value = layer.architecture.project(layer.base, states)
     query, value = (

@@ -147,7 +147,7 @@ def test_the_offline_preset_is_a_whole_run():
         (["--datasets", "msmarko"], "--datasets: unknown dataset 'msmarko' (did you mean msmarco?)"),
         (["--maw-layers", "7"], "--maw-layers: no layer 7 in a model of 6 layers; use 1 to 6"),
         (["--maw-layers", "none"], "--maw-layers: none leaves the method maw without MAW"),
-        (["--hidden-dim", "768"], "--hidden-dim: 768 is not what the model has"),
+        (["--hidden-dim", "768"], "--hidden-dim: 768 contradicts the model"),
         (["--max-query-length", "65"], "--max-query-length: 65 tokens are too many"),
         (["--fixed-depth", "4", "--depth-dim", "4"], "--fixed-depth: no depth 4"),
         (["--config", "no.yaml"], "'no.yaml': cannot be read: No such file"),

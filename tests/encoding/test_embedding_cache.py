@@ -422,7 +422,7 @@ def test_what_is_larger_than_the_bound_is_not_kept(tiny_settings, caplog):
     caplog.set_level(logging.INFO)
     config = tiny_settings(embedding_cache_gb=1e-6, methods=["zero_shot"])
     assert not embed(config).from_cache and not embed(config).from_cache
-    assert "more than --embedding-cache-gb 1e-06, and not kept" in caplog.text
+    assert "exceed --embedding-cache-gb 1e-06 and are not cached" in caplog.text
     assert not Path(config.cache_dir).exists()
 
 
@@ -455,7 +455,7 @@ def test_a_full_disk_stops_nothing(settings, encoded, monkeypatch, caplog, step)
     np.testing.assert_array_equal(found.embeddings, expected)
     assert not found.from_cache
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("documents: not kept for later runs: ") and "No space left on device" in warning
+    assert warning.startswith("documents: not cached for later runs: ") and "No space left on device" in warning
     assert len(encoded) == (2 if step == "claim" else 1), "what was computed before the disk was full is used"
     assert not entries(settings), "nothing is left behind"
     assert not embed(settings).from_cache and embed(settings).from_cache
@@ -465,7 +465,7 @@ def test_a_cache_folder_that_cannot_be_made(tiny_settings, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     config = tiny_settings(cache_dir=str(tmp_path / "file" / "cache"), methods=["zero_shot"])
     assert embed(config).embeddings.shape == (30, 16)
-    assert "not kept for later runs" in caplog.text
+    assert "not cached for later runs" in caplog.text
 
 
 def test_an_entry_in_a_folder_that_may_only_be_read(settings, monkeypatch):
@@ -690,7 +690,7 @@ def test_what_float16_cannot_hold_is_refused(tiny_settings):
     model = BaselineRetriever(config)
     real = model.encoder._pool
     model.encoder._pool = lambda hidden, padding: real(hidden, padding) * 1e6
-    with pytest.raises(MAWError, match=r"embedding of text \d+ \(documents\) is not finite, or beyond float16"):
+    with pytest.raises(MAWError, match=r"embedding of text \d+ \(documents\) is not finite, or too large for float16"):
         embed(config, model)
 
 

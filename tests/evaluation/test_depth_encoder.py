@@ -71,9 +71,9 @@ def test_own_picks_give_the_greedy_embeddings_and_others_do_not(tiny_settings, w
     texts = random_texts(12, seed=4)
     model = retriever(tiny_settings, **WAYS[way])
     read, rows = reader(model, texts), np.arange(12)
-    taken = read.greedy(rows).taken
+    taken = read.greedy(rows).depths
     assert len({each.tobytes() for each in taken}) > 1, "texts must be routed differently"
-    found = read.at_picks_of(rows, taken, np.stack([rows, np.roll(rows, 1)], axis=1))
+    found = read.at_depths_of(rows, taken, np.stack([rows, np.roll(rows, 1)], axis=1))
     np.testing.assert_allclose(found[:, 0], model.encode(texts, "query"), atol=2e-6)
     assert np.abs(found[:, 1] - found[:, 0]).max() > 1e-3
 
@@ -93,7 +93,7 @@ def test_picks_are_those_of_the_evaluation(tiny_settings):
         model = retriever(tiny_settings, router=router)
         inputs = model.source(texts, "query").batch(range(10))
         share = model.encoder(inputs)["depth_share"][:, 0]
-        picks = reader(model, texts).greedy(np.arange(10)).picks_B
+        picks = reader(model, texts).greedy(np.arange(10)).depth_B
         assert picks.tolist() == share.argmax(1).tolist(), router
 
 
@@ -102,14 +102,14 @@ def test_picks_are_those_of_the_evaluation(tiny_settings):
 )
 def test_only_a_text_with_one_decision_has_a_pick(tiny_settings, way, one):
     greedy = reader(retriever(tiny_settings, **WAYS[way]), random_texts(5)).greedy(np.arange(5))
-    assert (greedy.picks_B is not None) == one
-    assert len(greedy.facts) == len(greedy.taken[0])
+    assert (greedy.depth_B is not None) == one
+    assert len(greedy.facts) == len(greedy.depths[0])
     assert greedy.state_BF.shape == (5, 16)
 
 
 def test_a_soft_router_has_a_policy_but_no_picks(tiny_settings):
     greedy = reader(retriever(tiny_settings, router="soft"), random_texts(5)).greedy(np.arange(5))
-    assert greedy.taken is None and greedy.picks_B is None
+    assert greedy.depths is None and greedy.depth_B is None
     assert greedy.facts[0].entropy > 0 and greedy.facts[0].greedy_information is None
 
 

@@ -81,7 +81,7 @@ def test_greedy_is_the_evaluation_and_what_follows_from_the_matrix(tiny_settings
     queries = diagnostics.split.sides[0]
     matrix = queries.matrix.ndcg_QD
     assert found["greedy"] == pytest.approx(result["ndcg_cut_10"])
-    assert found["greedy"] == pytest.approx(matrix[np.arange(24), queries.greedy.picks_B].mean())
+    assert found["greedy"] == pytest.approx(matrix[np.arange(24), queries.greedy.depth_B].mean())
     assert found["per_depth"] == pytest.approx(matrix.mean(0), abs=1e-6)
     assert found["best_fixed"] == pytest.approx(max(found["per_depth"]), abs=1e-6)
     assert found["per_depth"][found["best_depth"]] == max(found["per_depth"])
@@ -160,7 +160,7 @@ def test_evidence_puts_texts_only_at_depths_that_are_asked_about(tiny_settings, 
         diagnostics, _ = diagnosed(model, config, hard_data)
         if whole:
             assert all(side.matrix is not None for side in diagnostics.split.sides)
-        picks = [set(side.greedy.picks_B.tolist()) for side in diagnostics.split.sides]
+        picks = [set(side.greedy.depth_B.tolist()) for side in diagnostics.split.sides]
         found.append(diagnostics.evidence(kept_with(3)))
     assert asked == [[0, 1, 2, 3]] * 2 + [sorted(each | {3}) for each in picks]
     assert min(len(each | {3}) for each in picks) < 4, "there is something to save"

@@ -224,5 +224,5 @@ def test_oracle_null_by_hand():
 def test_oracle_null_needs_the_same_texts_and_enough_depths():
     with pytest.raises(ValueError, match="the same texts"):
         oracle_null([[1.0, 0.0], [0.0, 1.0]], MATRIX)
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="must be from 2 to the 3 depths"):
         oracle_null([[1.0, 0.0, 1.0]], MATRIX)

@@ -201,7 +201,7 @@ def test_f1_is_averaged_over_queries_not_computed_from_averages():
 
 
 def test_bpref_warning():
-    assert bpref_warning({"p": {"a": 1}, "q": {"b": 2}}).startswith("bpref says nothing")
+    assert bpref_warning({"p": {"a": 1}, "q": {"b": 2}}).startswith("bpref does not measure the order")
     assert bpref_warning({"q": {"a": 1, "b": -1}}) is not None
     assert bpref_warning({"q": {"a": 1, "b": 0}}) is None
     assert bpref_warning({"q": {"a": 1, "b": 2}}, relevance_level=2) is None
@@ -250,12 +250,12 @@ def test_ids_that_would_crash_the_evaluator(doc):
     ("query_ids", "docs", "scores", "error", "message"),
     [
         (["x"], [["a"]], [[1.0]], DataError, "query 'x' of the run has no judgement"),
-        (["q", "q"], [["a"], ["a"]], [[1.0], [1.0]], DataError, "query 'q' stands twice"),
-        (["q"], [["a", "b", "a"]], [[3.0, 2.0, 1.0]], DataError, "passage 'a' stands twice"),
+        (["q", "q"], [["a"], ["a"]], [[1.0], [1.0]], DataError, "query 'q' occurs twice"),
+        (["q"], [["a", "b", "a"]], [[3.0, 2.0, 1.0]], DataError, "passage 'a' occurs twice"),
         (["q"], [["a"]], [[float("nan")]], MAWError, "query 'q': a score is NaN"),
         (["q"], [["a"]], [[1e300]], MAWError, "query 'q': a score is NaN or infinite"),
         (["q"], [["a"]], [[1.0, 2.0]], ValueError, "1 passages but 2 scores"),
-        (["q"], [], [], ValueError, "must be equally many"),
+        (["q"], [], [], ValueError, "must have the same number"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -198,7 +198,7 @@ def test_damaged_activations_are_said_once(tiny_settings, tiny_data, tmp_path, c
         for _ in range(2):
             stored.run()
     (warning,) = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
-    assert "stored activations are not what was written" in warning
+    assert "stored activations are damaged" in warning
 
 
 # ------------------------------------------------------------------------------------------------- eight processes

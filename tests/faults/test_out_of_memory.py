@@ -117,7 +117,7 @@ def test_embeddings_of_smaller_batches_are_not_kept(tiny_settings, tiny_data, ca
     for _ in range(2):
         found = Embedder(model, config, torch.device("cpu")).encode(ListTexts(tiny_data["docs"]), "document", "d")
         assert found.cut and not found.from_cache
-    assert "not kept for later runs: memory ran out" in caplog.text
+    assert "not cached for later runs: memory ran out" in caplog.text
 
 
 def test_a_single_text_that_does_not_fit_is_said(tiny_settings, tiny_data):

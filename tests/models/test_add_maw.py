@@ -153,7 +153,7 @@ def test_texts_token_ids_and_batches_give_the_same(models):
         torch.testing.assert_close(maw.attention_maps(model, given), expected)
     one = torch.tensor([ids[0]])
     torch.testing.assert_close(maw.attention_maps(model, one), maw.attention_maps(model, TEXTS[0]))
-    with pytest.raises(ValueError, match="token ids hold padding"):
+    with pytest.raises(ValueError, match="token ids contain padding"):
         maw.attention_maps(model, batch["input_ids"])
 
 
@@ -407,12 +407,12 @@ def test_what_cannot_carry_it_is_refused_with_the_reason(models):
         maw.add_maw(mpnet)
     with pytest.raises(ModelError, match="no adapter for model type 't5'"):
         maw.add_maw(tf.T5EncoderModel(tf.T5Config(d_model=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=50)))
-    with pytest.raises(ModelError, match="Linear is no Hugging Face model"):
+    with pytest.raises(ModelError, match="Linear is not a Hugging Face model"):
         maw.add_maw(torch.nn.Linear(2, 2))
     model = maw.add_maw(load(models))
     with pytest.raises(ModelError, match="already"):
         maw.add_maw(model)
-    with pytest.raises(ModelError, match="layer 2 has no depth attention; layers that do: 3"):
+    with pytest.raises(ModelError, match="layer 2 has no depth attention; layers with depth attention: 3"):
         maw.attention_maps(model, TEXTS, layer=2)
     nameless = maw.add_maw(AutoModel.from_config(tiny_config("bert")))
     with pytest.raises(ModelError, match="pass tokenizer="):
@@ -435,7 +435,7 @@ def test_a_text_is_not_read_piece_by_piece(models):
 def test_a_language_model_with_its_head_is_refused(models):
     import transformers as tf
 
-    with pytest.raises(ModelError, match="Qwen3ForCausalLM: a depth is picked from all tokens"):
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM: a router reads all tokens"):
         maw.add_maw(tf.Qwen3ForCausalLM(tiny_config("qwen3")))
     headed = maw.add_maw(tf.BertForMaskedLM(tiny_config("bert")))
     assert maw.trained_parameters(headed).kernels, "which sees all tokens anyway"

@@ -166,14 +166,14 @@ def test_public_is_to_be_said_and_a_later_version_goes_where_the_first_is(hub, e
     hub.repositories["me/open"]["files"].clear()
     maw.push_to_hub(exported, "me/mine")
     for name, private in (("me/open", True), ("me/mine", False)):
-        with pytest.raises(MAWError, match=r"there is a (public|private) repository of this name.*nothing was upl"):
+        with pytest.raises(MAWError, match=r"the repository exists and is (public|private).*nothing was upl"):
             maw.push_to_hub(exported, name, private=private)
     assert hub.repositories["me/open"]["files"] == {}, "nothing private has become public"
 
 
 @pytest.mark.parametrize("name", ["my-model", "me/", "/x", "a/b/c", "me/my model", "../me/x", "me/x\n", "-me/x"])
 def test_only_a_whole_name_will_do(hub, exported, name):
-    with pytest.raises(ConfigError, match="is no name of a repository; write ORG/NAME"):
+    with pytest.raises(ConfigError, match="is not a repository name; write ORG/NAME"):
         maw.push_to_hub(exported, name)
     assert hub.asked == []
 
@@ -181,7 +181,7 @@ def test_only_a_whole_name_will_do(hub, exported, name):
 def test_only_exports_are_uploaded(hub, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     for folder, lacks in ((tmp_path, "modules.json"), (tmp_path / "nowhere", "config.json")):
-        with pytest.raises(ConfigError, match=f"has no {lacks}, so it is no exported model"):
+        with pytest.raises(ConfigError, match=f"has no {lacks}, so it is not an exported model"):
             maw.push_to_hub(folder, "me/my-model")
     assert hub.asked == []
 
@@ -204,7 +204,7 @@ def gone(hub, monkeypatch):
     [
         (no_token, r"there is no token for http.*make one that may write .*hf auth login.*HF_TOKEN"),
         (offline, "HF_HUB_OFFLINE forbids connections"),
-        (gone, "cannot be reached, and nothing was uploaded"),
+        (gone, "cannot be reached, so nothing was uploaded"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_done(hub, exported, monkeypatch, change, says, tiny_run, tmp_path):
@@ -219,9 +219,7 @@ def test_what_is_missing_is_said_before_anything_is_done(hub, exported, monkeypa
 @pytest.mark.parametrize("token, name", [("hf_wrong", "me/my-model"), (TOKEN, "others/my-model")])
 def test_a_refusal_of_the_hub_is_one_line_and_the_export_stays(hub, exported, monkeypatch, token, name):
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(
-        MAWError, match=rf"did not take {name}: .*40[13].*the model is whole in .*push_to_hub"
-    ) as found:
+    with pytest.raises(MAWError, match=rf"refused {name}: .*40[13].*the model is complete in .*push_to_hub") as found:
         maw.push_to_hub(exported, name)
     assert "\n" not in str(found.value) and token not in str(found.value)
     assert hub.repositories == {} and exported.is_dir()

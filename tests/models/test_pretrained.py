@@ -201,7 +201,7 @@ def test_models_that_compute_attention_their_own_way(write, model_type):
         ({"num_hidden_layers": "6"}, "positive whole num_hidden_layers, got '6'"),
         ({"hidden_size": None}, "positive whole hidden_size, got None"),
         ({"num_attention_heads": 5}, "5 heads, which do not divide hidden size 32"),
-        ({"max_position_embeddings": 2}, "leaves positions for 2 tokens"),
+        ({"max_position_embeddings": 2}, "has positions for 2 tokens"),
         ({"max_position_embeddings": True}, "positive whole max_position_embeddings"),
     ],
 )
@@ -235,7 +235,7 @@ def test_prompts_left_out_of_pooling_are_refused(write):
         "1_Pooling/config.json": MEAN | {"include_prompt": False},
         "config_sentence_transformers.json": {"prompts": {"query": "q: "}},
     }
-    assert "leaves its prompts out of pooling" in refusal(write(files))
+    assert "its pooling excludes the prompt" in refusal(write(files))
     assert model_spec(Tier1Config(model=write(files), pooling="mean")).query_prefix == "q: "
 
 
@@ -487,7 +487,7 @@ def test_errors_of_the_hub_are_one_line(hub, monkeypatch):
 
     hub["config.json"] = OSError("401 for you\nRequest ID: x")
     message = refusal("org/model")
-    assert "model org/model: the hub says: 401 for you; check the name, or place its files in a folder" in message
+    assert "model org/model: the hub answers: 401 for you; check the name, or place its files in a folder" in message
     hub["config.json"] = LocalEntryNotFoundError("long\nstory")
     assert "the hub cannot be reached; place its files in a folder and pass --model FOLDER" in refusal("org/model")
 

@@ -10,7 +10,7 @@ import torch
 from maw.attention.noise import noise_keys
 from maw.attention.routers import GRPORouter, Routing
 from maw.evaluation.reward import task_reward
-from maw.training.router.grpo import collapse_penalty, expected_advantages, group_advantages, grpo_loss
+from maw.training.router.grpo import collapse_penalty, group_advantages, grpo_loss
 
 
 def test_advantages_by_hand():
@@ -157,12 +157,12 @@ def test_strong_kl_to_uniform_keeps_the_policy_from_deciding():
     assert run_bandit(0, kl=100.0, steps=50) < 0.5
 
 
-def test_expected_advantages_by_hand():
+def test_advantages_over_every_depth_by_hand():
     reward, share = (
         torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]),
         torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]),
     )
-    advantage, varied = expected_advantages(reward, share)  # the policy expects 1.75; std 1
+    advantage, varied = group_advantages(reward, share)  # the policy expects 1.75; std 1
     expected = torch.tensor([[-0.75 / 1.0001, 0.25 / 1.0001, 1.25 / 1.0001], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(advantage, expected, atol=1e-6, rtol=0)
     assert varied.tolist() == [True, False]

@@ -14,7 +14,7 @@ from maw.attention.noise import noise_keys
 from maw.models.retriever import MAWRetriever
 from maw.training.contrastive import Batch
 from maw.training.objective import LearnedRoutingObjective, RandomRoutingObjective
-from maw.training.router.grpo import GRPOLearner, expected_advantages
+from maw.training.router.grpo import GRPOLearner, group_advantages
 from maw.training.router.rollout import try_routings
 from maw.training.router.supervised import SupervisedLearner
 
@@ -42,9 +42,9 @@ def setting(tiny_settings, **changes):
     return model, config, queries, passages, Batch(np.array([7, 1, 30, 4]), np.arange(P), candidate_mask, no_bank)
 
 
-def tried(model, queries, passages, batch, query_picks, passage_picks, kind="log_prob"):
-    picks = {"query_picks": query_picks, "passage_picks": passage_picks}
-    return try_routings(model.encoder, queries, passages, batch, temperature=TAU, reward=kind, **picks)
+def tried(model, queries, passages, batch, query_options, passage_options, kind="log_prob"):
+    options = {"query_options": query_options, "passage_options": passage_options}
+    return try_routings(model.encoder, queries, passages, batch, temperature=TAU, reward=kind, **options)
 
 
 def greedy(model, inputs):
@@ -378,7 +378,7 @@ def test_an_exact_step_raises_the_expected_advantage(tiny_settings):
     for rollout in (query, positive):
         state = rollout.states[0]
         gain = router.logits(state).softmax(-1) - before.logits(state).softmax(-1)
-        advantage, _ = expected_advantages(rollout.reward_BG, rollout.share_BG)
+        advantage, _ = group_advantages(rollout.reward_BG, rollout.share_BG)
         assert (gain[:, 0, 0, 0] * advantage).sum(1).mean() > 0
 
 

@@ -1,18 +1,19 @@
-"""What depth attention does with one text, kept for the report: `attention.json` in a dataset's folder.
+"""Depth attention on one text, for the report: `attention.json` in a dataset's folder.
 
-    example = attention_example(model, collection.validation)       # before training: None where nothing has depths
+    example = attention_example(model, collection.validation)       # before training; None without depth attention
     ...
-    example.content(model)                                          # after it
+    example.content(model)                                          # after training
 
-The text is a validation query, the first of `SHORT` to `LONGEST` tokens, chosen before anything is trained and the
-same for every method; without one the first query, cut. What is kept is of the last layer with depth attention. The
-differences between depths are small beside the attention itself, so that they are kept as well as it: for every head
-how far each depth's attention is from that in use, and for the head whose depths differ most the maps themselves.
+The text is the first validation query of `SHORT` to `LONGEST` tokens, or else the first query, cut. It is chosen
+before training and is the same for every method. The file describes the last layer with depth attention: for every
+head the distance of each depth's attention from the attention in use, and the maps of the head whose depths differ
+most. The distances are stored because depths differ little compared with the attention itself.
 
-"In use" is the attention that the model computes, at the depths that its router picks or with the kernel that it
-mixes of them. "Pretrained" is that of the layer before training, without kernels.
+"In use" is the attention that the model computes at its router's depths, or with a soft router's mixture. "Pretrained"
+is the layer's attention before training, without kernels.
 
-Letters: H heads, Q query tokens, K key tokens (the same tokens), D depths.
+Letters: H heads, Q query tokens, K key tokens (the same tokens), D depths; h is 1 or H and t is 1 or T, as the router
+decides.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from maw.models.tokenized import ListTexts
 from maw.runtime import distributed
 from maw.storage.files import write_json
 
-SHORT, LONGEST = 8, 16  # tokens: enough to be a text, few enough to be read as labels on a phone
+SHORT, LONGEST = 8, 16  # tokens: long enough for a text, short enough for labels on a phone
 _LOOKED_AT = 200  # queries
 _LONGEST_TEXT = 300  # characters
 _DIGITS = 6
@@ -44,14 +45,14 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class AttentionExample:
-    """A text, and the attention of the pretrained model on it.
+    """A text, and the pretrained model's attention on it.
 
     Attributes:
-        query_id: whose text it is.
-        text: as it is asked.
-        inputs: its tokens as a model takes them, (1, Q).
-        tokens: the same, to be read.
-        cut: whether the text goes on behind them.
+        query_id: id of the query.
+        text: text of the query.
+        inputs: the model's inputs, (1, Q).
+        tokens: the tokens as readable strings.
+        cut: whether the text has more tokens.
         layer: number of the layer, from 1.
         pretrained_HQK: attention before training.
     """
@@ -65,16 +66,15 @@ class AttentionExample:
     pretrained_HQK: Tensor
 
     def content(self, model: MAWRetriever) -> dict[str, Any]:
-        """What the file holds of a trained model.
+        """The file's content for a trained model.
 
         Returns:
-            "query_id", "text", "tokens", "cut"; "layer" and "head", from 1, and "heads" and "depths", how many there
-            are; "router" and "route_by"; "picks" (D,), the share of that head's tokens that take each depth, or the
-            weights of a mixture; "distance" (H, D), how much of a token's attention lies elsewhere at a depth than in
-            use, the mean over tokens, between 0 and 1, and "distance_pretrained" (H,), the same of the pretrained
-            model; and of the head the maps "pretrained" and "used" (Q, K), "farthest", the depth that is farthest
-            from those in use, its map "at_farthest" (Q, K), and "received" (D, K), what each token receives at a
-            depth, the mean over query tokens.
+            "query_id", "text", "tokens", "cut"; "layer" and "head", from 1; "heads" and "depths", their numbers;
+            "router" and "route_by"; "picks" (D,), how often that head's tokens use each depth, or the weights of a
+            mixture; "distance" (H, D), the total variation distance between a token's attention at a depth and in use,
+            mean over tokens, and "distance_pretrained" (H,), the same for the pretrained model; for the head the maps
+            "pretrained" and "used" (Q, K), "farthest", the depth with the largest distance, its map "at_farthest"
+            (Q, K), and "received" (D, K), each token's received attention at a depth, mean over query tokens.
         """
         layer = maw_layers(model)[self.layer]
         depth = picked_depths(model, self.inputs)[self.layer][:, None]  # (1, 1, h, t), or (1, 1, h, t, D)
@@ -85,11 +85,12 @@ class AttentionExample:
             return layer.kernels(query.clone(), features, depth)[:, 0, :, :, None]  # kernels may change the query
 
         used_HQK = _attention(model, self.inputs, self.layer, in_use)
-        distance_HD = _elsewhere(every_HQKD, used_HQK[..., None]).mean(1)
+        distance_HD = _total_variation(every_HQKD, used_HQK[..., None]).mean(1)
         head = int(distance_HD.mean(1).argmax())
         farthest = int(distance_HD[head].argmax())
-        heads, _, _, depths = every_HQKD.shape
-        shares_hD = (depth if depth.is_floating_point() else F.one_hot(depth, depths).float()).mean((0, 1, 3)).cpu()
+        heads, _, _, num_depths = every_HQKD.shape
+        shares = depth if depth.is_floating_point() else F.one_hot(depth, num_depths).float()
+        share_hD = shares.mean((0, 1, 3)).cpu()
         return {
             "query_id": self.query_id,
             "text": self.text[:_LONGEST_TEXT],
@@ -98,12 +99,12 @@ class AttentionExample:
             "layer": self.layer,
             "head": head + 1,
             "heads": heads,
-            "depths": depths,
+            "depths": num_depths,
             "router": layer.router.name,
             "route_by": layer.router.route_by,
-            "picks": _numbers(shares_hD[head if len(shares_hD) > 1 else 0]),
+            "picks": _numbers(share_hD[head if len(share_hD) > 1 else 0]),
             "distance": _numbers(distance_HD),
-            "distance_pretrained": _numbers(_elsewhere(self.pretrained_HQK, used_HQK).mean(1)),
+            "distance_pretrained": _numbers(_total_variation(self.pretrained_HQK, used_HQK).mean(1)),
             "pretrained": _numbers(self.pretrained_HQK[head]),
             "used": _numbers(used_HQK[head]),
             "farthest": farthest,
@@ -113,15 +114,12 @@ class AttentionExample:
 
 
 def attention_example(model: BaselineRetriever, data: RetrievalData) -> AttentionExample | None:
-    """A text of `data` for a model that is not trained yet; None without several depths.
-
-    Of several processes the main one alone has it.
-    """
+    """Chooses a text of `data` for an untrained model; None without several depths, and outside the main process."""
     if not isinstance(model, MAWRetriever) or not distributed.is_main():
         return None
     layers = maw_layers(model)
     number = max(layers)
-    if layers[number].router.depths < 2 or not len(data):
+    if layers[number].router.num_depths < 2 or not len(data):
         return None
     row, ids = _short_query(model, data)
     tokens = [model.tokenizer.decode([each]).strip() or "(space)" for each in ids[:LONGEST]]
@@ -133,16 +131,16 @@ def attention_example(model: BaselineRetriever, data: RetrievalData) -> Attentio
 
 
 def write_examples(folder: Path, by_method: Mapping[str, Mapping[str, Any]]) -> Path | None:
-    """Writes what each method's example holds into a dataset's folder; nothing where no method has one.
+    """Writes each method's example into a dataset's folder; None and no file if there are no examples.
 
     Raises:
-        MAWError: a path that cannot be written.
+        MAWError: the file cannot be written.
     """
     return write_json(folder / ATTENTION, by_method) if by_method else None
 
 
 def _short_query(model: BaselineRetriever, data: RetrievalData) -> tuple[int, list[int]]:
-    """A query's row and its token ids, as the model reads them."""
+    """The chosen query's row and its token ids."""
     source = model.source(ListTexts(data.queries[:_LOOKED_AT]), "query")
     batch = source.batch(range(len(source)))
     lengths = batch["attention_mask"].sum(1).tolist()
@@ -153,7 +151,7 @@ def _short_query(model: BaselineRetriever, data: RetrievalData) -> tuple[int, li
 def _attention(
     model: MAWRetriever, inputs: dict[str, Tensor], number: int, weigh: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The attention of a layer with its query weighed so, (H, Q, K)."""
+    """The attention of a layer whose query `weigh` weights, (H, Q, K)."""
 
     def look(layer: MAWAttentionLayer, inputs: dict[str, Any]) -> Tensor:
         return layer.reference(**inputs, weigh=weigh)[0]
@@ -161,11 +159,8 @@ def _attention(
     return at_layer(model, inputs, number, look)[0, ..., 0].cpu()
 
 
-def _elsewhere(some_HQK: Tensor, other_HQK: Tensor) -> Tensor:
-    """How much of each query token's attention lies on other tokens in one than in the other: the total variation.
-
-    Sums over keys, the third dimension: (H, Q), or (H, Q, D).
-    """
+def _total_variation(some_HQK: Tensor, other_HQK: Tensor) -> Tensor:
+    """Total variation distance between two attention maps, over keys, the third dimension: (H, Q), or (H, Q, D)."""
     return (some_HQK - other_HQK).abs().sum(2) / 2
 
 

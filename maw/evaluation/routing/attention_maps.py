@@ -1,9 +1,9 @@
-"""What depth attention does with texts, for study: the whole 5-D attention tensor, and the depths that are picked.
+"""Depth attention on texts, for analysis: the whole 5-D attention tensor, and the picked depths.
 
     maw.attention_maps(model, ["a text", "another one"])[0, :, 1, :, 0]     # all heads, token 1, at depth 0
     maw.picked_depths(model, ["a text"])[12]                                # in layer 12
 
-Letters: B texts, H heads, Q query tokens, K key tokens, D depths; h is 1 or H and t is 1 or T, by how a router routes.
+Letters: B texts, H heads, Q query tokens, K key tokens, D depths; h is 1 or H and t is 1 or T, as the router decides.
 """
 
 from __future__ import annotations
@@ -32,30 +32,28 @@ def attention_maps(
     layer: int | None = None,
     tokenizer: Any = None,
 ) -> Tensor:
-    """The whole 5-D attention tensor of one layer, as `maw.attention.layer.attention_5d` defines it: every depth, not
-    the picked ones alone.
+    """The whole 5-D attention tensor of one layer at all depths, as `maw.attention.layer.attention_5d` defines it.
 
-    It is made for study, and holds B * H * Q * K * D numbers. What enters the layer is what the layers below it make
-    of the texts at their greedy depths.
+    It is for analysis and holds B * H * Q * K * D numbers. The layers below use their greedy depths.
 
     Args:
-        model: with depth attention, from `add_maw` or a `MAWRetriever`.
-        texts: texts, which get no prefix; or token ids, without padding; or what a tokenizer returns.
-        layer: its number from 1; the last one with depth attention, if not given.
-        tokenizer: for texts; the model's own, by its name, if not given.
+        model: a model with depth attention, from `add_maw` or a `MAWRetriever`.
+        texts: texts, which get no prefix; token ids without padding; or a tokenizer's output.
+        layer: number of the layer, from 1; by default the last one with depth attention.
+        tokenizer: tokenizer of the texts; by default the model's own, found by its name.
 
     Returns:
-        (B, H, Q, K, D), each row summing to one over K; padding gets no weight.
+        (B, H, Q, K, D), which sums to one over K; padding has weight zero.
 
     Raises:
-        ModelError: no depth attention there, or no tokenizer.
-        ValueError: token ids that hold padding without saying where.
+        ModelError: the layer has no depth attention, or there is no tokenizer.
+        ValueError: token ids with padding but without an attention mask.
     """
     layers = maw_layers(model)
     number = max(layers, default=0) if layer is None else layer
     if number not in layers:
         there = ", ".join(map(str, layers)) or "none"
-        raise ModelError(f"layer {layer or 'last'} has no depth attention; layers that do: {there}")
+        raise ModelError(f"layer {layer or 'last'} has no depth attention; layers with depth attention: {there}")
     return at_layer(model, texts, number, lambda module, inputs: module.reference(**inputs)[0], tokenizer=tokenizer)
 
 
@@ -67,10 +65,10 @@ def at_layer(
     *,
     tokenizer: Any = None,
 ) -> Tensor:
-    """What `look` makes of a layer and of the inputs that texts give it, in float32.
+    """The result of `look` for a layer and its inputs, in float32.
 
-    Args: as `attention_maps`.
-        look: given the layer with depth attention and the arguments of its `reference`.
+    Args: as `attention_maps`, and
+        look: takes a layer with depth attention and the arguments of its `reference`.
     """
     found: list[Tensor] = []
 
@@ -90,7 +88,7 @@ def picked_depths(
     *,
     tokenizer: Any = None,
 ) -> dict[int, Tensor]:
-    """The depth that each text takes in each layer with depth attention.
+    """The greedy depths of each text in each layer with depth attention.
 
     Args: as `attention_maps`.
 
@@ -101,7 +99,7 @@ def picked_depths(
     found: dict[int, Tensor] = {}
 
     def keep(number: int) -> Any:
-        return lambda _module, _given, taken: found.__setitem__(number, taken[:, 0])
+        return lambda _module, _given, depth: found.__setitem__(number, depth[:, 0])
 
     with contextlib.ExitStack() as hooks:
         for number, each in layers.items():
@@ -111,9 +109,10 @@ def picked_depths(
 
 
 def _run(model: nn.Module, texts: TokensOrTexts, tokenizer: Any) -> None:
-    """Passes the texts through the model in evaluation mode, without gradient, leaving it in the mode it was in."""
+    """Runs the model on texts in evaluation mode without gradients, and restores its training mode."""
     backbone, _ = backbone_of(model)
-    inputs = {name: each.to(_device(backbone)) for name, each in _inputs(model, backbone, texts, tokenizer).items()}
+    device = next(backbone.parameters()).device
+    inputs = {name: each.to(device) for name, each in _inputs(model, backbone, texts, tokenizer).items()}
     encoder = getattr(model, "encoder", None) if isinstance(model, BaselineRetriever) else model
     modes = {module: module.training for module in backbone.modules()}
     with torch.no_grad():
@@ -136,13 +135,14 @@ def _inputs(model: nn.Module, backbone: nn.Module, texts: Any, tokenizer: Any) -
     padding = backbone.config.pad_token_id
     if isinstance(texts, Tensor):
         if padding is not None and (texts == padding).any():
-            raise ValueError(
-                'token ids hold padding; pass {"input_ids": ..., "attention_mask": ...} to say where it is'
-            )
+            raise ValueError('token ids contain padding; pass {"input_ids": ..., "attention_mask": ...} instead')
         return {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
     if texts and isinstance(texts[0], str):
         tokenizer = tokenizer or getattr(model, "tokenizer", None) or _tokenizer(backbone)
-        tokens = tokenizer(list(texts), truncation=True, max_length=_longest(backbone, tokenizer))["input_ids"]
+        config = backbone.config
+        positions = positions_of(config.name_or_path, config.model_type, config.to_dict())
+        longest = min(tokenizer.model_max_length, positions)
+        tokens = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
     else:
         tokens = texts
     rows = [torch.tensor(each, dtype=torch.long) for each in tokens]
@@ -160,12 +160,3 @@ def _tokenizer(backbone: nn.Module) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer of the model is found at {name!r}; pass tokenizer=") from error
-
-
-def _longest(backbone: nn.Module, tokenizer: Any) -> int:
-    config = backbone.config
-    return min(tokenizer.model_max_length, positions_of(config.name_or_path, config.model_type, config.to_dict()))
-
-
-def _device(backbone: nn.Module) -> torch.device:
-    return next(backbone.parameters()).device

@@ -1,16 +1,16 @@
-"""How well retrieval goes with each text at each depth: the matrices from which `maw.evaluation.routing.headroom`
-reads.
+"""nDCG@10 and reward of each text at each depth: the matrices that `maw.evaluation.routing.headroom` analyses.
 
     scorer = DepthScorer(data, document_embeddings, ...)
-    matrix = scorer.of_queries(rows, every_QDC)        # each query at every depth, all documents at their greedy one
-    matrix = scorer.of_documents(queries, rows, every_QDC)      # each positive at every depth, all else as it is
+    matrix = scorer.of_queries(rows, every_QDC)             # each query at every depth, documents at greedy depths
+    matrix = scorer.of_documents(queries, rows, every_QDC)  # each positive at every depth, all others at greedy depths
 
-nDCG@10 is exact over the whole corpus and over two random halves of it. A half holds a query's relevant passages and
-half of the others. Ten passages of each ranking are needed and the best hundred are looked at, which hold ten of each
-half in all but freak cases; for those the list grows.
+nDCG@10 is exact, over the whole corpus and over two random halves of it; each half holds all relevant passages of a
+query and half of the others. The best 100 passages of a ranking nearly always contain 10 of each half; if not, more
+are ranked.
 
-Letters: Q texts, queries or (query, positive) pairs; D depths; E = D + 1, the depths and the greedy pick; C embedding
-size; N passages; K passages of a ranking; S parts of the corpus: all, one half, the other.
+Letters: Q texts (queries, or pairs of a query and a positive); D depths; E = D + 1, the depths and the greedy depth;
+G any number of embeddings; C embedding size; N passages; K passages of a ranking; P positives; S parts of the corpus:
+all, one half, the other.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from maw.search.exact import top_k
 
 CUTOFF = 10
 LISTED = 100
-MOST_POSITIVES = 10  # of a query that count in its reward
+MOST_POSITIVES = 10  # most positives of a query in its reward
 ROWS_AT_ONCE = 16_384  # rankings in memory
-QUERIES_AT_ONCE = 64  # whose candidates' embeddings are in memory
-_SAME_SCORE = 1e-6  # scores closer than this, relative to 1 or more, differ by rounding
+QUERIES_AT_ONCE = 64  # queries whose candidates' embeddings are in memory
+_SAME_SCORE = 1e-6  # scores with a smaller difference, relative to at least 1, differ by rounding
 
 
 @dataclass(frozen=True)
 class DepthMatrix:
-    """What each text is worth at each depth.
+    """Retrieval quality of each text at each depth.
 
     Args:
         ndcg_QD: nDCG@10 of the text's query, float64.
-        greedy_Q: the same at the router's own pick.
-        halves_2QD: the same over each half of the corpus.
-        noise_2QD: over the halves, where each text moved between depths as another text does (see `_moved`).
+        greedy_Q: the same at the router's greedy depth.
+        halves_2QD: `ndcg_QD` over each half of the corpus.
+        noise_2QD: the same, where each text moves between depths like another text (see `_moved`).
         reward_QD: the training reward, among the passages nearest to the query at greedy depths.
-        greedy_reward_Q: the same at the router's own pick.
+        greedy_reward_Q: the same at the router's greedy depth.
     """
 
     ndcg_QD: np.ndarray
@@ -55,7 +55,7 @@ class DepthMatrix:
 
     @classmethod
     def joined(cls, parts: Sequence[DepthMatrix]) -> DepthMatrix:
-        """One matrix of the texts of all parts."""
+        """Concatenates the texts of all parts."""
         arrays = {each.name: [getattr(part, each.name) for part in parts] for each in fields(cls)}
         return cls(**{name: np.concatenate(each, axis=1 if each[0].ndim == 3 else 0) for name, each in arrays.items()})
 
@@ -80,18 +80,19 @@ class Relevance:
         by_grade = np.lexsort((self.row, -grade[there], self.query))
         starts = np.searchsorted(self.query[by_grade], np.arange(1, len(data.query_ids)))
         self.rows = np.split(self.row[by_grade], starts)
-        """Of each query its relevant rows, best grade first."""
+        """The relevant rows of each query, best grade first."""
 
     def gains(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Grades of corpus rows for queries, 0 where not relevant; the two broadcast."""
+        """Grades of corpus rows for queries, 0 if not relevant; the arguments broadcast."""
         codes = query * self.passages + rows
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         return np.where(self._codes[place] == codes, self._gains[place], 0.0)
 
     def unrelated(self, order: np.ndarray, most: int) -> np.ndarray:
-        """The first pairs of a query and a passage, in this order, of which no two share either; ascending.
+        """Chooses pairs, in this order, so that each query and each passage occurs once; their indices ascending.
 
-        Tests over queries count each query once, and a router that is cross-validated has not seen the passage.
+        So tests over queries count each query once, and cross-validation never tests a router on a passage of its
+        training.
         """
         queries: set[int] = set()
         rows: set[int] = set()
@@ -107,7 +108,7 @@ class Relevance:
 
     @staticmethod
     def _ideal(query: np.ndarray, grade: np.ndarray, count: int) -> np.ndarray:
-        """DCG@10 of the best ranking there is, over all that was judged, in the corpus or not, as trec_eval does."""
+        """DCG@10 of the ideal ranking of all judged passages, in the corpus or not, as in trec_eval."""
         order = np.lexsort((-grade, query))
         query, grade = query[order], grade[order]
         rank = 1 + np.arange(len(query)) - np.searchsorted(query, query)
@@ -115,7 +116,7 @@ class Relevance:
 
 
 def discount(rank: np.ndarray) -> np.ndarray:
-    """What a gain at a rank, from 1, counts in DCG@10."""
+    """The discount of DCG@10 at a rank from 1: 1 / log2(1 + rank), and 0 below rank 10."""
     return np.where(rank <= CUTOFF, 1 / np.log2(1 + np.maximum(rank, 1)), 0.0)
 
 
@@ -126,11 +127,11 @@ class DepthScorer:
         data: the split.
         queries_QC: embeddings of all its queries at greedy depths.
         documents_NC: embeddings of its corpus at greedy depths; may be a memory map.
-        temperature: of the similarity.
+        temperature: temperature of the similarity.
         normalize: whether embeddings have length one.
-        reward: as `maw.evaluation.reward.task_reward` names it.
-        device: where to search.
-        seed: of the halves, and of whose movement a text borrows.
+        reward: kind of `maw.evaluation.reward.task_reward`.
+        device: device of the search.
+        seed: seed of the halves, and of the permutation of `_moved`.
     """
 
     def __init__(
@@ -153,25 +154,14 @@ class DepthScorer:
         self.first_half_N = np.random.default_rng([seed, 0]).random(len(data.corpus)) < 0.5
 
     def of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
-        """Queries of these rows at every depth, all documents at their greedy one."""
-        return DepthMatrix.joined(
-            [self._of_queries(rows_Q[part], every_QDC[part]) for part in _parts(len(rows_Q), every_QDC.shape[1] + 1)]
-        )
+        """Scores queries at every depth, with all documents at greedy depths."""
+        parts = _parts(len(rows_Q), every_QDC.shape[1] + 1)
+        return DepthMatrix.joined([self._of_queries(rows_Q[part], every_QDC[part]) for part in parts])
 
     def of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
-        """Positives at every depth, their queries and all other documents at their greedy one.
-
-        Args:
-            query_Q: row of each pair's query.
-            row_Q: corpus row of the pair's positive.
-            every_QDC: the positive at every depth.
-        """
-        return DepthMatrix.joined(
-            [
-                self._of_documents(query_Q[part], row_Q[part], every_QDC[part])
-                for part in _parts(len(query_Q), every_QDC.shape[1] + 1)
-            ]
-        )
+        """Scores the pairs' positives at every depth, with their queries and all other documents at greedy depths."""
+        parts = _parts(len(query_Q), every_QDC.shape[1] + 1)
+        return DepthMatrix.joined([self._of_documents(query_Q[p], row_Q[p], every_QDC[p]) for p in parts])
 
     def ndcg_of_queries(self, rows_Q: np.ndarray, every_QGC: np.ndarray) -> np.ndarray:
         """nDCG@10 of queries with any embeddings, (Q, G)."""
@@ -200,7 +190,7 @@ class DepthScorer:
         return _matrix(ndcg_SQE, noise_SQD, self._reward(positive_QE, others_Q1K))
 
     def _ranked(self, rows_Q: np.ndarray, every_QEC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """nDCG@10 (S, Q, E), and the rankings, corpus rows (Q, E, K)."""
+        """nDCG@10 (S, Q, E), and the rankings as corpus rows (Q, E, K)."""
         count, size = every_QEC.shape[:2]
         listed = min(LISTED, self.relevance.passages)
         while True:
@@ -216,10 +206,13 @@ class DepthScorer:
     def _inserted(
         self, query_Q: np.ndarray, row_Q: np.ndarray, every_QEC: np.ndarray
     ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """nDCG@10 (S, Q, E) with each positive's score put anew into its query's ranking, and the ranking (Q, K).
+        """nDCG@10 (S, Q, E) after the positive's score at each depth is inserted into the ranking, and the ranking.
 
-        The positive's score does not come from the same matrix product as the others', so equal ones may differ by
-        rounding; those count as equal, and the tie order decides.
+        The positive's score comes from another matrix product than the others', so equal scores may differ by
+        rounding; these count as equal, and the tie order decides.
+
+        Returns:
+            nDCG@10, and corpus rows and scores (Q, K) of the ranking at greedy depths.
         """
         score_QE1 = np.einsum("qec,qc->qe", every_QEC, self.queries_QC[query_Q])[..., None]
         listed = min(LISTED, self.relevance.passages)
@@ -238,13 +231,13 @@ class DepthScorer:
         own = self.relevance.gains(query_Q, row_Q)[:, None]
         dcg = []
         for kept in kept_S:
-            rank_QEK = kept.cumsum(-1)[:, None] + ~above_QEK  # the positive pushes down what it stands above
+            rank_QEK = kept.cumsum(-1)[:, None] + ~above_QEK  # passages below the positive move down one rank
             others = ((gains * kept)[:, None] * discount(rank_QEK)).sum(-1)
             dcg.append(others + own * discount(1 + (above_QEK & kept[:, None]).sum(-1)))
         return np.array(dcg) / self.relevance.ideal_Q[query_Q, None], (rows, scores)
 
     def _parts_of_corpus(self, rows: np.ndarray, gains: np.ndarray) -> list[np.ndarray]:
-        """Which listed passages are in the whole corpus and in each half of it; relevant ones are in all."""
+        """Whether each listed passage is in the corpus and in each half; relevant passages are in both halves."""
         first, relevant = self.first_half_N[rows], gains > 0
         return [np.ones_like(first), first | relevant, ~first | relevant]
 
@@ -257,15 +250,14 @@ class DepthScorer:
         return rows.numpy(), scores.numpy()
 
     def _moved(self, every_QDC: np.ndarray) -> np.ndarray:
-        """Each text moved between depths as some other text moves: the noise that depths make if they suit no text.
+        """Each text's mean embedding plus the deviations of another text's depths: noise that suits no text.
 
-        A text's depths scatter about their mean. If that scatter is noise, another text's does as well, and what is
-        gained by choosing among its depths is gained here too.
+        If a text's deviations from its mean are noise, those of another text give the same gain from choosing a depth.
         """
         random = np.random.default_rng([self.seed, 1])
         order = random.permutation(len(every_QDC))
         donor = np.empty_like(order)
-        donor[order] = np.roll(order, 1)  # nobody's own, but for a lone text
+        donor[order] = np.roll(order, 1)  # another text, unless there is only one
         mean_Q1C = every_QDC.mean(1, keepdims=True)
         moved = mean_Q1C + (every_QDC - mean_Q1C)[donor]
         if self.normalize:
@@ -273,7 +265,7 @@ class DepthScorer:
         return moved.astype(np.float32)
 
     def _reward_of_queries(self, rows_Q: np.ndarray, every_QEC: np.ndarray, candidates_QK: np.ndarray) -> np.ndarray:
-        """(Q, E): mean over a query's positives of the reward of one among the candidates that are not relevant."""
+        """Reward (Q, E): mean over a query's positives, each against the candidates that are not relevant."""
         rewards = []
         for start in range(0, len(rows_Q), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
@@ -304,5 +296,5 @@ def _matrix(ndcg_SQE: np.ndarray, noise_SQD: np.ndarray, reward_QE: np.ndarray) 
 
 
 def _parts(count: int, rows_each: int) -> list[np.ndarray]:
-    """Positions in near-equal parts that make bounded numbers of rankings."""
+    """Positions in nearly equal parts of at most `ROWS_AT_ONCE` rankings."""
     return np.array_split(np.arange(count), max(1, -(-count * rows_each // ROWS_AT_ONCE)))

@@ -1,19 +1,19 @@
-"""What routing does on a split, and whether it is worth doing: queries and documents apart, after every epoch.
+"""Diagnostics of routing on a split, for queries and documents separately, after every epoch.
 
     diagnostics = routing_diagnostics(model, config, device, activations)     # None without MAW
     evaluate_retriever(model, validation, config, device, inspect=diagnostics)
     diagnostics.cheap(), diagnostics.full()
 
-    python tier_1.py --diagnostics all        # in full after every epoch; best: for the weights that are kept; none
+    python tier_1.py --diagnostics all        # full after every epoch; best: full for the kept weights; none
 
-`cheap` is what the routers' policies and a few texts at every depth show. `full` puts every query, and a sample of the
-documents relevant to them, at every depth, ranks the corpus for each, and asks `maw.evaluation.routing.headroom` what
-a router could gain. On one core the latter takes about a fifth of an epoch of the offline preset, so it is left to
-the weights that training keeps unless asked for. `evidence` compares the router with the depth that was best on
-validation and with its own picks shuffled between texts, on test queries. `compare_with_seeds` is for a notebook.
+`cheap` uses the routers' policies and a few texts at every depth. `full` puts all queries, and a sample of their
+relevant documents, at every depth, ranks the corpus for each, and estimates a router's possible gain
+(`maw.evaluation.routing.headroom`). On one core `full` takes about a fifth of an epoch of the offline preset, so by
+default only the kept weights get it. `evidence` compares the router, on test queries, with the depth that was best on
+validation and with its own depths shuffled between texts. `compare_with_seeds` is for notebooks.
 
 "At depth d" puts all layers, heads and tokens of a text at depth d. Documents outside the sample, and all texts of the
-other side, stay at their greedy picks.
+other side, stay at their greedy depths.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from maw.runtime import distributed
 from maw.runtime.devices import replicate
 from maw.runtime.profiler import stage
 
-TEXTS_FOR_DISTANCE = 32  # of each side, in every epoch
+TEXTS_FOR_DISTANCE = 32  # texts of each side, in every epoch
 
 
 def routing_diagnostics(
@@ -44,20 +44,16 @@ def routing_diagnostics(
     device: torch.device,
     activations: ActivationStore | None = None,
 ) -> RoutingDiagnostics | None:
-    """Diagnostics of a model; None if it does not route, or the configuration wants none.
-
-    Of several processes the main one alone has them, and the others wait for it.
-    """
+    """Diagnostics of a MAW model; None for other models, for `diagnostics="none"`, and outside the main process."""
     if config.diagnostics == "none" or not isinstance(model, MAWRetriever) or not distributed.is_main():
         return None
     return RoutingDiagnostics(model, config, device, activations)
 
 
 class RoutingDiagnostics:
-    """Diagnostics of one model, on the split that it was evaluated on last.
+    """Diagnostics of one model on the split of its last evaluation.
 
-    Give it to `evaluate_retriever` as `inspect`: it works with the embeddings made there, so that no corpus is encoded
-    for it.
+    Pass it to `evaluate_retriever` as `inspect`; it uses the embeddings of that evaluation.
 
     Args: as `maw.encoding.embedding_cache.Embedder`.
     """
@@ -75,7 +71,7 @@ class RoutingDiagnostics:
         self._best: SplitSides | None = None
 
     def __call__(self, data: RetrievalData, queries: Embeddings, documents: Embeddings) -> None:
-        """Takes note of an evaluation."""
+        """Stores the data and embeddings of an evaluation."""
         self.split = SplitSides(
             self.model,
             self.engine,
@@ -92,15 +88,15 @@ class RoutingDiagnostics:
         return self.split.sides
 
     def cheap(self) -> dict[str, Facts]:
-        """What little computation shows, for "query" and "document"; see `Side.policy` and `depth_distance`."""
+        """Cheap diagnostics of "query" and "document"; see `Side.policy` and `depth_distance`."""
         return {side.kind: side.policy() | side.distance(TEXTS_FOR_DISTANCE) for side in self._sides()}
 
     def full(self) -> dict[str, Facts]:
-        """What the texts at every depth show, for "query" and "document"; see `Side.headroom`."""
+        """Diagnostics of "query" and "document" at every depth; see `Side.headroom`."""
         return {side.kind: side.distance() | side.headroom() for side in self._sides()}
 
     def after_epoch(self, record: Facts, improved: bool) -> None:
-        """Adds to an epoch's "val_routing" what the configuration wants."""
+        """Adds the configured diagnostics to an epoch's "val_routing"."""
         with stage("diagnostics"):
             _merge(record["val_routing"], self.cheap())
             if self.config.diagnostics == "all":
@@ -111,11 +107,11 @@ class RoutingDiagnostics:
 
     @property
     def has_forgotten_best(self) -> bool:
-        """Whether `after_training` wants the best weights evaluated again: the training was interrupted since."""
+        """Whether `after_training` needs a new evaluation of the best weights, since the training was interrupted."""
         return self.config.diagnostics == "best" and self._best is None
 
     def after_training(self, best_record: Facts) -> None:
-        """Adds to the record of the best epoch, whose weights the model must have again."""
+        """Adds full diagnostics to the best epoch's record; the model must have that epoch's weights."""
         best, self._best = self._best, None
         self.split = (best or self.split) if self.config.diagnostics == "best" else None
         if self.split is not None:
@@ -124,10 +120,10 @@ class RoutingDiagnostics:
         self.split = None
 
     def evidence(self, best_record: Facts) -> dict[str, Facts]:
-        """Tests for "query" and "document" on the split seen last: the test split, once; see `Side.evidence`.
+        """Tests of "query" and "document" on the split evaluated last, the test split; see `Side.evidence`.
 
         Args:
-            best_record: of the epoch that was kept. The depth to beat is the one that was best on validation in it.
+            best_record: record of the kept epoch; its best depth on validation is the fixed depth to compare with.
         """
         best_depth = {side.kind: best_record["val_routing"][side.kind]["best_depth"] for side in self._sides()}
         with stage("diagnostics"):
@@ -143,7 +139,7 @@ def compare_with_seeds(
     config: Tier1Config,
     device: torch.device | str | None = None,
 ) -> dict[str, float | int]:
-    """Compares an oracle over depths with an oracle over models of other seeds, on the queries of a split.
+    """Compares an oracle over depths with an oracle over models of different seeds, on the queries of a split.
 
     See `maw.evaluation.routing.headroom.oracle_null`.
 
@@ -153,8 +149,10 @@ def compare_with_seeds(
 
     Args:
         model: the MAW model.
-        others: models trained alike without routing, from different seeds.
+        others: models trained in the same way without routing, from different seeds.
         data: as for `evaluate_retriever`.
+        config: as for `evaluate_retriever`.
+        device: device that computes; by default the model's.
     """
     device = torch.device(device) if device is not None else model.device
     diagnostics = RoutingDiagnostics(model, config, device)

@@ -1,27 +1,26 @@
-"""Is there anything for a router to gain? What the matrices of `maw.evaluation.routing.depth_scores` say, in numbers.
+"""How much a router could gain, from the matrices of `maw.evaluation.routing.depth_scores`.
 
     gain = learnable_headroom(matrix.halves_2QD, matrix.noise_2QD)       # of choosing depths that suit the text
     gain.mean, gain.standard_error
     oracle_null([run_1, run_2, ...], matrix.ndcg_QD)                      # is the oracle better than chance?
 
-The oracle, the mean over texts of the best depth's nDCG@10, is high even where depths differ by noise: the best of
-many draws is good. Three measures tell noise from suitability.
+The oracle is the mean over texts of the best depth's nDCG@10. It is high even if depths differ only by noise, because
+the best of many random values is high. Three measures separate noise from suitability.
 
-`learnable_headroom`: each text's depth is chosen on one half of the corpus and scored on the other, against the best
-fixed depth chosen on the same half. That alone removes the luck of which passages compete. It does not remove the
-luck of the positive, which stands in both halves: noise that happens to move a query towards its positive does so in
-both, and no router could foresee it. So the same is measured with every text moved between depths as another text
-moves, and subtracted. If the depths are noise the two have the same distribution and the difference is zero in
-expectation; it is larger where a depth does something for a text that it would not do for others. What a depth does
-for all texts alike (a common shift) counts as nothing, even if it helps some of them. Not all that is left can be
-learnt: a kernel at random moves a text along the text's own features, which matters more to its ranking than another
-text's movement does. Untrained kernels show how much that is; a value like theirs is no reason to train a router.
+`learnable_headroom`: each text's depth is chosen on one half of the corpus and scored on the other, and compared with
+the best fixed depth on the same half. This removes chance in the competing passages, but not in the positive, which is
+in both halves: noise that moves a query towards its positive helps in both, and no router can predict it. So the gain
+of texts that move between depths like other texts is subtracted. If the depths are noise, both gains have the same
+distribution and the expected difference is zero; it is positive if a depth helps a text more than it would help
+others. An effect that is the same for all texts (a common shift) counts as zero. Not all of the rest is learnable:
+random kernels move a text along its own features, which affects its ranking more than another text's movement.
+Untrained kernels show this amount; a similar value is no reason to train a router.
 
-`router_headroom`: a router is trained on the matrix itself, a ridge regression from the router's state to each
-depth's value, and picks for texts that it has not seen, against the best fixed depth of the texts it has seen. Noise
-gives zero or less.
+`router_headroom`: the cross-validated gain of a router that is trained on the matrix itself, by ridge regression from
+the router's state to each depth's value, over the best fixed depth of its training texts. Noise gives zero or less.
 
-`oracle_null`: the oracle over R models trained alike without routing from different seeds, against that over R depths.
+`oracle_null`: the oracle over R models trained in the same way without routing, from different seeds, compared with
+the oracle over R depths.
 
 Letters: Q texts, D depths, F features of a router's state, R models, P permutations.
 """
@@ -37,12 +36,12 @@ from numpy.typing import ArrayLike
 
 FOLDS = 5
 PERMUTATIONS = 100
-_RIDGES = 10.0 ** np.arange(-3, 4)  # of the largest squared singular value
+_RIDGES = 10.0 ** np.arange(-3, 4)  # relative to the largest squared singular value
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A mean over texts with its standard error; what it is a mean of, (Q,), is kept for tests."""
+    """The gain of each text, (Q,), with mean and standard error."""
 
     per_text: np.ndarray
 
@@ -53,13 +52,13 @@ class Gain:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean; None for a single text."""
+        """Standard error of the mean; None for a single text."""
         count = len(self.per_text)
         return float(self.per_text.std(ddof=1)) / math.sqrt(count) if count > 1 else None
 
 
 def best_fixed_depth(value_QD: ArrayLike) -> int:
-    """The depth of the highest mean, the first of equal ones."""
+    """The depth with the highest mean; the lowest index if several are equal."""
     return int(np.asarray(value_QD).mean(0).argmax())
 
 
@@ -69,28 +68,28 @@ def oracle(value_QD: ArrayLike) -> float:
 
 
 def shuffled_means(
-    value_QD: ArrayLike, picks_Q: ArrayLike, *, permutations: int = PERMUTATIONS, seed: int = 0
+    value_QD: ArrayLike, depth_Q: ArrayLike, *, permutations: int = PERMUTATIONS, seed: int = 0
 ) -> np.ndarray:
-    """The mean value where each text takes the pick of another, for many random permutations, (P,)."""
-    value_QD, picks_Q = np.asarray(value_QD), np.asarray(picks_Q)
-    random, rows = np.random.default_rng([seed, 2]), np.arange(len(picks_Q))
-    return np.array([value_QD[rows, random.permutation(picks_Q)].mean() for _ in range(permutations)])
+    """The mean value after random permutations of the texts' depths, (P,)."""
+    value_QD, depth_Q = np.asarray(value_QD), np.asarray(depth_Q)
+    random, rows = np.random.default_rng([seed, 2]), np.arange(len(depth_Q))
+    return np.array([value_QD[rows, random.permutation(depth_Q)].mean() for _ in range(permutations)])
 
 
 def permutation_p_value(observed: float, shuffled_P: ArrayLike) -> float:
-    """One-sided: how often shuffled picks do at least as well; (1 + count) / (1 + P), which is never zero."""
+    """One-sided p-value (1 + count) / (1 + P), where `count` shuffled means reach the observed mean."""
     shuffled_P = np.asarray(shuffled_P)
     reached = shuffled_P >= observed - 1e-12 * max(1.0, abs(observed))
     return (1 + int(reached.sum())) / (1 + len(shuffled_P))
 
 
 def split_gain(halves_2QD: ArrayLike) -> np.ndarray:
-    """What each text gains over the best fixed depth, both chosen on one half and scored on the other, (Q,).
+    """Gain of each text's best depth over the best fixed depth, both chosen on one half and scored on the other, (Q,).
 
-    The mean of both directions. Among depths that are equally good for a text on the half that chooses, the one that
-    is best over all texts there is taken.
+    It is the mean of both directions. Of several best depths of a text, the one that is best over all texts on the
+    choosing half counts.
     """
-    halves = np.round(np.asarray(halves_2QD, dtype=np.float64), 12)  # what differs by rounding is equally good
+    halves = np.round(np.asarray(halves_2QD, dtype=np.float64), 12)  # values that differ by rounding become equal
     rows = np.arange(halves.shape[1])
     gains = []
     for choosing, scoring in (halves, halves[::-1]):
@@ -101,46 +100,41 @@ def split_gain(halves_2QD: ArrayLike) -> np.ndarray:
 
 
 def learnable_headroom(halves_2QD: ArrayLike, noise_2QD: ArrayLike) -> Gain:
-    """`split_gain` beyond that of noise; see the top of this file.
-
-    Args:
-        halves_2QD: value of each text at each depth on two halves of the corpus.
-        noise_2QD: the same with texts moved between depths as other texts move.
-    """
+    """`split_gain` minus that of noise; see the module's docstring, and `DepthMatrix` of `depth_scores`."""
     return Gain(split_gain(halves_2QD) - split_gain(noise_2QD))
 
 
 def router_headroom(
     state_QF: ArrayLike, target_QD: ArrayLike, value_QD: ArrayLike, *, folds: int = FOLDS, seed: int = 0
 ) -> Gain | None:
-    """What a cross-validated router gains over the best fixed depth.
+    """The gain of a cross-validated router over the best fixed depth.
 
     Args:
-        state_QF: what routers see of the texts.
-        target_QD: what the ridge regression learns to foretell.
-        value_QD: what its picks, and the fixed depth, are scored by.
+        state_QF: the texts' router states.
+        target_QD: values that the ridge regression learns to predict.
+        value_QD: values that score the router's depths and the fixed depth.
 
     Returns:
-        The gain; None with fewer than two texts in a fold.
+        The gain; None with fewer than two texts for each fold.
     """
     state, target, value = (np.asarray(each, dtype=np.float64) for each in (state_QF, target_QD, value_QD))
     count = len(state)
     if count < 2 * folds:
         return None
     state = state / np.sqrt((state**2).mean(1, keepdims=True)).clip(min=1e-12)
-    target = target - target.mean(1, keepdims=True)  # how hard a text is says nothing about its depth
+    target = target - target.mean(1, keepdims=True)  # a text's difficulty does not depend on its depth
     gain = np.empty(count)
     for held_out in np.array_split(np.random.default_rng([seed, 3]).permutation(count), folds):
         seen = np.setdiff1d(np.arange(count), held_out)
-        picks = _ridge(state[seen], target[seen], state[held_out]).argmax(1)
-        gain[held_out] = value[held_out, picks] - value[held_out, best_fixed_depth(value[seen])]
+        depth = _ridge(state[seen], target[seen], state[held_out]).argmax(1)
+        gain[held_out] = value[held_out, depth] - value[held_out, best_fixed_depth(value[seen])]
     return Gain(gain)
 
 
 def _ridge(state_QF: np.ndarray, target_QD: np.ndarray, new_PF: np.ndarray) -> np.ndarray:
-    """Predictions (P, D) of ridge regression, its strength chosen by generalised cross-validation.
+    """Predictions (P, D) of ridge regression for P new texts; generalised cross-validation chooses its strength.
 
-    Among the strengths is infinity, the mean of the targets: nothing is learnt where there is nothing to learn.
+    The strength may be infinite; the prediction is then the mean of the targets.
     Source: Golub, Heath and Wahba, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter",
     Technometrics 1979.
     """
@@ -162,17 +156,17 @@ def _ridge(state_QF: np.ndarray, target_QD: np.ndarray, new_PF: np.ndarray) -> n
 def oracle_null(
     runs: Sequence[ArrayLike], value_QD: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, float | int]:
-    """The oracle over models that differ by their seed alone, against that over as many depths of one MAW model.
+    """Compares the oracle over models of different seeds with the oracle over as many depths of one MAW model.
 
     Args:
-        runs: R models trained alike without routing, each its value for every text, (Q,), in the same order.
+        runs: values (Q,) of R models trained in the same way without routing, for the same texts in the same order.
         value_QD: the MAW model's value for the same texts at each depth.
-        draws: random sets of R depths over which the depths' oracle is averaged.
+        draws: number of random sets of R depths.
 
     Returns:
-        "models", R; "oracle_null" and "models_mean", over the models; "oracle_depths" and "depths_mean", over R
-        depths of D, drawn without replacement, mean of all draws; "excess", by how much the depths' oracle exceeds
-        their mean beyond what the models' does. An excess of zero or less: depths differ no more usefully than seeds.
+        "models", R; "oracle_null" and "models_mean", over the models; "oracle_depths" and "depths_mean", over R of the
+        D depths, drawn without replacement, mean over all draws; "excess", (oracle - mean) of depths minus (oracle -
+        mean) of models. With an excess of zero or less, depths differ no more usefully than seeds.
 
     Raises:
         ValueError: fewer than two models, more models than depths, or arrays of different texts.
@@ -182,9 +176,9 @@ def oracle_null(
     if runs_RQ.ndim != 2 or value_QD.ndim != 2 or runs_RQ.shape[1] != len(value_QD):
         raise ValueError(f"runs {runs_RQ.shape} and depths {value_QD.shape} must be (R, Q) and (Q, D), the same texts")
     if not 2 <= models <= value_QD.shape[1]:
-        raise ValueError(f"{models} models must be at least 2, and no more than the {value_QD.shape[1]} depths")
-    random, depths = np.random.default_rng([seed, 4]), value_QD.shape[1]
-    sets = [random.choice(depths, models, replace=False) for _ in range(draws)]
+        raise ValueError(f"the number of models must be from 2 to the {value_QD.shape[1]} depths, got {models}")
+    random, num_depths = np.random.default_rng([seed, 4]), value_QD.shape[1]
+    sets = [random.choice(num_depths, models, replace=False) for _ in range(draws)]
     found = {
         "models": models,
         "oracle_null": float(runs_RQ.max(0).mean()),

@@ -1,11 +1,10 @@
-"""The two sides of a split, queries and documents relevant to them, as `maw.evaluation.routing.diagnostics` looks at
-them.
+"""The two sides of a split, queries and their relevant documents, for `maw.evaluation.routing.diagnostics`.
 
-A side knows its texts at their greedy picks, at every depth and at other texts' picks, and what each is worth. What is
-asked for is computed once and kept.
+A side computes its texts' embeddings and values at greedy depths, at every depth and at other texts' depths, each at
+its first use.
 
-Letters: B texts, Q rows of a matrix (queries, or pairs of a query and a positive), D depths, C embedding size,
-G permutations.
+Letters: B texts, Q rows of a matrix (queries, or pairs of a query and a positive), D depths, U chosen depths,
+C embedding size, N documents, G permutations or other sets of embeddings.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ from maw.models.tokenized import ListTexts, Texts
 
 MOST_QUERIES = 2000
 MOST_DOCUMENTS = 200
-MOST_NUMBERS = 2**27  # of embeddings at every depth, in memory; with many depths fewer texts are looked at
-SAME_OUTPUT = 1e-4  # cosine distance below which two depths do the same
-ENCODED_PERMUTATIONS = 39  # where each permutation must be encoded; p can still be 1 / 40
+MOST_NUMBERS = 2**27  # numbers in the embeddings at every depth; with many depths fewer texts are used
+SAME_OUTPUT = 1e-4  # cosine distance below which two depths have the same output
+ENCODED_PERMUTATIONS = 39  # if each permutation must be encoded; the smallest p is 1 / 40
 _ZERO_VARIANCE = 1e-6
 
 Facts = dict[str, Any]
 
 
 class SplitSides:
-    """A split as it was evaluated.
+    """The sides of an evaluated split.
 
     Args:
-        model: what evaluated it.
+        model: the evaluated model.
         engine: its encoder, possibly inside a parallel wrapper.
         activations: stored activations of the frozen layers.
-        queries_QC, documents_NC: the embeddings, at greedy depths.
+        queries_QC, documents_NC: embeddings at greedy depths.
     """
 
     def __init__(
@@ -91,8 +90,8 @@ class Side(ABC):
     """Texts of one kind.
 
     Args:
-        texts: all of that kind.
-        rows_B: those looked at, ascending and each once.
+        texts: all texts of the kind.
+        rows_B: rows of the chosen texts, ascending, each once.
     """
 
     kind = ""
@@ -109,18 +108,18 @@ class Side(ABC):
 
     @cached_property
     def greedy(self) -> GreedyTexts:
-        """The texts at their greedy picks."""
+        """The texts at their greedy depths."""
         return self.reader.greedy(self.rows_B)
 
     @cached_property
     def every_BDC(self) -> np.ndarray:
-        """The texts at every depth."""
+        """Embeddings of the texts at every depth."""
         return self.reader.at_every_depth(self.rows_B)
 
     @cached_property
     @abstractmethod
     def matrix(self) -> DepthMatrix:
-        """What they are worth there."""
+        """Retrieval quality of the texts at every depth."""
 
     @abstractmethod
     def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
@@ -131,13 +130,12 @@ class Side(ABC):
         return values_B
 
     def policy(self) -> Facts:
-        """How the routers choose: for each MAW layer, in nats, what
-        `maw.evaluation.routing.depth_encoder.PolicyFacts` says.
+        """Statistics of the routers, in nats, for each MAW layer; see `PolicyFacts` of `depth_encoder`.
 
-        And "kl_to_uniform", the divergence of the policy from the uniform one. A router without a policy has none of
-        these, one that mixes depths has no "greedy_mutual_information".
+        "kl_to_uniform" is the divergence of the policy from the uniform one. A router without a policy has none of
+        these; a soft router has no "greedy_mutual_information".
         """
-        facts, uniform = self.greedy.facts, float(np.log(self.reader.depths))
+        facts, uniform = self.greedy.facts, float(np.log(self.reader.num_depths))
         found: Facts = {"texts": len(self.rows_B)}
         if facts[0].entropy is not None:
             found["policy_entropy"] = [each.entropy for each in facts]
@@ -148,24 +146,24 @@ class Side(ABC):
         return found
 
     def distance(self, most: int | None = None) -> Facts:
-        """How far the depths' outputs are apart; of all texts, or of a few."""
+        """`depth_distance` of all texts, or of at most `most` texts."""
         if most is None or "every_BDC" in vars(self):
             return depth_distance(self.every_BDC)
         chosen = np.linspace(0, len(self.rows_B) - 1, min(most, len(self.rows_B))).astype(np.int64)
         return depth_distance(self.reader.at_every_depth(self.rows_B[chosen]))
 
     def headroom(self) -> Facts:
-        """What routing gains and could gain, in nDCG@10, from the texts at every depth.
+        """What routing gains and could gain in nDCG@10, from the texts at every depth.
 
-        "per_depth"; "best_depth" and its "best_fixed"; "greedy", the router's own picks; "shuffled", these picks
-        permuted between texts, None where a text has more than one; "oracle"; "split_gain" and "split_gain_of_noise",
-        whose difference is "learnable_headroom"; "router_headroom", of a cross-validated router taught the metric,
-        and "router_headroom_by_reward", taught the reward: see `maw.evaluation.routing.headroom`. "_error" is a
-        standard error. "reward_mean" is of the greedy picks, "zero_variance_share" of texts whose reward is the same
-        at every depth.
+        "per_depth"; "best_depth" and its value "best_fixed"; "greedy", at the router's depths; "shuffled", at these
+        depths permuted between texts, None if a text has several; "oracle"; "split_gain" and "split_gain_of_noise",
+        whose difference is "learnable_headroom"; "router_headroom" of a cross-validated router that learns the metric,
+        and "router_headroom_by_reward" of one that learns the reward (see `maw.evaluation.routing.headroom`). "_error"
+        is a standard error. "reward_mean" is at greedy depths; "zero_variance_share" is the share of texts with the
+        same reward at every depth.
         """
-        matrix, seed, picks = self.matrix, self.config.seed, self.greedy.picks_B
-        shuffled = None if picks is None else shuffled_means(matrix.ndcg_QD, self.spread(picks), seed=seed)
+        matrix, seed, depth_B = self.matrix, self.config.seed, self.greedy.depth_B
+        shuffled = None if depth_B is None else shuffled_means(matrix.ndcg_QD, self.spread(depth_B), seed=seed)
         learnable = learnable_headroom(matrix.halves_2QD, matrix.noise_2QD)
         state_QF, depth = self.spread(self.greedy.state_BF), best_fixed_depth(matrix.ndcg_QD)
         by_metric = router_headroom(state_QF, matrix.ndcg_QD, matrix.ndcg_QD, seed=seed)
@@ -191,10 +189,10 @@ class Side(ABC):
         }
 
     def evidence(self, depth: int) -> Facts:
-        """The router against a fixed depth, and against its own picks shuffled between texts, in nDCG@10.
+        """The router against a fixed depth, and against its own depths shuffled between texts, in nDCG@10.
 
         "against_fixed" is a `maw.evaluation.significance.PairedTest` over queries; "against_shuffled_p_value" is
-        one-sided, from "shuffles" permutations, and None for a router that mixes depths.
+        one-sided, from "shuffles" permutations, and None for a soft router.
         """
         routed_Q, fixed_Q, shuffled = self._routed_fixed_and_shuffled(depth)
         routed = float(routed_Q.mean())
@@ -211,34 +209,34 @@ class Side(ABC):
         }
 
     def _routed_fixed_and_shuffled(self, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """nDCG@10 at the router's picks and at a depth, (Q,), and its mean under permutations of the picks, (G,).
+        """nDCG@10 at the router's depths and at a fixed depth, (Q,), and means for permutations of its depths, (G,).
 
-        What is compared is computed alike, looked up where a text has one pick and encoded where it has several, so
-        that rounding cannot favour any. Texts are put only at depths that are asked about.
+        All compared values are computed in the same way, so that rounding favours none: by look-up if each text has
+        one depth, by encoding if it has several. Texts are encoded only at the depths that occur.
         """
-        picks, taken, seed = self.greedy.picks_B, self.greedy.taken, self.config.seed
-        if picks is not None:
-            depths_U, picks_B = np.unique(np.append(picks, depth), return_inverse=True)
-            ndcg_QU, picks_Q = self._ndcg_at(depths_U), self.spread(picks_B[:-1])
-            shuffled = shuffled_means(ndcg_QU, picks_Q, permutations=self.config.permutations, seed=seed)
-            return ndcg_QU[np.arange(len(picks_Q)), picks_Q], ndcg_QU[:, picks_B[-1]], shuffled
-        if taken is None:
+        depth_B, depths, seed = self.greedy.depth_B, self.greedy.depths, self.config.seed
+        if depth_B is not None:
+            depths_U, index = np.unique(np.append(depth_B, depth), return_inverse=True)
+            ndcg_QU, index_Q = self._ndcg_at(depths_U), self.spread(index[:-1])
+            shuffled = shuffled_means(ndcg_QU, index_Q, permutations=self.config.permutations, seed=seed)
+            return ndcg_QU[np.arange(len(index_Q)), index_Q], ndcg_QU[:, index[-1]], shuffled
+        if depths is None:
             return self.matrix.greedy_Q, self.matrix.ndcg_QD[:, depth], None
         fixed_Q = self._ndcg_at(np.array([depth]))[:, 0]
-        random, own = np.random.default_rng([seed, 2]), np.arange(len(taken))
+        random, own = np.random.default_rng([seed, 2]), np.arange(len(depths))
         donors_BG = np.stack([own, *(random.permutation(own) for _ in range(ENCODED_PERMUTATIONS))], axis=1)
-        ndcg_QG = self.ndcg(self.reader.at_picks_of(self.rows_B, taken, donors_BG))
+        ndcg_QG = self.ndcg(self.reader.at_depths_of(self.rows_B, depths, donors_BG))
         return ndcg_QG[:, 0], fixed_Q, ndcg_QG[:, 1:].mean(0)
 
     def _ndcg_at(self, depths_U: np.ndarray) -> np.ndarray:
-        """nDCG@10 with all texts at one of these depths, (Q, U)."""
+        """nDCG@10 with all texts at each of these depths, (Q, U)."""
         if "matrix" in vars(self):
             return self.matrix.ndcg_QD[:, depths_U]
         return self.ndcg(self.reader.at_depths(self.rows_B, depths_U))
 
 
 class Queries(Side):
-    """Queries, each a row of the matrix."""
+    """Queries; each is a row of the matrix."""
 
     kind = "query"
 
@@ -254,11 +252,9 @@ class Queries(Side):
 
 
 class Documents(Side):
-    """Documents, each with one query that it is relevant to: a row of the matrix, in the order of the pairs.
+    """Relevant documents, each paired with one of its queries; each pair is a row of the matrix.
 
-    Args:
-        query_Q: the pairs' queries, each once.
-        row_Q: the pairs' documents, corpus rows, each once.
+    `query_Q` and `row_Q` are the pairs' queries and corpus rows, each once.
     """
 
     kind = "document"
@@ -280,11 +276,11 @@ class Documents(Side):
 
 
 def depth_distance(every_BDC: np.ndarray) -> Facts:
-    """How far the depths' outputs are apart.
+    """Distances between the outputs of different depths.
 
     Returns:
         "depth_distance", the cosine distance between two depths of a text, mean over texts and pairs of depths;
-        "same_output_share", of the pairs of depths whose distance is below `SAME_OUTPUT` in the mean over texts. Both
+        "same_output_share", the share of pairs of depths whose mean distance over texts is below `SAME_OUTPUT`. Both
         are None for a single depth.
     """
     first, second = np.triu_indices(every_BDC.shape[1], 1)

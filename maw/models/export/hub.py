@@ -1,13 +1,13 @@
-"""An exported model as a repository of a model hub: huggingface.co, or what HF_ENDPOINT names.
+"""Uploads an exported model to a model hub: huggingface.co, or the hub at HF_ENDPOINT.
 
     python tier_1.py export logs/tier1 --method maw my-maw --push-to-hub ORG/NAME              # private
     python tier_1.py export logs/tier1 --method maw my-maw --push-to-hub ORG/NAME --public
 
     maw.push_to_hub("my-maw", "ORG/NAME")
 
-Nothing is uploaded but by these words, and nothing where others can read it unless that is said: a new repository is
-made private, and one that is public already is refused without `--public`. One that exists gets the files as a new
-version, and keeps its earlier ones. The token is that of `hf auth login`, or HF_TOKEN.
+Only these commands upload. A new repository is private unless `--public` is given, and a public repository is refused
+without `--public`. An existing repository gets the files as a new version and keeps earlier ones. The token is that of
+`hf auth login`, or HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ TOKEN = "make one that may write at https://huggingface.co/settings/tokens, then
 
 
 def check_hub(name: str) -> None:
-    """Makes sure, as far as can be told beforehand, that a model can be uploaded under this name.
+    """Checks before an upload that the name is valid, the hub can be reached and there is a token.
 
     Args:
-        name: of the repository, ORG/NAME; ORG is a user or an organisation.
+        name: name of the repository, ORG/NAME; ORG is a user or an organisation.
 
     Raises:
-        ConfigError: no such name can be.
+        ConfigError: the name is not valid.
         MAWError: connections are forbidden, the hub cannot be reached, or there is no token.
     """
     from huggingface_hub import constants, get_token
 
     if not _NAME.fullmatch(name):
-        text = f"{show(name)} is no name of a repository; write ORG/NAME, with your own user name or an organisation's"
+        text = f"{show(name)} is not a repository name; write ORG/NAME, where ORG is your user name or an organisation"
         raise ConfigError([f"--push-to-hub: {text}"])
     if told_to_stay_offline():
-        raise MAWError("HF_HUB_OFFLINE forbids connections, and nothing was uploaded; unset it, or leave the hub out")
+        raise MAWError("HF_HUB_OFFLINE forbids connections, so nothing was uploaded; unset it, or do not upload")
     if unreachable([constants.ENDPOINT]):
-        raise MAWError(f"{constants.ENDPOINT} cannot be reached, and nothing was uploaded; export now, upload later")
+        raise MAWError(f"{constants.ENDPOINT} cannot be reached, so nothing was uploaded; export now, upload later")
     if not get_token():
-        raise MAWError(f"there is no token for {constants.ENDPOINT}, and nothing was uploaded; {TOKEN}")
+        raise MAWError(f"there is no token for {constants.ENDPOINT}, so nothing was uploaded; {TOKEN}")
 
 
 def push_to_hub(folder: Path | str, name: str, *, private: bool = True) -> str:
-    """Uploads an exported model, with all that lies in its folder, as one repository.
+    """Uploads the folder of an exported model as one repository.
 
     Args:
         folder: from `maw.export_retriever` or the command `export`.
-        name: of the repository, ORG/NAME; made if need be.
+        name: name of the repository, ORG/NAME; it is created if it does not exist.
         private: whether only its owners may read it.
 
     Returns:
         The repository's address.
 
     Raises:
-        ConfigError: no such name can be, or the folder is no export.
-        MAWError: as `check_hub`; the hub refuses; or there is such a repository, and it is public where a private one
-            was asked for, or the reverse.
+        ConfigError: the name is not valid, or the folder is not an export.
+        MAWError: as `check_hub`; the hub refuses; or the repository exists and is public although `private` is true,
+            or private although it is false.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HTTPError
@@ -68,7 +68,7 @@ def push_to_hub(folder: Path | str, name: str, *, private: bool = True) -> str:
     folder = Path(folder)
     missing = [each for each in _EXPORTED if not (folder / each).is_file()]
     if missing:
-        raise ConfigError([f"{folder}: has no {missing[0]}, so it is no exported model; export one first"])
+        raise ConfigError([f"{folder}: has no {missing[0]}, so it is not an exported model; export one first"])
     check_hub(name)
     api = HfApi(endpoint=constants.ENDPOINT, library_name="maw-transformers")
     again = f"maw.push_to_hub({str(folder)!r}, {name!r}{'' if private else ', private=False'})"
@@ -76,10 +76,10 @@ def push_to_hub(folder: Path | str, name: str, *, private: bool = True) -> str:
         address = str(api.create_repo(name, private=private, exist_ok=True))
         if bool(api.model_info(name).private) != private:
             kinds = ("public", "private") if private else ("private", "public")
-            text = "there is a {} repository of this name, and the upload was to be {}".format(*kinds)
-            raise MAWError(f"{name}: {text}; nothing was uploaded: take another name, or ask for what it is")
+            text = "the repository exists and is {}, but the upload asks for {}".format(*kinds)
+            raise MAWError(f"{name}: {text}; nothing was uploaded: choose another name, or upload it as {kinds[0]}")
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=f"Upload {folder.resolve().name}")
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: of the upload protocol's library
-        text = f"the model is whole in {folder}: mend that, then {again}"
-        raise MAWError(f"{constants.ENDPOINT} did not take {name}: {reason(error)}; {text}") from error
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the library of the upload protocol: RuntimeError
+        text = f"the model is complete in {folder}: correct this, then {again}"
+        raise MAWError(f"{constants.ENDPOINT} refused {name}: {reason(error)}; {text}") from error
     return address

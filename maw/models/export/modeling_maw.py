@@ -1,16 +1,16 @@
-"""An encoder with MAW attention, which has several learned weightings, depths, of every query-key pair.
+"""An encoder with MAW attention: every query-key pair has D learned weightings (depths), and a router picks one.
 
     SentenceTransformer(folder, trust_remote_code=True)       # or AutoModel.from_pretrained, without the pooling
 
-This file lies in an exported model's folder and needs torch and transformers alone. A router picks one depth for each
-text, head or token; the query is weighted by the kernel of that depth, and attention itself is that of transformers:
+This file is part of an exported model's folder and needs only torch and transformers. The router picks one depth for
+each text, head or token. The kernel of that depth weights the query; transformers computes the attention:
 
     score[h, q, k] = scale * sum_e query[h, q, e] * W[h, depth, e] * key[h, k, e]
 
-Picks are greedy, in training too. Weights have the names of the pretrained model, beside those of kernels and routers.
+The depths are greedy, in training too. Weights keep the names of the pretrained model; kernels and routers are added.
 
-Letters: B texts, T tokens, H heads, E head size, C hidden size, D depths, R kernel rank; h is 1 or H and t is 1 or T,
-by what shares a pick.
+Letters: B texts, T tokens, H heads, E head size, C hidden size, D depths, R kernel rank, F features of a router's
+state; h is 1 or H and t is 1 or T, as the router decides.
 """
 
 from typing import Any
@@ -44,58 +44,57 @@ ROUTERS = ("grpo", "supervised", "soft", "fixed")
 
 
 class Kernels(nn.Module):
-    """A weighting for every depth: one of each feature (`diagonal`), or a change of low rank (`low_rank`).
+    """Depth kernels: one weight for each feature (`diagonal`), or a change of low rank (`low_rank`).
 
     Args:
-        maw: "depths", "kernel" and "rank" of a model's settings.
+        maw: the model's settings; "depths", "kernel" and "rank" are used.
         rotary: the two features of a rotary pair share a weight.
     """
 
     def __init__(self, maw: dict[str, Any], hidden: int, heads: int, size: int, *, rotary: bool):
         super().__init__()
-        depths, self.rotary = maw["depths"], rotary
+        num_depths, self.rotary = maw["depths"], rotary
         if maw["kernel"] == "diagonal":
-            self.weight = nn.Parameter(torch.ones(heads, depths, size // 2 if rotary else size))
+            self.weight = nn.Parameter(torch.ones(heads, num_depths, size // 2 if rotary else size))
         else:
-            self.down = nn.Parameter(torch.zeros(depths, maw["rank"], hidden))
-            self.up = nn.Parameter(torch.zeros(heads, depths, maw["rank"], size))
+            self.down = nn.Parameter(torch.zeros(num_depths, maw["rank"], hidden))
+            self.up = nn.Parameter(torch.zeros(heads, num_depths, maw["rank"], size))
             self.weight = None
 
-    def forward(self, states_BTHE: Tensor, hidden_BTC: Tensor, gate_BhtD: Tensor) -> Tensor:
-        """The states as the depths in `gate_BhtD`, shares that sum to one, weigh them."""
+    def forward(self, states_BTHE: Tensor, hidden_BTC: Tensor, share_BhtD: Tensor) -> Tensor:
+        """The states weighted by the kernels of the depths; the shares of the depths sum to one."""
         if self.weight is not None:
             change_HDE = (torch.cat((self.weight, self.weight), dim=-1) if self.rotary else self.weight) - 1
-            gate_BHtD = gate_BhtD.expand(-1, len(change_HDE), -1, -1)
-            picked = torch.einsum("bhtd,hde->bthe", gate_BHtD, change_HDE.to(gate_BhtD.dtype))
+            share_BHtD = share_BhtD.expand(-1, len(change_HDE), -1, -1)
+            picked = torch.einsum("bhtd,hde->bthe", share_BHtD, change_HDE.to(share_BhtD.dtype))
             return states_BTHE + states_BTHE * picked.to(states_BTHE.dtype)
-        depths, rank, _ = self.down.shape
-        features_BTDR = F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, (depths, rank))
-        gated = gate_BhtD.to(features_BTDR.dtype)[..., None] * features_BTDR[:, None]  # (B, h, T, D, R)
-        return states_BTHE + (gated.flatten(-2) @ self.up.flatten(1, 2)).transpose(1, 2)
+        features_BTDR = F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
+        weighted = share_BhtD.to(features_BTDR.dtype)[..., None] * features_BTDR[:, None]  # (B, h, T, D, R)
+        return states_BTHE + (weighted.flatten(-2) @ self.up.flatten(1, 2)).transpose(1, 2)
 
 
 class Router(nn.Module):
-    """Picks depths by the text's own queries, or always the same one (`fixed`)."""
+    """Picks depths from the layer's query states; a `fixed` router always picks the same depth."""
 
     def __init__(self, maw: dict[str, Any], heads: int, size: int):
         super().__init__()
-        self.name, self.route_by, self.depths = maw["router"], maw["route_by"], maw["depths"]
+        self.name, self.route_by, self.num_depths = maw["router"], maw["route_by"], maw["depths"]
         self.fixed_depth = maw["fixed_depth"]
         if self.name != "fixed":
             groups, features = (1, heads * size) if self.route_by == "sequence" else (heads, size)
-            self.weight = nn.Parameter(torch.zeros(groups, features, self.depths))
-            self.bias = nn.Parameter(torch.zeros(groups, 1, self.depths))
+            self.weight = nn.Parameter(torch.zeros(groups, features, self.num_depths))
+            self.bias = nn.Parameter(torch.zeros(groups, 1, self.num_depths))
 
     def forward(self, query_BTHE: Tensor, padding_BT: Tensor) -> Tensor:
-        """Shares of the depths, float32 (B, h, t, D): one of them 1, unless the router mixes them (`soft`)."""
+        """The share of each depth, float32 (B, h, t, D): one-hot, or a mixture with a `soft` router."""
         if self.name == "fixed":
-            pick = torch.full((len(query_BTHE), 1, 1), self.fixed_depth, device=query_BTHE.device)
-            return F.one_hot(pick, self.depths).float()
+            depth = torch.full((len(query_BTHE), 1, 1), self.fixed_depth, device=query_BTHE.device)
+            return F.one_hot(depth, self.num_depths).float()
         with torch.autocast(query_BTHE.device.type, enabled=False):
             state = self._state(query_BTHE.float(), padding_BT.float())
             state = F.rms_norm(state, state.shape[-1:])
             logits = torch.einsum("bhtf,hfd->bhtd", state, self.weight.float()) + self.bias.float()
-        return logits.softmax(-1) if self.name == "soft" else F.one_hot(logits.argmax(-1), self.depths).float()
+        return logits.softmax(-1) if self.name == "soft" else F.one_hot(logits.argmax(-1), self.num_depths).float()
 
     def _state(self, query_BTHE: Tensor, padding_BT: Tensor) -> Tensor:
         if self.route_by == "token":
@@ -105,17 +104,23 @@ class Router(nn.Module):
         return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
 
 
-class DepthLinear(nn.Linear):
-    """A pretrained map to queries, or to queries, keys and values together, with depths behind it.
+class SharedLinear(nn.Linear):
+    """A linear map that shares the weights of the pretrained map `plain`."""
+
+    def __init__(self, plain: nn.Linear):
+        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
+        self.weight, self.bias = plain.weight, plain.bias
+
+
+class DepthLinear(SharedLinear):
+    """A pretrained query map, followed by a router and depth kernels.
 
     Args:
-        plain: the map; its weights are used, not copied.
-        fused: it makes keys and values too.
+        fused: whether the map also computes keys and values.
     """
 
     def __init__(self, plain: nn.Linear, maw: dict[str, Any], heads: int, size: int, *, fused: bool):
-        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(plain)
         self.heads, self.size, self.fused = heads, size, fused
         self.router = Router(maw, heads, size)
         self.kernels = Kernels(maw, plain.in_features, heads, size, rotary=fused)
@@ -126,39 +131,37 @@ class DepthLinear(nn.Linear):
     def forward(self, hidden_BTC: Tensor) -> Tensor:
         states = super().forward(hidden_BTC).unflatten(-1, (-1, self.heads, self.size))  # (B, T, 1 or 3, H, E)
         parts = list(states.unbind(-3))
-        gate = self.router(parts[0], self.padding_BT)
-        parts[0] = self.kernels(parts[0], hidden_BTC, gate)
+        share = self.router(parts[0], self.padding_BT)
+        parts[0] = self.kernels(parts[0], hidden_BTC, share)
         if hasattr(self, "value_kernels"):
-            parts[2] = self.value_kernels(parts[2], hidden_BTC, gate)
+            parts[2] = self.value_kernels(parts[2], hidden_BTC, share)
         return torch.stack(parts, dim=-3).flatten(-3)
 
-    def gate(self, hidden_BTC: Tensor) -> Tensor:
-        """What the router picks for these texts."""
+    def depth_share(self, hidden_BTC: Tensor) -> Tensor:
+        """The router's share of each depth, (B, h, t, D)."""
         query = super().forward(hidden_BTC).unflatten(-1, (self.heads, self.size))
         return self.router(query, self.padding_BT)
 
 
-class ValueLinear(nn.Linear):
-    """A pretrained map to values whose kernels take the depths that the layer's query map picks."""
+class ValueLinear(SharedLinear):
+    """A pretrained value map, followed by kernels at the depths of the layer's query map."""
 
     def __init__(self, plain: nn.Linear, maw: dict[str, Any], heads: int, size: int):
-        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(plain)
         self.heads, self.size = heads, size
         self.kernels = Kernels(maw, plain.in_features, heads, size, rotary=False)
-        self.query_map: list[DepthLinear] = []  # in a list, so that it is not part of this module too
+        self.query_map: list[DepthLinear] = []  # a list, so that it does not become a submodule here
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
         values = super().forward(hidden_BTC).unflatten(-1, (self.heads, self.size))
-        return self.kernels(values, hidden_BTC, self.query_map[0].gate(hidden_BTC)).flatten(-2)
+        return self.kernels(values, hidden_BTC, self.query_map[0].depth_share(hidden_BTC)).flatten(-2)
 
 
-class SeenLinear(nn.Linear):
-    """A pretrained map that keeps what it was last given, for the norm behind it."""
+class SeenLinear(SharedLinear):
+    """A pretrained map that keeps its last input for the norm after it."""
 
     def __init__(self, plain: nn.Linear):
-        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
-        self.weight, self.bias = plain.weight, plain.bias
+        super().__init__(plain)
         self.seen: Tensor | None = None
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
@@ -167,7 +170,7 @@ class SeenLinear(nn.Linear):
 
 
 class DepthNorm(Qwen3RMSNorm):
-    """A pretrained norm of the queries with depths behind it, since a norm behind them would undo a part of them."""
+    """A pretrained query norm, followed by router and kernels; a norm after the kernels would undo part of them."""
 
     def __init__(self, plain: Qwen3RMSNorm, maw: dict[str, Any], hidden: int, heads: int, size: int):
         super().__init__(size, eps=plain.variance_epsilon)
@@ -183,13 +186,13 @@ class DepthNorm(Qwen3RMSNorm):
 
 
 class WithDepths:
-    """Puts depths into the layers that the model's settings name; stands before the pretrained model's class."""
+    """Installs depth attention in the layers that the settings name; a base class before the pretrained model's."""
 
     attention_path = "encoder.layer.{}.attention.self"
     query_map, value_map = "query", "value"
     fused = False
     options: dict[str, Any] = {}  # noqa: RUF012
-    _supports_flash_attn = False  # it takes texts without padding, and routing needs to know where a text ends
+    _supports_flash_attn = False  # flash attention drops the padding mask, which routers need
 
     def __init__(self, config: Any, *inputs: Any, **options: Any):
         super().__init__(config, *inputs, **(self.options | options))
@@ -199,7 +202,7 @@ class WithDepths:
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
     ) -> BaseModelOutput:
-        """As the pretrained model's; masks must be of the form (B, T), 1 for a token and 0 for padding."""
+        """As the pretrained model's forward; the mask must be (B, T), 1 for a token and 0 for padding."""
         tokens = inputs["inputs_embeds"][..., 0] if input_ids is None else input_ids
         padding = torch.ones_like(tokens, dtype=torch.long) if attention_mask is None else attention_mask
         if padding.shape != tokens.shape:
@@ -228,83 +231,83 @@ class WithDepths:
 
 
 class MAWBertConfig(BertConfig):
-    """BERT's, with the settings of depths."""
+    """Settings of BERT with depth attention."""
 
     model_type = "maw-bert"
     maw: dict | None = None
 
 
 class MAWBertModel(WithDepths, BertModel):
-    """BERT with depths."""
+    """BERT with depth attention."""
 
     config_class = MAWBertConfig
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
 class MAWRobertaConfig(RobertaConfig):
-    """RoBERTa's, with the settings of depths."""
+    """Settings of RoBERTa with depth attention."""
 
     model_type = "maw-roberta"
     maw: dict | None = None
 
 
 class MAWRobertaModel(WithDepths, RobertaModel):
-    """RoBERTa with depths."""
+    """RoBERTa with depth attention."""
 
     config_class = MAWRobertaConfig
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
 class MAWXLMRobertaConfig(XLMRobertaConfig):
-    """XLM-R's, with the settings of depths."""
+    """Settings of XLM-R with depth attention."""
 
     model_type = "maw-xlm-roberta"
     maw: dict | None = None
 
 
 class MAWXLMRobertaModel(WithDepths, XLMRobertaModel):
-    """XLM-R with depths."""
+    """XLM-R with depth attention."""
 
     config_class = MAWXLMRobertaConfig
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
 class MAWCamembertConfig(CamembertConfig):
-    """CamemBERT's, with the settings of depths."""
+    """Settings of CamemBERT with depth attention."""
 
     model_type = "maw-camembert"
     maw: dict | None = None
 
 
 class MAWCamembertModel(WithDepths, CamembertModel):
-    """CamemBERT with depths."""
+    """CamemBERT with depth attention."""
 
     config_class = MAWCamembertConfig
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
 class MAWElectraConfig(ElectraConfig):
-    """ELECTRA's, with the settings of depths."""
+    """Settings of ELECTRA with depth attention."""
 
     model_type = "maw-electra"
     maw: dict | None = None
 
 
 class MAWElectraModel(WithDepths, ElectraModel):
-    """ELECTRA with depths."""
+    """ELECTRA with depth attention."""
 
     config_class = MAWElectraConfig
 
 
 class MAWDistilBertConfig(DistilBertConfig):
-    """DistilBERT's, with the settings of depths."""
+    """Settings of DistilBERT with depth attention."""
 
     model_type = "maw-distilbert"
     maw: dict | None = None
 
 
 class MAWDistilBertModel(WithDepths, DistilBertModel):
-    """DistilBERT with depths."""
+    """DistilBERT with depth attention."""
 
     config_class = MAWDistilBertConfig
     attention_path = "transformer.layer.{}.attention"
@@ -312,14 +315,14 @@ class MAWDistilBertModel(WithDepths, DistilBertModel):
 
 
 class MAWModernBertConfig(ModernBertConfig):
-    """ModernBERT's, with the settings of depths."""
+    """Settings of ModernBERT with depth attention."""
 
     model_type = "maw-modernbert"
     maw: dict | None = None
 
 
 class MAWModernBertModel(WithDepths, ModernBertModel):
-    """ModernBERT with depths."""
+    """ModernBERT with depth attention."""
 
     config_class = MAWModernBertConfig
     attention_path = "layers.{}.attn"
@@ -328,14 +331,14 @@ class MAWModernBertModel(WithDepths, ModernBertModel):
 
 
 class MAWQwen3Config(Qwen3Config):
-    """Qwen3's, with the settings of depths."""
+    """Settings of Qwen3 with depth attention."""
 
     model_type = "maw-qwen3"
     maw: dict | None = None
 
 
 class MAWQwen3Model(WithDepths, Qwen3Model):
-    """Qwen3 with depths."""
+    """Qwen3 with depth attention."""
 
     config_class = MAWQwen3Config
     attention_path = "layers.{}.self_attn"
@@ -363,4 +366,4 @@ MODELS = {
         MAWQwen3Model,
     )
 }
-"""The model with depths of each family, by the type of the pretrained one."""
+"""Pretrained model type -> the model with depth attention."""

@@ -1,4 +1,4 @@
-"""A trained retriever as a folder that sentence-transformers loads, without this package.
+"""Exports a trained retriever as a folder that sentence-transformers loads without this package.
 
     python tier_1.py export logs/tier1 --method maw my-model
 
@@ -6,12 +6,12 @@
     model = SentenceTransformer("my-model", trust_remote_code=True)        # or ORG/NAME, see `maw.models.export.hub`
     queries, passages = model.encode_query([...]), model.encode_document([...])
 
-Prefixes, lengths, pooling and normalisation go along, and embeddings are the same to 1e-5 in float32. A model with
-depths takes a modeling file with it, `maw.models.export.modeling_maw`, which `trust_remote_code` is for; all others
-are plain models of their family. LoRA is merged into the weights, and lies as an adapter of PEFT in `adapter/` too.
+The folder includes prefixes, lengths, pooling and normalisation; embeddings agree to 1e-5 in float32. A model with
+depth attention needs the modeling file `maw.models.export.modeling_maw` and `trust_remote_code`; all others are plain
+models of their family. LoRA is merged into the weights, and also saved as a PEFT adapter in `adapter/`.
 
     config.json, model.safetensors, tokenizer files        as transformers writes them; float32
-    modeling_maw.py                                         for models with depths
+    modeling_maw.py                                         for models with depth attention
     modules.json, 1_Pooling/, sentence_bert_config.json, config_sentence_transformers.json
     adapter/                                                for LoRA
     README.md                                               a model card with the run's results
@@ -36,7 +36,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture
 from maw.attention.routers import Router
@@ -44,7 +43,7 @@ from maw.errors import ConfigError, MAWError, ModelError, reason
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.export.modeling_maw import MODELS, ROUTERS
 from maw.models.pretrained import ModelSpec, base_model
-from maw.models.retriever import BaselineRetriever, load_tokenizer
+from maw.models.retriever import BaselineRetriever, load_tokenizer, quiet_transformers
 from maw.storage.files import give_usual_mode, read_json, write_json, write_text
 
 MODELING = "modeling_maw.py"
@@ -53,28 +52,28 @@ _POOLING_OF = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 
 
 def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | None = None) -> Path:
-    """Writes a retriever as a folder of sentence-transformers.
+    """Writes a retriever as a sentence-transformers folder.
 
     Args:
         model: any retriever, in any number format; float32 is written.
-        folder: must not exist, or be empty; it appears when all is written.
+        folder: must not exist, or must be empty; it appears when the export is complete.
         card: content of README.md.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: a model whose depths are drawn at random, a control that no program should depend on; whose depths
-            change the values of Qwen3; or whose router or type `maw.models.export.modeling_maw` does not know.
+        ModelError: a model with a random router, which is a control; a Qwen3 model whose depths change the values; a
+            router or a model type that `maw.models.export.modeling_maw` does not have.
         ConfigError: the folder is not empty.
-        MAWError: it cannot be written.
+        MAWError: the folder cannot be written.
     """
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder):
         _check_exportable(encoder.maw_attention[0].router, model.spec.model_type)
     if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
-        raise ModelError("depths that change Qwen3's values are not exported: groups of heads share them; try maw")
-    made = type(model)(replace(model.config, precision="float32", device="cpu"))  # the caller's stays as it is
+        raise ModelError("depths that change Qwen3's values are not exported: groups of heads share values; try maw")
+    made = type(model)(replace(model.config, precision="float32", device="cpu"))  # a copy: the caller's stays as it is
     made.load_trained_state(model.trained_state())
     with _new_folder(Path(folder)) as temporary:
         if isinstance(made.encoder, MAWWithGRPOEncoder):
@@ -100,7 +99,7 @@ def _check_exportable(router: Router, model_type: str) -> None:
 
 
 def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
-    """A model of `maw.models.export.modeling_maw`, and that file."""
+    """Writes a model of `maw.models.export.modeling_maw`, and that file."""
     backbone, architecture = model.encoder.backbone, model.encoder.architecture
     kind = MODELS[model.spec.model_type]
     settings = json.loads(backbone.config.to_json_string())
@@ -120,12 +119,12 @@ def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
 
 
 def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
-    """What `maw.models.export.modeling_maw` must know of a MAW encoder beside its weights."""
+    """The settings of a MAW encoder that `maw.models.export.modeling_maw` needs besides the weights."""
     layer = encoder.maw_attention[0]
     low_rank = hasattr(layer.kernels, "down")
     return {
         "layers": list(encoder.maw_layers),
-        "depths": layer.router.depths,
+        "depths": layer.router.num_depths,
         "kernel": "low_rank" if low_rank else "diagonal",
         "rank": layer.kernels.down.shape[1] if low_rank else None,
         "values": layer.value_kernels is not None,
@@ -138,7 +137,7 @@ def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
 def _named_as_exported(
     layers: Sequence[int], backbone: nn.Module, architecture: Architecture, kind: Any
 ) -> dict[str, Tensor]:
-    """The weights, those of depths beside the pretrained map that they stand behind."""
+    """The weights under exported names: kernels and routers are part of the pretrained map that they follow."""
     state, names = backbone.state_dict(), {id(module): name for name, module in backbone.named_modules()}
     values = "value_kernels" if kind.fused else "kernels"
     moves = {
@@ -157,7 +156,7 @@ def _named_as_exported(
 
 
 def _write_plain(model: BaselineRetriever, folder: Path) -> None:
-    """A model of its own family, with LoRA in its weights; what the encoder does not use stays as it was published."""
+    """Writes a plain model of the family with LoRA merged; weights that the encoder does not use stay as published."""
     backbone = model.encoder.backbone
     adapters = [module for module in backbone.modules() if isinstance(module, LoraLayer)]
     if adapters:
@@ -167,8 +166,8 @@ def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     state = {
         name.replace(".base_layer.", "."): each for name, each in backbone.state_dict().items() if ".lora_" not in name
     }
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of a pooler, where none was published
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for a pooler that was not published
         whole = AutoModel.from_pretrained(
             model.spec.folder or model.spec.name, dtype=torch.float32, trust_remote_code=False
         )
@@ -179,7 +178,7 @@ def _write_plain(model: BaselineRetriever, folder: Path) -> None:
 
 
 def _write_adapter(model: BaselineRetriever, folder: Path) -> None:
-    """The adapters as `PeftModel.from_pretrained` reads them."""
+    """Writes the adapters as `PeftModel.from_pretrained` reads them."""
     backbone = model.encoder.backbone
     config = backbone.peft_config["default"]
     config.base_model_name_or_path, config.inference_mode = base_model(model.spec), True
@@ -218,38 +217,28 @@ def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
     write_json(folder / "config_sentence_transformers.json", about)
 
 
-def _check_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Raises ConfigError if the folder is not empty."""
     if folder.is_dir() and any(folder.iterdir()):
         raise ConfigError([f"{folder}: is not empty; name a new folder"])
 
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the wanted one, which takes its place when all has gone well, and goes if not."""
+    """A temporary folder that replaces `folder` at the end of the block, and is removed after an error."""
     temporary = None
     try:
-        _check_free(folder)
+        check_free(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         temporary.chmod(0o755)
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
-                give_usual_mode(path)  # some libraries keep what they write from everybody else
+                give_usual_mode(path)  # some libraries make their files readable by their owner only
         temporary.replace(folder)
     except (OSError, SafetensorError) as error:
         raise MAWError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' reports of weights that a checkpoint does not have."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

@@ -1,42 +1,41 @@
 """Group Relative Policy Optimisation of depth routers.
 
-As in Shao et al. 2024 (DeepSeekMath) and TRL: for each text sample G routings of the *same* text from the old policy,
-reward each, and
+As in Shao et al. 2024 (DeepSeekMath) and TRL. For each text the old policy samples G actions a_g (depths), each gets a
+reward r_g, and
 
     advantage  A_g = (r_g - mean(r)) / (std(r) + 1e-4)          (unbiased std, no value network)
     ratio      rho_g = pi(a_g) / pi_old(a_g)
     loss       -mean[min(rho A, clip(rho, 1 - eps, 1 + eps) A)] + beta KL(pi || pi_ref)
 
-Departures, all because an action here is one of D depths rather than a sequence of tokens: KL is summed exactly over
-the D depths instead of estimated from samples; a text's actions factorise over layers, heads and tokens, and ratio,
-clipping and KL are taken for each of these decisions, with the text's advantage shared, and averaged.
+Departures, because an action is one of D depths and not a sequence of tokens: KL is the exact sum over the D depths,
+not an estimate from samples; a text has one action for each layer, head and token; ratio, clipping and KL are computed
+for each action, with the text's advantage, and averaged.
 
-A step, before the encoder is updated (`GRPOLearner.step`):
-1. In evaluation mode and without gradient: passages at their greedy depth, G routings of each query; queries at their
-   greedy depth, G routings of each positive. The reward is how well the positive then does among the candidates of
-   the batch (`maw.training.router.rollout`). Negatives get no policy gradient.
-2. The routers' states, the picks and the old log-probabilities are kept, and replayed `grpo_inner_epochs` times to
-   update the routers alone.
-3. The picks are handed to the encoder's update.
+One step, before the encoder's update (`GRPOLearner.step`):
+1. Rollouts, in evaluation mode without gradients: G samples of each query against passages at greedy depths, and G
+   samples of each positive against queries at greedy depths. The reward measures the positive's score among the
+   batch's candidates (`maw.training.router.rollout`). Negatives get no policy gradient.
+2. The routers alone are updated `grpo_inner_epochs` times from the stored states, depths and old log-probabilities.
+3. The sampled depths are passed to the encoder's update.
 
-With `grpo_group="all"`, or "auto" where there are no more depths than samples, a group is every depth once instead of
-G samples, and means over samples become expectations under the old policy: the same objective without sampling noise,
-as D forward passes can afford it. Advantages then are (r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), with the plain
-std over depths, which stays away from zero when the policy is sharp: a sharp policy's samples are all alike, and their
-group says nothing. It is for one decision a text: one MAW layer, routed by sequence.
+With `grpo_group="all"` (or "auto" if there are no more depths than samples) a group holds every depth once, and
+expectations under the old policy replace means over samples: the same objective without sampling noise, for D forward
+passes. The advantage is then (r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), where std is over depths and unweighted:
+it stays positive under a sharp policy, whose samples would all be equal. This is possible with one depth for each
+text: one MAW layer, routed by sequence.
 
-Two terms against collapse may be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
-and how far the entropy of a policy lies below `router_entropy_floor`.
+Two terms against collapse can be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
+and the amount by which a policy's entropy is below `router_entropy_floor`.
 
-Letters: B texts, G samples, K passages in the bank, C embedding size, D depths; h is 1 or H and t is 1 or T by
-routing.
+Letters: B texts, G samples, K passages in the bank, C embedding size, D depths; h is 1 or H and t is 1 or T, as the
+router decides.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,47 +47,39 @@ from maw.evaluation.reward import ZERO_VARIANCE
 from maw.runtime.devices import to_device
 from maw.training.contrastive import Batch
 from maw.training.router.learner import RouterLearner
-from maw.training.router.rollout import Rollout, try_routings
+from maw.training.router.rollout import Rollout
 from maw.training.state import State
 
 ADVANTAGE_EPSILON = 1e-4
 MOST_LOG_RATIO = 20.0
-"""Of new to old probability: far above where clipping acts. Infinite, times a share of zero, it would be no number."""
+"""Largest log-ratio of new to old probability, far above the clipping; an infinite ratio times a share of 0 is NaN."""
 SIDES = ("query", "document")
 
 
-def group_advantages(reward_BG: Tensor) -> tuple[Tensor, Tensor]:
-    """Advantages within each text's group, (B, G), and whether the group's rewards differ at all, (B,).
+def group_advantages(reward_BG: Tensor, share_BG: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Advantages within each text's group, (B, G), and whether the group's rewards differ, (B,).
 
-    A group without variance says nothing on which pick is better: its advantages are exactly zero.
+    The advantages of a group with equal rewards are exactly zero.
+
+    Args:
+        reward_BG: reward of each sample or, with `share_BG`, of each depth.
+        share_BG: the old policy's probability of each depth; None for samples, which have equal weights.
 
     Raises:
         ValueError: groups of fewer than two samples.
     """
-    if reward_BG.shape[1] < 2:
+    if share_BG is None and reward_BG.shape[1] < 2:
         raise ValueError(f"a group needs at least 2 samples, got {reward_BG.shape[1]}")
+    expected = reward_BG.mean(1, keepdim=True) if share_BG is None else (share_BG * reward_BG).sum(1, keepdim=True)
     std = reward_BG.std(1, unbiased=True, keepdim=True)
     varied = std > ZERO_VARIANCE
-    advantage = (reward_BG - reward_BG.mean(1, keepdim=True)) / (std + ADVANTAGE_EPSILON)
-    return torch.where(varied, advantage, 0), varied[:, 0]
-
-
-def expected_advantages(reward_BD: Tensor, share_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Advantages of every depth over what the policy expects, (B, D), and whether the rewards differ at all, (B,).
-
-    Args:
-        reward_BD: of every depth.
-        share_BD: the policy's probability of it.
-    """
-    std = reward_BD.std(1, unbiased=True, keepdim=True)
-    varied = std > ZERO_VARIANCE
-    advantage = (reward_BD - (share_BD * reward_BD).sum(1, keepdim=True)) / (std + ADVANTAGE_EPSILON)
+    advantage = (reward_BG - expected) / (std + ADVANTAGE_EPSILON)
     return torch.where(varied, advantage, 0), varied[:, 0]
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The loss to minimise and what it was made of, all 0-dimensional."""
+    """The loss to minimise and its statistics, all 0-dimensional."""
 
     loss: Tensor
     kl: Tensor
@@ -107,18 +98,18 @@ def grpo_loss(
     weight: Tensor | None = None,
     share_BG: Tensor | None = None,
 ) -> PolicyLoss:
-    """The clipped objective over the decisions of one layer.
+    """The clipped objective over the actions of one layer.
 
     Args:
-        log_policy: log-probability of every depth now, (B, 1 or G, h, t, D).
-        old_log_prob: log-probability of the action when it was taken, (B, G, h, t).
-        action: depth taken, int64 (B, G, h, t).
-        advantage_BG: shared by all decisions of a sample.
+        log_policy: the policy's current log-probabilities, (B, 1 or G, h, t, D).
+        old_log_prob: the old policy's log-probability of the action, (B, G, h, t).
+        action: sampled depth, int64 (B, G, h, t).
+        advantage_BG: advantage of all actions of a sample.
         log_reference: the reference policy's log-probabilities, broadcastable to `log_policy`.
         clip: epsilon.
         beta: weight of KL(policy || reference).
-        weight: of each decision, broadcastable to (B, G, h, t); padding's decisions weigh nothing.
-        share_BG: of each sample in its group, summing to one over G; all alike, if not given.
+        weight: weight of each action, broadcastable to (B, G, h, t); 0 for padding.
+        share_BG: weight of each sample in its group, summing to one over G; None for equal weights.
     """
     weight = torch.ones_like(old_log_prob) if weight is None else weight.expand_as(old_log_prob)
     log_policy = log_policy.expand(*action.shape, -1)
@@ -135,40 +126,25 @@ def grpo_loss(
     )
 
 
-@dataclass(frozen=True)
-class LayerTerms:
-    """What one side's texts and one MAW layer add to the routers' loss, all 0-dimensional.
-
-    Attributes:
-        grpo: loss, KL and clipping.
-        penalty: of `collapse_penalty`.
-        entropy: of the policy, in nats; without gradient.
-    """
-
-    grpo: PolicyLoss
-    penalty: Tensor
-    entropy: Tensor
-
-
-def _mean(sides: Sequence[Sequence[LayerTerms]], value: Callable[[LayerTerms], Tensor]) -> Tensor:
-    """The mean of a value over all layers of some sides."""
-    return torch.stack([value(term) for terms in sides for term in terms]).mean()
+def _mean(sides: Sequence[Sequence[dict[str, Tensor]]], name: str) -> Tensor:
+    """The mean of a term over all layers of some sides."""
+    return torch.stack([terms[name] for layers in sides for terms in layers]).mean()
 
 
 def _sample_mean(value: Tensor, weight: Tensor, share_BG: Tensor | None = None) -> Tensor:
-    """Mean over the decisions of each sample, then over samples, so that long texts count no more than short ones."""
+    """Mean over the actions of each sample, then over samples, so that texts count alike whatever their length."""
     mean_BG = (value * weight).sum((2, 3)) / weight.sum((2, 3))
     return mean_BG.mean() if share_BG is None else (mean_BG * share_BG).sum(1).mean()
 
 
 def collapse_penalty(log_policy: Tensor, weight: Tensor, *, balance: float, entropy_floor: float) -> Tensor:
-    """What is added to a router's loss to keep its depths in use, 0-dimensional.
+    """Penalty against unused depths, added to a router's loss, 0-dimensional.
 
     Args:
         log_policy: (B, 1 or G, h, t, D).
-        weight: of each decision, broadcastable to (B, 1 or G, h, t).
-        balance: times KL of the mean policy of each head over the batch from uniform.
-        entropy_floor: the entropy, in nats, below which a policy's distance from it is added.
+        weight: weight of each action, broadcastable to (B, 1 or G, h, t).
+        balance: weight of KL(mean policy of each head over the batch || uniform).
+        entropy_floor: entropy in nats; the penalty includes the amount by which a policy's entropy is below it.
     """
     policy = log_policy.exp()
     weight = weight[:, : log_policy.shape[1]].expand(log_policy.shape[:-1])[..., None]
@@ -180,7 +156,7 @@ def collapse_penalty(log_policy: Tensor, weight: Tensor, *, balance: float, entr
 
 
 class GRPOLearner(RouterLearner):
-    """Trains `grpo` routers on the reward of their own picks.
+    """Trains `grpo` routers on the rewards of their sampled depths.
 
     Args: as `RouterLearner`.
     """
@@ -204,45 +180,35 @@ class GRPOLearner(RouterLearner):
         step: int,
         bank_KC: Tensor | None = None,
     ) -> tuple[Rollout, Rollout, dict[str, Tensor]]:
-        """Samples, rewards and updates the routers; the rollouts are then the encoder's to use.
+        """Samples depths, computes their rewards and updates the routers.
 
         Returns:
-            The queries' rollout, the positives', and statistics (0-dimensional tensors): of both together, and with
-            "query_" and "document_" before the name of each.
+            The queries' rollout and the positives' rollout, for the encoder's update; and statistics (0-dimensional
+            tensors): means of both sides, and those of each side with the prefix "query_" or "document_".
         """
         config = self.config
         index = to_device(torch.from_numpy(batch.queries), batch.candidate_mask.device)
         samples = 1 if self.tries_all else config.grpo_group_size
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
-        picks = [{"keys": each} for each in keys]
-        if self.tries_all:
-            picks = [{"depths": self.every_depth(each, len(index))} for each in (queries, passages)]
-        rollouts = try_routings(
-            self.engine,
-            queries,
-            passages,
-            batch,
-            temperature=self.temperature,
-            reward=config.reward,
-            query_picks=picks[0],
-            passage_picks=picks[1],
-            bank_KC=bank_KC,
-        )
+        rollouts = self._rollouts(queries, passages, batch, bank_KC, None if self.tries_all else keys)
         with torch.no_grad():
             for rollout, key_BG in zip(rollouts, keys, strict=True):
                 self._remember(rollout, key_BG)
         statistics = self._update(rollouts)
-        self._follow()
+        if config.grpo_reference == "slow":
+            with torch.no_grad():
+                for slow, fast in zip(self.reference.parameters(), self.routers.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - config.grpo_reference_decay)
         return *rollouts, statistics
 
     @property
     def tries_all(self) -> bool:
-        """Whether a group is every depth once."""
+        """Whether a group holds every depth once."""
         return group_is_exact(self.config, len(self.routers))
 
     def _remember(self, rollout: Rollout, key_BG: Tensor) -> None:
-        """Keeps what the policy thinks of the picks before it changes, and which one it drew."""
-        policies = self._log_policies(rollout)
+        """Adds the old policy's log-probabilities and, if a group holds every depth, the depth that it draws."""
+        policies = self.engine({"states": rollout.states}, mode="policy")
         rollout.old_log_prob = [
             p.expand(*a.shape, -1).gather(-1, a[..., None]).squeeze(-1)
             for p, a in zip(policies, rollout.depths, strict=True)
@@ -253,32 +219,22 @@ class GRPOLearner(RouterLearner):
             noise = uniform_noise(key_BG, 0, 1, 1, log_share_BD.shape[1])[:, 0, 0, 0]
             rollout.drawn_B = gumbel_argmax(log_share_BD, noise)
 
-    def _log_policies(self, rollout: Rollout) -> list[Tensor]:
-        return self.engine({"states": rollout.states}, mode="policy")
-
     def _update(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
-        """Replays the rollouts; only the routers have gradients here, since their states are detached."""
-        advantages = [
-            group_advantages(rollout.reward_BG)
-            if rollout.share_BG is None
-            else expected_advantages(rollout.reward_BG, rollout.share_BG)
-            for rollout in rollouts
-        ]
+        """Updates the routers from the rollouts; the states are detached, so only routers get gradients."""
+        advantages = [group_advantages(rollout.reward_BG, rollout.share_BG) for rollout in rollouts]
         rewards = torch.cat([rollout.reward_BG for rollout in rollouts])
         for _ in range(self.config.grpo_inner_epochs):
             sides = [self._terms(rollout, each) for rollout, (each, _) in zip(rollouts, advantages, strict=True)]
-            loss = _mean(sides, lambda term: term.grpo.loss) + _mean(sides, lambda term: term.penalty)
+            loss = _mean(sides, "loss") + _mean(sides, "penalty")
             self._step(loss, rewards)
         by_side = [
-            {
-                "kl": _mean([terms], lambda term: term.grpo.kl),
-                "clip_fraction": _mean([terms], lambda term: term.grpo.clip_fraction),
-                "policy_entropy": _mean([terms], lambda term: term.entropy),
+            {name: _mean([layers], name) for name in ("kl", "clip_fraction", "policy_entropy")}
+            | {
                 "reward_mean": rollout.reward_BG.mean(),
                 "reward_std": rollout.reward_BG.std(1).mean(),
                 "zero_variance_share": 1 - varied.float().mean(),
             }
-            for terms, rollout, (_, varied) in zip(sides, rollouts, advantages, strict=True)
+            for layers, rollout, (_, varied) in zip(sides, rollouts, advantages, strict=True)
         ]
         both = {name: torch.stack([each[name] for each in by_side]).mean() for name in by_side[0]}
         apart = {
@@ -286,12 +242,12 @@ class GRPOLearner(RouterLearner):
         }
         return {"router_loss": loss.detach()} | both | apart
 
-    def _terms(self, rollout: Rollout, advantage: Tensor) -> list[LayerTerms]:
-        """What each MAW layer adds to the routers' loss, bottom first."""
+    def _terms(self, rollout: Rollout, advantage: Tensor) -> list[dict[str, Tensor]]:
+        """Terms of the routers' loss, and statistics without gradient, of each MAW layer; all 0-dimensional."""
         found = []
-        for layer, log_policy in enumerate(self._log_policies(rollout)):
+        for layer, log_policy in enumerate(self.engine({"states": rollout.states}, mode="policy")):
             weight = rollout.weight(layer)
-            loss = grpo_loss(
+            grpo = grpo_loss(
                 log_policy,
                 rollout.old_log_prob[layer],
                 rollout.depths[layer],
@@ -309,19 +265,14 @@ class GRPOLearner(RouterLearner):
                 entropy_floor=self.config.router_entropy_floor,
             )
             entropy = -(log_policy.exp() * log_policy).sum(-1).detach()
-            found.append(LayerTerms(loss, penalty, _sample_mean(entropy.expand_as(weight), weight)))
+            entropy = _sample_mean(entropy.expand_as(weight), weight)
+            found.append(vars(grpo) | {"penalty": penalty, "policy_entropy": entropy})
         return found
 
     @torch.no_grad()
     def _log_reference(self, rollout: Rollout, layer: int) -> Tensor:
+        """The reference policy's log-probabilities in one layer."""
         if self.config.grpo_reference == "uniform":
-            depths = self.routers[layer].depths
-            return -torch.full((), float(depths), device=rollout.reward_BG.device).log()
+            num_depths = self.routers[layer].num_depths
+            return -torch.full((), float(num_depths), device=rollout.reward_BG.device).log()
         return self.reference[layer].logits(rollout.states[layer]).log_softmax(-1)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Moves a slow reference a little towards the routers."""
-        if self.config.grpo_reference == "slow":
-            for slow, fast in zip(self.reference.parameters(), self.routers.parameters(), strict=True):
-                slow.lerp_(fast, 1 - self.config.grpo_reference_decay)

@@ -1,8 +1,11 @@
-"""What GRPO and supervised routing share: an optimizer of the routers alone, and its guard against NaN.
+"""Base of GRPO and supervised routing: rollouts, and an optimizer of the routers with a guard against NaN.
 
-The guard stays on the device. An update that is not finite leaves the routers as they were, and so do all after it;
-what was wrong is kept, and `check` says it when the training looks (`maw.training.trainer`): once for each step of the
-encoder's optimizer, together with its own loss, so that a GPU is waited for at no other point of a step.
+The guard runs on the device. After an update that is not finite the routers stay as they were before it. `check`
+reports it when the trainer reads the values (`maw.training.trainer`), once for each step of the encoder's optimizer,
+together with the encoder's loss, so that a step waits for the GPU only once.
+
+Letters: B texts, G samples, D depths, K passages in the bank, C embedding size; h is 1 or H and t is 1 or T, as the
+router decides.
 """
 
 from __future__ import annotations
@@ -16,18 +19,18 @@ from torch import Tensor, nn
 from maw.attention.routers import same_depth
 from maw.config.tier1_config import Tier1Config
 from maw.errors import NotFiniteError
+from maw.training.contrastive import Batch
+from maw.training.router.rollout import Rollout, try_routings
 from maw.training.sharded_batch import average_gradients
 from maw.training.state import State, load_optimizer_state
 
 
 class RouterLearner:
-    """What trains the routers of a MAW encoder apart from the encoder, one batch at a time.
+    """Trains the routers of a MAW encoder, but not the encoder, one batch at a time.
 
     Args:
-        encoder: MAW encoder.
-        engine: the same, possibly inside a parallel wrapper.
-        config: the settings of routers and rewards.
-        temperature: of the similarity.
+        engine: the same encoder, possibly inside a parallel wrapper.
+        temperature: temperature of the similarity.
     """
 
     def __init__(self, encoder: nn.Module, engine: nn.Module, config: Tier1Config, temperature: float):
@@ -35,23 +38,23 @@ class RouterLearner:
         self.routers = nn.ModuleList(layer.router for layer in encoder.maw_attention)
         self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=config.router_learning_rate, weight_decay=0.0)
         self.watched = torch.zeros(3, device=next(self.routers.parameters()).device)
-        """Loss, gradient norm and largest reward of the last update, or of the first that was not finite."""
+        """Loss, gradient norm and largest reward of the last update, or of the first update that was not finite."""
 
     def state_dict(self) -> State:
-        """What the learner carries from one step to the next, but the routers' weights.
+        """The learner's state between steps, without the routers' weights.
 
         Raises:
-            NotFiniteError: as `check`; nothing is to be saved then.
+            NotFiniteError: as `check`.
         """
         self.check(self.watched.tolist())
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Takes back what `state_dict` gave."""
+        """Loads what `state_dict` returned."""
         load_optimizer_state(self.optimizer, state["optimizer"])
 
     def check(self, watched: Sequence[float]) -> None:
-        """Looks at what was `watched`, once it is on the host.
+        """Checks the values of `self.watched`, copied to the host.
 
         Raises:
             NotFiniteError: a reward, the loss or its gradient was not finite; the routers were not changed by it.
@@ -64,9 +67,9 @@ class RouterLearner:
             )
 
     def _step(self, loss: Tensor, rewards: Tensor) -> None:
-        """One update of the routers, unless there is something in it, or was before, that is not finite.
+        """Updates the routers, unless this update or an earlier one is not finite.
 
-        A reward that is not would not show in the loss: its group would count as one without variance.
+        Rewards are checked too: the loss hides a reward that is not finite, as a group without variance.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -82,8 +85,29 @@ class RouterLearner:
             for each, old in zip(updated, before, strict=True):
                 each.copy_(torch.where(finite, each, old))
 
-    def every_depth(self, inputs: Mapping[str, Tensor], size: int) -> list[Tensor]:
-        """Picks that put sample d of each of `size` texts at depth d, everywhere: for each layer (size, D, h, t)."""
-        mask = inputs["attention_mask"]
-        depths_D = torch.arange(self.routers[0].depths, device=mask.device)
-        return same_depth(self.routers, depths_D, size, mask.shape[1])
+    def _rollouts(
+        self,
+        queries: Mapping[str, Tensor],
+        passages: Mapping[str, Tensor],
+        batch: Batch,
+        bank_KC: Tensor | None,
+        keys: Sequence[Tensor] | None = None,
+    ) -> tuple[Rollout, Rollout]:
+        """Rollouts of queries and positives: with noise keys of both, sampled depths; without, every depth once."""
+        masks = [inputs["attention_mask"] for inputs in (queries, passages)]
+        if keys is None:
+            size, depths_D = len(batch.queries), torch.arange(self.routers[0].num_depths, device=masks[0].device)
+            options = [{"depths": same_depth(self.routers, depths_D, size, mask.shape[1])} for mask in masks]
+        else:
+            options = [{"keys": each} for each in keys]
+        return try_routings(
+            self.engine,
+            queries,
+            passages,
+            batch,
+            temperature=self.temperature,
+            reward=self.config.reward,
+            query_options=options[0],
+            passage_options=options[1],
+            bank_KC=bank_KC,
+        )

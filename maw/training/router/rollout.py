@@ -1,7 +1,7 @@
-"""What came of the routings that a batch tried: each text at several depths, and how well its pair then did.
+"""Rollouts of router training: sampled depths of each text, and their rewards.
 
-Letters: B texts, G samples, P passages, K passages in the bank, C embedding size; h is 1 or H and t is 1 or T by
-routing.
+Letters: B texts, G samples, P passages, K passages in the bank, C embedding size, F features of a router's state; h is
+1 or H and t is 1 or T, as the router decides.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 
 from maw.evaluation.reward import task_reward
 from maw.models.cpu_kernels import packed_weights
+from maw.models.encode import evaluating
 from maw.training.contrastive import Batch
 
 
 @dataclass
 class Rollout:
-    """The routings that one side of a batch, queries or positives, tried; one entry of each list per MAW layer.
+    """Samples of one side of a batch, queries or positives; lists have one entry for each MAW layer.
 
     Args:
-        depths: picks, (B, G, h, t).
-        states: what the routers saw, (B, 1 or G, h, t, F).
-        reward_BG: what came of it.
+        depths: int64 depths, (B, G, h, t).
+        states: the routers' states, (B, 1 or G, h, t, F).
+        reward_BG: reward of each sample.
         padding_BT: 1 for a token, 0 for padding.
         embedding_BC: the side's embeddings at greedy depths.
-        old_log_prob: of each pick when it was made, (B, G, h, t).
-        share_BG: the old policy's probability of each sample where a group is every depth; None for samples, which
-            all count alike.
-        drawn_B: the sample of each text that the policy drew; None where it drew every one, the first included.
+        old_log_prob: the old policy's log-probability of each depth, (B, G, h, t).
+        share_BG: the old policy's probability of each sample if a group holds every depth; else None.
+        drawn_B: index of the sample that the policy drew if a group holds every depth; else None.
     """
 
     depths: list[Tensor]
@@ -43,7 +43,7 @@ class Rollout:
     drawn_B: Tensor | None = None
 
     def weight(self, layer: int) -> Tensor:
-        """Of each decision: padding counts nothing where tokens are routed."""
+        """Weight of each action, (B, G, h, t): 0 for padding if tokens are routed, else 1."""
         depths = self.depths[layer]
         if depths.shape[-1] == 1:
             return torch.ones_like(depths, dtype=torch.float32)
@@ -58,28 +58,26 @@ def try_routings(
     *,
     temperature: float,
     reward: str,
-    query_picks: Mapping[str, object],
-    passage_picks: Mapping[str, object],
+    query_options: Mapping[str, object],
+    passage_options: Mapping[str, object],
     bank_KC: Tensor | None = None,
 ) -> tuple[Rollout, Rollout]:
-    """Rewards of many routings: of each query against greedy passages, and of each positive against greedy queries.
+    """Rewards of samples of each query against greedy passages, and of each positive against greedy queries.
 
     Args:
-        engine: MAW encoder, or a parallel wrapper of one; put in evaluation mode for the while.
+        engine: MAW encoder, or a parallel wrapper of one; it runs in evaluation mode.
         queries: encoder inputs of the B queries.
         passages: encoder inputs of the P passages, the B positives first.
-        query_picks: `keys` or `depths` of the encoder's "group" mode, for the queries.
-        passage_picks: the same for the positives.
-        bank_KC: embeddings of passages of earlier batches, further candidates.
+        query_options: `keys` or `depths` of the encoder's "group" mode, for the queries.
+        passage_options: the same for the positives.
+        bank_KC: embeddings of earlier batches' passages, as further candidates.
     """
-    was_training = engine.training
-    engine.eval()
     size = len(batch.queries)
     positives = {name: each[:size] for name, each in passages.items()}
-    with torch.no_grad(), packed_weights():
+    with evaluating(engine), torch.no_grad(), packed_weights():
         query_BC, passage_PC = engine(queries)["embedding"], engine(passages)["embedding"]
-        query_group = engine(queries, mode="group", **query_picks)
-        positive_group = engine(positives, mode="group", **passage_picks)
+        query_group = engine(queries, mode="group", **query_options)
+        positive_group = engine(positives, mode="group", **passage_options)
         others = batch.candidate_mask.clone()
         others[:, :size].fill_diagonal_(False)
         if bank_KC is not None and len(bank_KC):
@@ -93,7 +91,6 @@ def try_routings(
         score_BP = (query_BC @ passage_PC.T / temperature).masked_fill(~others, -torch.inf)
         positive_BG = torch.einsum("bc,bgc->bg", query_BC, positive_group["embedding"]) / temperature
         passage_reward = task_reward(reward, positive_BG, score_BP[:, None])
-    engine.train(was_training)
     sides = (
         (query_group, query_reward, queries, query_BC),
         (positive_group, passage_reward, positives, passage_PC[:size]),
