@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose more by 
 import pytest
 import torch
 
+from maw.attention.architectures import ARCHITECTURES
+
 WORDS = [
     "a",
     "the",
@@ -57,36 +59,35 @@ WORDS = [
     "not",
 ]
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "modernbert", "qwen3")
-"""Model types of which `tiny_config` has one; CamemBERT is RoBERTa under another name."""
+FAMILIES = tuple(model_type for model_type in ARCHITECTURES if model_type != "camembert")
+"""Model types that are tested; CamemBERT is RoBERTa under another name."""
 
-TINY = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+SETTINGS_OF = {
+    "roberta": {"type_vocab_size": 1},
+    "xlm-roberta": {"type_vocab_size": 1},
+    "electra": {"embedding_size": 12},
+    "distilbert": {"hidden_dim": 24},
+    "modernbert": {
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 8, "eos_token_id": 3},
+}
+"""What a tiny model of a type needs beside its sizes; most types need nothing."""
 
 
 def tiny_config(model_type: str):
     """The configuration of a tiny random encoder: 3 layers, 2 heads of 8, hidden size 16."""
-    import transformers as tf
+    from transformers import AutoConfig
 
-    size = {"vocab_size": len(WORDS) + 5, "pad_token_id": 0}
-    common = size | {"max_position_embeddings": 66}
-    return {
-        "bert": lambda: tf.BertConfig(**TINY, **common),
-        "roberta": lambda: tf.RobertaConfig(**TINY, **common, type_vocab_size=1),
-        "xlm-roberta": lambda: tf.XLMRobertaConfig(**TINY, **common, type_vocab_size=1),
-        "qwen3": lambda: tf.Qwen3Config(**TINY, **common, num_key_value_heads=1, head_dim=8, eos_token_id=3),
-        "electra": lambda: tf.ElectraConfig(**TINY, **common, embedding_size=12),
-        "distilbert": lambda: tf.DistilBertConfig(dim=16, n_layers=3, n_heads=2, hidden_dim=24, **common),
-        "modernbert": lambda: tf.ModernBertConfig(
-            **TINY,
-            **common,
-            local_attention=8,
-            global_attn_every_n_layers=2,
-            cls_token_id=2,
-            sep_token_id=3,
-            bos_token_id=2,
-            eos_token_id=3,
-        ),
-    }[model_type]()
+    sizes = {"num_layers": 3, "num_heads": 2, "hidden_dim": 16}
+    settings = {name: sizes[field] for field, name in ARCHITECTURES[model_type].sizes.items()}
+    settings |= {"intermediate_size": 24, "vocab_size": len(WORDS) + 5, "max_position_embeddings": 66}
+    return AutoConfig.for_model(model_type, pad_token_id=0, **settings | SETTINGS_OF.get(model_type, {}))
 
 
 def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: str = "mean") -> Path:

@@ -23,7 +23,8 @@ HEAVY = (
 )  # fmt: skip
 LIGHT = (
     "errors", "config.tier1_config", "models.pretrained", "cli.flags", "experiment.run_state", "runtime.console",
-    "runtime.trackers", "cli.commands", "cli.completion",
+    "runtime.trackers", "cli.commands", "cli.completion", "data.dataset_table",
+    "attention.architectures",
 )  # fmt: skip
 NAMES = [
     "Tier1Config", "run_complete_benchmark", "train_retriever", "evaluate_retriever", "BaselineRetriever",

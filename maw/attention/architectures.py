@@ -1,37 +1,47 @@
 """Adapters of encoder families: each states where a Hugging Face encoder keeps its layers and its attention.
 
 An `Architecture` finds the layers, the attention module of a layer and its projections, and runs the parts around the
-layers (embeddings, masks, final norm). Depth attention, LoRA and the activation cache use it, so a new family needs
-one small class. Adapters call modules and never read their weights, so projections that PEFT has wrapped work too.
+layers (embeddings, masks, final norm). Depth attention, LoRA, the activation cache and the checks of config.json use
+it, so a new family needs one small class. Adapters call modules and never read their weights, so projections that PEFT
+has wrapped work too. Torch and transformers are imported where they are used: a wrong `--model` is refused before they
+load.
 
 Letters: B batch, T tokens, C hidden size, H heads, E head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_bidirectional_sliding_window_mask,
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-)
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from maw.errors import ModelError
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 LayerInputs = Mapping[str, Any]
+
+ARCHITECTURES: dict[str, Architecture] = {}
+"""The adapter of each model type; a class that names model types enters itself."""
 
 
 class Architecture:
-    """BERT and its relatives: post-norm layers, separate query, key and value projections, absolute positions."""
+    """What an adapter says and does, as it is for BERT.
 
-    model_types: ClassVar[tuple[str, ...]] = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+    BERT has post-norm layers, separate query, key and value projections, and absolute positions.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """The `model_type` of each config.json that it adapts."""
+    sizes: ClassVar[Mapping[str, str]] = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "hidden_dim": "hidden_size",
+    }
+    """What a config.json calls the number of layers, the number of heads and the hidden size."""
+    positions_follow_padding: ClassVar[bool] = False
+    """Whether positions are counted from the padding token's id + 1, so that many fewer are left for tokens."""
     attention_path: ClassVar[str] = "attention.self"
     query_value_maps: ClassVar[tuple[str, ...]] = ("attention.self.query", "attention.self.value")
     linear_maps: ClassVar[tuple[str, ...]] = (
@@ -47,15 +57,16 @@ class Architecture:
     causal: ClassVar[bool] = False
     """Whether a token attends only to itself and the tokens before it."""
 
+    def __init_subclass__(cls) -> None:
+        ARCHITECTURES.update(dict.fromkeys(vars(cls).get("model_types", ()), cls()))
+
     def layers(self, backbone: nn.Module) -> nn.ModuleList:
         """The encoder's layers, first to last."""
         return backbone.encoder.layer
 
     def embed(self, backbone: nn.Module, input_ids_BT: Tensor) -> Tensor:
         """Token ids to the hidden states that enter the first layer, (B, T, C)."""
-        hidden_BTC = backbone.embeddings(input_ids=input_ids_BT)
-        project = getattr(backbone, "embeddings_project", None)  # ELECTRA's smaller models embed narrower than C
-        return hidden_BTC if project is None else project(hidden_BTC)
+        return backbone.embeddings(input_ids=input_ids_BT)
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
         """The inputs of each layer besides the hidden states: masks, and rotary tables if the family has them."""
@@ -103,6 +114,8 @@ class Architecture:
 
     def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, inputs: LayerInputs) -> Tensor:
         """The backend's fused attention over (B, H, T, E) states and the module's own output map, (B, T, C)."""
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
         name = attention.config._attn_implementation
         fused = ALL_ATTENTION_FUNCTIONS[name if name in ALL_ATTENTION_FUNCTIONS else "sdpa"]
         options = self._backend_options(attention)
@@ -130,10 +143,34 @@ class Architecture:
         return states_BTC.unflatten(-1, (heads, size)).transpose(1, 2)
 
 
+class BertArchitecture(Architecture):
+    """BERT."""
+
+    model_types = ("bert",)
+
+
+class RobertaArchitecture(Architecture):
+    """RoBERTa, and what is RoBERTa under another name."""
+
+    model_types = ("roberta", "xlm-roberta", "camembert")
+    positions_follow_padding = True
+
+
+class ElectraArchitecture(Architecture):
+    """ELECTRA, whose smaller models embed narrower than C."""
+
+    model_types = ("electra",)
+
+    def embed(self, backbone: nn.Module, input_ids_BT: Tensor) -> Tensor:
+        hidden_BTC = super().embed(backbone, input_ids_BT)
+        return backbone.embeddings_project(hidden_BTC) if hasattr(backbone, "embeddings_project") else hidden_BTC
+
+
 class DistilBertArchitecture(Architecture):
     """DistilBERT: BERT under other names, with the output map inside the attention module."""
 
     model_types = ("distilbert",)
+    sizes: ClassVar[Mapping[str, str]] = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
     attention_path = "attention"
     query_value_maps = ("attention.q_lin", "attention.v_lin")
     linear_maps = (
@@ -192,6 +229,9 @@ class ModernBertArchitecture(RotaryArchitecture):
     linear_maps = ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
+        import torch
+        from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+
         known = {"config": backbone.config, "inputs_embeds": hidden_BTC, "attention_mask": padding_BT}
         known |= {"allow_is_bidirectional_skip": _may_look(padding_BT)}
         positions = torch.arange(hidden_BTC.shape[1], device=hidden_BTC.device).unsqueeze(0)
@@ -248,6 +288,9 @@ class Qwen3Architecture(RotaryArchitecture):
         return backbone.embed_tokens(input_ids_BT)
 
     def layer_inputs(self, backbone: nn.Module, hidden_BTC: Tensor, padding_BT: Tensor) -> list[LayerInputs]:
+        import torch
+        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
         known = {"config": backbone.config, "inputs_embeds": hidden_BTC, "attention_mask": padding_BT}
         known |= {"past_key_values": None, "allow_is_causal_skip": False}
         makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -286,16 +329,10 @@ def _may_look(values: Tensor) -> bool:
 
 def _rotate_half(states: Tensor) -> Tensor:
     """Rotates by a quarter turn; feature i is paired with feature i + E/2 (Su et al. 2021, order of GPT-NeoX)."""
+    import torch
+
     first, second = states.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
-
-
-ARCHITECTURES: Sequence[Architecture] = (
-    Architecture(),
-    DistilBertArchitecture(),
-    ModernBertArchitecture(),
-    Qwen3Architecture(),
-)
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -304,8 +341,7 @@ def architecture_of(model_type: str) -> Architecture:
     Raises:
         ModelError: no adapter knows the type.
     """
-    for architecture in ARCHITECTURES:
-        if model_type in architecture.model_types:
-            return architecture
-    known = ", ".join(sorted(kind for each in ARCHITECTURES for kind in each.model_types))
-    raise ModelError(f"no adapter for model type {model_type!r}; supported: {known}")
+    if model_type not in ARCHITECTURES:
+        supported = ", ".join(sorted(ARCHITECTURES))
+        raise ModelError(f"no adapter for model type {model_type!r}; supported: {supported}")
+    return ARCHITECTURES[model_type]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from maw.attention.noise import gumbel_argmax, uniform_noise
 
 ROUTE_BY = ("sequence", "head", "token")
+ROUTERS: dict[str, type[Router]] = {}
+"""Every router by its name; a class with a name enters itself. `maw.config.tier1_config` has the same names."""
 
 
 @dataclass
@@ -69,6 +72,8 @@ def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
 class Router(nn.Module):
     """Interface of all routers; every MAW layer has one router.
 
+    A subclass says its name, by which what trains it, and in the first line of its docstring what it does.
+
     Args:
         heads: H.
         head_size: E.
@@ -79,8 +84,15 @@ class Router(nn.Module):
         ValueError: unknown `route_by`.
     """
 
-    name = ""
-    trained_by = "nothing"  # "reward", "labels", "loss" or "nothing"
+    name: ClassVar[str] = ""
+    trained_by: ClassVar[str] = "nothing"
+    """A learner of `maw.training.objective.LEARNERS`, "reward" or "labels"; or the encoder's "loss"; or "nothing"."""
+    needs_text_keys: ClassVar[bool] = False
+    """Whether it draws its picks by the hash of a text, and in training by noise keys."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            ROUTERS[cls.name] = cls
 
     def __init__(self, heads: int, head_size: int, depths: int, route_by: str = "sequence"):
         super().__init__()
@@ -202,6 +214,7 @@ class RandomRouter(Router):
     """Uniformly random depths: new ones at every training step; at evaluation a hash of the seed and the text."""
 
     name = "random"
+    needs_text_keys = True
 
     def pick(self, state: Tensor, routing: Routing) -> Tensor:
         keys = routing.text_keys_B1 if routing.keys_BG is None else routing.keys_BG
@@ -235,9 +248,6 @@ def same_depth(routers: Iterable[Router], depths_G: Tensor, batch: int, tokens: 
         positions = tokens if router.route_by == "token" else 1
         found.append(depths_G[None, :, None, None].expand(batch, -1, heads, positions))
     return found
-
-
-ROUTERS = {router.name: router for router in (GRPORouter, SupervisedRouter, SoftRouter, RandomRouter, FixedRouter)}
 
 
 def build_router(

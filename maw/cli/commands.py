@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from maw.config.tier1_config import METHODS
+from maw.config.methods import METHOD_NAMES
 from maw.errors import ConfigError
 
 SHELLS = ("bash", "zsh")
@@ -41,10 +41,10 @@ def _add_part_of_run(parser: argparse.ArgumentParser, dataset: str) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(METHODS)
     parser.add_argument("runs", metavar="RUN", nargs=2, help="log folders (--log-dir) of two runs")
-    parser.add_argument("--method", metavar="NAME", choices=METHODS, help=f"of the first run: {names}; unset: all")
-    parser.add_argument("--against", metavar="NAME", choices=METHODS, help="of the second run; unset: the same")
+    method = f"of the first run: {', '.join(METHOD_NAMES)}; unset: all"
+    parser.add_argument("--method", metavar="NAME", choices=METHOD_NAMES, help=method)
+    parser.add_argument("--against", metavar="NAME", choices=METHOD_NAMES, help="of the second run; unset: the same")
     parser.add_argument("--out", metavar="FILE", help="also write every test as JSON to this file")
 
 

@@ -17,14 +17,20 @@ import shtab
 
 from maw.cli.commands import COMMANDS, parser_of
 from maw.cli.flags import build_parser
+from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
-from maw.config.tier1_config import ALL, METHODS, kinds
-from maw.data.names import BUILT_DATASETS
+from maw.config.tier1_config import ALL, kinds
+from maw.data.dataset_table import DATASETS
 
 PROGRAM, INSTALLED = "tier_1.py", "maw-tier1"
 _FOLDERS = ("cache_dir", "distractors", "log_dir", "model", "out", "resume", "run", "run_dir", "runs")
 _FILES = ("config",)
-_CHOICES = {"datasets": BUILT_DATASETS, "methods": (*METHODS, ALL), "method": METHODS, "preset": tuple(PRESETS)}
+_CHOICES = {
+    "datasets": tuple(DATASETS),
+    "methods": (*METHOD_NAMES, ALL),
+    "method": METHOD_NAMES,
+    "preset": tuple(PRESETS),
+}
 _FUNCTION = "_shtab_tier_1_py"
 
 _BASH = """

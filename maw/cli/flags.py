@@ -22,12 +22,17 @@ from maw import __version__
 from maw.cli import config_file
 from maw.cli.commands import COMMANDS
 from maw.config.fields import Problem, from_text, split_names
+from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS, SECTIONS
 from maw.config.tier1_config import Tier1Config, check_preset, gather, kinds
+from maw.data.dataset_table import DATASETS
 from maw.errors import ConfigError, closest, show, suggestion
 from maw.experiment import run_state
 from maw.experiment.validation import find_problems
 from maw.storage import run_record
+
+_NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
+"""Tables whose names replace {names} in the line under a field."""
 
 
 def parse_command_line(argv: Sequence[str]) -> Tier1Config:
@@ -248,9 +253,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, kind in kinds().items():
         if name in SECTIONS:
             group = parser.add_argument_group(SECTIONS[name])
-        default = defaults[name]
+        default, line = defaults[name], documentation.get(name, "")
+        line = line.replace("{names}", ", ".join(_NAMES.get(name, ())))
         shown = ",".join(default) if isinstance(default, list) else str(default)
-        text = documentation.get(name, "").replace("%", "%%") + ("" if default is None else f" (default: {shown})")
+        text = line.replace("%", "%%") + ("" if default is None else f" (default: {shown})")
         if kind.base is bool:
             group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
             continue

@@ -56,9 +56,8 @@ class _KeptEmbedder(Embedder):
 
     @property
     def _fixed(self) -> bool:
-        encoder = self.model.encoder
-        routers = [each.router.name for each in encoder.maw_attention] if hasattr(encoder, "maw_attention") else []
-        return "random" not in routers  # the cache key does not include the seed of a random router
+        layers = getattr(self.model.encoder, "maw_attention", ())
+        return not any(each.router.needs_text_keys for each in layers)  # the cache key does not include their seed
 
     def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """Caches the embeddings (N, C), but not the depth shares (N, M, D)."""

@@ -6,7 +6,8 @@ of MAW is: that of its parameters (`lora_matched`), of training layers whole (`f
 place of picking (`maw_soft`). They stand before MAW, so that MAW is what is compared with them; `maw_qv`, an ablation
 that is not MAW, stands behind it.
 
-Everything that names, files, configures or orders methods reads this table, so a new arm is one more entry here.
+Everything that names, files, configures or orders methods reads this table, `maw.config.tier1_config` too, so a new
+method is one more entry here. Configurations are of type Any, since their module imports this one.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from maw.config.fields import Range
-from maw.config.tier1_config import Tier1Config, kinds
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Settings = Mapping[str, Any]
+Config = TypeVar("Config", bound="DataclassInstance")
+LARGEST_RANK = 4096
+"""Of LoRA adapters and of depth kernels."""
 
 WHERE = "adapt_maw_layers"
 """A setting that says in which layers a method works and not what it does there, so it tells no two methods apart."""
@@ -45,12 +49,14 @@ class Method:
     """Heads its column in tables."""
     retriever: str
     """What it trains: "baseline" or "maw", see `maw.models.retriever`."""
-    settings: Settings | Callable[[Tier1Config], Settings] = field(default_factory=lambda: MappingProxyType({}))
+    settings: Settings | Callable[[Any], Settings] = field(default_factory=lambda: MappingProxyType({}))
     """The settings that make it what it is, whatever the run's configuration says of them; they may follow from it."""
     learning_rate: float | None = None
     """Default peak learning rate of its layers or adapters, None where it trains nothing."""
+    by_default: bool = False
+    """Whether a run compares it unless `--methods` says otherwise."""
 
-    def configure(self, config: Tier1Config) -> Tier1Config:
+    def configure(self, config: Config) -> Config:
         """The run's configuration as this method uses it."""
         return replace(config, **self._settings(config))
 
@@ -59,17 +65,17 @@ class Method:
         """Whether a method without MAW adapts the MAW layers beside those to fine-tune."""
         return not callable(self.settings) and bool(self.settings.get(WHERE))
 
-    def describes(self, retriever: str, config: Tier1Config) -> int:
+    def describes(self, retriever: str, config: Any) -> int:
         """How many of its settings a retriever of that kind and configuration has; 0 unless it has them all."""
         settings = {name: value for name, value in self._settings(config).items() if name != WHERE}
         same = retriever == self.retriever and all(getattr(config, name) == each for name, each in settings.items())
         return len(settings) if same else 0
 
-    def _settings(self, config: Tier1Config) -> Settings:
+    def _settings(self, config: Any) -> Settings:
         return self.settings(config) if callable(self.settings) else self.settings
 
 
-def static_low_rank(config: Tier1Config) -> Settings:
+def static_low_rank(config: Any) -> Settings:
     """Settings of one low-rank depth that no router picks, of all depth kernels' size together.
 
     With low-rank kernels it has the sum of their ranks. Diagonal kernels have D * C numbers in a layer and a low-rank
@@ -79,12 +85,10 @@ def static_low_rank(config: Tier1Config) -> Settings:
     """
     low_rank = config.depth_kernel == "low_rank"
     total = config.depth_dim * config.kernel_rank if low_rank else (config.depth_dim + 1) // 2
-    allowed = kinds()["kernel_rank"].rule
-    assert isinstance(allowed, Range)
     return {
         "depth_dim": 1,
         "depth_kernel": "low_rank",
-        "kernel_rank": min(total, int(allowed.high)),
+        "kernel_rank": min(total, LARGEST_RANK),
         "depth_values": False,
         "router": "fixed",
         "fixed_depth": 0,
@@ -105,6 +109,7 @@ METHODS: tuple[Method, ...] = (
         label="Zero-shot",
         retriever="baseline",
         settings={"use_lora": False, "train_layers": False},
+        by_default=True,
     ),
     Method(
         name="lora",
@@ -117,6 +122,7 @@ METHODS: tuple[Method, ...] = (
         retriever="baseline",
         settings={"use_lora": True, "train_layers": False, "lora_targets": "query_value", "adapt_maw_layers": False},
         learning_rate=3e-3,
+        by_default=True,
     ),
     Method(
         name="lora_matched",
@@ -201,6 +207,7 @@ METHODS: tuple[Method, ...] = (
         retriever="maw",
         settings={"depth_values": False},
         learning_rate=2e-4,
+        by_default=True,
     ),
     Method(
         name="maw_qv",
@@ -216,7 +223,9 @@ METHODS: tuple[Method, ...] = (
     ),
 )
 
-_BY_NAME = {method.name: method for method in METHODS}
+METHOD_NAMES = tuple(method.name for method in METHODS)
+"""What `--methods` takes, beside `all`."""
+_BY_NAME = dict(zip(METHOD_NAMES, METHODS, strict=True))
 
 
 def find_method(name: str) -> Method:
@@ -224,12 +233,12 @@ def find_method(name: str) -> Method:
     return _BY_NAME[name]
 
 
-def trained_methods(config: Tier1Config) -> list[str]:
+def trained_methods(config: Any) -> list[str]:
     """The names of a run's methods that are trained, in the order of `config.methods`."""
     return [name for name in config.methods if name in _BY_NAME and _BY_NAME[name].trained]
 
 
-def method_of(retriever: str, config: Tier1Config) -> Method:
+def method_of(retriever: str, config: Any) -> Method:
     """The method whose model that is, however it was made: of those that describe it, the one that says most.
 
     Args:

@@ -19,25 +19,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from maw.config.fields import Kind, Layers, Pattern, Problem, Range, check, check_all, kinds_of
+from maw.config.methods import LARGEST_RANK, METHOD_NAMES, METHODS
 from maw.config.presets import PRESETS
 from maw.errors import ConfigError
 
-METHODS = (
-    "zero_shot",
-    "lora",
-    "lora_matched",
-    "full",
-    "full_lowrank",
-    "maw_fixed",
-    "maw_random",
-    "maw_soft",
-    "maw",
-    "maw_qv",
-)
-DEFAULT_METHODS = ("zero_shot", "lora", "maw")
 ALL = "all"
-PUBLIC_DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")
-OTHER_DATASETS = ("trec_dl_2019", "trec_dl_2020", "pystdlib")
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 """Allowed names of datasets and of their test qrels."""
@@ -90,10 +76,10 @@ class Tier1Config:
     max_document_length: Annotated[int, Range(3, 65_536)] | None = None
     """Most tokens of a passage, special tokens included; unset: the model's limit."""
 
-    datasets: list[str] = field(default_factory=lambda: list(PUBLIC_DATASETS))
-    """Datasets to run: msmarco, nq, hotpotqa, triviaqa, trec_dl_2019, trec_dl_2020, pystdlib, or beir:DIR[@NAME]."""
-    methods: list[str] = field(default_factory=lambda: list(DEFAULT_METHODS))
-    """Methods to run: zero_shot, lora, maw; lora_matched, full, full_lowrank, maw_{fixed,random,soft,qv}; or all."""
+    datasets: list[str] = field(default_factory=lambda: ["msmarco", "nq", "hotpotqa", "triviaqa"])
+    """Datasets to run: {names}, or beir:DIR[@NAME]."""
+    methods: list[str] = field(default_factory=lambda: [method.name for method in METHODS if method.by_default])
+    """Methods to run: {names}; or all."""
     train_samples: Count = 2000
     """Training queries sampled per dataset."""
     val_samples: Count = 500
@@ -164,7 +150,7 @@ class Tier1Config:
 
     use_lora: bool = False
     """Give a BaselineRetriever LoRA adapters (for Python; the lora method of a run sets it)."""
-    lora_rank: Annotated[int, Range(1, 4096)] = 8
+    lora_rank: Annotated[int, Range(1, LARGEST_RANK)] = 8
     """Rank of the LoRA adapters."""
     lora_alpha: Annotated[int, Range(1, 65_536)] = 16
     """LoRA scale: the adapters' output is multiplied by alpha / rank."""
@@ -183,7 +169,7 @@ class Tier1Config:
     """Number of depths of a MAW layer."""
     depth_kernel: Literal["diagonal", "low_rank"] = "diagonal"
     """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
-    kernel_rank: Annotated[int, Range(1, 4096)] = 4
+    kernel_rank: Annotated[int, Range(1, LARGEST_RANK)] = 4
     """Rank of each low_rank depth kernel."""
     kernel_init_std: Share | None = None
     """Standard deviation of the initial noise of diagonal depths; unset: 0.02, or 0 for a start from clusters."""
@@ -375,7 +361,7 @@ def _check_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Probl
     methods = good.get("methods", [])
     if ALL in methods:
         named = [name for name in methods if name != ALL]
-        good["methods"] = named + [name for name in METHODS if name not in named]
+        good["methods"] = named + [name for name in METHOD_NAMES if name not in named]
     return good, problems
 
 
@@ -421,9 +407,9 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.seed + config.seeds > 2**32:
         text = f"seed {config.seed} and the {config.seeds - 1} after it must be below 2**32"
         found.append(Problem("seeds", text, ("seed",)))
-    unknown = [name for name in config.methods if name not in METHODS]
+    unknown = [name for name in config.methods if name not in METHOD_NAMES]
     if unknown:
-        kind = Kind(str, optional=False, choices=(*METHODS, ALL))
+        kind = Kind(str, optional=False, choices=(*METHOD_NAMES, ALL))
         problems = [wrong for name in unknown if (wrong := check(kind, name)[1])]
         found.append(Problem("methods", "; ".join(problems)))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]

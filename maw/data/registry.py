@@ -4,20 +4,20 @@
     python tier_1.py --datasets pystdlib
     python tier_1.py --datasets beir:path/to/folder
 
-A dataset is one small module with a loader; `LOADERS` is the list of them. `needs_of` says what one needs beforehand.
+`maw.data.dataset_table` lists the datasets. `needs_of` says what one needs beforehand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import sample_corpora
-from maw.data.datasets import beir, hotpotqa, msmarco, nq, pystdlib, triviaqa
+from maw.data.dataset_table import BEIR, DATASETS
+from maw.data.datasets import beir
 from maw.data.download.needs import Needs
 from maw.data.download.published import refuse_without_network
 from maw.data.folds import Folds, make_folds
@@ -39,29 +39,10 @@ __all__ = [
     "needs_of",
 ]
 
-LOADERS: dict[str, Callable[[Tier1Config], Collection]] = {
-    "msmarco": msmarco.load,
-    "nq": nq.load,
-    "hotpotqa": hotpotqa.load,
-    "triviaqa": triviaqa.load,
-    "trec_dl_2019": partial(msmarco.load, name="trec_dl_2019"),
-    "trec_dl_2020": partial(msmarco.load, name="trec_dl_2020"),
-    "pystdlib": pystdlib.load,
-}
-NEEDS: dict[str, Callable[[Tier1Config], Needs]] = {
-    "msmarco": msmarco.needs,
-    "nq": nq.needs,
-    "hotpotqa": hotpotqa.needs,
-    "triviaqa": triviaqa.needs,
-    "trec_dl_2019": partial(msmarco.needs, name="trec_dl_2019"),
-    "trec_dl_2020": partial(msmarco.needs, name="trec_dl_2020"),
-}
-BEIR_PREFIX = "beir:"
-
 
 def dataset_names() -> tuple[str, ...]:
     """The names that `load_collection` takes; "beir:DIR" stands for any folder in BEIR layout."""
-    return (*LOADERS, f"{BEIR_PREFIX}DIR")
+    return (*DATASETS, f"{BEIR}DIR")
 
 
 def load_collection(name: str, config: Tier1Config) -> Collection:
@@ -97,10 +78,10 @@ def load_folds(name: str, config: Tier1Config) -> Folds:
 def _loaded(name: str, config: Tier1Config) -> Collection:
     """A dataset whose queries are drawn, none of them in two splits, over its whole corpora."""
     _check_name(name)
-    if name.startswith(BEIR_PREFIX):
-        collection = beir.load(name.removeprefix(BEIR_PREFIX), config)
+    if name.startswith(BEIR):
+        collection = beir.load(name.removeprefix(BEIR), config)
     else:
-        collection = LOADERS[name](config)
+        collection = DATASETS[name].module.load(config, DATASETS[name])
     check_disjoint(collection.train, collection.validation, collection.test, collection=collection.name)
     return collection
 
@@ -115,7 +96,10 @@ def needs_of(name: str, config: Tier1Config) -> Needs:
         DataError: no such dataset.
     """
     _check_name(name)
-    return NEEDS[name](config) if name in NEEDS else Needs(name)
+    dataset = DATASETS.get(name)
+    if dataset is None or not hasattr(dataset.module, "needs"):
+        return Needs(name)
+    return dataset.module.needs(config, dataset)
 
 
 def check_sources(names: Iterable[str], config: Tier1Config) -> None:
@@ -130,8 +114,8 @@ def check_sources(names: Iterable[str], config: Tier1Config) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not name.startswith(BEIR_PREFIX) and name not in LOADERS:
+    if not name.startswith(BEIR) and name not in DATASETS:
         raise DataError(
-            f"there is no dataset {show(name)}{suggestion(name, LOADERS)}; "
-            f"this version has {', '.join(LOADERS)} and {BEIR_PREFIX}DIR, a folder in BEIR layout"
+            f"there is no dataset {show(name)}{suggestion(name, DATASETS)}; "
+            f"this version has {', '.join(DATASETS)} and {BEIR}DIR, a folder in BEIR layout"
         )

@@ -19,12 +19,13 @@ import torch
 from maw.config.methods import Method, find_method, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
+from maw.data.dataset_table import source_of
 from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.metrics import EvaluationResult, bpref_warning, cutoff_warning
 from maw.evaluation.query_examples import Examples
 from maw.evaluation.routing.attention_example import write_examples
 from maw.experiment.aggregate import MethodResult
-from maw.models.pretrained import ModelSpec, source_of, trained_layers, weights_sha256
+from maw.models.pretrained import ModelSpec, trained_layers, weights_sha256
 from maw.models.retriever import load_tokenizer
 from maw.models.tokenized import TextSource
 from maw.report.tables import comparisons

@@ -18,8 +18,8 @@ import torch
 from maw.config.methods import find_method, in_order, trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection
+from maw.data.dataset_table import results_name
 from maw.data.folds import Folds, with_fold_facts
-from maw.data.names import results_name
 from maw.data.registry import load_collection, load_folds
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import ConfigError, DataError

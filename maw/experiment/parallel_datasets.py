@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from maw.config.tier1_config import Tier1Config
-from maw.data.names import results_name
+from maw.data.dataset_table import results_name
 from maw.errors import ConfigError, MAWError
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.run_state import RunState

@@ -18,7 +18,7 @@ from typing import Any
 from maw.config.methods import METHODS, find_method
 from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
 from maw.data.corpus import Corpus
-from maw.data.names import results_name
+from maw.data.dataset_table import results_name
 from maw.data.registry import load_collection, load_folds
 from maw.errors import ConfigError, MAWError, show, suggestion
 from maw.experiment.arm import Arm

@@ -20,20 +20,12 @@ from maw.config.tier1_config import (
     gather,
     is_folder,
 )
-from maw.data.names import BEIR, BUILT_DATASETS, results_name
+from maw.data.dataset_table import BEIR, DATASETS, results_name
 from maw.errors import ConfigError, ModelError, reason, show, suggestion
 from maw.models.model_files import NotCachedError
 from maw.models.pretrained import ModelSpec, disagreements, read_spec
 from maw.runtime import distributed
 from maw.runtime.trackers import PACKAGES
-
-NO_FOLDS = {
-    "trec_dl_2019": "it is tested on graded judgements in depth, and trained on one judged passage a query",
-    "trec_dl_2020": "it is tested on graded judgements in depth, and trained on one judged passage a query",
-    "nq": "its training questions have DPR's passages and judgements, its test questions BEIR's",
-    "triviaqa": "its training questions have hard negatives of DPR's choice, its test questions have none",
-}
-"""Why the queries of a dataset cannot be pooled: they are judged, or would be trained on, in different ways."""
 
 
 def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
@@ -93,9 +85,10 @@ def find_problems(
 
 
 def _fold_problems(config: Tier1Config) -> list[Problem]:
-    names = [name for name in config.datasets if name in NO_FOLDS] if config.folds else []
+    named = [DATASETS[name] for name in config.datasets if name in DATASETS] if config.folds else []
+    whole = [each for each in named if each.no_folds]
     texts = [
-        f"{name} cannot be divided into folds: {NO_FOLDS[name]}; leave it out, or set folds to 0" for name in names
+        f"{each.name} cannot be divided into folds: {each.no_folds}; leave it out, or set folds to 0" for each in whole
     ]
     return [Problem("folds", text, ("datasets",)) for text in texts]
 
@@ -131,13 +124,13 @@ def _dataset_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _dataset_problem(name: str) -> str | None:
-    if name in BUILT_DATASETS:
+    if name in DATASETS:
         return None
     if not name.startswith(BEIR):
-        known = ", ".join(BUILT_DATASETS)
+        known = ", ".join(DATASETS)
         if is_folder(name):
             return f"unknown dataset {show(name)}; for the folder in BEIR layout write {BEIR}{name}"
-        return f"unknown dataset {show(name)}{suggestion(name, BUILT_DATASETS)}; there are {known} and beir:DIR"
+        return f"unknown dataset {show(name)}{suggestion(name, DATASETS)}; there are {known} and beir:DIR"
     if name == BEIR:
         return "beir: needs a folder, as in beir:path/to/scifact"
     folder, judgements = beir_parts(name.removeprefix(BEIR))

@@ -28,6 +28,7 @@ from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.depth_kernels import LowRankKernels
 from maw.attention.install import build_depth_attention
 from maw.attention.layer import MAWAttentionLayer
+from maw.attention.routers import ROUTERS
 from maw.config.fields import Layers, Problem
 from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, gather
@@ -190,8 +191,9 @@ def _checked(settings: Mapping[str, Any]) -> Tier1Config:
     """The arguments as a configuration, checked by the configuration's rules."""
     start = {"router_start": "uniform"}  # clusters are found by the trainer, which has texts
     config, problems = gather(start | {_FIELD_OF.get(name, name): each for name, each in settings.items()})
-    if config.router == "random":  # it needs a hash of the text's tokens, which a layer does not have
-        problems.append(Problem("router", "random is a control of the benchmark and needs its texts; use fixed"))
+    if ROUTERS[config.router].needs_text_keys:  # it needs a hash of the text's tokens, which a layer does not have
+        text = f"{config.router} is a control of the benchmark and needs its texts; use fixed"
+        problems.append(Problem("router", text))
     if problems:
         raise ConfigError([f"{_ARGUMENT_OF.get(each.name, each.name)}: {each.text}" for each in problems])
     return config

@@ -11,24 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maw.attention.architectures import ARCHITECTURES, architecture_of
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
-from maw.config.tier1_config import PUBLIC_DATASETS, Tier1Config
+from maw.config.tier1_config import Tier1Config
+from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
 from maw.storage.files import sha256
-
-SUPPORTED_MODEL_TYPES = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "electra",
-    "distilbert",
-    "modernbert",
-    "qwen3",
-)
-_ROTARY = ("modernbert", "qwen3")
 
 _OWN_SCORES = (
     "adds relative position terms of its own inside the attention scores, so that a depth kernel on the query would "
@@ -36,7 +26,6 @@ _OWN_SCORES = (
 )
 REFUSED_MODEL_TYPES = {"mpnet": _OWN_SCORES, "deberta": _OWN_SCORES, "deberta-v2": _OWN_SCORES}
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # positions start after the padding index
 DEFAULT_MAX_LENGTH = 512
 SHORTEST = 3  # tokens: one token between the two special ones
 DEFAULT_TEMPERATURE = {"cosine": 0.05, "dot": 1.0}
@@ -50,18 +39,7 @@ _POOLING_MODES = {
 }
 _POOLING_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 """Pooling mode of sentence-transformers -> this project's name."""
-_MINILM_TASKS = ("msmarco", "nq", "triviaqa", "pystdlib")
-TRAINED_ON = {
-    "packaged:all-MiniLM-L6-v2": _MINILM_TASKS,
-    "sentence-transformers/all-MiniLM-L6-v2": _MINILM_TASKS,
-    "facebook/contriever-msmarco": ("msmarco",),
-}
-"""Model -> datasets that its card names as training data: its results there are not zero-shot.
-
-A folder's name proves nothing, and the `_name_or_path` of its config may name the model it was fine-tuned from. A
-folder is recognised by the SHA-256 of its weights if they have the size of a known model; any other folder counts as
-trained on none of these datasets.
-"""
+MINILM = "packaged:all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -88,7 +66,8 @@ Source: Izacard et al. 2022, "Unsupervised Dense Information Retrieval with Cont
 class ModelSpec:
     """Facts about a pretrained encoder, and how this run uses it.
 
-    `folder` is None for a Hugging Face id; `trained_on` names the datasets on which it is not zero-shot;
+    `folder` is None for a Hugging Face id; `trained_on` names the datasets on which it is not zero-shot (a folder's
+    name proves nothing: it is recognised by the SHA-256 of its weights if they have the size of a known model);
     `weights_sha256` is the expected hash, None if unknown; `max_positions` is the most tokens of its position
     embeddings.
     """
@@ -113,19 +92,6 @@ class ModelSpec:
     def was_trained_on(self, collection: str) -> bool:
         """Whether the model was trained on a collection or its source dataset; see `source_of`."""
         return source_of(collection) in self.trained_on
-
-
-def source_of(collection: str) -> str:
-    """The public dataset behind a collection's name, or the name itself.
-
-    TREC DL judges passages of MS MARCO. A folder in BEIR layout is recognised by its name, with or without the name of
-    its test judgements: beir_nq, beir_msmarco_dl19.
-    """
-    is_folder, name = collection.startswith("beir_"), collection.removeprefix("beir_")
-    if name.startswith("trec_dl_"):
-        return "msmarco"
-    known = (each for each in PUBLIC_DATASETS if name == each or (is_folder and name.startswith(f"{each}_")))
-    return next(known, collection)
 
 
 def model_spec(config: Tier1Config) -> ModelSpec:
@@ -179,6 +145,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
     length = min(usage.max_length, positions)
     known_folder = folder is not None and not name.startswith("packaged:") and is_minilm(folder)
+    known_name = MINILM if known_folder else name
     return ModelSpec(
         name=name,
         folder=folder,
@@ -191,8 +158,8 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
         document_prefix=config.document_prefix if config.document_prefix is not None else usage.document_prefix,
         max_query_length=config.max_query_length or length,
         max_document_length=config.max_document_length or length,
-        trained_on=_MINILM_TASKS if known_folder else TRAINED_ON.get(name, ()),
-        weights_sha256=MINILM_SHA256 if known_folder or name == "packaged:all-MiniLM-L6-v2" else None,
+        trained_on=tuple(each.name for each in DATASETS.values() if known_name in each.training_data_of),
+        weights_sha256=MINILM_SHA256 if known_name == MINILM else None,
         max_positions=positions,
     )
 
@@ -252,25 +219,19 @@ def model_type_of(name: str, settings: dict[str, Any]) -> str:
     model_type = settings.get("model_type")
     if isinstance(model_type, str) and model_type in REFUSED_MODEL_TYPES:
         raise ModelError(f"model {name} cannot carry MAW: {model_type} {REFUSED_MODEL_TYPES[model_type]}")
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        supported = ", ".join(SUPPORTED_MODEL_TYPES)
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        supported = ", ".join(ARCHITECTURES)
         raise ModelError(f"model {name}: no adapter for model type {show(model_type)}; supported: {supported}")
     if settings.get("is_decoder"):
         raise ModelError(f"model {name} is a decoder; a retriever needs an encoder, which reads the whole text")
     kind = settings.get("position_embedding_type") or "absolute"
-    if model_type not in _ROTARY and kind != "absolute":
+    if not ARCHITECTURES[model_type].rotary and kind != "absolute":
         raise ModelError(f"model {name} cannot carry MAW: with position_embedding_type {show(kind)} it {_OWN_SCORES}")
     return model_type
 
 
 def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
-    keys = {
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "hidden_dim": "hidden_size",
-    }
-    if settings["model_type"] == "distilbert":
-        keys = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
+    keys = architecture_of(settings["model_type"]).sizes
     sizes = {field: _positive(name, settings, key) for field, key in keys.items()}
     if "head_dim" not in settings and sizes["hidden_dim"] % sizes["num_heads"]:
         size, heads = sizes["hidden_dim"], sizes["num_heads"]
@@ -279,9 +240,9 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
 
 
 def positions_of(name: str, model_type: str, settings: dict[str, Any]) -> int:
-    """The most tokens for which the model has positions; RoBERTa's family counts from after its padding index."""
+    """The most tokens for which the model has positions."""
     total = _positive(name, settings, "max_position_embeddings")
-    if model_type in _OFFSET_POSITIONS:
+    if architecture_of(model_type).positions_follow_padding:
         padding = settings.get("pad_token_id")
         total -= (padding if isinstance(padding, int) else 1) + 1
     if total < SHORTEST:
@@ -387,7 +348,7 @@ def _max_length(files: ModelFiles, model_type: str) -> int:
     return DEFAULT_MAX_LENGTH
 
 
-_HUB_NAME = {"packaged:all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+_HUB_NAME = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def base_model(spec: ModelSpec) -> str:

@@ -205,7 +205,7 @@ def build_objective(
     if not isinstance(encoder, MAWWithGRPOEncoder):
         return ContrastiveObjective(engine, temperature)
     router = encoder.maw_attention[0].router
-    if router.name == "random":
+    if router.needs_text_keys:
         return RandomRoutingObjective(engine, temperature, config.seed)
     if router.trained_by not in LEARNERS:
         return ContrastiveObjective(engine, temperature)

@@ -10,7 +10,9 @@ from conftest import random_texts
 
 from maw.attention.noise import mix64, noise_keys, text_keys, uniform_noise
 from maw.attention.routers import ROUTERS, GRPORouter, Routing, build_router, masked_mean
+from maw.config.tier1_config import kinds
 from maw.models.retriever import MAWRetriever
+from maw.training.objective import LEARNERS
 
 B, H, T, E, D = 6, 2, 5, 4, 8
 
@@ -94,6 +96,12 @@ def test_masked_mean_leaves_padding_out():
     states = queries()
     expected = torch.stack([states[b, :, : int(n)].mean(1) for b, n in enumerate(padding().sum(1))])
     torch.testing.assert_close(masked_mean(states, padding()), expected)
+
+
+def test_the_configuration_takes_the_names_of_all_routers():
+    assert kinds()["router"].choices == tuple(ROUTERS)
+    assert all(router.__doc__ and router.name == name for name, router in ROUTERS.items())
+    assert {router.trained_by for router in ROUTERS.values()} == {*LEARNERS, "loss", "nothing"}
 
 
 @pytest.mark.parametrize(("route_by", "shape"), [("sequence", (1, 1)), ("head", (H, 1)), ("token", (H, T))])

@@ -10,8 +10,9 @@ import pytest
 from maw.cli.commands import COMMANDS
 from maw.cli.completion import script, whole_parser
 from maw.cli.flags import flag_of
+from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
-from maw.config.tier1_config import METHODS, kinds
+from maw.config.tier1_config import kinds
 
 ASK = """
 try() {
@@ -56,7 +57,7 @@ def test_bash_offers_commands_flags_and_values(offered):
         assert commands >= set(COMMANDS)
         assert flags >= {flag_of(name) for name in kinds()} | {"--no-quiet", "--help", "--preset"}
         assert preset == set(PRESETS) and router == {"supervised", "soft"}
-        assert method == {"lora", "lora_matched"} <= set(METHODS) and folds == {"--folds"}
+        assert method == {"lora", "lora_matched"} <= set(METHOD_NAMES) and folds == {"--folds"}
 
 
 def test_python_s_own_completion_stays(offered):

@@ -8,7 +8,8 @@ import pytest
 from conftest import beir_outline
 
 from maw.cli.flags import build_parser, flag_of, parse_command_line
-from maw.config.tier1_config import METHODS, Tier1Config, kinds
+from maw.config.methods import METHOD_NAMES
+from maw.config.tier1_config import Tier1Config, kinds
 from maw.errors import ConfigError
 
 SETTINGS = {"model_type": "bert", "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32}
@@ -81,7 +82,7 @@ def test_every_field_has_a_flag_with_help():
         (["--methods", "zero_shot,maw"], "methods", ["zero_shot", "maw"]),
         (["--methods", "zero_shot", "maw"], "methods", ["zero_shot", "maw"]),
         (["--methods", "zero_shot, maw"], "methods", ["zero_shot", "maw"]),
-        (["--methods", "all"], "methods", list(METHODS)),
+        (["--methods", "all"], "methods", list(METHOD_NAMES)),
         (["--use-lora"], "use_lora", True),
         (["--no-compress-logs"], "compress_logs", False),
         (["--query-prefix", "query: "], "query_prefix", "query: "),

@@ -14,8 +14,9 @@ import tier_1
 from maw.cli.config_file import LARGEST_FILE, load_config
 from maw.cli.flags import field_documentation
 from maw.config.layers import parse_layers
+from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
-from maw.config.tier1_config import METHODS, Tier1Config, cache_folder, gather, group_is_exact, kernel_noise, kinds
+from maw.config.tier1_config import Tier1Config, cache_folder, gather, group_is_exact, kernel_noise, kinds
 from maw.errors import ConfigError
 from maw.experiment.validation import validate
 from maw.models.pretrained import ModelSpec
@@ -277,15 +278,15 @@ def test_a_group_is_exact_where_that_takes_no_more_passes(settings, layers, exac
 
 
 def test_all_methods():
-    assert Tier1Config(methods=["all"]).methods == list(METHODS)
-    assert Tier1Config(methods=["maw", "all"]).methods == ["maw", *(name for name in METHODS if name != "maw")]
-    assert Tier1Config.from_dict({"methods": ["all"]}).methods == list(METHODS)
+    assert Tier1Config(methods=["all"]).methods == list(METHOD_NAMES)
+    assert Tier1Config(methods=["maw", "all"]).methods == ["maw", *(name for name in METHOD_NAMES if name != "maw")]
+    assert Tier1Config.from_dict({"methods": ["all"]}).methods == list(METHOD_NAMES)
     (problem,) = problems_of(lambda: Tier1Config(methods=["all", "mwa_qv"]))
     assert "(did you mean maw_qv?)" in problem
     config = Tier1Config(datasets=["pystdlib"])
     config.methods = ["all"]
     config.recheck()
-    assert config.methods == list(METHODS)
+    assert config.methods == list(METHOD_NAMES)
 
 
 def test_what_follows_from_a_bad_value_is_not_judged():

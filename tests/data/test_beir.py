@@ -13,8 +13,8 @@ import pytest
 
 from maw.config.tier1_config import Tier1Config
 from maw.data import beir_format, collection
+from maw.data.dataset_table import DATASETS
 from maw.data.datasets import beir
-from maw.data.names import BUILT_DATASETS
 from maw.data.registry import dataset_names, load_collection
 from maw.errors import DataError
 
@@ -474,9 +474,9 @@ def test_an_unknown_dataset_is_refused(name):
     with pytest.raises(DataError) as caught:
         load_collection(name, Tier1Config())
     assert str(caught.value).startswith("there is no dataset ")
-    assert "pystdlib and beir:DIR, a folder in BEIR layout" in str(caught.value)
+    assert f"{', '.join(DATASETS)} and beir:DIR, a folder in BEIR layout" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert dataset_names() == (*BUILT_DATASETS, "beir:DIR")
+    assert dataset_names() == (*DATASETS, "beir:DIR")
 
 
 @pytest.mark.parametrize(

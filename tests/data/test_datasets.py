@@ -18,12 +18,12 @@ from source_fixtures import (
     write_triviaqa,
 )
 
+from maw.data.dataset_table import source_of
 from maw.data.datasets import dpr, msmarco, nq
 from maw.data.download import published
 from maw.data.normalise import normalise
 from maw.data.registry import load_collection
 from maw.data.splits import Pool
-from maw.models.pretrained import source_of
 
 WRITERS = {
     "msmarco": write_msmarco,

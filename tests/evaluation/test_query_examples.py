@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from maw.config.tier1_config import METHODS
+from maw.config.methods import METHOD_NAMES
 from maw.data.from_dicts import as_retrieval_data
 from maw.evaluation.metrics import METRICS, EvaluationResult
 from maw.evaluation.query_examples import LONGEST, PASSAGES, QUERIES, Examples, shown_pairs
@@ -73,7 +73,7 @@ def test_nothing_where_nothing_differs(tmp_path):
 def test_maw_against_its_controls_comes_first():
     pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(("zero_shot", "lora", "full", "maw")))]
     assert pairs == [("maw", "lora"), ("maw", "full"), ("maw", "zero_shot")]
-    pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(METHODS))]
+    pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(METHOD_NAMES))]
     assert pairs == [("maw", "lora"), ("maw", "lora_matched"), ("maw", "full")]
     pairs = [(new.name, old.name) for new, old in shown_pairs(dict.fromkeys(("zero_shot", "lora", "maw")))]
     assert pairs == [("maw", "lora"), ("maw", "zero_shot"), ("lora", "zero_shot")]

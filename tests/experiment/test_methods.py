@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import FAMILIES, random_texts
 
-from maw.config import tier1_config as settings_module
 from maw.config.methods import METHODS, find_method, method_of, trained_methods
+from maw.config.tier1_config import Tier1Config
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.training.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
 from maw.training.optimizer import learning_rate, parameter_groups
@@ -53,11 +53,11 @@ def last_layer(model):
 # ------------------------------------------------------------------------------------------------- the table itself
 
 
-def test_the_configuration_knows_the_methods_by_the_same_names():
-    assert settings_module.METHODS == tuple(method.name for method in METHODS)
-    assert trained_methods(settings_module.Tier1Config(methods=list(settings_module.METHODS))) == ARMS
+def test_the_configuration_takes_its_names_from_the_table():
+    assert Tier1Config(methods=["all"]).methods == [method.name for method in METHODS]
+    assert trained_methods(Tier1Config(methods=["all"])) == ARMS
     assert all(method.learning_rate for method in METHODS if method.trained)
-    keys = [method.key for method in METHODS if method.name in settings_module.DEFAULT_METHODS]
+    keys = [find_method(name).key for name in Tier1Config().methods]
     assert keys == ["1_normal_retriever", "2_lora_fine_tuned_retriever", "3_maw_fine_tuned_retriever"]
     assert "MAW" not in find_method("maw_qv").label + find_method("maw_qv").approach
 

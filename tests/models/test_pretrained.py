@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from maw.attention.architectures import ARCHITECTURES
 from maw.config.tier1_config import Tier1Config
+from maw.data.dataset_table import source_of
 from maw.errors import ConfigError, ModelError
 from maw.models import model_files
 from maw.models.model_files import NotCachedError, find_model
 from maw.models.pretrained import (
     KNOWN,
-    SUPPORTED_MODEL_TYPES,
     model_spec,
     read_spec,
-    source_of,
     verify_weights,
     weights_sha256,
 )
@@ -122,7 +122,7 @@ def test_the_temperature_follows_a_similarity_that_is_not_the_models_own(write):
     assert model_spec(Tier1Config(model=folder, similarity="dot")).temperature == 1.0
 
 
-@pytest.mark.parametrize("model_type", SUPPORTED_MODEL_TYPES)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_supported_type_is_read(write, model_type):
     settings = BERT | {"model_type": model_type}
     if model_type == "distilbert":  # names its sizes its own way; hidden_dim is that of its feed-forward network

@@ -10,8 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 
-from maw.config.methods import METHODS, find_method
-from maw.config.tier1_config import DEFAULT_METHODS
+from maw.config.methods import METHODS
 from maw.errors import MAWError
 from maw.report.figures import paper_figures
 from maw.report.html import charts
@@ -110,4 +109,4 @@ def test_methods_can_be_told_apart_without_colour_and_those_of_the_user_by_marke
     for dashes, markers in ((paper_figures._DASHES, paper_figures._MARKERS), (charts._DASHES, charts._MARKERS)):
         looks = [(dashes[look % len(dashes)], markers[look % len(markers)]) for look in map(look_of, METHODS)]
         assert len(set(looks)) == len(METHODS)
-        assert len({markers[look_of(find_method(name)) % len(markers)] for name in DEFAULT_METHODS}) == 3
+        assert len({markers[look_of(each) % len(markers)] for each in METHODS if each.by_default}) == 3

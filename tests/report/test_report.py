@@ -13,7 +13,7 @@ import pytest
 
 from maw.config import methods
 from maw.config.methods import METHODS, Method, comparisons, find_method, in_order
-from maw.config.tier1_config import DEFAULT_METHODS, Tier1Config
+from maw.config.tier1_config import Tier1Config
 from maw.errors import MAWError
 from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.metrics import METRICS, PRIMARY, compute_metrics
@@ -368,7 +368,7 @@ def test_comparison_table(tmp_path, result):
     assert list(rows[0]) == list(tables.CSV_HEADER)
     assert len(rows) == 36 * (1 + 2 + 3)
     values = {(row["method"], row["metric"]): float(row["value"]) for row in rows if not row["compared_with"]}
-    for method in in_order(DEFAULT_METHODS):
+    for method in (each for each in METHODS if each.by_default):
         for key in METRICS:
             assert values[method.name, key] == result["results"][method.key]["metrics"][key]
     row = next(row for row in rows if (row["method"], row["compared_with"], row["metric"]) == ("maw", "lora", "map"))

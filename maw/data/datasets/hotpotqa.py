@@ -13,6 +13,7 @@ from __future__ import annotations
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
+from maw.data.dataset_table import Dataset
 from maw.data.datasets import irds
 from maw.data.download.corpus_source import Source, beir_source
 from maw.data.download.needs import Needs
@@ -21,19 +22,19 @@ from maw.data.download.published import Published, published, require
 ID = "beir/hotpotqa"
 
 
-def load(config: Tier1Config) -> Collection:
+def load(config: Tier1Config, dataset: Dataset) -> Collection:
     """The collection; train and validation are left empty where no method trains.
 
     Raises:
         DataError: a source is missing, or not as published; one line.
     """
     file = source_file(config)
-    require([file], config, "hotpotqa")
+    require([file], config, dataset.name)
     corpus = corpus_source().corpus(config)
     texts = {query.query_id: query.text for query in irds.read_queries(ID, file, config)}
     splits = {
-        split: irds.judged_in_beir(dataset, irds.qrels_path(dataset, file, config), texts)
-        for split, dataset in split_ids(config).items()
+        split: irds.judged_in_beir(identifier, irds.qrels_path(identifier, file, config), texts)
+        for split, identifier in split_ids(config).items()
     }
     pools, facts = irds.separate(splits, config)
     facts = {
@@ -42,12 +43,12 @@ def load(config: Tier1Config) -> Collection:
         **facts,
         "labels": "two passages a query are judged, both relevant",
     }
-    return irds.finish(config, "beir_hotpotqa", "HotpotQA (BEIR)", splits, pools, dict.fromkeys(pools, corpus), facts)
+    return irds.finish(config, dataset, splits, pools, dict.fromkeys(pools, corpus), facts)
 
 
-def needs(config: Tier1Config) -> Needs:
+def needs(config: Tier1Config, dataset: Dataset) -> Needs:
     """What the dataset needs, without fetching anything."""
-    return irds.needs_of("hotpotqa", config, [corpus_source()], [source_file(config)], split_ids(config))
+    return irds.needs_of(dataset.name, config, [corpus_source()], [source_file(config)], split_ids(config))
 
 
 def split_ids(config: Tier1Config) -> dict[str, str]:

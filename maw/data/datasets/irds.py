@@ -22,6 +22,7 @@ from maw.config.tier1_config import LARGEST_GRADE, Tier1Config
 from maw.data.beir_format import LONGEST_LINE, read_qrels, unfit
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
+from maw.data.dataset_table import Dataset
 from maw.data.download.corpus_source import Source, official, version
 from maw.data.download.needs import Needs
 from maw.data.download.published import Published, ir_datasets, lock, reading
@@ -222,30 +223,29 @@ def drawn(pools: Mapping[str, Pool], config: Tier1Config, name: str) -> list[str
 
 def finish(
     config: Tier1Config,
-    name: str,
-    title: str,
+    dataset: Dataset,
     splits: Mapping[str, Judged],
     pools: Mapping[str, Pool],
     corpora: Mapping[str, Corpus],
     facts: Mapping[str, Any],
-    relevance_level: int | None = None,
 ) -> Collection:
     """Draws the samples, after a look whether the passages judged for them are there, and gathers the facts.
 
     Args:
         config: sample sizes and seed are used.
-        name, title: of the collection.
+        dataset: its title, the name of its results and its relevance level are used.
         splits: what was published, for messages and facts.
         pools: by `separate`.
         corpora: the passages of each split in `pools`; others are given those of the test split.
         facts: of the loader; they come first.
-        relevance_level: as for `draw_splits`.
     """
     for split in pools:
         published_as = splits[split if split in splits else "train"]  # of which a validation split is held out
         _check_known(pools[split].only(drawn(pools, config, split)), corpora[split], published_as)
     everywhere = {split: corpora.get(split, corpora["test"]) for split in SAMPLE_FIELDS}
-    drawn_splits, split_facts, warnings = draw_splits(config, everywhere, pools, name, relevance_level)
+    drawn_splits, split_facts, warnings = draw_splits(
+        config, everywhere, pools, dataset.collection_name, dataset.relevance_level
+    )
     found = dict(facts) | {
         "version": f"ir_datasets {version()}",
         **_corpus_facts({split: corpora[split] for split in pools}),
@@ -253,7 +253,7 @@ def finish(
         "verified": "MD5 and counts as published" if config.verify_sources else "no: verify_sources is off",
         "warnings": warnings,
     }
-    return Collection(name, title, **drawn_splits, facts=found)
+    return Collection(dataset.collection_name, dataset.title, **drawn_splits, facts=found)
 
 
 def _check_known(pool: Pool, corpus: Corpus, split: Judged) -> None:

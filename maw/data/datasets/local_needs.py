@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from maw.config.tier1_config import Tier1Config, beir_parts, cache_folder
+from maw.data.dataset_table import BEIR
 from maw.data.datasets.beir import store_key
 from maw.data.download.needs import Needs
 from maw.errors import DataError
 from maw.storage.files import read_json
 
-BEIR = "beir:"
 PARTS, PART_LINES = 50, 20  # where a corpus is looked at, and how much of it each time
 SMALL = 1 << 20  # bytes that are read whole
 MOST_BYTES = 8 << 20  # read of a qrels file, or of one line

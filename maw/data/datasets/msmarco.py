@@ -24,6 +24,7 @@ from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.beir_format import line_finder
 from maw.data.collection import Collection
+from maw.data.dataset_table import Dataset
 from maw.data.datasets import irds
 from maw.data.datasets.irds import Judged
 from maw.data.download.corpus_source import Source, read_tsv
@@ -34,26 +35,17 @@ from maw.errors import DataError
 
 GROUP = "msmarco-passage"
 TRAIN = f"{GROUP}/train/judged"
-TITLES = {
-    "msmarco": "MS MARCO passage ranking",
-    "trec_dl_2019": "TREC Deep Learning 2019",
-    "trec_dl_2020": "TREC Deep Learning 2020",
-}
 TESTS = {"msmarco": "dev/small", "trec_dl_2019": "trec-dl-2019", "trec_dl_2020": "trec-dl-2020"}
-DL_LEVEL = 2
 UNPACKED_BYTES = 3_060_000_000  # collection.tsv
 
 
-def load(config: Tier1Config, name: str = "msmarco") -> Collection:
+def load(config: Tier1Config, dataset: Dataset) -> Collection:
     """The collection; train and validation are left empty where no method trains.
-
-    Args:
-        config: of the run.
-        name: "msmarco", "trec_dl_2019" or "trec_dl_2020".
 
     Raises:
         DataError: a source is missing, or not as published; one line.
     """
+    name = dataset.name
     files = source_files(config, name)
     require(list(files.values()), config, name)
     corpus = corpus_source().corpus(config)
@@ -67,17 +59,17 @@ def load(config: Tier1Config, name: str = "msmarco") -> Collection:
         **facts,
         "labels": "incomplete: about one passage a query is judged"
         if name == "msmarco"
-        else f"graded 0 to 3; relevant from {DL_LEVEL} on in the binary metrics",
+        else f"graded 0 to 3; relevant from {dataset.relevance_level} on in the binary metrics",
     }
-    level = None if name == "msmarco" else DL_LEVEL
-    return irds.finish(config, name, TITLES[name], splits, pools, dict.fromkeys(pools, corpus), facts, level)
+    return irds.finish(config, dataset, splits, pools, dict.fromkeys(pools, corpus), facts)
 
 
-def needs(config: Tier1Config, name: str = "msmarco") -> Needs:
+def needs(config: Tier1Config, dataset: Dataset) -> Needs:
     """What the dataset needs, without fetching anything."""
     queries = {"train": TRAIN, "validation": None} if trained_methods(config) else {}
-    files = source_files(config, name).values()
-    return irds.needs_of(name, config, [corpus_source()], files, queries | {"test": _test_id(name)})
+    files = source_files(config, dataset.name).values()
+    queries["test"] = _test_id(dataset.name)
+    return irds.needs_of(dataset.name, config, [corpus_source()], files, queries)
 
 
 def source_files(config: Tier1Config, name: str) -> dict[str, Published]:

@@ -23,6 +23,7 @@ from typing import Any
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
+from maw.data.dataset_table import Dataset
 from maw.data.datasets import dpr, irds
 from maw.data.download.corpus_source import Source, beir_source
 from maw.data.download.needs import Needs
@@ -34,13 +35,13 @@ TEST = "beir/nq"
 TRAINING = {"train": f"{dpr.GROUP}/natural-questions/train", "validation": f"{dpr.GROUP}/natural-questions/dev"}
 
 
-def load(config: Tier1Config) -> Collection:
+def load(config: Tier1Config, dataset: Dataset) -> Collection:
     """The collection; train and validation are left empty where no method trains.
 
     Raises:
         DataError: a source is missing, or not as published; one line.
     """
-    require(source_files(config), config, "nq")
+    require(source_files(config), config, dataset.name)
     file, ids = test_file(config), split_ids(config)
     texts = {query.query_id: query.text for query in irds.read_queries(TEST, file, config)}
     splits = {split: dpr.questions(ids[split], config) for split in TRAINING if split in ids}
@@ -60,14 +61,14 @@ def load(config: Tier1Config) -> Collection:
         "grades": dpr.GRADES_RULE,
         "answers": answer_facts,
     }
-    return irds.finish(config, "beir_nq", "Natural Questions (BEIR)", splits, pools, corpora, facts)
+    return irds.finish(config, dataset, splits, pools, corpora, facts)
 
 
-def needs(config: Tier1Config) -> Needs:
+def needs(config: Tier1Config, dataset: Dataset) -> Needs:
     """What the dataset needs, without fetching anything."""
     ids = split_ids(config)
     unpacked = dpr.unpacked_bytes(each for each in ids.values() if each in dpr.FILES)
-    return irds.needs_of("nq", config, sources(config), source_files(config), ids, unpacked)
+    return irds.needs_of(dataset.name, config, sources(config), source_files(config), ids, unpacked)
 
 
 def split_ids(config: Tier1Config) -> dict[str, str]:

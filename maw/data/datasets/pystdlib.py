@@ -39,6 +39,7 @@ from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data import hash_sampling, leakage
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
+from maw.data.dataset_table import Dataset
 from maw.data.hash_sampling import fraction
 from maw.data.leakage import KEEPS_FIRST, connected
 from maw.data.normalise import normalise
@@ -71,7 +72,7 @@ class Function:
     passage: str
 
 
-def load(config: Tier1Config) -> Collection:
+def load(config: Tier1Config, dataset: Dataset) -> Collection:
     """The collection of the running Python, from its store, which is built on first use in some seconds.
 
     Raises:
@@ -80,7 +81,7 @@ def load(config: Tier1Config) -> Collection:
     corpus = open_corpus(library_folder(), cache_folder(config) / "corpora")
     stored = corpus.attachment("splits")
     pools = {name: Pool(**stored[name]) for name in KEEPS_FIRST}
-    splits, split_facts, notes = draw_splits(config, corpus, pools, "pystdlib")
+    splits, split_facts, notes = draw_splits(config, corpus, pools, dataset.name)
     version = platform.python_version()
     facts = {
         "source": f"standard library of Python {version}",
@@ -96,7 +97,7 @@ def load(config: Tier1Config) -> Collection:
     }
     group_of = corpus.attachment("groups")
     group_of = {query_id: group_of[query_id] for split in splits.values() for query_id in split.query_ids}
-    return Collection("pystdlib", "Python standard library", **splits, facts=facts, groups=group_of)
+    return Collection(dataset.collection_name, dataset.title, **splits, facts=facts, groups=group_of)
 
 
 def library_folder() -> Path:

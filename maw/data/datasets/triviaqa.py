@@ -17,6 +17,7 @@ from __future__ import annotations
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
+from maw.data.dataset_table import Dataset
 from maw.data.datasets import dpr, irds
 from maw.data.download.needs import Needs
 from maw.data.download.published import Published, require
@@ -26,14 +27,14 @@ NOTE = "TriviaQA is not part of BEIR"
 LABELS = "incomplete: BM25's first passages that hold an answer count as relevant, and no person judged them"
 
 
-def load(config: Tier1Config) -> Collection:
+def load(config: Tier1Config, dataset: Dataset) -> Collection:
     """The collection; train and validation are left empty where no method trains.
 
     Raises:
         DataError: a source is missing, or not as published; one line.
     """
-    require(source_files(config), config, "triviaqa")
-    splits = {split: dpr.questions(dataset, config) for split, dataset in split_ids(config).items()}
+    require(source_files(config), config, dataset.name)
+    splits = {split: dpr.questions(each, config) for split, each in split_ids(config).items()}
     corpus = dpr.wikipedia().corpus(config)
     pools, facts = irds.separate(splits, config)
     if "train" in pools:
@@ -47,15 +48,15 @@ def load(config: Tier1Config) -> Collection:
         "labels": LABELS,
         "answers": {"test_queries": len(pools["test"]), "with_answers": len(pools["test"].answers)},
     }
-    return irds.finish(config, "triviaqa", "TriviaQA (DPR)", splits, pools, dict.fromkeys(pools, corpus), facts)
+    return irds.finish(config, dataset, splits, pools, dict.fromkeys(pools, corpus), facts)
 
 
-def needs(config: Tier1Config) -> Needs:
+def needs(config: Tier1Config, dataset: Dataset) -> Needs:
     """What the dataset needs, without fetching anything."""
     ids = split_ids(config)
     queries = ids if "train" not in ids else {"train": TRAIN, "validation": None, "test": TEST}
     unpacked = dpr.unpacked_bytes(ids.values())
-    return irds.needs_of("triviaqa", config, [dpr.wikipedia()], source_files(config), queries, unpacked)
+    return irds.needs_of(dataset.name, config, [dpr.wikipedia()], source_files(config), queries, unpacked)
 
 
 def split_ids(config: Tier1Config) -> dict[str, str]:

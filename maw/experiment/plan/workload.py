@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from maw.attention.routers import ROUTERS
 from maw.config.methods import find_method, trained_methods
 from maw.config.tier1_config import Tier1Config, group_is_exact
 from maw.data.datasets.local_needs import local_needs
@@ -155,8 +156,9 @@ def _training_passes(method: str, config: Tier1Config) -> int:
     if find_method(method).retriever != "maw":
         return BACKWARD
     size = config.depth_dim if group_is_exact(config, 1) else config.grpo_group_size
-    group = {"grpo": size, "supervised": config.depth_dim}.get(config.router, 0)
-    samples = size if config.router == "grpo" and config.encoder_update in ("all_group", "mcl") else 1
+    trained_by = ROUTERS[config.router].trained_by
+    group = {"reward": size, "labels": config.depth_dim}.get(trained_by, 0)
+    samples = size if trained_by == "reward" and config.encoder_update in ("all_group", "mcl") else 1
     return group + BACKWARD * samples
 
 

@@ -39,6 +39,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+ROUTERS = ("grpo", "supervised", "soft", "fixed")
+"""The routers that `Router` can be; grpo and supervised differ in their training alone."""
+
 
 class Kernels(nn.Module):
     """Depth kernels: one weight for each feature (`diagonal`), or a change of low rank (`low_rank`).

@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from maw.attention.architectures import Architecture
+from maw.attention.routers import Router
 from maw.errors import ConfigError, MAWError, ModelError, reason
 from maw.models.encoder import MAWWithGRPOEncoder
-from maw.models.export.modeling_maw import MODELS
+from maw.models.export.modeling_maw import MODELS, ROUTERS
 from maw.models.pretrained import ModelSpec, base_model
 from maw.models.retriever import BaselineRetriever, load_tokenizer, quiet_transformers
 from maw.storage.files import give_usual_mode, read_json, write_json, write_text
@@ -62,13 +63,14 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         The folder.
 
     Raises:
-        ModelError: a model with a random router, which is a control; a Qwen3 model whose depths change the values.
+        ModelError: a model with a random router, which is a control; a Qwen3 model whose depths change the values; a
+            router or a model type that `maw.models.export.modeling_maw` does not have.
         ConfigError: the folder is not empty.
         MAWError: the folder cannot be written.
     """
     encoder = model.encoder
-    if isinstance(encoder, MAWWithGRPOEncoder) and any(each.router.name == "random" for each in encoder.maw_attention):
-        raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
+    if isinstance(encoder, MAWWithGRPOEncoder):
+        _check_exportable(encoder.maw_attention[0].router, model.spec.model_type)
     if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
         raise ModelError("depths that change Qwen3's values are not exported: groups of heads share values; try maw")
     made = type(model)(replace(model.config, precision="float32", device="cpu"))  # a copy: the caller's stays as it is
@@ -83,6 +85,17 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         if card is not None:
             write_text(temporary / "README.md", card)
     return Path(folder)
+
+
+def _check_exportable(router: Router, model_type: str) -> None:
+    if router.needs_text_keys:
+        raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
+    if router.name not in ROUTERS:
+        raise ModelError(
+            f"a model with the router {router.name} is not exported: {MODELING} does not have that router"
+        )
+    if model_type not in MODELS:
+        raise ModelError(f"depths in a model of type {model_type} are not exported: {MODELING} has no class for it")
 
 
 def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:

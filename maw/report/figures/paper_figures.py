@@ -123,7 +123,7 @@ def _figures(result: Result, attention: Mapping[str, Mapping[str, Any]]) -> Iter
 def _bars(figure: Any, result: Result) -> None:
     axis, every = figure.subplots(), bars(result)
     for place, bar in enumerate(every):
-        axis.barh(place, bar.value, height=0.7, color=COLOURS[bar.look], alpha=0.75)
+        axis.barh(place, bar.value, height=0.7, color=COLOURS[bar.look % len(COLOURS)], alpha=0.75)
         low, high = (bar.value, bar.value) if bar.low is None else (bar.low, bar.high)
         if high > low:
             ends = [[bar.value - low], [high - bar.value]]

@@ -1,0 +1,148 @@
+"""The blocks of docs/extending.md, put where the page says into a copy of the package, and run there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+PLACE = r"(?:, as the last row of `(?P<table>\w+)`|, the line of `(?P<line>\w+)` with the new name)?"
+STEP = re.compile(
+    rf"^(?:New file|At the end of|In) `(?P<path>[^`]+)`{PLACE}:\n\n(?P<code>(?: {{4}}.*\n|\n+(?= {{4}}))+)", re.M
+)
+RUN = (
+    "tier_1.py", "--device", "cpu", "--precision", "float32", "--num-epochs", "1", "--batch-size", "8",
+    "--depth-dim", "4", "--permutations", "200", "--log-dir", "logs", "--cache-dir", "cache",
+)  # fmt: skip
+
+
+def steps(section: str) -> list[re.Match[str]]:
+    """The edits that a section asks for, in order."""
+    return list(STEP.finditer(PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]))
+
+
+def do(step: re.Match[str], folder: Path) -> None:
+    """Makes one edit in the package below a folder."""
+    path, code = folder / step["path"], textwrap.dedent(step["code"]).strip("\n") + "\n"
+    text = path.read_text() if path.exists() else ""
+    if step["table"]:
+        end = re.search(rf"^{step['table']}\b.*?^( *)\)\n", text, re.M | re.S)
+        place = end.start(1)
+        path.write_text(text[:place] + textwrap.indent(code, end[1] + "    ") + text[place:])
+    elif step["line"]:
+        text, count = re.subn(rf"^    {step['line']}: .*\n", textwrap.indent(code, "    "), text, flags=re.M)
+        assert count == 1
+        path.write_text(text)
+    else:
+        path.write_text(f"{text}\n\n{code}" if text else code)
+
+
+def run(folder: Path, *words: str) -> str:
+    """What Python says there; it must succeed."""
+    known = os.environ | {"PYTHONPATH": f"{folder}:{folder / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def passed(folder: Path, words: str, *files: str) -> list[str]:
+    """The tests of these files that the words select, all of which must pass there."""
+    said = run(folder, "-m", "pytest", "-rp", "-p", "no:cacheprovider", *files, "-k", words)
+    return re.findall(r"^PASSED (.*)$", said, re.M)
+
+
+@pytest.fixture
+def extended(tmp_path):
+    """`extended("Adding a method")` gives a copy of the package with that section's blocks in it."""
+
+    def make(section: str) -> Path:
+        for name in ("maw", "tests"):
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tier_1.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, tmp_path)
+        for step in steps(section):
+            do(step, tmp_path)
+        return tmp_path
+
+    return make
+
+
+def results(folder: Path) -> dict:
+    (path,) = (folder / "logs").glob("*/dataset.json")
+    return json.loads(path.read_text())
+
+
+def test_every_section_has_short_blocks():
+    sections = [title for title in re.findall(r"^## (.*)$", PAGE, re.M) if title.startswith("Adding")]
+    assert sections == ["Adding a dataset", "Adding a method", "Adding a router", "Adding an encoder family"]
+    assert [len(steps(section)) for section in sections] == [2, 1, 2, 1]
+    assert all(sum(step["code"].count("\n") for step in steps(section)) <= 40 for section in sections)
+    blocks = re.findall(r"\n\n(?: {4}.*\n|\n+(?= {4}))+", PAGE)
+    assert len(STEP.findall(PAGE)) == len(blocks), "a block says no place"
+
+
+def test_a_dataset(extended, models):
+    folder = extended("Adding a dataset")
+    sizes, start = {"train": 12, "validation": 5, "test": 6}, 0
+    notes = {}
+    for split, size in sizes.items():
+        notes[split] = {f"file number {i} {split}": f"the text of {i} in {split}" for i in range(start, start + size)}
+    (folder / "notes.json").write_text(json.dumps(notes))
+    run(folder, *RUN, "--datasets", "notes", "--methods", "zero_shot,lora", "--model", str(models("bert")))
+    found = results(folder)
+    assert (found["dataset"], found["data"]["source"]) == ("notes", "notes.json")
+    assert {split: each["queries"] for split, each in found["data"]["splits"].items()} == sizes
+    assert "Team notes" in (folder / "logs" / "summary" / "benchmark_summary.txt").read_text()
+    assert "notes" in run(folder, "tier_1.py", "--help") and "notes" in run(folder, "tier_1.py", "completion", "bash")
+
+
+def test_a_method(extended, models, tiny_beir):
+    folder = extended("Adding a method")
+    where = ("--datasets", f"beir:{tiny_beir}", "--model", str(models("bert")))
+    run(folder, *RUN, *where, "--methods", "lora,lora_wide")
+    found = results(folder)["results"]
+    lora, wide = found["2_lora_fine_tuned_retriever"], found["lora_wide_retriever"]
+    assert wide["trained_parameters"] == 2 * lora["trained_parameters"]
+    assert (lora["learning_rate"], wide["learning_rate"]) == (3e-3, 2e-3) and wide["metrics"].keys() == lora[
+        "metrics"
+    ].keys()
+    assert "lora_wide" in run(folder, "tier_1.py", "--help")
+
+
+def test_a_router(extended, models, tiny_beir):
+    folder = extended("Adding a router")
+    model = str(models("bert"))
+    words = [*RUN[1:], "--datasets", f"beir:{tiny_beir}", "--model", model, "--methods", "maw", "--router", "length"]
+    code = f"""
+import maw, tier_1, transformers as tf
+assert tier_1.main({words}) == 0
+model = maw.add_maw(tf.AutoModel.from_pretrained({model!r}), depths=4, router="length")
+texts = ["a", "a " * 4, "a " * 30]
+batch = tf.AutoTokenizer.from_pretrained({model!r})(texts, padding=True, return_tensors="pt")
+print([depths.flatten().tolist() for depths in maw.picked_depths(model, batch).values()])
+"""
+    assert run(folder, "-c", code).splitlines()[-1] == "[[0, 1, 3]]"
+    assert results(folder)["results"]["3_maw_fine_tuned_retriever"]["routing_test"]
+    assert len(passed(folder, "length or names", "tests/attention/test_routers.py")) == 5
+
+
+def test_an_encoder_family(extended, tiny_beir):
+    folder = extended("Adding an encoder family")
+    words = [*RUN[1:], "--datasets", f"beir:{tiny_beir}", "--model", "model", "--methods", "lora,maw"]
+    code = f"""
+import conftest, pathlib, tier_1
+conftest.write_model(pathlib.Path("model"), "ernie")
+assert tier_1.main({words}) == 0
+"""
+    run(folder, "-c", code)
+    assert set(results(folder)["results"]) == {"2_lora_fine_tuned_retriever", "3_maw_fine_tuned_retriever"}
+    assert len(passed(folder, "ernie", "tests/attention/test_attention.py", "tests/models/test_pretrained.py")) > 10
