@@ -244,5 +244,5 @@ def test_without_the_word_nothing_is_uploaded(hub, tiny_run, tmp_path, capsys):
     assert tier_1.main(["export", str(tiny_run), str(tmp_path / "out")]) == 0
     assert hub.asked == []
     assert tier_1.main(["export", str(tiny_run), str(tmp_path / "other"), "--public"]) == 2
-    assert "--public is for --push-to-hub" in capsys.readouterr().err
+    assert "--public needs --push-to-hub" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

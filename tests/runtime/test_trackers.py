@@ -153,7 +153,7 @@ def test_one_that_is_not_installed_is_refused_at_once(name, monkeypatch, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(sys, "path", [str(tmp_path)])
         with pytest.raises(
-            ConfigError, match=f"{name} is not installed: pip install {trackers.PACKAGES[name]}; or none"
+            ConfigError, match=f"{name} is not installed: pip install {trackers.PACKAGES[name]}; or set none"
         ):
             validate(config)
 
