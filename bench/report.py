@@ -29,11 +29,11 @@ from maw.config.methods import find_method, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.from_dicts import as_retrieval_data
-from maw.evaluation import confirmatory, exploratory
+from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.evaluation.metrics import METRICS, PRIMARY, EvaluationResult
 from maw.evaluation.query_examples import ATTENTION, Examples
+from maw.experiment.dataset_result import runtime_summary
 from maw.report import layout
-from maw.report.tables import comparisons
 from maw.storage.files import write_json
 
 NAMES = ("zero_shot", "lora", "maw")
@@ -119,7 +119,7 @@ def _evaluation(data: RetrievalData, random: np.random.Generator) -> EvaluationR
 def _result(
     dataset: str, evaluations: Mapping[str, EvaluationResult], config: Tier1Config, signs: int
 ) -> dict[str, Any]:
-    tests = comparisons.significance(evaluations, permutations=signs)
+    tests = method_pairs.significance(evaluations, permutations=signs)
     effects = confirmatory.smallest_effects(
         {name: None if name == "zero_shot" else each for name, each in evaluations.items()}, QUERIES, config
     )
@@ -133,9 +133,9 @@ def _result(
         "data": {"splits": {"test": {"queries": QUERIES, "judgements": QUERIES}}},
         "model": {"name": "a model", "layers": 12, "pooling": "mean"},
         "results": {method.key: _record(method.name, evaluations[method.name]) for method in in_order(NAMES)},
-        "runtime_summary": comparisons.runtime_summary(dict.fromkeys(NAMES, 60.0)),
-        "improvements": comparisons.improvements(evaluations),
-        "intervals": comparisons.intervals(evaluations),
+        "runtime_summary": runtime_summary(dict.fromkeys(NAMES, 60.0)),
+        "improvements": method_pairs.improvements(evaluations),
+        "intervals": method_pairs.intervals(evaluations),
         "confirmatory": confirmed,
         "exploratory": exploratory.about(labelled, config, signs),
         "significance": labelled,

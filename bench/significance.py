@@ -33,9 +33,9 @@ from bench.common import claim, quick_parser, report, results_folder
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.confirmatory import LEVEL, METRIC
+from maw.evaluation.method_pairs import significance
 from maw.evaluation.metrics import PRIMARY, EvaluationResult
 from maw.evaluation.power import POWER, detectable, queries_needed
-from maw.report.tables.comparisons import significance
 
 METHODS = ("lora", "lora_matched", "full", "full_lowrank", "maw")
 DATASETS = ("msmarco", "nq", "hotpotqa", "triviaqa")

@@ -30,7 +30,7 @@ from maw.data.collection import RetrievalData
 TOKEN = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 ASCII_TOKEN = re.compile(r"[0-9A-Za-z]+|[!-~]")  # the same tokens for ASCII, three times as fast
 CUTOFFS = (1, 5, 20, 100)
-DEPTH = max(CUTOFFS)
+LAST_CUTOFF = max(CUTOFFS)
 _TEXTS_AT_ONCE = 4096
 
 
@@ -55,7 +55,7 @@ def answer_match(data: RetrievalData, rows: np.ndarray) -> dict[str, Any]:
     """
     answered = [number for number, query in enumerate(data.query_ids) if data.answers.get(query)]
     wanted = [_phrases(data.answers[data.query_ids[number]]) for number in answered]
-    rows_AK = np.asarray(rows)[answered, :DEPTH]
+    rows_AK = np.asarray(rows)[answered, :LAST_CUTOFF]
     first_A = _first_hits(data, rows_AK, wanted)
     whole = rows_AK.shape[1] == len(data.corpus)
     shares = {
@@ -64,18 +64,18 @@ def answer_match(data: RetrievalData, rows: np.ndarray) -> dict[str, Any]:
     }
     hits: list[int | None] = [None] * len(data)
     for number, rank in zip(answered, first_A.tolist(), strict=True):
-        hits[number] = rank if rank <= DEPTH else 0
+        hits[number] = rank if rank <= LAST_CUTOFF else 0
     coverage = len(answered) / len(data) if len(data) else 0.0
     return {**shares, "queries": len(answered), "coverage": coverage, "first_hit": hits}
 
 
 def _first_hits(data: RetrievalData, rows_AK: np.ndarray, wanted: Sequence[Sequence[str]]) -> np.ndarray:
-    """Rank from 1 of each query's first passage with an answer, (A,); `DEPTH` + 1 if there is none.
+    """Rank from 1 of each query's first passage with an answer, (A,); `LAST_CUTOFF` + 1 if there is none.
 
     A passage is tokenised once for all queries that found it. Passages are read in the order of their best rank for
     any query; a passage that can no longer improve the rank of a query is not read.
     """
-    first = [DEPTH + 1] * len(rows_AK)
+    first = [LAST_CUTOFF + 1] * len(rows_AK)
     finders: dict[int, list[tuple[int, int]]] = {}  # row -> (query, rank), by ascending rank
     for rank, row_A in enumerate(rows_AK.T.tolist(), start=1):
         for query, row in enumerate(row_A):

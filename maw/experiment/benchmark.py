@@ -6,8 +6,8 @@
     python tier_1.py --tune 9 --seeds 3 --folds 5      # 9 trials for every method, seeds, cross-validation
     python tier_1.py --resume last                     # continues an interrupted run to the same results
 
-A run makes its plan, opens its folder and runs its datasets (`maw.experiment.datasets`). Each finished part is saved
-(`maw.experiment.run_state`, `maw.experiment.dataset_state`), so that an interrupted run does not repeat it.
+A run makes its plan, opens its folder and runs its datasets (`maw.experiment.run_datasets`). Each finished part is
+saved (`maw.experiment.run_state`, `maw.experiment.dataset_state`), so that an interrupted run does not repeat it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 from maw.config.tier1_config import Tier1Config
 from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
-from maw.experiment.datasets import run_datasets
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import plan_text
+from maw.experiment.run_datasets import run_datasets
 from maw.experiment.run_state import differences, find_run, open_run
 from maw.experiment.validation import validate
 from maw.report.text import summary

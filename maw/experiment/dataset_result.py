@@ -20,7 +20,7 @@ from maw.config.methods import Method, find_method, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.dataset_table import source_of
-from maw.evaluation import confirmatory, exploratory
+from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.evaluation.metrics import EvaluationResult, bpref_warning, cutoff_warning
 from maw.evaluation.query_examples import Examples
 from maw.evaluation.routing.attention_example import write_examples
@@ -28,9 +28,8 @@ from maw.experiment.aggregate import MethodResult
 from maw.models.pretrained import ModelSpec, trained_layers, weights_sha256
 from maw.models.retriever import load_tokenizer
 from maw.models.tokenized import TextSource
-from maw.report.tables import comparisons
 from maw.report.tables.trec import RunFiles
-from maw.report.text import protocol
+from maw.report.text import trainings
 from maw.runtime import energy
 from maw.runtime.devices import used_gpus
 from maw.runtime.environment import environment_facts
@@ -91,7 +90,7 @@ class Outcome:
         """
         config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)
         seconds = {name: record["runtime_seconds"] for name, record in self.records.items()}
-        tests = comparisons.significance(self.evaluations, permutations=signs, seed=config.seed)
+        tests = method_pairs.significance(self.evaluations, permutations=signs, seed=config.seed)
         confirmed = confirmatory.confirm(tests, effects, config, signs)
         labelled = exploratory.label(tests, confirmed, config)
         return {
@@ -102,9 +101,9 @@ class Outcome:
             "data": self.collection.facts,
             "model": self._model_facts(),
             "results": {find_method(name).key: record for name, record in self.records.items()},
-            "runtime_summary": comparisons.runtime_summary(seconds),
-            "improvements": comparisons.improvements(self.evaluations),
-            "intervals": comparisons.intervals(self.evaluations, seed=config.seed),
+            "runtime_summary": runtime_summary(seconds),
+            "improvements": method_pairs.improvements(self.evaluations),
+            "intervals": method_pairs.intervals(self.evaluations, seed=config.seed),
             "confirmatory": confirmed,
             "exploratory": exploratory.about(labelled, config, signs),
             "significance": labelled,
@@ -127,7 +126,7 @@ class Outcome:
     def warnings(self) -> list[str]:
         """Warnings for the reader of the numbers."""
         test, level = self.collection.test, self.collection.test.relevance_level
-        edges = (protocol.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
+        edges = (trainings.edge_warning(m, self.records[m.name].get("tuning", ())) for m in in_order(self.records))
         about = (cutoff_warning(self.config.top_k, len(test.corpus)), bpref_warning(test.qrels, level))
         found = [*edges, self._not_zero_shot(), *about]
         low = sum(max(judged.values()) < level for judged in test.qrels.values())
@@ -185,6 +184,16 @@ class Outcome:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "torch": torch.__version__,
         }
+
+
+def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
+    """`{short}_seconds` of each method, and their sum in seconds and in minutes."""
+    total = sum(seconds.values())
+    return {
+        **{f"{method.short}_seconds": round(seconds[method.name], 2) for method in in_order(seconds)},
+        "total_dataset_seconds": round(total, 2),
+        "total_dataset_minutes": round(total / 60, 2),
+    }
 
 
 def _environment(command: str | None) -> dict[str, Any]:

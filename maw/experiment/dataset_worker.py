@@ -104,7 +104,7 @@ def main() -> int:
 def _run(order: dict[str, Any], voice: Voice) -> int:
     try:
         from maw.config.tier1_config import Tier1Config
-        from maw.experiment.datasets import run_dataset_of
+        from maw.experiment.run_datasets import run_dataset_of
 
         config = Tier1Config.from_dict(order["config"])
         with console.configured(quiet=config.quiet, json_progress=config.json_progress):

@@ -20,7 +20,7 @@ from maw.experiment.arm import Arm, TrainingResult
 from maw.experiment.dataset_result import Outcome
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.tuning import Trial, tune
-from maw.report.text import protocol, summary
+from maw.report.text import summary, trainings
 from maw.runtime import console, signals, trackers
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
@@ -74,7 +74,7 @@ class MethodRunner:
                 with console.at(fold=fold, seed=seed if config.seeds > 1 else None):
                     results.append(self._train(arm, collection, seed, rates, fold))
                 if config.seeds > 1 or config.folds:
-                    console.show(protocol.run_line(results[-1].record))
+                    console.show(trainings.run_line(results[-1].record))
         return combine(results), searches
 
     def _train(
@@ -108,7 +108,7 @@ class MethodRunner:
         """The rates that a search chose, and the search's record."""
 
         def show(trial: Trial, trials: int, best: bool) -> None:
-            console.show(protocol.trial_line(trial.record, trials, best))
+            console.show(trainings.trial_line(trial.record, trials, best))
 
         if fold is not None:
             console.show(f"   fold {fold}:")

@@ -74,7 +74,7 @@ class Trial:
         return {"trial": self.number, "how": self.how, "rates": self.rates} | score | self.facts
 
 
-class Search:
+class RateSearch:
     """Chooses the rates of each trial; `seed` is that of the quasi-random points."""
 
     def __init__(self, defaults: Mapping[str, float], trials: int, seed: int):
@@ -152,7 +152,7 @@ def tune(
     Raises:
         MAWError: every trial diverged.
     """
-    search = Search(arm.default_rates(seed), trials, seed)
+    search = RateSearch(arm.default_rates(seed), trials, seed)
     done = log.read() if log else []
     with stage("tuning"):
         while len(done) < trials:
@@ -223,7 +223,7 @@ def at_edge(best: Trial, trials: Sequence[Trial]) -> dict[str, str]:
     return found
 
 
-def _account(search: Search, best: Trial, trials: Sequence[Trial]) -> dict[str, Any]:
+def _account(search: RateSearch, best: Trial, trials: Sequence[Trial]) -> dict[str, Any]:
     tried = {name: _values(name, trials) for name in search.names}
     return {
         "chosen": best.rates,

@@ -53,7 +53,7 @@ from maw.models.retriever import BaselineRetriever
 from maw.storage.cache_entry import only_builder
 from maw.storage.checksummed import read_signed, write_signed
 from maw.storage.files import json_sha
-from maw.training.miners import DEPTH, Bm25Miner, DenseMiner, candidates_of, relevant
+from maw.training.miners import RANKED_PASSAGES, Bm25Miner, DenseMiner, candidates_of, relevant
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     names = ("negative_source", "num_negatives", "hard_negative_ratio", "negative_margin", "seed")
     given = data.negatives if config.negative_source in ("auto", "given") else {}
     key = {
-        "rules": [RULES_VERSION, DEPTH, SETTINGS],
+        "rules": [RULES_VERSION, RANKED_PASSAGES, SETTINGS],
         "corpus": data.corpus.fingerprint,
         "queries": json_sha(sorted(zip(data.query_ids, data.queries, strict=True))),
         "qrels": data.qrels_hash(),

@@ -22,7 +22,7 @@ from maw.runtime.profiler import stage
 from maw.runtime.progress_bars import track
 from maw.search.exact import top_k
 
-DEPTH = 100
+RANKED_PASSAGES = 100
 """Passages that a miner ranks for each query."""
 
 
@@ -46,7 +46,7 @@ class Bm25Miner:
         self.index = Bm25Index.cached(self.corpus, cache_folder(config) / "bm25")
 
     def search(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.index.search(self.queries, DEPTH, "hard negatives")
+        return self.index.search(self.queries, RANKED_PASSAGES, "hard negatives")
 
     def scores(self, query: int, rows: np.ndarray) -> np.ndarray:
         return self.index.scores(self.queries[query], rows)
@@ -72,7 +72,7 @@ class DenseMiner:
 
     def search(self) -> tuple[np.ndarray, np.ndarray]:
         queries = torch.from_numpy(self.queries).to(self.device)
-        scores, rows = top_k(queries, self.passages, DEPTH, self.corpus.tie_order())
+        scores, rows = top_k(queries, self.passages, RANKED_PASSAGES, self.corpus.tie_order())
         return rows.numpy(), scores.numpy()
 
     def scores(self, query: int, rows: np.ndarray) -> np.ndarray:

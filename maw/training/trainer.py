@@ -35,7 +35,7 @@ from maw.training import sharded_batch
 from maw.training.contrastive import Batch, TrainingPairs
 from maw.training.objective import Statistics, build_objective
 from maw.training.optimizer import learning_rate, parameter_groups, rates, warmup_decay
-from maw.training.router.start import start_from_clusters
+from maw.training.router.cluster_start import start_from_clusters
 from maw.training.state import State, load_optimizer_state, load_random_state, random_state
 
 logger = logging.getLogger(__name__)

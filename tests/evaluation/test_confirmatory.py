@@ -13,10 +13,10 @@ from maw.config import methods
 from maw.config.methods import METHODS, find_method
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory
+from maw.evaluation.method_pairs import significance
 from maw.evaluation.metrics import METRICS, EvaluationResult
 from maw.evaluation.power import detectable, minimum_detectable_effect, queries_needed
 from maw.evaluation.significance import _p_values, holm, paired_test
-from maw.report.tables.comparisons import significance
 
 NAMES = ("zero_shot", "lora", "lora_matched", "full", "full_lowrank", "maw")
 

@@ -13,7 +13,7 @@ from conftest import random_texts
 from maw.config.methods import find_method
 from maw.evaluation.power import minimum_detectable_effect
 from maw.evaluation.significance import holm, paired_test
-from maw.report.text import protocol
+from maw.report.text import trainings
 
 LORA, MAW, ZERO = (find_method(name) for name in ("lora", "maw", "zero_shot"))
 METRIC = "ndcg_cut_10"
@@ -85,11 +85,11 @@ def test_no_arm_sees_more_than_another(finished):
     assert trials["lora"] == trials["maw"] == [3, 3, 3]
     for key in ("steps", "optimizer_steps"):
         assert [run[key] for run in found["lora"]["runs"]] == [run[key] for run in found["maw"]["runs"]]
-        assert protocol.compute(found["lora"])[key] == protocol.compute(found["maw"])[key] > 0
+        assert trainings.compute(found["lora"])[key] == trainings.compute(found["maw"])[key] > 0
     tested = [run["evaluation"]["queries"] for run in found["lora"]["runs"]]
     assert tested == [run["evaluation"]["queries"] for run in found["maw"]["runs"]] == [24] * 6
     planted = {**found["lora"], "tuning": found["lora"]["tuning"] * 2}
-    assert protocol.compute(planted)["trials"] != protocol.compute(found["maw"])["trials"], "it would be seen"
+    assert trainings.compute(planted)["trials"] != trainings.compute(found["maw"])["trials"], "it would be seen"
 
 
 def test_the_chosen_rates_are_those_of_the_best_trial_and_train_the_runs(finished):
@@ -181,7 +181,7 @@ def test_the_console_has_a_line_for_each_trial_and_run(finished):
     assert shown.index("Confirmatory") < shown.index("Exploratory")
     assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 100
     row = next(line for line in lines if line.startswith("MAW Fine-tuned  ") and line.split()[2:4] == ["6", "9"])
-    assert row.split()[4] == f"{protocol.compute(records(result)['maw'])['steps']}"
+    assert row.split()[4] == f"{trainings.compute(records(result)['maw'])['steps']}"
 
 
 def test_checkpoints_name_seed_and_fold_and_trials_leave_none(finished):
@@ -251,12 +251,12 @@ def model_device():
 
 def test_a_winner_at_the_edge_is_a_warning():
     search = {"chosen": {"learning_rate": 0.03, "kernel_learning_rate": 0.01}, "at_edge": {"learning_rate": "highest"}}
-    text = protocol.edge_warning(MAW, [search, {**search, "fold": 2}, {**search, "at_edge": {}}])
+    text = trainings.edge_warning(MAW, [search, {**search, "fold": 2}, {**search, "at_edge": {}}])
     assert "learning rate 0.03, the highest; learning rate 0.03, the highest in fold 2" in text
     assert text.startswith("MAW Fine-tuned: trials chose values at the edge")
-    assert protocol.edge_warning(MAW, [{**search, "at_edge": {}}]) == "" == protocol.edge_warning(MAW, [])
+    assert trainings.edge_warning(MAW, [{**search, "at_edge": {}}]) == "" == trainings.edge_warning(MAW, [])
     failed = {"trial": 2, "rates": {"learning_rate": 0.5}, f"val_{METRIC}": None, "seconds": 1.0}
-    assert protocol.trial_line(failed, 9, False) == "   trial 2 of 9: learning rate 0.5: diverged (1.0 s)"
+    assert trainings.trial_line(failed, 9, False) == "   trial 2 of 9: learning rate 0.5: diverged (1.0 s)"
 
 
 def test_folds_without_training_evaluate_all_queries_once(models, folder, tmp_path):

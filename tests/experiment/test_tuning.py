@@ -17,7 +17,7 @@ from maw.data.collection import RetrievalData
 from maw.data.from_dicts import as_retrieval_data
 from maw.errors import MAWError, NotFiniteError
 from maw.experiment.arm import Arm
-from maw.experiment.tuning import Search, Trial, at_edge, best_of, tune
+from maw.experiment.tuning import RateSearch, Trial, at_edge, best_of, tune
 from maw.training.optimizer import rates
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ DEFAULTS = {"learning_rate": 1e-3, "kernel_learning_rate": 1e-2}
 
 def search(score, trials, defaults=None, seed=0):
     """All trials of a search over a function of the rates; a score of None is a training that diverged."""
-    plan, done = Search(defaults or DEFAULTS, trials, seed), []
+    plan, done = RateSearch(defaults or DEFAULTS, trials, seed), []
     for number in range(1, trials + 1):
         found, how = plan.next(done)
         done.append(Trial(number, found, how, score(found), {"seconds": 0.0}))

@@ -15,13 +15,12 @@ from markupsafe import Markup
 
 from maw.config.methods import METHODS, in_order
 from maw.config.tier1_config import Tier1Config
-from maw.evaluation import confirmatory, exploratory
+from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.report.html import page as page_module
 from maw.report.html.charts import _ticks, bar_chart, histogram, line_chart
 from maw.report.html.page import environment, report_page
 from maw.report.html.tables import Table
 from maw.report.series import COLOURS, Bar, Series
-from maw.report.tables import comparisons
 from report.test_report import make_evaluations, make_result
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e</style></title><!-- &lt;b&gt; \x1b[2J'
@@ -77,7 +76,7 @@ def one_result(names, datasets):
     evaluations = make_evaluations(names)
     config = Tier1Config(datasets=list(datasets), methods=list(names))
     held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
-    tests = comparisons.significance(evaluations, permutations=2000)
+    tests = method_pairs.significance(evaluations, permutations=2000)
     section = confirmatory.confirm(tests, confirmatory.smallest_effects(held, 30, config), config, 2000)
     labelled = exploratory.label(tests, section, config)
     side = {"depth_histogram": [[0.5, 0.25, 0.25]], "effective_depths": [2.8], "policy_entropy": [1.0]}
@@ -92,7 +91,7 @@ def one_result(names, datasets):
     ]
     result = make_result(
         evaluations,
-        intervals=comparisons.intervals(evaluations),
+        intervals=method_pairs.intervals(evaluations),
         confirmatory=section,
         exploratory=exploratory.about(labelled, config, 2000),
         significance=labelled,

@@ -15,8 +15,9 @@ from maw.config import methods
 from maw.config.methods import METHODS, Method, comparisons, find_method, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.errors import MAWError
-from maw.evaluation import confirmatory, exploratory
+from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.evaluation.metrics import METRICS, PRIMARY, compute_metrics
+from maw.experiment.dataset_result import runtime_summary
 from maw.report import significance_marks
 from maw.report.layout import write_dataset, write_summary
 from maw.report.significance_marks import run_p_values, verdict, verdict_lines
@@ -89,9 +90,9 @@ def make_result(evaluations, dataset="pystdlib", **changes):
             }
             for method in in_order(evaluations)
         },
-        "runtime_summary": tables.runtime_summary(seconds),
-        "improvements": tables.improvements(evaluations),
-        "significance": tables.significance(evaluations, permutations=200),
+        "runtime_summary": runtime_summary(seconds),
+        "improvements": method_pairs.improvements(evaluations),
+        "significance": method_pairs.significance(evaluations, permutations=200),
         "warnings": ["not zero-shot: the model card names such data"],
         **changes,
     }
@@ -309,7 +310,7 @@ def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
 
 
 def test_improvements_by_hand(evaluations):
-    found = tables.improvements(evaluations)
+    found = method_pairs.improvements(evaluations)
     assert list(found)[:4] == [
         "lora_vs_zeroshot_ndcg_cut_10",
         "maw_vs_lora_ndcg_cut_10",
@@ -335,11 +336,11 @@ def test_significance_covers_every_pair_and_primary_metric(result):
 def test_different_queries_are_not_paired(evaluations):
     other = make_evaluations(queries=29)
     with pytest.raises(ValueError, match="different queries"):
-        tables.significance({"zero_shot": evaluations["zero_shot"], "lora": other["lora"]})
+        method_pairs.significance({"zero_shot": evaluations["zero_shot"], "lora": other["lora"]})
 
 
 def test_intervals_of_means(evaluations):
-    found = tables.intervals(evaluations)
+    found = method_pairs.intervals(evaluations)
     assert list(found) == ["zeroshot", "lora", "maw"] and list(found["maw"]) == list(PRIMARY)
     for name, short in (("zero_shot", "zeroshot"), ("maw", "maw")):
         low, high = found[short]["ndcg_cut_10"]
@@ -352,7 +353,7 @@ def test_intervals_of_means(evaluations):
 
 
 def test_runtime_summary():
-    assert tables.runtime_summary({"zero_shot": 45.23, "lora": 152.67, "maw": 185.32}) == {
+    assert runtime_summary({"zero_shot": 45.23, "lora": 152.67, "maw": 185.32}) == {
         "zeroshot_seconds": 45.23,
         "lora_seconds": 152.67,
         "maw_seconds": 185.32,

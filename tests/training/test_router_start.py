@@ -9,7 +9,7 @@ from conftest import random_texts
 
 from maw.attention.routers import Routing
 from maw.models.retriever import BaselineRetriever, MAWRetriever
-from maw.training.router.start import cluster_policy, start_from_clusters
+from maw.training.router.cluster_start import cluster_policy, start_from_clusters
 
 ROUTES = ("sequence", "head", "token")
 

@@ -13,7 +13,7 @@ from typing import Any
 from maw.evaluation.confirmatory import METRIC
 from maw.report.significance_marks import methods_of
 from maw.report.text.format import as_table, wrapped
-from maw.report.text.protocol import compute
+from maw.report.text.trainings import compute
 from maw.runtime.energy import SOURCES
 from maw.storage.disk import size_text
 

@@ -26,7 +26,7 @@ from maw.report.significance_marks import (
 from maw.report.text.costs import cost_table
 from maw.report.text.differences import dataset_differences, run_differences
 from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
-from maw.report.text.protocol import compute_table, rate_range, seeds_table, spread_line, tuning_table
+from maw.report.text.trainings import compute_table, rate_range, seeds_table, spread_line, tuning_table
 
 _HEADLINE = PRIMARY[0]
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
