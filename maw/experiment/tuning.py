@@ -191,6 +191,7 @@ def _try(
             config = replace(arm.configure(seed, rates), diagnostics="none")  # the weights of a trial are not kept
             history = arm.train(arm.build(config), train, validation, dataset, writer, meter)
         except NotFiniteError as error:
+            meter.before = None  # as the seconds, which before an interruption are not known here
             facts = {"failed": str(error), "seconds": time.perf_counter() - started}
             return Trial(number, rates, how, None, facts | _energy(meter.joules()))
         facts = {

@@ -88,12 +88,13 @@ def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapp
 
 def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
     """The result of all confirmatory comparisons in one sentence, without their numbers."""
-    found = [_outcome(result, key, over_run) for result, key in comparisons_claimed(results)]
+    found = [(result, *_outcome(result, key, over_run)) for result, key in comparisons_claimed(results)]
     if not found:
         return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests are exploratory."
     if len(found) == 1:
-        return f"{found[0]} in {METRIC_LABELS[METRIC]}."
-    better, worse = (sum(word in each for each in found) for word in ("significantly better", "significantly worse"))
+        result, sentence, _ = found[0]
+        return f"{_where(result, results)}{sentence} in {METRIC_LABELS[METRIC]}."
+    better, worse = (sum(sign == wanted for *_, sign in found) for wanted in (1, -1))
     return (
         f"MAW against its controls in {METRIC_LABELS[METRIC]}, {len(found)} comparisons: significantly better in "
         f"{better}, significantly worse in {worse}, no significant difference in {len(found) - better - worse}."
@@ -108,25 +109,33 @@ def verdict_lines(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> 
     confirmed = comparisons_claimed(results)
     if not confirmed:
         return [verdict(results, over_run)]
-    lines = []
+    lines, signs = [], []
     for result, key in confirmed:
-        test, p = result["confirmatory"]["comparisons"][key], corrected_p(result, key, METRIC, over_run)
-        where = f"{result['dataset']}: " if len(results) > 1 else ""
-        shown = p_value(p)
+        family, test = result["confirmatory"], result["confirmatory"]["comparisons"][key]
+        sentence, sign = _outcome(result, key, over_run)
+        shown = p_value(corrected_p(result, key, METRIC, over_run))
+        corrected = max(len(confirmed), family.get("run_family_size", 1)) > 1 and "p_holm" in test
         lines.append(
-            f"{where}{_outcome(result, key, over_run)}: {METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} "
+            f"{_where(result, results)}{sentence}: {METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} "
             f"(95% interval {test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}, "
-            f"{'corrected ' * (len(confirmed) > 1)}p {shown if shown.startswith('<') else f'= {shown}'})."
+            f"{'corrected ' * corrected}p {shown if shown.startswith('<') else f'= {shown}'})."
         )
+        signs.append(sign)
     if len(lines) <= MOST_LINES:
         return lines
-    return [verdict(results, over_run), *(line for line in lines if "do not differ" not in line)]
+    return [verdict(results, over_run), *(line for line, sign in zip(lines, signs, strict=True) if sign)]
 
 
-def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> str:
-    """Which of two methods is better, if one is."""
+def _where(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    return f"{result['dataset']}: " if len(results) > 1 else ""
+
+
+def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
+    """Which of two methods is significantly better, as a sentence, and the sign of its difference; 0 if neither is."""
     new, old = (label_of(short).removesuffix(" Fine-tuned") for short in key.split("_vs_"))
     difference = result["confirmatory"]["comparisons"][key]["mean_difference"]
-    if corrected_p(result, key, METRIC, over_run) >= LEVEL or not difference:
-        return f"{new} and {old} do not differ significantly"
-    return f"{new} is significantly {'better' if difference > 0 else 'worse'} than {old}"
+    p = corrected_p(result, key, METRIC, over_run)
+    if p < LEVEL and (difference > 0 or difference < 0):  # neither holds for NaN
+        word, sign = ("better", 1) if difference > 0 else ("worse", -1)
+        return f"{new} is significantly {word} than {old}", sign
+    return f"{new} and {old} do not differ significantly", 0

@@ -214,7 +214,7 @@ def read_events(path: Path | str) -> list[dict[str, Any]]:
             good = isinstance(event, dict) and isinstance(event.get("event"), str)
             problem = "" if good else 'no JSON object with "event"'
         except (ValueError, RecursionError) as error:
-            problem = show(str(error))[1:-1]
+            problem = show(reason(error))[1:-1]
         if not problem:
             events.append(event)
         elif number < len(lines):

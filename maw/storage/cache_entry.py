@@ -109,7 +109,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it is missing, damaged, or of another version.
     """
-    manifest = read_json(folder / _MANIFEST)
+    try:
+        manifest = read_json(folder / _MANIFEST)
+    except DataError as error:
+        raise DataError(f"{error}; delete the folder") from error
     if not isinstance(manifest, dict) or manifest.pop("sha256", None) != json_sha(manifest):
         raise DataError(f"{folder}: manifest.json was changed after it was written; delete the folder")
     if manifest["version"] != STORE_VERSION:

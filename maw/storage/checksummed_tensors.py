@@ -67,6 +67,7 @@ def write_bundle(
         if not (file.is_file() and sha256(file) == digest):
             write_atomically(file, lambda temporary, content=content: temporary.write_bytes(content))
         files[group] = {"file": file.name, "bytes": len(content), "sha256": digest}
+        del content  # a large model's bytes, before those of the next group are made
     path, previous = folder / name, _previous(folder, name)
     if keep_previous and path.is_file():
         before = path.read_bytes()

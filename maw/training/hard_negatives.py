@@ -135,7 +135,7 @@ def _read(path: Path, key: Mapping[str, Any], warn: bool = False) -> tuple[Negat
     """Negatives and facts from the cache; None if there are none for this key, or the file is damaged."""
     try:
         record = read_signed(path) if path.is_file() else {}
-    except MAWError as error:
+    except (MAWError, OSError) as error:
         if warn:
             logger.warning("%s; choosing the negatives again", error)
         return None

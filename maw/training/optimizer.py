@@ -12,6 +12,7 @@ from torch import nn
 
 from maw.config.methods import method_of
 from maw.config.tier1_config import Tier1Config
+from maw.errors import ConfigError
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 
 DEFAULT_KERNEL_LEARNING_RATE = 1e-2
@@ -69,7 +70,8 @@ def _rate(name: str, config: Tier1Config) -> float:
     rate = getattr(config, name)
     if rate is None and name == "kernel_learning_rate":
         return DEFAULT_KERNEL_LEARNING_RATE
-    assert rate is not None, "Arm and Trainer set the learning rate"
+    if rate is None:
+        raise ConfigError([f"{name}: no method describes what is trained of this model; set it"])
     return float(rate)
 
 

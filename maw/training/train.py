@@ -77,6 +77,7 @@ def train_retriever(
         list has the values of every validation query in the best epoch.
 
     Raises:
+        ConfigError: a setting was changed to a value that is not allowed, or no learning rate is known.
         MAWError: nothing of the model is trainable.
         NotFiniteError: a loss, gradient, reward or embedding is not finite; it has changed no parameter.
         MemoryLimitError: a batch does not fit in memory.

@@ -59,7 +59,7 @@ class Trainer:
         label: str,
         activations: ActivationStore | None,
     ):
-        config = replace(config, learning_rate=learning_rate(model, config) or None)  # for models made from Python
+        config = replace(config, learning_rate=learning_rate(model, config) or None, tune=0)  # of this one training
         self.model, self.config, self.device, self.label = model, config, device, label
         # Dropout, of which each process has its own; everything else draws from (seed, epoch) or (seed, step).
         torch.manual_seed(config.seed + (distributed.this_process().rank << 32))

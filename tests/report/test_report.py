@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -256,7 +257,13 @@ def test_one_run_has_one_p_for_each_test(tmp_path, evaluations):
 def claimed(*differences, datasets=1, p=0.2):
     """Results of a run in which MAW differs by that much from each control, all with the same corrected p."""
     tests = {
-        f"maw_vs_{short}": {"mean_difference": each, "ci_low": each - 0.01, "ci_high": each + 0.01, "p_value": p}
+        f"maw_vs_{short}": {
+            "mean_difference": each,
+            "ci_low": each - 0.01,
+            "ci_high": each + 0.01,
+            "p_value": p,
+            "p_holm": p,
+        }
         for short, each in zip(("lora", "lora_matched", "full"), differences, strict=False)
     }
     significance = {key: {"ndcg_cut_10": test} for key, test in tests.items()}
@@ -280,6 +287,18 @@ def test_the_verdict_has_the_numbers_of_each_comparison():
         ["d0", " MAW is significantly better than LoRA"],
         ["d1", " MAW and LoRA do not differ significantly"],
     ]
+
+
+def test_a_difference_or_p_that_is_no_number_is_not_called_significant():
+    for difference, p in ((0.02, math.nan), (math.nan, 0.01)):
+        assert verdict(claimed(difference, p=p), {}) == "MAW and LoRA do not differ significantly in nDCG@10."
+    assert verdict(claimed(0.02, p=0.01), {}) == "MAW is significantly better than LoRA in nDCG@10."
+
+
+def test_one_comparison_of_a_run_with_several_is_told_to_be_corrected():
+    (result,) = claimed(0.02, p=0.01)
+    result["confirmatory"]["run_family_size"] = 2
+    assert "corrected p = 0.0100" in verdict_lines([result], {})[0]
 
 
 def test_the_verdict_on_many_comparisons_counts_them_and_shows_the_significant_ones():

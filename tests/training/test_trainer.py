@@ -10,6 +10,7 @@ import pytest
 import torch
 from faults.tools import Watched
 
+from maw.config.methods import find_method
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import ConfigError, MAWError
@@ -357,3 +358,18 @@ def test_the_rate_of_an_epoch_is_that_of_the_layers(tiny_settings, tiny_data, la
     assert parameter_groups(model, config)[0]["lr"] == 0.2
     trainer = Trainer(model, as_retrieval_data(tiny_data, "train"), config, torch.device("cpu"), "a run", None)
     assert trainer._rate() == pytest.approx(shown)
+
+
+def test_a_model_from_python_trains_with_a_configuration_that_asks_for_trials(tiny_settings, tiny_data):
+    """`tune` is the benchmark's: a training has one rate, here the method's default."""
+    config = tiny_settings(tune=3, num_epochs=1)
+    history = train_retriever(MAWRetriever(config), tiny_data, tiny_data, config)
+    assert history[0]["learning_rate"] <= find_method("maw").learning_rate and len(history) == 1
+
+
+def test_a_model_that_no_method_describes_needs_a_rate(tiny_settings, tiny_data):
+    config = tiny_settings(num_epochs=1)
+    model = BaselineRetriever(config)
+    model.encoder.backbone.encoder.layer[2].attention.self.query.weight.requires_grad_(True)
+    with pytest.raises(ConfigError, match="learning_rate: no method describes what is trained"):
+        train_retriever(model, tiny_data, tiny_data, config)
