@@ -114,16 +114,8 @@ def test_no_file_imports_half_of_the_package(code):
 @pytest.mark.parametrize(
     ("module", "line", "expected"),
     [
-        (
-            "maw.attention.routers",
-            "from maw.storage.files import sha256",
-            "may not import maw.storage.files",
-        ),
-        (
-            "maw.storage.files",
-            "def f():\n    import maw.runtime.console",
-            "may not import maw.runtime.console",
-        ),
+        ("maw.attention.routers", "from maw.storage.files import sha256", "may not import maw.storage.files"),
+        ("maw.storage.files", "def f():\n    import maw.runtime.console", "may not import maw.runtime.console"),
         ("maw.report.rebuild", "from maw.training import trainer", "report may not import maw.training.trainer"),
         ("maw.helpers", "", "helpers is no room"),
     ],

@@ -89,9 +89,7 @@ COMMANDS = {
     "completion": Command("maw.cli.completion:main", "Prints the completion script of a shell.", _add_completion),
     "doctor": Command("maw.cli.doctor:main", "Checks whether this machine can do a run.", None),
     "export": Command(
-        "maw.cli.export:main",
-        "Writes a trained retriever as a folder that sentence-transformers loads.",
-        _add_export,
+        "maw.cli.export:main", "Writes a trained retriever as a folder that sentence-transformers loads.", _add_export
     ),
     "report": Command(
         "maw.cli.report:report",

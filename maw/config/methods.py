@@ -13,8 +13,7 @@ method is one more entry here. Configurations are of type Any, since their modul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ WHERE = "adapt_maw_layers"
 """A setting that says in which layers a method works and not what it does there, so it tells no two methods apart."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Method:
     """One way to get a retriever. There is one object for each, so methods are compared as objects."""
 
@@ -43,13 +42,13 @@ class Method:
     """One line for reports; a run may say more in brackets behind it."""
     description: str
     """A sentence for reports."""
-    trained: bool
+    trained: bool = True
     """Whether it is trained before it is evaluated."""
     label: str
     """Heads its column in tables."""
-    retriever: str
+    retriever: str = "maw"
     """What it trains: "baseline" or "maw", see `maw.models.retriever`."""
-    settings: Settings | Callable[[Any], Settings] = field(default_factory=lambda: MappingProxyType({}))
+    settings: Settings | Callable[[Any], Settings]
     """The settings that make it what it is, whatever the run's configuration says of them; they may follow from it."""
     learning_rate: float | None = None
     """Default peak learning rate of its layers or adapters, None where it trains nothing."""
@@ -117,7 +116,6 @@ METHODS: tuple[Method, ...] = (
         key="2_lora_fine_tuned_retriever",
         approach="LoRA Fine-tuned",
         description="Parameter-efficient fine-tuning using LoRA adapters",
-        trained=True,
         label="LoRA Fine-tuned",
         retriever="baseline",
         settings={"use_lora": True, "train_layers": False, "lora_targets": "query_value", "adapt_maw_layers": False},
@@ -130,7 +128,6 @@ METHODS: tuple[Method, ...] = (
         key="lora_matched_retriever",
         approach="LoRA on All Maps, as Large as MAW",
         description="LoRA on every linear map of the same layers, with about as many trained parameters as MAW",
-        trained=True,
         label="LoRA matched",
         retriever="baseline",
         settings={"use_lora": True, "train_layers": False, "lora_targets": "all", "adapt_maw_layers": True},
@@ -142,7 +139,6 @@ METHODS: tuple[Method, ...] = (
         key="full_layers_retriever",
         approach="Whole Layers",
         description="The same layers trained whole, without depths",
-        trained=True,
         label="Whole layers",
         retriever="baseline",
         settings={"use_lora": False, "train_layers": True, "adapt_maw_layers": True},
@@ -154,9 +150,7 @@ METHODS: tuple[Method, ...] = (
         key="full_lowrank_retriever",
         approach="Whole Layers + Static Low-rank Query Change",
         description="The same layers trained whole, with one low-rank query change as large as all depth kernels",
-        trained=True,
         label="Whole + low-rank",
-        retriever="maw",
         settings=static_low_rank,
         learning_rate=2e-4,
     ),
@@ -166,9 +160,7 @@ METHODS: tuple[Method, ...] = (
         key="maw_fixed_retriever",
         approach="MAW at One Fixed Depth",
         description="MAW without routing: every text uses the same depth",
-        trained=True,
         label="MAW fixed",
-        retriever="maw",
         settings={"router": "fixed", "depth_values": False},
         learning_rate=2e-4,
     ),
@@ -178,9 +170,7 @@ METHODS: tuple[Method, ...] = (
         key="maw_random_retriever",
         approach="MAW at Random Depths",
         description="MAW whose depths are drawn: anew at every training step, from the text's hash at evaluation",
-        trained=True,
         label="MAW random",
-        retriever="maw",
         settings={"router": "random", "depth_values": False},
         learning_rate=2e-4,
     ),
@@ -190,9 +180,7 @@ METHODS: tuple[Method, ...] = (
         key="maw_soft_retriever",
         approach="MAW with Softly Mixed Depths",
         description="MAW whose router mixes the depth kernels and learns from the encoder's own loss",
-        trained=True,
         label="MAW soft",
-        retriever="maw",
         settings={"router": "soft", "depth_values": False},
         learning_rate=2e-4,
     ),
@@ -202,9 +190,7 @@ METHODS: tuple[Method, ...] = (
         key="3_maw_fine_tuned_retriever",
         approach="MAW Fine-tuned",
         description="Fine-tuning with multi-attention-weight layers and a router that picks their depth",
-        trained=True,
         label="MAW Fine-tuned",
-        retriever="maw",
         settings={"depth_values": False},
         learning_rate=2e-4,
         by_default=True,
@@ -215,9 +201,7 @@ METHODS: tuple[Method, ...] = (
         key="maw_qv_retriever",
         approach="Query-and-Value Depths, an Ablation",
         description="Not MAW: depths change the values as well as the attention weights, a mixture of adapters",
-        trained=True,
         label="Query+value depths",
-        retriever="maw",
         settings={"depth_values": True},
         learning_rate=2e-4,
     ),

@@ -180,11 +180,7 @@ def encodable(text: str) -> bool:
 
 
 def write_store(
-    folder: Path,
-    records: Iterable[Record],
-    where: Where,
-    source: dict[str, Any],
-    attachments: Mapping[str, Any],
+    folder: Path, records: Iterable[Record], where: Where, source: dict[str, Any], attachments: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes all files of a store to `folder`, the manifest last, each flushed to disk; returns the manifest."""
     contents = Contents(where)

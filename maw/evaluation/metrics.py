@@ -39,13 +39,7 @@ from maw.errors import DataError, NotFiniteError
 _CUTOFFS = (1, 3, 5, 10, 15, 20, 100, 1000)
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "ranking": (
-        *(f"ndcg_cut_{cutoff}" for cutoff in _CUTOFFS),
-        "ndcg",
-        "map_cut_10",
-        "map_cut_100",
-        "recip_rank",
-    ),
+    "ranking": (*(f"ndcg_cut_{cutoff}" for cutoff in _CUTOFFS), "ndcg", "map_cut_10", "map_cut_100", "recip_rank"),
     "recall": tuple(f"recall_{cutoff}" for cutoff in _CUTOFFS),
     "precision": tuple(f"P_{cutoff}" for cutoff in _CUTOFFS),
     "other": ("map", "recip_rank_10", "Rprec", "bpref", "success_1", "success_5", "success_10", "F1_10"),

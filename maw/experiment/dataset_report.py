@@ -18,6 +18,7 @@ from maw.report.text.profile import profile_text
 from maw.runtime import console
 from maw.runtime.profiler import current, stage
 from maw.runtime.run_log import log_event
+from maw.storage.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,6 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
     profile = current()
     if profile is not None:
         content = profile.content()
-        layout.write_profile(folder, content)
+        write_json(folder / "profile.json", content)
         console.show(f"\n{profile_text(content)}")
     return result, folder

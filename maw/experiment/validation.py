@@ -13,13 +13,7 @@ from pathlib import Path
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
 from maw.config.methods import find_method, trained_methods
-from maw.config.tier1_config import (
-    SAFE_NAME,
-    Tier1Config,
-    beir_parts,
-    gather,
-    is_folder,
-)
+from maw.config.tier1_config import SAFE_NAME, Tier1Config, beir_parts, gather, is_folder
 from maw.data.dataset_table import BEIR, DATASETS, results_name
 from maw.errors import ConfigError, ModelError, reason, show, suggestion
 from maw.models.model_files import NotCachedError

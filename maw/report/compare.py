@@ -186,11 +186,7 @@ def _common(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]]) -> list[
 
 def _counts(a: _Side, b: _Side, pairs: Sequence[tuple[Method, Method]], common: Sequence[str]) -> dict[str, int]:
     sizes = [len(side.values(method)["query_ids"]) for side, method in zip((a, b), pairs[0], strict=True)]
-    return {
-        "queries": len(common),
-        "only_in_first": sizes[0] - len(common),
-        "only_in_second": sizes[1] - len(common),
-    }
+    return {"queries": len(common), "only_in_first": sizes[0] - len(common), "only_in_second": sizes[1] - len(common)}
 
 
 def _refusals(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:

@@ -105,15 +105,6 @@ def free_folder(log_dir: Path | str, dataset: str, timestamp: str) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def write_profile(folder: Path, content: Mapping[str, Any]) -> Path:
-    """Writes profile.json into a dataset's folder.
-
-    Raises:
-        MAWError: as `write_dataset`.
-    """
-    return write_json(folder / "profile.json", content)
-
-
 def write_summary(
     log_dir: Path | str,
     dataset_results: Sequence[Mapping[str, Any]],

@@ -16,7 +16,6 @@ This module imports torch only with several processes.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -274,20 +273,6 @@ def from_main_(values: Tensor) -> Tensor:
 
         _talk(lambda: dist.broadcast(values, src=0))
     return values
-
-
-def broadcast_object(make: Callable[[], Any]) -> Any:
-    """The JSON-able object that `make` returns in the main process, in all processes."""
-    if not is_distributed():
-        return make()
-    import torch
-
-    content = json.dumps(make()).encode() if is_main() else b""
-    size = from_main_(torch.tensor([len(content)], dtype=torch.int64))
-    buffer = torch.zeros(int(size), dtype=torch.uint8)
-    if is_main():
-        buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    return json.loads(bytes(from_main_(buffer).tolist()))
 
 
 def _talk(call: Callable[[], object]) -> None:

@@ -144,10 +144,7 @@ def _read(path: Path, key: Mapping[str, Any], warn: bool = False) -> tuple[Negat
 
 
 def _choose(
-    data: RetrievalData,
-    config: Tier1Config,
-    retriever: BaselineRetriever | None,
-    activations: ActivationStore | None,
+    data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever | None, activations: ActivationStore | None
 ) -> tuple[Negatives, Facts]:
     hard_wanted = int(config.num_negatives * config.hard_negative_ratio + 0.5)
     kept_out: Counter[str] = Counter()

@@ -248,10 +248,7 @@ def test_hard_gates_are_one_hot_soft_gates(route_by):
     heads, tokens = (1 if route_by == "sequence" else 2), (5 if route_by == "token" else 1)
     hard = torch.randint(DEPTHS, (3, 4, heads, tokens), generator=generator)
     soft = torch.nn.functional.one_hot(hard, DEPTHS).float()
-    for kernels in (
-        DiagonalKernels(2, 8, DEPTHS, init_std=1.0),
-        LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3),
-    ):
+    for kernels in (DiagonalKernels(2, 8, DEPTHS, init_std=1.0), LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3)):
         perturb(kernels)
         features = kernels.features(hidden)
         torch.testing.assert_close(kernels(query, features, hard), kernels(query, features, soft))

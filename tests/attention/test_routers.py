@@ -59,11 +59,7 @@ def test_noise_of_a_text_depends_on_its_index_and_not_on_its_batch():
     whole = noise_keys(42, 7, index, 3)
     assert torch.equal(whole[2:], noise_keys(42, 7, index[2:], 3))
     assert torch.equal(whole[:, :2], noise_keys(42, 7, index, 2)), "more samples keep the first ones"
-    different = [
-        noise_keys(43, 7, index, 3),
-        noise_keys(42, 8, index, 3),
-        noise_keys(42, 7, index, 3, stream=1),
-    ]
+    different = [noise_keys(43, 7, index, 3), noise_keys(42, 8, index, 3), noise_keys(42, 7, index, 3, stream=1)]
     assert all((whole != other).all() for other in different)
     assert len(whole.unique()) == whole.numel()
     assert (uniform_noise(whole, 0, 1, 1, 4) != uniform_noise(whole, 1, 1, 1, 4)).any()

@@ -19,10 +19,7 @@ SETTINGS = {"model_type": "bert", "num_hidden_layers": 6, "num_attention_heads":
     ("words", "expected"),
     [
         (["doctr"], "'doctr': is neither a flag nor the value of one (did you mean doctor?)"),
-        (
-            ["--preset", "offline", "search"],
-            "'search': is neither a flag nor the value of one; the command search",
-        ),
+        (["--preset", "offline", "search"], "'search': is neither a flag nor the value of one; the command search"),
     ],
 )
 def test_a_misspelt_or_misplaced_command_is_named(words, expected):

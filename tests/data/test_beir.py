@@ -96,10 +96,7 @@ def test_samples_do_not_depend_on_the_order_of_the_files(load):
     names = ("queries.jsonl", "qrels/train.tsv")
     first = load()
     head, *rows = GOOD["qrels/train.tsv"].splitlines(keepends=True)
-    turned = {
-        names[0]: "".join(GOOD[names[0]].splitlines(keepends=True)[::-1]),
-        names[1]: head + "".join(rows[::-1]),
-    }
+    turned = {names[0]: "".join(GOOD[names[0]].splitlines(keepends=True)[::-1]), names[1]: head + "".join(rows[::-1])}
     second = load(turned)
     assert second.train.query_ids == first.train.query_ids
     assert second.train.qrels_hash() == first.train.qrels_hash()
@@ -233,54 +230,14 @@ MALFORMED = [
     (CORPUS, lines(GOOD[CORPUS], (3, "{'_id': 'd2'}")), 3, "the line is not JSON ("),
     (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "x"} {}')), 3, "the line is not JSON ("),
     (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "n": ' + "9" * 5000 + "}")), 3, "the line is not JSON ("),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\0b"}')),
-        3,
-        "the line is not JSON (it holds a NUL",
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\\u0000b"}')),
-        3,
-        "the text holds a NUL character",
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": "\\u0000"}')),
-        3,
-        "the title holds a NUL",
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\\ud800b"}')),
-        3,
-        "an escape is half of a surrogate",
-    ),
-    (
-        QUERIES,
-        lines(GOOD[QUERIES], (3, '{"_id": "q2", "text": "a\\u0000b"}')),
-        3,
-        "the text holds a NUL character",
-    ),
-    (
-        QUERIES,
-        lines(GOOD[QUERIES], (3, '{"_id": "q2", "text": "\\udc00"}')),
-        3,
-        "an escape is half of a surrogate",
-    ),
-    (
-        QUERIES,
-        lines(GOOD[QUERIES], (3, '{"_id": "q\\t2", "text": "x"}')),
-        3,
-        "the query id holds a control character",
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d\\n2", "text": "x"}')),
-        3,
-        "the passage id holds a control character",
-    ),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\0b"}')), 3, "the line is not JSON (it holds a NUL"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\\u0000b"}')), 3, "the text holds a NUL character"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": "\\u0000"}')), 3, "the title holds a NUL"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "a\\ud800b"}')), 3, "an escape is half of a surrogate"),
+    (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": "q2", "text": "a\\u0000b"}')), 3, "the text holds a NUL character"),
+    (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": "q2", "text": "\\udc00"}')), 3, "an escape is half of a surrogate"),
+    (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": "q\\t2", "text": "x"}')), 3, "the query id holds a control character"),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d\\n2", "text": "x"}')), 3, "the passage id holds a control character"),
     (CORPUS, lines(GOOD[CORPUS], (3, DEEP)), 3, "the JSON is nested too deeply"),
     (CORPUS, lines(GOOD[CORPUS], (3, '["d2", "text"]')), 3, "the line is not a JSON object but a list"),
     (QUERIES, lines(GOOD[QUERIES], (8, "null")), 8, "the line is not a JSON object but a NoneType"),
@@ -288,51 +245,16 @@ MALFORMED = [
     (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "", "text": "x"}')), 3, '"_id" is empty'),
     (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": 2, "text": "x"}')), 3, '"_id" is 2; write a string in quotes'),
     (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": 0, "text": "x"}')), 3, '"_id" is 0; write a string in quotes'),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": null, "text": "x"}')),
-        3,
-        '"_id" is None; write a string in quotes',
-    ),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": null, "text": "x"}')), 3, '"_id" is None; write a string in quotes'),
     (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2"}')), 3, 'there is no "text"; add it'),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": null}')),
-        3,
-        '"text" is None; write a string in quotes',
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": []}')),
-        3,
-        '"text" is []; write a string in quotes',
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": 5}')),
-        3,
-        '"title" is 5; write a string',
-    ),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": 0}')),
-        3,
-        '"title" is 0; write a string',
-    ),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": null}')), 3, '"text" is None; write a string in quotes'),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": []}')), 3, '"text" is []; write a string in quotes'),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": 5}')), 3, '"title" is 5; write a string'),
+    (CORPUS, lines(GOOD[CORPUS], (3, '{"_id": "d2", "text": "", "title": 0}')), 3, '"title" is 0; write a string'),
     (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": "q2"}')), 3, 'there is no "text"; add it'),
     (QUERIES, lines(GOOD[QUERIES], (3, '{"_id": false, "text": ""}')), 3, '"_id" is False; write a string'),
-    (
-        CORPUS,
-        lines(GOOD[CORPUS], (5, GOOD[CORPUS].splitlines()[1])),
-        5,
-        "the passage id 'd1' was used before, at ",
-    ),
-    (
-        CORPUS,
-        "\n" + lines(GOOD[CORPUS], (5, GOOD[CORPUS].splitlines()[1])),
-        6,
-        "the passage id 'd1' was used before",
-    ),
+    (CORPUS, lines(GOOD[CORPUS], (5, GOOD[CORPUS].splitlines()[1])), 5, "the passage id 'd1' was used before, at "),
+    (CORPUS, "\n" + lines(GOOD[CORPUS], (5, GOOD[CORPUS].splitlines()[1])), 6, "the passage id 'd1' was used before"),
     (
         QUERIES,
         lines(GOOD[QUERIES], (5, GOOD[QUERIES].splitlines()[1])),
@@ -354,12 +276,7 @@ MALFORMED = [
     (TEST, HEADER + "q5\t\t1\n", 2, "the corpus-id is empty"),
     (TEST, HEADER + "q5\0\td5\t1\n", 2, "the line holds a NUL character"),
     *[
-        (
-            TEST,
-            HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n",
-            3,
-            f"the score {grade!r} is not an integer; write a grade",
-        )
+        (TEST, HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n", 3, f"the score {grade!r} is not an integer; write a grade")
         for grade in ("1.0", "", "high", "1e3", "nan", "1_0", "0x1", " 1", "\u0661", "9" * 30, "--1")
     ],
     *[
@@ -372,18 +289,8 @@ MALFORMED = [
     (TRAIN, HEADER + "\nq0\tx\t1\nq1\ty\t1\n", 3, "the corpus-id 'x' (and 1 more) is not in corpus.jsonl"),
     (TEST, HEADER + "q5\td5\t0\nq6\td6\t-1\n", 3, "the file ends and no query has a relevant passage"),
     (TRAIN, HEADER + "q0\td0\t0\n", 2, "the file ends and no query has a relevant passage"),
-    (
-        TRAIN,
-        HEADER + "q5\td5\t1\n",
-        "",
-        "no train query is left once the questions of the other splits are taken out",
-    ),
-    (
-        "qrels/validation.tsv",
-        HEADER + "q3\td3\t1\n",
-        "",
-        "there is a dev.tsv too and both are the validation split",
-    ),
+    (TRAIN, HEADER + "q5\td5\t1\n", "", "no train query is left once the questions of the other splits are taken out"),
+    ("qrels/validation.tsv", HEADER + "q3\td3\t1\n", "", "there is a dev.tsv too and both are the validation split"),
 ]
 
 
@@ -621,18 +528,11 @@ def check_valid(data):
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real collections are not at {SHARED}")
 @pytest.mark.parametrize(
     "name, passages, sizes, judgements",
-    [
-        ("msmarco", 41180, (2113, 407, 409), (2158, 417, 421)),
-        ("nq", 4898, (2794, 618, 604), (2888, 640, 623)),
-    ],
+    [("msmarco", 41180, (2113, 407, 409), (2158, 417, 421)), ("nq", 4898, (2794, 618, 604), (2888, 640, 623))],
 )
 def test_the_real_collections_have_their_published_counts(tmp_path, name, passages, sizes, judgements):
     config = Tier1Config(
-        cache_dir=str(tmp_path),
-        train_samples=5000,
-        val_samples=5000,
-        test_samples=5000,
-        methods=["zero_shot"],
+        cache_dir=str(tmp_path), train_samples=5000, val_samples=5000, test_samples=5000, methods=["zero_shot"]
     )
     data = load_collection(f"beir:{SHARED / name}", config)
     splits = [data.facts["splits"][split] for split in ("train", "validation", "test")]

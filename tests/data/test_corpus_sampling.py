@@ -268,10 +268,7 @@ def folders(tmp_path):
     """Two folders: new passages, copies of d1 and d2, and a passage that both have."""
     one = {"d1": "Something  else.", "x": TEXTS["d1"].upper() + " !", "y": "shared by both", "z": "SHARED by both"}
     two = {"y": "shared, by both", "w": "only here", "v": " ".join(TEXTS["d2"].split()[1:])}
-    return [
-        write_folder(tmp_path / "one", one),
-        write_folder(tmp_path / "two", two, {"v": TEXTS["d2"].split()[0]}),
-    ]
+    return [write_folder(tmp_path / "one", one), write_folder(tmp_path / "two", two, {"v": TEXTS["d2"].split()[0]})]
 
 
 def test_distractors_join_under_ids_of_their_own_without_copies(config, folders):
@@ -280,10 +277,7 @@ def test_distractors_join_under_ids_of_their_own_without_copies(config, folders)
     assert list(joined.ids) == [*TEXTS, "one/d1", "one/y", "two/w"]
     assert joined.take([601]) == ["shared by both"]
     assert facts == {
-        "distractors": {
-            "one": {"passages": 4, "copies_left_out": 2},
-            "two": {"passages": 3, "copies_left_out": 2},
-        }
+        "distractors": {"one": {"passages": 4, "copies_left_out": 2}, "two": {"passages": 3, "copies_left_out": 2}}
     }
     normal = [normalise(each) for each in joined.take(range(600, 603))]
     assert not set(normal) & {normalise(each) for each in TEXTS.values()}

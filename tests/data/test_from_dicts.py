@@ -97,10 +97,7 @@ def test_empty_documents_are_counted():
         ({"qrels": {0: {0: 1, "0": 1}}}, "qrels[0]['0']: the document is judged twice"),
         ({"qrels": None}, "qrels: a dictionary is needed, not None (NoneType)"),
         ({"queries": ["first", "  "]}, "queries['1']: the query is empty"),
-        (
-            {"queries": "first"},
-            "queries: a list of texts or a dictionary of id to text is needed, not 'first' (str)",
-        ),
+        ({"queries": "first"}, "queries: a list of texts or a dictionary of id to text is needed, not 'first' (str)"),
         ({"queries": ["first", None]}, "queries[1]: a text is needed, not None (NoneType)"),
         ({"queries": []}, "queries: it is empty"),
         ({"docs": {}}, "docs: it is empty"),

@@ -94,13 +94,7 @@ def test_one_relevant_passage_at_rank_two():
     expected |= {f"recall_{cutoff}": 1.0 for cutoff in CUTOFFS[1:]} | {
         f"P_{cutoff}": 1 / cutoff for cutoff in CUTOFFS[1:]
     }
-    expected |= {
-        "map": half,
-        "map_cut_10": half,
-        "map_cut_100": half,
-        "recip_rank": half,
-        "recip_rank_10": half,
-    }
+    expected |= {"map": half, "map_cut_10": half, "map_cut_100": half, "recip_rank": half, "recip_rank_10": half}
     expected |= {"bpref": 1.0, "success_5": 1.0, "success_10": 1.0, "F1_10": 2 * 0.1 * 1 / 1.1}
     assert dict(result) == pytest.approx(expected, abs=1e-12)
     assert list(result) == list(METRICS)

@@ -152,13 +152,7 @@ def test_many_columns_of_few_queries_are_counted_in_parts(monkeypatch):
 def test_identical_inputs_say_nothing(n):
     values = np.random.default_rng(0).random(n)
     test = paired_test(values, values)
-    assert (test.p_value, test.mean_difference, test.ci_low, test.ci_high, test.ties) == (
-        1.0,
-        0.0,
-        0.0,
-        0.0,
-        n,
-    )
+    assert (test.p_value, test.mean_difference, test.ci_low, test.ci_high, test.ties) == (1.0, 0.0, 0.0, 0.0, n)
 
 
 def test_equal_sums_in_another_order_of_adding_count_as_equal():

@@ -131,12 +131,7 @@ def test_control_a_careless_parser_is_noticed(tmp_path, monkeypatch):
         parsed_or_refused(tmp_path / "b", "queries.jsonl", content)
 
 
-PUBLISHED = {
-    "msmarco": write_msmarco,
-    "nq": write_beir_nq,
-    "hotpotqa": write_hotpotqa,
-    "triviaqa": write_triviaqa,
-}
+PUBLISHED = {"msmarco": write_msmarco, "nq": write_beir_nq, "hotpotqa": write_hotpotqa, "triviaqa": write_triviaqa}
 
 
 def test_malformed_published_files_are_parsed_or_refused(home, tmp_path, repeats, trial):

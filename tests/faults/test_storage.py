@@ -26,16 +26,7 @@ from report.test_report import make_evaluations, make_result
 from report.test_routing_plots import CHEAP, POLICY, record
 
 import tier_1
-from faults.tools import (
-    Child,
-    beir_folder,
-    filled,
-    make_read_only,
-    mount,
-    obey_permissions,
-    tree,
-    unmount,
-)
+from faults.tools import Child, beir_folder, filled, make_read_only, mount, obey_permissions, tree, unmount
 from maw.data.bm25 import Bm25Index
 from maw.data.corpus import Corpus
 from maw.data.from_dicts import as_retrieval_data

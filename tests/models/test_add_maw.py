@@ -10,12 +10,7 @@ import pytest
 import torch
 from conftest import FAMILIES, random_texts, tiny_config
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
-from transformers import (
-    AttentionInterface,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AttentionInterface, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 

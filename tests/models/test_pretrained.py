@@ -17,13 +17,7 @@ from maw.data.dataset_table import source_of
 from maw.errors import ConfigError, ModelError
 from maw.models import model_files
 from maw.models.model_files import NotCachedError, find_model
-from maw.models.pretrained import (
-    KNOWN,
-    model_spec,
-    read_spec,
-    verify_weights,
-    weights_sha256,
-)
+from maw.models.pretrained import KNOWN, model_spec, read_spec, verify_weights, weights_sha256
 
 BERT = {
     "model_type": "bert", "num_hidden_layers": 6, "num_attention_heads": 4, "hidden_size": 32,

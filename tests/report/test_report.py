@@ -29,19 +29,7 @@ from maw.report.text import summary as text
 from maw.storage.files import write_json, write_text
 
 STAMP = "20250106_143022"
-HOSTILE = [
-    "=1+1",
-    "+cmd",
-    "-2+3",
-    "@SUM(A1)",
-    "\t=1",
-    "\r=1",
-    "\n=1",
-    '=HYPERLINK("http://x")',
-    "-",
-    "+",
-    "-1.5x",
-]
+HOSTILE = ["=1+1", "+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", '=HYPERLINK("http://x")', "-", "+", "-1.5x"]
 
 
 def make_evaluations(names=("zero_shot", "lora", "maw"), queries=30):
@@ -72,12 +60,7 @@ def make_result(evaluations, dataset="pystdlib", **changes):
             "corpus_rule": "every function " * 20,
             "warnings": ["a warning on data"],
         },
-        "model": {
-            "pooling": "mean",
-            "similarity": "cosine",
-            "query_prefix": "query: ",
-            "precision": "float32",
-        },
+        "model": {"pooling": "mean", "similarity": "cosine", "query_prefix": "query: ", "precision": "float32"},
         "results": {
             method.key: {
                 "approach": method.approach,
@@ -486,11 +469,7 @@ def test_summary_says_what_a_reader_needs(result):
 
 def test_letters_name_the_methods_beaten(result):
     def with_test(p, difference):
-        test = {
-            **result["significance"]["maw_vs_zeroshot"]["map"],
-            "p_value": p,
-            "mean_difference": difference,
-        }
+        test = {**result["significance"]["maw_vs_zeroshot"]["map"], "p_value": p, "mean_difference": difference}
         only = {"maw_vs_zeroshot": {"map": test}}
         table = text.dataset_summary({**result, "significance": only})
         return next(line for line in table.splitlines() if line.startswith("MAP "))

@@ -17,13 +17,7 @@ CHEAP = {
     "top_share": [0.5, 1],
 }
 POLICY = {"policy_entropy": [1.0, 0.5], "text_depth_mutual_information": [0.1, 0.3], "depth_distance": 0.01}
-FULL = {
-    "per_depth": [0.3, 0.5, 0.4],
-    "oracle": 0.6,
-    "best_fixed": 0.5,
-    "greedy": 0.45,
-    "shuffled": None,
-}
+FULL = {"per_depth": [0.3, 0.5, 0.4], "oracle": 0.6, "best_fixed": 0.5, "greedy": 0.45, "shuffled": None}
 
 
 def record(epoch, value, side):

@@ -136,10 +136,7 @@ def test_gpus_are_measured_by_their_identity(monkeypatch):
     with EnergyMeter([1, 2]) as meter:
         library.millijoules = {"a": 7000, "b": 1500, "c": 10**9}
         assert meter.joules() == {"GPUs": 2.5}
-    assert sources([1]) == {
-        "processors": "not measured",
-        "GPUs": "measured by NVML (the boards that were used)",
-    }
+    assert sources([1]) == {"processors": "not measured", "GPUs": "measured by NVML (the boards that were used)"}
 
 
 @pytest.mark.parametrize("library", [None, FakeNvml(), FakeNvml(a=5000)])

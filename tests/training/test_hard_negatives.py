@@ -46,9 +46,7 @@ def make_train(order=0, texts=TEXTS | COPIES, **changes):
     if order:
         source.shuffle(ids)
         source.shuffle(query_ids)
-    fields = {
-        "qrels": {q: {f"d{q[1:]}": 1, f"d{int(q[1:]) + 20}": 2, f"d{int(q[1:]) + 40}": 0} for q in query_ids},
-    }
+    fields = {"qrels": {q: {f"d{q[1:]}": 1, f"d{int(q[1:]) + 20}": 2, f"d{int(q[1:]) + 40}": 0} for q in query_ids}}
     queries = [QUERIES[i] for i in query_ids]
     corpus = Corpus.from_lists(ids, [texts[i] for i in ids])
     return RetrievalData(corpus, "train", query_ids, queries, **(fields | changes))

@@ -26,11 +26,7 @@ TokensOrTexts: TypeAlias = str | Sequence[str] | Tensor | Sequence[Sequence[int]
 
 
 def attention_maps(
-    model: nn.Module,
-    texts: TokensOrTexts,
-    *,
-    layer: int | None = None,
-    tokenizer: Any = None,
+    model: nn.Module, texts: TokensOrTexts, *, layer: int | None = None, tokenizer: Any = None
 ) -> Tensor:
     """The whole 5-D attention tensor of one layer at all depths, as `maw.attention.layer.attention_5d` defines it.
 
@@ -82,12 +78,7 @@ def at_layer(
     return found[0]
 
 
-def picked_depths(
-    model: nn.Module,
-    texts: TokensOrTexts,
-    *,
-    tokenizer: Any = None,
-) -> dict[int, Tensor]:
+def picked_depths(model: nn.Module, texts: TokensOrTexts, *, tokenizer: Any = None) -> dict[int, Tensor]:
     """The greedy depths of each text in each layer with depth attention.
 
     Args: as `attention_maps`.

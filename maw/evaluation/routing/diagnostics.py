@@ -39,10 +39,7 @@ TEXTS_FOR_DISTANCE = 32  # texts of each side, in every epoch
 
 
 def routing_diagnostics(
-    model: BaselineRetriever,
-    config: Tier1Config,
-    device: torch.device,
-    activations: ActivationStore | None = None,
+    model: BaselineRetriever, config: Tier1Config, device: torch.device, activations: ActivationStore | None = None
 ) -> RoutingDiagnostics | None:
     """Diagnostics of a MAW model; None for other models, for `diagnostics="none"`, and outside the main process."""
     if config.diagnostics == "none" or not isinstance(model, MAWRetriever) or not distributed.is_main():

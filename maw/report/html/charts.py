@@ -19,10 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
 _LABEL_ROOM = 24  # between the middles of two labels of the x axis
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 4")
 _MARKERS = ("circle", "square", "diamond")  # with five dashes fifteen looks
-_CORNERS = {
-    "square": ((-3, -3), (3, -3), (3, 3), (-3, 3)),
-    "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0)),
-}
+_CORNERS = {"square": ((-3, -3), (3, -3), (3, 3), (-3, 3)), "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0))}
 
 Shape = tuple[str, dict[str, Any], str]
 """An SVG element: tag, attributes, text."""

@@ -40,11 +40,7 @@ _BATCH = 64
 
 
 def start_from_clusters(
-    encoder: nn.Module,
-    sources: Iterable[Source],
-    rows: Iterable[np.ndarray],
-    seed: int,
-    sharpness: float,
+    encoder: nn.Module, sources: Iterable[Source], rows: Iterable[np.ndarray], seed: int, sharpness: float
 ) -> None:
     """Initialises the routers of a MAW encoder from clusters of the texts' states, in place.
 

@@ -259,10 +259,7 @@ class GRPOLearner(RouterLearner):
                 share_BG=rollout.share_BG,
             )
             penalty = collapse_penalty(
-                log_policy,
-                weight,
-                balance=self.config.router_balance,
-                entropy_floor=self.config.router_entropy_floor,
+                log_policy, weight, balance=self.config.router_balance, entropy_floor=self.config.router_entropy_floor
             )
             entropy = -(log_policy.exp() * log_policy).sum(-1).detach()
             entropy = _sample_mean(entropy.expand_as(weight), weight)
