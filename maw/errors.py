@@ -48,7 +48,7 @@ class ModelError(MAWError):
 
 
 class OutputClosedError(BrokenPipeError):
-    """The reader of standard output has closed it. This is no mistake; other broken pipes are."""
+    """The reader closed standard output (not an error). Other broken pipes are errors."""
 
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")

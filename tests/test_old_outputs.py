@@ -261,7 +261,7 @@ def test_an_unfinished_run_is_refused_in_one_line(old, capsys, words):
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "tier_1.py: cannot run:"
     assert len(said) == 2 and said[1].startswith("--resume unfinished: ")
-    assert "another version of this program" in said[1]
+    assert "another version of this program; only the version that wrote it can resume the run" in said[1]
 
 
 def test_an_unfinished_run_is_not_overwritten_unasked(old, capsys):

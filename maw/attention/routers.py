@@ -72,7 +72,7 @@ def masked_mean(states_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
 class Router(nn.Module):
     """Interface of all routers; every MAW layer has one router.
 
-    A subclass says its name, by which what trains it, and in the first line of its docstring what it does.
+    A subclass sets `name` and `trained_by`; its docstring's first line says what it does.
 
     Args:
         heads: H.
@@ -88,7 +88,7 @@ class Router(nn.Module):
     trained_by: ClassVar[str] = "nothing"
     """A learner of `maw.training.objective.LEARNERS`, "reward" or "labels"; or the encoder's "loss"; or "nothing"."""
     needs_text_keys: ClassVar[bool] = False
-    """Whether it draws its picks by the hash of a text, and in training by noise keys."""
+    """Whether depths are drawn from noise keys (training) and text hashes (evaluation)."""
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):

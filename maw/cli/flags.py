@@ -77,7 +77,7 @@ def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
 def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
     """The configuration of the run that --resume names, and the mistakes.
 
-    Other settings given must be unchanged or change no result.
+    Other flags must equal the run's, or be in `RESULT_NEUTRAL`.
 
     Raises:
         ConfigError: there is no such run, or other words or sources have mistakes.

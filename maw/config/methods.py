@@ -1,10 +1,10 @@
 """The methods a benchmark compares, in the order in which they run and are reported.
 
-Zero-shot, LoRA and MAW are the three that a run compares by default. The others are controls, which say whose a gain
-of MAW is: that of its parameters (`lora_matched`), of training layers whole (`full`), of more weights for the query
-(`full_lowrank`), of depths without routing (`maw_fixed`), with meaningless routing (`maw_random`) or with mixing in
-place of picking (`maw_soft`). They stand before MAW, so that MAW is what is compared with them; `maw_qv`, an ablation
-that is not MAW, stands behind it.
+Zero-shot, LoRA and MAW are the three that a run compares by default. The others, except `maw_qv`, are controls: each
+shows whether one part of MAW explains a gain. The parts are the number of parameters (`lora_matched`), training whole
+layers (`full`), more weights for the query (`full_lowrank`), depths without routing (`maw_fixed`), with random routing
+(`maw_random`), and with mixing instead of picking (`maw_soft`). MAW comes after them, because each method is compared
+with earlier ones. `maw_qv` is an ablation and comes last.
 
 Everything that names, files, configures or orders methods reads this table, `maw.config.tier1_config` too, so a new
 method is one more entry here. Configurations are of type Any, since their module imports this one.
@@ -25,7 +25,7 @@ LARGEST_RANK = 4096
 """Of LoRA adapters and of depth kernels."""
 
 WHERE = "adapt_maw_layers"
-"""A setting that says in which layers a method works and not what it does there, so it tells no two methods apart."""
+"""Says where a method works, not how; `describes` ignores it."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,9 +47,9 @@ class Method:
     label: str
     """Heads its column in tables."""
     retriever: str = "maw"
-    """What it trains: "baseline" or "maw", see `maw.models.retriever`."""
+    """Kind of retriever it uses: "baseline" or "maw", see `maw.models.retriever`."""
     settings: Settings | Callable[[Any], Settings]
-    """The settings that make it what it is, whatever the run's configuration says of them; they may follow from it."""
+    """The settings that define it; they replace the run's. A function computes them from the run's configuration."""
     learning_rate: float | None = None
     """Default peak learning rate of its layers or adapters, None where it trains nothing."""
     by_default: bool = False
@@ -78,8 +78,8 @@ def static_low_rank(config: Any) -> Settings:
     """Settings of one low-rank depth that no router picks, of all depth kernels' size together.
 
     With low-rank kernels it has the sum of their ranks. Diagonal kernels have D * C numbers in a layer and a low-rank
-    change 2 * C for each rank, so it has half as many ranks as there are depths, rounded up. No more than the hidden
-    size: `maw.models.retriever` sees to that. With rotary positions diagonal kernels are tied in pairs, and the
+    change 2 * C for each rank, so it has half as many ranks as there are depths, rounded up. `maw.models.retriever`
+    limits the rank to the hidden size. With rotary positions diagonal kernels are tied in pairs, and the
     change is twice their size.
     """
     low_rank = config.depth_kernel == "low_rank"
@@ -223,7 +223,7 @@ def trained_methods(config: Any) -> list[str]:
 
 
 def method_of(retriever: str, config: Any) -> Method:
-    """The method whose model that is, however it was made: of those that describe it, the one that says most.
+    """The method that matches a model's configuration; if several match, the one with the most settings.
 
     Args:
         retriever: "baseline" or "maw", as `Method.retriever`.

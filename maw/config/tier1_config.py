@@ -211,7 +211,7 @@ class Tier1Config:
     reward: Literal["log_prob", "reciprocal_rank", "ndcg"] = "log_prob"
     """Reward of a routing, from the batch's ranking: the positive's log-probability, reciprocal rank, or nDCG."""
     encoder_update: Literal["sampled", "all_group", "mcl", "mcl_sampled"] = "sampled"
-    """Routings that train the encoder: one sample, the group, the group weighted by reward (mcl), or one drawn so."""
+    """Routings that train the encoder: one, all, all weighted by reward (mcl), one drawn by reward (mcl_sampled)."""
     mcl_temperature: Temperature = 1.0
     """Temperature of the reward weights of mcl at the end of training."""
     mcl_start_temperature: Temperature | None = None
@@ -418,8 +418,8 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
 def group_is_exact(config: Tier1Config, maw_layers: int) -> bool:
     """Whether a GRPO group holds every depth once, with this number of MAW layers.
 
-    A confident policy samples the same depth again and again, and such a group has no gradient; a group with every
-    depth has one.
+    Sampled groups can hold one depth only and give no gradient. A group of all depths avoids this. `auto` uses it if
+    each text has one depth (one MAW layer, routed by sequence) and `grpo_group_size` is at least the number of depths.
     """
     if config.grpo_group != "auto":
         return config.grpo_group == "all"

@@ -16,7 +16,7 @@ contains the smaller one. All judged passages are kept, even if they exceed the 
 the whole corpus, so reports state "sampled: N of M passages".
 
 Test and validation have samples of their own. The training split keeps its whole corpus here, because hard negatives
-come from all of it; `maw.training.hard_negatives` cuts it later.
+come from all of it; `maw.training.prepare` cuts it later.
 
 Every store has the hashes of all ids. Mixing in a seed takes 8 bytes a passage for one block at a time, and only the
 sample is kept.

@@ -1,7 +1,7 @@
 """The table of datasets: everything that the rest of the program knows about each, without loading any.
 
 Command line, loading, plan and reports read this table, so a new dataset is one more row here, and its module.
-Nothing heavy is imported: a dataset's module is, when the dataset is loaded.
+A dataset's module is imported only when the dataset is loaded.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Dataset:
     no_folds: str = ""
     """Why its queries cannot be divided anew into folds; empty where they can."""
     source: str = ""
-    """The dataset whose training queries and passages it has, where these are not its own: msmarco for TREC DL."""
+    """The dataset that its training queries and passages come from, if not its own: msmarco for TREC DL."""
     folder_names: tuple[str, ...] = ()
-    """Names of folders in BEIR layout that hold its data; something may stand behind each name, as in nq_dev."""
+    """Names of folders in BEIR layout that hold its data. A suffix is allowed, as in nq_dev."""
     training_data_of: tuple[str, ...] = ()
     """Models whose cards name it, or its source, as training data: their results on it are not zero-shot."""
 

@@ -89,8 +89,8 @@ def _loaded(name: str, config: Tier1Config) -> Collection:
 def needs_of(name: str, config: Tier1Config) -> Needs:
     """What a dataset needs before it is loaded, without fetching or reading any of it.
 
-    What lies on this machine anyway, pystdlib and folders in BEIR layout, needs nothing; how many passages it has is
-    not known beforehand.
+    pystdlib and BEIR folders are already on this machine, so they need no download. Their number of passages is
+    unknown here.
 
     Raises:
         DataError: no such dataset.

@@ -58,7 +58,7 @@ class ActivationStore:
         self.full = False
         self.activation_log, self._restoring = ActivationLog(), False
         self.before_commit: Callable[[], None] = lambda: None
-        """Called before a file is written that a resumed run will not compute again; saves the activation log."""
+        """Hook: saves the activation log before a result is saved."""
         self._sources: dict[tuple, ActivationSource] = {}
         self.new_file().close()  # fails now, not during the run, if the folder cannot be written
 

@@ -4,7 +4,7 @@
     results = evaluate_retriever(model, test_data, config, device)
     results["ndcg_cut_10"], results.per_query["ndcg_cut_10"]
 
-Letters: Q queries, N documents, k ranked documents, M metrics, or MAW layers in `depth_use`; D depths.
+Letters: Q queries, N documents, k ranked documents, V metrics, M MAW layers, D depths.
 """
 
 from __future__ import annotations
@@ -118,11 +118,11 @@ def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> Eval
     if not distributed.is_distributed():
         return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
     ordered = list(dict.fromkeys([*data.query_ids, *data.qrels]))  # the order of `compute_metrics`
-    values_MQ = torch.zeros(len(METRICS), len(ordered), dtype=torch.float64)
+    values_VQ = torch.zeros(len(METRICS), len(ordered), dtype=torch.float64)
     if distributed.is_main():
         own = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
-        values_MQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in METRICS]))
-    values = distributed.from_main_(values_MQ).numpy()
+        values_VQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in METRICS]))
+    values = distributed.from_main_(values_VQ).numpy()
     return EvaluationResult(ordered, dict(zip(METRICS, values, strict=True)))
 
 

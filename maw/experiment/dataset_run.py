@@ -1,8 +1,8 @@
 """All methods on one dataset, from loading it to its results.
 
 Methods run one after the other on the same batches and the same corpus. Hard negatives are mined first, once for all
-methods. Then each method is tuned, trained and tested (`maw.experiment.method_run`). Test queries are read once for
-each training, after it. The smallest difference that the tests can find is shown before any test result
+methods. Then each method is tuned, trained and tested (`maw.experiment.method_run`). After each training the test
+queries are used once. The smallest difference that the tests can find is shown before any test result
 (`maw.evaluation.confirmatory`).
 """
 

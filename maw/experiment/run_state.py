@@ -10,8 +10,9 @@ A run's folder is its `log_dir`. Until the run has finished, the folder holds
                             (`maw.experiment.dataset_state`)
     checkpoints/*_latest    the training in progress (`maw.training.checkpoint_writer`)
 
-A run is not resumed with other settings, code, libraries, weights or data, since that would mix two experiments in one
-result; the error lists every difference. Settings in `RESULT_NEUTRAL` may differ.
+A run is not resumed with other settings, code, libraries, weights, data or, if a method is trained, number of
+processes, since that would mix two experiments in one result; the error lists every difference. Settings in
+`RESULT_NEUTRAL` may differ.
 
 This module imports nothing heavy, so that a wrong --resume is answered at once.
 """

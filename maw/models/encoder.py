@@ -109,7 +109,7 @@ class NonMAWEncoder(nn.Module):
             return self.architecture.finish(self.backbone, hidden).float()
 
     def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
-        """Runs layers start..stop-1 (from 0). From the first MAW layer up every text stands there once per sample."""
+        """Runs layers start..stop-1 (from 0). From the first MAW layer on, each text is repeated for each sample."""
         inputs = None
         for index in range(start, stop):
             layer = self.architecture.layers(self.backbone)[index]

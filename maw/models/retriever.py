@@ -36,7 +36,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeErr
 
 
 class BaselineRetriever(nn.Module):
-    """A pretrained retriever without MAW: zero-shot, or with `config.finetune_layers` adapted or trained.
+    """A pretrained retriever, zero-shot or trained in `finetune_layers` (LoRA or whole layers).
 
     With `config.use_lora` these layers get LoRA adapters (`maw.models.lora`; Hu et al. 2021) on the maps that
     `config.lora_targets` names; with `config.train_layers` their own weights are trained. With

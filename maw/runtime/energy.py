@@ -4,7 +4,7 @@
         meter.joules()               # {"processors": 5120.3, "GPUs": 30718.9}; {} where nothing is measured
 
 RAPL is Linux's power capping; on most machines only root may read it. NVML needs nvidia-ml-py and a GPU from Volta on.
-A kind of device counts only if all its counters can be read: a part of them would look like the whole.
+A kind of device counts only if all its counters can be read. A partial reading would look complete, so it is dropped.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ The matrix product takes most of the time. Memory above the arrays: one block of
 for each core, 24 bytes per query and result and 4 KB per query for buffers, and 8 bytes per passage for the way back
 from tie orders to rows.
 
-Legend: Q queries, N passages, C embedding size, K results per query, B passages of a block, R queries of a tile,
+Letters: Q queries, N passages, C embedding size, K results per query, B passages of a block, R queries of a tile,
 W keys that a query's buffer holds, H scores of a tile that reach the floor.
 """
 

@@ -20,7 +20,7 @@ With faiss-gpu and a CUDA device, flat and ivf run there, up to 2048 passages fe
 index rounds queries to the passages' format. Without faiss-gpu, `maw.search.exact` does a flat search on a CUDA
 device, which compares everything too.
 
-Legend: Q queries, N passages, C embedding size, K results per query, F passages fetched per query.
+Letters: Q queries, N passages, C embedding size, K results per query, F passages fetched per query.
 """
 
 from __future__ import annotations

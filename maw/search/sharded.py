@@ -7,7 +7,7 @@ Results are merged as keys of score and tie order (`maw.search.sort_keys`): the 
 `maw.search.exact.top_k`, also among equal scores of different parts and at the cut at k. With fewer blocks than
 processes the blocks are smaller, and last bits may differ from those of one process.
 
-Legend: Q queries, N passages, C embedding size, K results per query.
+Letters: Q queries, N passages, C embedding size, K results per query.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The searches of this folder keep candidates as keys. To merge lists of candidates, with trec_eval's order among equal
 scores, is then to take the largest integers.
 
-Legend: R rows, such as queries, W keys of a row, k results of a row.
+Letters: R rows, such as queries, W keys of a row, k results of a row.
 """
 
 from __future__ import annotations

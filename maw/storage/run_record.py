@@ -12,7 +12,7 @@ STATE, RUN = "state", "run.json"
 CHECKPOINTS, CHECKPOINT = "checkpoints", "checkpoint.json"
 BEST, LATEST = "best", "latest"  # how the names of checkpoint folders end
 VERSION = 2
-"""Of what `state` holds; higher by one when its files or the package's modules change so that no older run goes on."""
+"""Version of the state files. Raise it when older runs can no longer be resumed."""
 
 
 def read_run(log_dir: Path) -> dict[str, Any]:
@@ -29,7 +29,9 @@ def read_run(log_dir: Path) -> dict[str, Any]:
     except MAWError as error:
         raise ConfigError([f"--resume {log_dir}: {error}; the run cannot go on"]) from error
     if record.get("version") != VERSION or not isinstance(record.get("config"), dict):
-        text = f"{path} was written by another version of this program, which alone can go on with the run"
+        text = (
+            f"{path} was written by another version of this program; only the version that wrote it can resume the run"
+        )
         raise ConfigError([f"--resume {log_dir}: {text}; to give it up, start the run anew with --restart"])
     return record
 

@@ -80,8 +80,8 @@ def mine_negatives(
         activations: stored activations of frozen layers, for "dense".
 
     Returns:
-        The split with its negatives, hard ones first; and facts: what was chosen and what was excluded. Excluded
-        candidates are counted until a query has enough negatives.
+        The split with its negatives, hard ones first; and facts: what was chosen and what was excluded. Counts
+        cover only candidates that were looked at.
 
     Raises:
         DataError: the source is "given", and the data has no negatives.

@@ -8,7 +8,7 @@ encoder:
 - `all_group`: all samples, with equal weights;
 - `mcl`: all samples, weighted by reward, so that a text trains the depths that suit it (softened multiple choice
   learning, Guzman-Rivera et al. 2012);
-- `mcl_sampled`: one sample, drawn by reward, at the cost of one.
+- `mcl_sampled`: one sample, drawn by reward; costs one forward pass.
 
 With all samples, sample s of a query meets sample s of its positive, and its weight is a softmax over s of the sum of
 both rewards; if a group has every depth once, both are at the same depth. With one sample, query and positive draw by
@@ -200,7 +200,7 @@ def build_objective(
         engine: computes; the encoder, or a parallel wrapper of it.
         config: router, update of the encoder, temperatures, seed.
         temperature: divides the similarities.
-        steps: number of batches in the whole training, for what changes on the way.
+        steps: number of batches in the whole training, for the temperature schedule.
     """
     if not isinstance(encoder, MAWWithGRPOEncoder):
         return ContrastiveObjective(engine, temperature)

@@ -86,7 +86,7 @@ class Progress:
 
     @contextlib.contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """Saves the training if a signal ends the block, in which nothing may be trained."""
+        """Saves if a signal arrives inside the block; the block must not train."""
         try:
             signals.check()
             yield

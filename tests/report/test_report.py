@@ -399,14 +399,14 @@ def test_methods_are_told_apart():
 def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
     more = [
         Method(
-            f"arm{each}",
-            f"arm{each}",
-            f"{each}_arm",
-            f"Arm {each}",
-            "An arm",
-            True,
-            f"A rather long arm {each}",
-            "baseline",
+            name=f"arm{each}",
+            short=f"arm{each}",
+            key=f"{each}_arm",
+            approach=f"Arm {each}",
+            description="An arm",
+            label=f"A rather long arm {each}",
+            retriever="baseline",
+            settings={},
         )
         for each in range(4, 10)
     ]

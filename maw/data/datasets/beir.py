@@ -115,7 +115,7 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
 
 
 def store_key(path: Path) -> str:
-    """By which the store of a corpus.jsonl is found, as the folder `beir-<key>`."""
+    """Key of the store of a corpus.jsonl; the store's folder is `beir-<key>`."""
     return hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

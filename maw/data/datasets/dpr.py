@@ -5,8 +5,8 @@
 - The passages are the rows of a CSV file, and its quotes stand around texts and titles: `"a ""b"" c"` is `a "b" c`.
 - Question ids restart at 0 in every file; here they carry the split, as in "train-17".
 - Grades: 2 is a passage that a person marked, 1 one of BM25's first that holds the answer; both are relevant here.
-  0 is one of BM25's first without the answer, and -1 a passage of another question. Nobody judged either, so they are
-  no judgements: those of 0 are hard negatives, in the order of the file, and those of -1 are not used.
+  0 is one of BM25's first without the answer, and -1 a passage of another question. Nobody judged grades 0
+  and -1. Grade 0 gives hard negatives, in the order of the file; -1 is unused.
 
 Source: Karpukhin et al., Dense Passage Retrieval, arXiv:2004.04906.
 """
@@ -99,7 +99,7 @@ def questions(dataset: str, config: Tier1Config) -> Judged:
 
 
 def with_negatives(pool: Pool, split: Judged, config: Tier1Config) -> Pool:
-    """A training pool with the hard negatives of the queries that the run draws; there are millions for all."""
+    """A training pool with hard negatives. Only for drawn queries, because all together are millions."""
     prefix = _prefix(split.id)
     wanted = {i.removeprefix(prefix).encode() for i in irds.drawn({"train": pool}, config, "train")}
     negatives: dict[str, list[str]] = {}

@@ -58,7 +58,7 @@ def split_ids(config: Tier1Config) -> dict[str, str]:
 
 
 def source_file(config: Tier1Config) -> Published:
-    """The zip archive; once the corpus is stored what ir_datasets unpacked from it is enough."""
+    """The zip archive, or the files unpacked from it if the corpus is already stored."""
     names = [each.rsplit("/", 1)[-1] for each in split_ids(config).values()]
     unpacked = ["hotpotqa/queries.json", *(f"hotpotqa/{name}.qrels" for name in names)]
     return published("beir", "hotpotqa", *(unpacked if corpus_source().stored(config) else []))

@@ -1,8 +1,9 @@
-"""What `maw.experiment.plan.plan` wants to know of data that lies on this machine: sizes, without reading it as a
-whole.
+"""Sizes of local data, for the plan.
 
-The passages and queries of a folder in BEIR layout are counted where its files are small or its store is built, else
-estimated from their size and a thousand lines; those of pystdlib are known about. Nothing is written.
+For a folder in BEIR layout, passages are counted if the file is small or its store is built, and otherwise estimated
+from the file's size and a thousand lines. Queries are counted in the first part of each qrels file. For pystdlib the
+sizes are approximate constants (`PYSTDLIB`), except that passages are counted if its store is built. Nothing is
+written.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PYSTDLIB = Needs(
     estimated=True,
     queries={"train": 3100, "validation": 720, "test": 1300},
 )
-"""About what Python 3.11 gives; other versions differ by some hundreds."""
+"""Approximate constants, from Python 3.11; other versions differ by some hundreds."""
 
 
 def local_needs(name: str, config: Tier1Config) -> Needs:

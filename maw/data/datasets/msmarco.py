@@ -8,9 +8,8 @@
   validation queries are held out of the training queries.
 - TREC DL: the same training and validation; 43 and 54 test queries with many judged passages, graded 0 to 3. nDCG uses
   the grades; for the binary metrics a passage is relevant from grade 2 on, as the track's organisers have it.
-- ir_datasets repairs the collection's mixed encoding while it unpacks it. A collection.tsv without a file
-  irds_version.txt that says v2 beside it counts for it as not repaired, and it would delete it without asking; such a
-  file is refused here instead.
+- ir_datasets repairs the collection's mixed encoding while it unpacks it. It deletes a
+  collection.tsv without irds_version.txt (v2). Such a file is refused here first.
 
 Source: Bajaj et al., MS MARCO, arXiv:1611.09268; Craswell et al., arXiv:2003.07820 and arXiv:2102.07662.
 """

@@ -5,8 +5,8 @@
 - Training: `dpr-w100/trivia-qa/train`, 78,785 questions; validation queries are held out of them. Test:
   `dpr-w100/trivia-qa/dev`, 8,837 questions, since the test questions have no public passages. 21,015,324 passages.
 - No person judged these passages. Relevant are those among BM25's first that hold an answer, so the labels are
-  incomplete and lean towards words in common; whether an answer is among the first k passages is worth a look beside
-  them, and the test queries carry their answers for it.
+  incomplete and favour passages that share words with the question. Also report whether an answer is in the first k
+  passages; test queries carry answers for this.
 - TriviaQA is not part of BEIR.
 
 Source: Joshi et al., TriviaQA, arXiv:1705.03551; `maw.data.datasets.dpr`.

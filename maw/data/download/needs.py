@@ -1,7 +1,7 @@
 """Requirements of a dataset: files from its publishers and disk space.
 
-Every loader with external sources has `needs(config)`, which downloads nothing; `maw.experiment.plan.plan` adds the
-needs up and shows them before a run starts.
+Every loader with external sources has `needs(config, dataset)`, which downloads nothing; `maw.experiment.plan.plan`
+adds the needs up and shows them before a run starts.
 """
 
 from __future__ import annotations

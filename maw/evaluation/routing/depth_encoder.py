@@ -1,9 +1,8 @@
 """Embeddings of texts at greedy depths, at every depth, and at the depths of other texts.
 
 `maw.evaluation.routing.diagnostics` uses them. "At depth d" means all MAW layers, heads and tokens of a text at depth
-d. This gives D embeddings of a text, out of D to the power of its number of decisions. Only the layers from the first
-MAW layer up run for each depth, on stored activations if the source has them; all depths share keys and values of the
-first MAW layer.
+d. These are D of the D^n possible embeddings (n decisions). Only the layers from the first MAW layer up run for each
+depth, on stored activations if the source has them; all depths share keys and values of the first MAW layer.
 
 Letters: N texts of a source, B chosen texts, G samples of each text, U chosen depths, D depths, C embedding size,
 M MAW layers, H heads, T tokens, F features of a router's state; h is 1 or H and t is 1 or T, as the router decides.

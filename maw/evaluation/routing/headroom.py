@@ -12,9 +12,9 @@ the best fixed depth on the same half. This removes chance in the competing pass
 in both halves: noise that moves a query towards its positive helps in both, and no router can predict it. So the gain
 of texts that move between depths like other texts is subtracted. If the depths are noise, both gains have the same
 distribution and the expected difference is zero; it is positive if a depth helps a text more than it would help
-others. An effect that is the same for all texts (a common shift) counts as zero. Not all of the rest is learnable:
-random kernels move a text along its own features, which affects its ranking more than another text's movement.
-Untrained kernels show this amount; a similar value is no reason to train a router.
+others. An effect that is the same for all texts (a common shift) counts as zero. Part of the remaining gain is not
+learnable: random kernels move a text along its own features, which affects its ranking more than another text's
+movement. Untrained kernels show this amount; a similar value is no reason to train a router.
 
 `router_headroom`: the cross-validated gain of a router that is trained on the matrix itself, by ridge regression from
 the router's state to each depth's value, over the best fixed depth of its training texts. Noise gives zero or less.

@@ -27,7 +27,15 @@ from maw.report.text.format import p_value
 
 
 class Cell(NamedTuple):
-    """A cell that is more than text: bold, with letters above the line, a remark below, or a method's look before."""
+    """A cell with more than plain text.
+
+    Attributes:
+        text: its text.
+        strong: whether the text is bold.
+        letters: superscript letters after the text.
+        below: a remark under the text.
+        look: number of the method's colour and mark, shown before the text; None for no mark.
+    """
 
     text: str
     strong: bool = False
@@ -38,7 +46,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a header; the first cell of each heads its row, and numbers stand from a column on."""
+    """Rows under a header; the first cell labels the row. Columns from `numbers_from` on hold numbers."""
 
     header: Sequence[str | Cell]
     rows: Sequence[Sequence[str | Cell]]
@@ -159,7 +167,7 @@ def cost(result: Result) -> Table:
 
 
 def splits(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What each split has; of a whole SHA-256, which would push the others out of sight, the first digits."""
+    """Facts of each split; a SHA-256 is shortened to fit."""
 
     def plain(value: Any) -> str:
         if value is None:

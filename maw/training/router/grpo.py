@@ -7,6 +7,8 @@ reward r_g, and
     ratio      rho_g = pi(a_g) / pi_old(a_g)
     loss       -mean[min(rho A, clip(rho, 1 - eps, 1 + eps) A)] + beta KL(pi || pi_ref)
 
+where pi_ref is uniform, or a slow copy of the policy (`grpo_reference`).
+
 Departures, because an action is one of D depths and not a sequence of tokens: KL is the exact sum over the D depths,
 not an estimate from samples; a text has one action for each layer, head and token; ratio, clipping and KL are computed
 for each action, with the text's advantage, and averaged.
@@ -21,7 +23,7 @@ One step, before the encoder's update (`GRPOLearner.step`):
 With `grpo_group="all"` (or "auto" if there are no more depths than samples) a group holds every depth once, and
 expectations under the old policy replace means over samples: the same objective without sampling noise, for D forward
 passes. The advantage is then (r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), where std is over depths and unweighted:
-it stays positive under a sharp policy, whose samples would all be equal. This is possible with one depth for each
+std stays above zero even when the policy nearly always picks one depth. This is possible with one depth for each
 text: one MAW layer, routed by sequence.
 
 Two terms against collapse can be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
