@@ -24,7 +24,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DamagedError
-from maw.experiment.arm import TrainingResult
+from maw.experiment.method_trainer import TrainingResult
 from maw.experiment.run_state import RunState
 from maw.experiment.tuning import Trial
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
@@ -123,7 +123,7 @@ class DatasetState:
 
     # ------------------------------------------------------------------------------------------------- activations
 
-    def share(self, activations: ActivationStore) -> None:
+    def track_activations(self, activations: ActivationStore) -> None:
         """Saves the activation log of a store from now on, and restores the log of a resumed run into it.
 
         Raises:

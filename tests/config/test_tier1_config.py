@@ -18,7 +18,7 @@ from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
 from maw.config.tier1_config import Tier1Config, cache_folder, gather, group_is_exact, kernel_noise, kinds
 from maw.errors import ConfigError
-from maw.experiment.validation import validate
+from maw.experiment.config_checks import validate
 from maw.models.pretrained import ModelSpec
 
 

@@ -256,7 +256,7 @@ def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings
     first = data.query_ids[0]
     one = replace(data, query_ids=[first], queries=data.queries[:1], qrels={first: data.qrels[first]})
     run = DatasetRun(replace(graded(1), train=one), config, model_spec(config), torch.device("cpu"))
-    monkeypatch.setattr("maw.experiment.dataset_run.Arm", lambda *words: pytest.fail("a method ran"))
+    monkeypatch.setattr("maw.experiment.dataset_run.MethodTrainer", lambda *words: pytest.fail("a method ran"))
     with pytest.raises(MAWError, match="tiny: there is only one training query"):
         run.run()
 

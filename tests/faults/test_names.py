@@ -14,7 +14,7 @@ from faults.tools import tree
 from maw.config.tier1_config import SAFE_NAME, Tier1Config
 from maw.data.registry import dataset_names, load_collection
 from maw.errors import ConfigError, DataError, MAWError
-from maw.experiment.validation import validate
+from maw.experiment.config_checks import validate
 from maw.report import layout
 
 PIECES = [

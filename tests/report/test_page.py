@@ -16,11 +16,11 @@ from markupsafe import Markup
 from maw.config.methods import METHODS, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory, method_pairs
+from maw.report.chart_data import COLOURS, Bar, Series
 from maw.report.html import page as page_module
 from maw.report.html.charts import _ticks, bar_chart, histogram, line_chart
 from maw.report.html.page import environment, report_page
 from maw.report.html.tables import Table
-from maw.report.series import COLOURS, Bar, Series
 from report.test_report import make_evaluations, make_result
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e</style></title><!-- &lt;b&gt; \x1b[2J'

@@ -26,7 +26,7 @@ import numpy as np
 
 from maw.evaluation.confirmatory import METRIC
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.series import (
+from maw.report.chart_data import (
     COLOURS,
     RECALL,
     SHADES,

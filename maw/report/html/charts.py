@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maw.report.series import COLOURS, Bar, Series
+from maw.report.chart_data import COLOURS, Bar, Series
 
 WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46

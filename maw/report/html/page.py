@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from maw.config.methods import METHODS, comparisons
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report import series, significance_marks
+from maw.report import chart_data, significance_marks
 from maw.report.html import charts, heatmap, tables
 from maw.report.significance_marks import RunValues, corrected_p, label_of, methods_of, run_p_values
 from maw.report.text import costs
@@ -72,7 +72,7 @@ def environment() -> Environment:
         "heatmap": heatmap,
         "highest": highest,
         "marks": significance_marks,
-        "series": series,
+        "chart_data": chart_data,
         "tables": tables,
         "LABEL": METRIC_LABELS[METRIC],
         "LEVEL": LEVEL,

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from maw.config.methods import Method
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report import series
-from maw.report.series import Result
+from maw.report import chart_data
+from maw.report.chart_data import Result
 from maw.report.significance_marks import (
     LETTERS,
     RunValues,
@@ -132,8 +132,8 @@ def _test(
 
 def recall(result: Result) -> Table:
     """Recall at each cutoff."""
-    rows = [[line.name, *(f"{value:.4f}" for _, value in line.points)] for line in series.recall(result)]
-    return Table(["Method", *(f"@{k}" for k in series.RECALL)], rows)
+    rows = [[line.name, *(f"{value:.4f}" for _, value in line.points)] for line in chart_data.recall(result)]
+    return Table(["Method", *(f"@{k}" for k in chart_data.RECALL)], rows)
 
 
 def cost(result: Result) -> Table:

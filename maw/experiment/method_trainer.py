@@ -1,7 +1,7 @@
 """One training of a method: one seed, one training split, measured on one test split.
 
-    arm = Arm(find_method("lora"), config, device, activations)
-    run = arm.run(collection, seed=43, rates={"learning_rate": 1e-3})
+    trainer = MethodTrainer(find_method("lora"), config, device, activations)
+    run = trainer.run(collection, seed=43, rates={"learning_rate": 1e-3})
     run.evaluation["ndcg_cut_10"], run.record["training_history"]
 
 `maw.config.methods` has the settings and default learning rate of each method, `maw.training.trainer` the training
@@ -60,7 +60,7 @@ class TrainingResult:
     attention: dict[str, Any] | None = None
 
 
-class Arm:
+class MethodTrainer:
     """A method ready to run on a dataset.
 
     Args:
