@@ -38,9 +38,6 @@ _NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
 def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     """The checked configuration of a command line.
 
-    Args:
-        argv: words after the program's name.
-
     Raises:
         ConfigError: all mistakes in the flags, the file and their combination, one line each.
         SystemExit: with 0, after --help or --version.

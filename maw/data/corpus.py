@@ -184,8 +184,8 @@ class Corpus:
         """Writes (id, title, text) records to a new store in bounded memory, and opens it.
 
         Args:
+            folder: replaced if it exists, created with its parents otherwise.
             records: the passages; read once, with about 8 million characters and 8 bytes a passage in memory.
-            folder: folder of the store; replaced if it exists, created with its parents otherwise.
             source: JSON-able description of the origin of the passages; `cached` compares it.
             where: row -> "file:line" for error messages.
             attachments: name -> JSON-able value, stored as `<name>.json` with the passages.
@@ -239,7 +239,6 @@ class Corpus:
         with a warning.
 
         Args:
-            folder: folder of the store.
             source: JSON-able; everything that the passages depend on.
             make: called only to build; returns records, `where` and attachments for `build`.
         """

@@ -103,7 +103,6 @@ class Embedder:
 
         Args:
             texts: a corpus, or a list as `maw.models.tokenized.ListTexts`.
-            kind: "query" or "document".
             label: label of the progress bar and in messages.
             fill: whether embeddings from the cache also store their texts' activations, if the run trains a method;
                 later requests would compute them in other batches, with other last bits.

@@ -62,8 +62,6 @@ def smallest_effects(
 
     Args:
         validations: method name -> values of its best epochs on the validation queries, averaged over seeds, or None.
-        queries: number of test queries.
-        config: configuration of the run, for the size of the family.
 
     Returns:
         Comparison -> "minimum_detectable_effect", or None with the reason in "no_effect_because"; "queries" of the
@@ -95,7 +93,6 @@ def confirm(tests: Tests, effects: Mapping[str, Mapping[str, Any]], config: Tier
 
     Args:
         tests: tests of all pairs on the test queries, with values averaged over seeds.
-        effects: from `smallest_effects`.
         signs: number of random signs that the tests drew.
     """
     level = LEVEL / max(family_size(config), 1)

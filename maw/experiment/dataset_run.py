@@ -47,10 +47,6 @@ def run_dataset(
     """Loads one dataset and runs all methods on it.
 
     Args:
-        name: the dataset, as in `config.datasets`.
-        config: the run's configuration.
-        spec: the run's model.
-        device: where to compute.
         state: resumable state of the dataset; None to save none.
         others: names of the results that the run has already.
 

@@ -52,8 +52,6 @@ class DatasetState:
         self.activations: ActivationStore | None = None
         self._noted = 0
 
-    # ------------------------------------------------------------------------------------------------- the dataset
-
     def begin(self, folder: str, now: datetime) -> datetime:
         """The time when the dataset was started; `now` and the results' `folder` are saved the first time."""
         if not distributed.is_main():
@@ -121,8 +119,6 @@ class DatasetState:
         found = {f"round {number}": fingerprints(each) for number, each in enumerate(collections, start=1)}
         self.run.record_or_compare(self.folder / _DATA, "data", found)
 
-    # ------------------------------------------------------------------------------------------------- activations
-
     def track_activations(self, activations: ActivationStore) -> None:
         """Saves the activation log of a store from now on, and restores the log of a resumed run into it.
 
@@ -150,8 +146,6 @@ class DatasetState:
         facts, tensors = self.activations.activation_log.content()
         write_bundle(self.folder / _ACTIVATIONS, facts, {"rows": tensors})
         self._noted = len(self.activations.activation_log.fills)
-
-    # ------------------------------------------------------------------------------------------------ runs and trials
 
     def writer(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> CheckpointWriter:
         """The checkpoint writer of one training, or of a trial, whose checkpoints are removed when it ends."""

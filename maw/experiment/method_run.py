@@ -33,7 +33,6 @@ class MethodRunner:
     """Runs methods on one dataset.
 
     Args:
-        outcome: collects the result of each method.
         collections: one for each fold, or the dataset alone.
         state: resumable state of the dataset; None to save none.
     """

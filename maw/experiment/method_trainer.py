@@ -64,9 +64,6 @@ class MethodTrainer:
     """A method ready to run on a dataset.
 
     Args:
-        method: the method to train.
-        config: the benchmark's configuration.
-        device: where to compute.
         activations: store of the frozen layers' output, shared by all methods.
     """
 
@@ -140,8 +137,6 @@ class MethodTrainer:
         """Trains the model, if the method is trained, and evaluates it on the test queries.
 
         Args:
-            collection: the dataset's three splits.
-            seed: the training's seed.
             rates: learning rates by setting; the method's defaults if None.
             fold: for the record.
             writer: writes checkpoints and has the one of an interrupted training; None to write none.

@@ -140,12 +140,6 @@ def tune(
     """Finds a method's learning rates in exactly `trials` trials.
 
     Args:
-        trainer: trains the method.
-        train: training data.
-        validation: data that scores the trials.
-        dataset: for messages.
-        trials: number of trials, at least 1.
-        seed: seed of the trainings and of the quasi-random points.
         show: called after each trial with the trial, `trials`, and whether it is the best so far.
         log: saves finished trials and the one in progress; None to save none.
 

@@ -37,7 +37,6 @@ def read_batch(source: Source, rows: np.ndarray, device: torch.device, parts: Se
     Args:
         source: of the texts.
         rows: of the source, (B,).
-        device: of the inputs.
         parts: sizes of parts of the batch that are also computed alone, and so are divided evenly, too.
     """
     if not distributed.is_distributed():
@@ -93,11 +92,7 @@ def over_processes(engine: nn.Module) -> nn.Module:
 
 
 class SharedEngine(nn.Module):
-    """Is called like an encoder, with inputs of `read_batch`, and returns what that returns for the whole batch.
-
-    Args:
-        engine: computes the texts of this process.
-    """
+    """Is called like an encoder, with inputs of `read_batch`, and returns what that returns for the whole batch."""
 
     def __init__(self, engine: nn.Module):
         super().__init__()

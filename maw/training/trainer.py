@@ -151,12 +151,7 @@ class Trainer:
                 source.fill(rows, "texts through the frozen layers")
 
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Trains for one epoch, or the rest of it; returns the epoch's record.
-
-        Args:
-            epoch: from 1.
-            after_step: is called after each batch.
-        """
+        """Trains for one epoch, or the rest of it; returns the epoch's record."""
         if not self._goes_on:
             self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
             self._overflows = 0

@@ -124,13 +124,9 @@ class DepthScorer:
     """Scores texts at every depth against a corpus.
 
     Args:
-        data: the split.
         queries_QC: embeddings of all its queries at greedy depths.
         documents_NC: embeddings of its corpus at greedy depths; may be a memory map.
-        temperature: temperature of the similarity.
-        normalize: whether embeddings have length one.
         reward: kind of `maw.evaluation.reward.task_reward`.
-        device: device of the search.
         seed: seed of the halves, and of the permutation of `_moved`.
     """
 

@@ -50,9 +50,7 @@ class RoutedSplit:
     """The routed texts of an evaluated split: `sides`, its queries and its documents.
 
     Args:
-        model: the evaluated model.
         engine: its encoder, possibly inside a parallel wrapper.
-        activations: stored activations of the frozen layers.
         queries_QC, documents_NC: embeddings at greedy depths.
     """
 

@@ -21,7 +21,7 @@ from maw.report import chart_data, significance_marks
 from maw.report.html import charts, heatmap, tables
 from maw.report.significance_marks import RunValues, corrected_p, label_of, methods_of, run_p_values
 from maw.report.text import costs
-from maw.report.text.format import p_value
+from maw.report.text.format import number, p_value
 from maw.report.text.summary import NOTES
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": tables.number, "p_value": p_value, "fact": fact, "label_of": label_of}
+    made.filters |= {"number": number, "p_value": p_value, "fact": fact, "label_of": label_of}
     made.globals |= {
         "charts": charts,
         "costs": costs,
