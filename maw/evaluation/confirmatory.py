@@ -76,7 +76,7 @@ def smallest_effects(
             found[key_of(new, old)] = about | why
             continue
         found_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
-        effect = minimum_detectable_effect(found_Q, queries, level=about["level"], power=POWER)
+        effect = minimum_detectable_effect(found_Q, queries, level=about["level"])
         about |= {"validation_queries": len(found_Q), "minimum_detectable_effect": effect}
         if effect is not None:
             about["validation_std_of_differences"] = float(found_Q.std(ddof=1))
