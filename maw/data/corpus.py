@@ -34,13 +34,12 @@ class Corpus:
         dataset: the `datasets.Dataset` with the columns id, title and text.
         fingerprint: SHA-256 over all ids, titles and texts in order.
         empty: number of passages without any text, title included.
-        manifest: content of `manifest.json`; empty for a corpus in memory.
         folder: folder of the store; None for a corpus in memory.
     """
 
     def __init__(self, dataset: Any, index: np.ndarray, facts: Mapping[str, Any], folder: Path | None = None):
         self.dataset, self.fingerprint, self.empty = dataset, facts["fingerprint"], facts["empty"]
-        self.manifest, self.folder = dict(facts) if folder else {}, folder
+        self.folder = folder
         self._hashes, self._rows = index
         self._arrow = dataset.with_format("arrow")
 
@@ -142,7 +141,10 @@ class Corpus:
         """
         if self.folder is None:
             raise DataError(f"{name}: a corpus in memory has no attachments")
-        return read_json(self.folder / f"{name}.json")
+        try:
+            return read_json(self.folder / f"{name}.json")
+        except DataError as error:
+            raise DataError(f"{error}; delete the folder") from error
 
     def _gather(self, rows: Rows) -> pa.Table:
         numbers = np.asarray(rows, dtype=np.int64)

@@ -106,11 +106,7 @@ class PastRun:
         return self.folder.parent / CHECKPOINTS / f"{name}_{BEST}"
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
-        """The folder of a method's best checkpoint.
-
-        Args:
-            seed: the training's seed; the first one if None.
-            fold: from 1; the first one if None.
+        """The folder of a method's best checkpoint; of the first seed, or fold from 1, where it is None.
 
         Raises:
             ConfigError: the run had no such seed or fold.
