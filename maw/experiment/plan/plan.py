@@ -44,7 +44,6 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-        config: the run's configuration.
         model: the model's name, and whether its weights must be downloaded.
         works: the work on each dataset.
         files: files to download, each once.
