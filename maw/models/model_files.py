@@ -19,6 +19,9 @@ from maw.storage.files import read_json, sha256
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_BYTES = 90_868_376
 WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
+TOKENIZER_FILES += (("sentencepiece.bpe.model",), ("spiece.model",), ("tokenizer.model",), ("tekken.json",))
+"""Files with a tokenizer's vocabulary; one of these groups is needed."""
 _HUB_ID = r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?"
 _ELSEWHERE = "place its files in a folder and pass --model FOLDER, or use --model packaged:all-MiniLM-L6-v2"
 
@@ -136,6 +139,25 @@ def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
     except (HfHubHTTPError, OSError, ValueError) as error:
         text = f"the hub answers: {reason(error)}; check the name, or {_ELSEWHERE}"
         raise ModelError(f"model {name}: {text}") from error
+
+
+def check_tokenizer_files(name: str, folder: Path | None) -> None:
+    """Refuses a model folder without a vocabulary: transformers would make an empty tokenizer without a word.
+
+    Args:
+        name: the model, for the message.
+        folder: its folder; None for a hub model, which is judged when its tokenizer is loaded.
+
+    Raises:
+        ModelError: names the missing files.
+    """
+    if folder is None or any(all((folder / each).is_file() for each in group) for group in TOKENIZER_FILES):
+        return
+    others = ", ".join(" with ".join(group) for group in TOKENIZER_FILES[1:])
+    raise ModelError(
+        f"model {name}: its tokenizer is missing: {folder} has no tokenizer.json, and none of {others}; copy the "
+        "files from the model that the weights come from, or save them with tokenizer.save_pretrained"
+    )
 
 
 def is_minilm(folder: Path) -> bool:
