@@ -171,7 +171,8 @@ def model(config: Tier1Config) -> Iterator[Check]:
         return
     if spec is not None and weights_are_here(spec):
         verify_weights(spec)
-        load_tokenizer(spec)
+        if spec.folder or told_to_stay_offline():  # else what is missing of a hub model would be downloaded
+            load_tokenizer(spec)
         yield Check(True, f"model {config.model}: its weights are here")
         return
     text = f"model {config.model}: its weights are not here"

@@ -42,14 +42,12 @@ def check_tokenizer(tokenizer: Any, spec: ModelSpec) -> None:
         raise ModelError(f"{name}: it knows no word; a {type(tokenizer).__name__} reads {files}: place these files")
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{name}: it has no padding token; set pad_token in tokenizer_config.json")
-    if spec.vocab_size and max(vocabulary.values()) >= spec.vocab_size:
-        token = _token_outside(tokenizer, vocabulary, spec.vocab_size)
-        if token is not None:
-            raise ModelError(
-                f"{name}: it can produce {show(token)}, number {vocabulary[token]}, but the model has embeddings for "
-                f"{spec.vocab_size} tokens (vocab_size in config.json); it is another model's tokenizer, or tokens "
-                "were added without model.resize_token_embeddings"
-            )
+    found = _outside(tokenizer, vocabulary, spec.vocab_size) if spec.vocab_size else None
+    if found is not None:
+        raise ModelError(
+            f"{name}: it can produce {found}, but the model has embeddings for {spec.vocab_size} tokens (vocab_size "
+            "in config.json); it is another model's tokenizer, or tokens were added without resize_token_embeddings"
+        )
     if spec.lower_case and "A" in _normalized(tokenizer, "A"):
         text = (
             "sentence_bert_config.json asks for lower-cased text (do_lower_case), which this tokenizer does not make"
@@ -57,22 +55,19 @@ def check_tokenizer(tokenizer: Any, spec: ModelSpec) -> None:
         raise ModelError(f"{name}: {text}; this is not supported")
 
 
-def _token_outside(tokenizer: Any, vocabulary: Mapping[str, int], size: int) -> str | None:
-    """A token that the tokenizer can produce and whose number is `size` or more; None if there is none."""
-    outside = {number: token for token, number in vocabulary.items() if number >= size}
-    if tokenizer.pad_token_id in outside:
-        return outside[tokenizer.pad_token_id]
+def _outside(tokenizer: Any, vocabulary: Mapping[str, int], size: int) -> str | None:
+    """A token that the tokenizer can produce and whose number is `size` or more, in words; None if there is none."""
+    outside = [token for token, number in vocabulary.items() if number >= size]
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     mark = getattr(model, "continuing_subword_prefix", None)
-    for token in outside.values():
+    numbers = [tokenizer.pad_token_id, *tokenizer("")["input_ids"]]  # what every batch and every text may hold
+    for token in outside:
         text = tokenizer.convert_tokens_to_string([token])
         if "\ufffd" in text or (mark and token.startswith(mark)):
-            return token
-        for numbers in tokenizer([token, text, f" {text}", f"a {text}"])["input_ids"]:
-            found = next((number for number in numbers if number in outside), None)
-            if found is not None:
-                return outside[found]
-    return None
+            numbers.append(vocabulary[token])
+        numbers += [i for ids in tokenizer([token, text, f" {text}", f"a {text}"])["input_ids"] for i in ids]
+    found = next((number for number in numbers if number >= size), None)
+    return None if found is None else f"{show(tokenizer.convert_ids_to_tokens(found))}, number {found}"
 
 
 def _normalized(tokenizer: Any, text: str) -> str:
