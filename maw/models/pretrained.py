@@ -14,6 +14,7 @@ from typing import Any
 from maw.attention.architectures import ARCHITECTURES, architecture_of
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
+from maw.config.paths import short_path
 from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
@@ -140,14 +141,14 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
     positions = positions_of(name, model_type, settings)
-    usage = _usage(files, config, model_type)
+    local = None if name.startswith("packaged:") else folder
+    known_name = name if local is None else MINILM if is_minilm(local) else "/".join(local.parts[-2:])
+    usage = _usage(files, config, model_type, known_name)
     similarity = config.similarity or usage.similarity
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
     length = min(usage.max_length, positions)
-    known_folder = folder is not None and not name.startswith("packaged:") and is_minilm(folder)
-    known_name = MINILM if known_folder else name
     return ModelSpec(
-        name=name,
+        name=name if local is None else short_path(local),
         folder=folder,
         model_type=model_type,
         **sizes,
@@ -257,9 +258,9 @@ def _positive(name: str, settings: dict[str, Any], key: str) -> int:
     return value
 
 
-def _usage(files: ModelFiles, config: Tier1Config, model_type: str) -> Usage:
-    if files.name in KNOWN:
-        return KNOWN[files.name]
+def _usage(files: ModelFiles, config: Tier1Config, model_type: str, known_name: str) -> Usage:
+    if known_name in KNOWN:
+        return KNOWN[known_name]
     modules = files.read("modules.json", list)
     if modules is None:  # a plain transformer
         return Usage()

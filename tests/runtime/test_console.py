@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -220,6 +221,19 @@ def test_json_progress_ends_with_why(monkeypatch, tmp_path, capsys, raised, code
     message, end = objects(capsys.readouterr().err)
     assert (message["event"], message["level"], message["text"]) == ("message", "warning", "slow disk")
     assert (end["event"], end["exit_code"], end["text"]) == ("end", code, text)
+
+
+def test_quiet_shows_a_warning_of_the_data_once_with_the_results(models, tiny_beir, tmp_path, capsys):
+    words = ["--datasets", f"beir:{tiny_beir}", "--model", str(models("bert")), "--methods", "zero_shot"]
+    words += ["--device", "cpu", "--precision", "float32", "--cache-dir", str(tmp_path / "cache"), "--seeds", "1"]
+    words += ["--permutations", "200", "--test-samples", "123"]
+    said = "test_samples asks for 123 queries and test has"
+    for number, flags in enumerate(([], ["--quiet"])):
+        assert tier_1.main([*words, *flags, "--log-dir", str(tmp_path / f"logs{number}")]) == 0
+        out, err = capsys.readouterr()
+        assert (out.count(said), err.count(said)) == ((1, 0) if flags else (1, 1))
+        (log,) = (tmp_path / f"logs{number}").glob("run_*.log.gz")
+        assert said in gzip.decompress(log.read_bytes()).decode()
 
 
 def test_quiet_keeps_warnings_and_errors(monkeypatch, tmp_path, capsys):
