@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from conftest import beir_outline
 
-from maw.cli.config_file import load_config
+from maw.cli.config_file import read_settings
 from maw.cli.flags import read_command_line
 from maw.config.fields import split_names
 from maw.config.paths import absolute, beir_parts, check_there, found_again, identity, no_folder, short_path
 from maw.config.tier1_config import Tier1Config, absolute_paths
 from maw.data.dataset_table import results_name
 from maw.errors import MAWError
-from maw.experiment.validation import find_problems
+from maw.experiment.config_checks import find_problems
 
 ODD = [
     "a,b",
@@ -181,7 +181,7 @@ def test_flags_files_and_python_take_the_same_folder(here):
         assert read_command_line(words)[0].datasets == ["beir:x,y/small", "nq"]
     assert read_command_line(["--distractors", "x,y/small"])[0].distractors == ["x,y/small"]
     (here / "run.yaml").write_text('datasets: beir:x,y/small\ndistractors: ["x,y/small"]\n')
-    loaded = load_config("run.yaml")
+    loaded = Tier1Config.from_dict(read_settings("run.yaml").values)
     assert (loaded.datasets, loaded.distractors) == (["beir:x,y/small"], ["x,y/small"])
     assert Tier1Config(datasets=[f"beir:{folder}"]).datasets == [f"beir:{folder}"]
 
@@ -189,7 +189,7 @@ def test_flags_files_and_python_take_the_same_folder(here):
 def test_a_configuration_file_in_the_home_folder(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     (here / "run.yaml").write_text("seed: 7\n")
-    assert load_config("~/run.yaml").seed == 7
+    assert read_settings("~/run.yaml").values == {"seed": 7}
 
 
 # -------------------------------------------------------------------------------------------------------- messages

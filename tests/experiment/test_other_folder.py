@@ -13,7 +13,7 @@ import tier_1
 from maw.config.tier1_config import Tier1Config
 from maw.data.from_dicts import as_retrieval_data
 from maw.errors import MAWError
-from maw.experiment import arm
+from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.past_run import PastRun
 from maw.report.compare import compare_runs
 from maw.storage.checksummed import read_signed, write_signed
@@ -150,7 +150,7 @@ def interrupted(models, tiny_beir, tmp_path, monkeypatch):
     lay_out(folder, models, tiny_beir)
     monkeypatch.chdir(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(arm.Arm, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(MethodTrainer, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         assert tier_1.main([*RELATIVE, "--log-dir", "logs/run"]) == 130
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
