@@ -16,6 +16,7 @@ from maw.errors import MAWError, show, suggestion
 
 BEIR = "beir:"
 """Before a folder in BEIR layout: beir:DIR."""
+NO_FOLDER = "there is no such folder"
 
 
 expand_home = os.path.expanduser
@@ -60,12 +61,12 @@ def no_folder(text: str) -> str:
     path = Path(absolute(text))
     with_slashes = text.replace("\\", "/")
     if with_slashes != text and is_folder(with_slashes):
-        return f"there is no such folder (did you mean {with_slashes}? folders are separated by /)"
+        return f"{NO_FOLDER} (did you mean {with_slashes}? folders are separated by /)"
     try:
         there = [each.name for each in path.parent.iterdir() if each.name.isprintable() and each.is_dir()]
     except (OSError, ValueError):  # its parent does not exist either; a NUL
-        return "there is no such folder"
-    return f"there is no such folder{look_alike(path.name, there) or suggestion(path.name, there)}"
+        return NO_FOLDER
+    return f"{NO_FOLDER}{look_alike(path.name, there) or suggestion(path.name, there)}"
 
 
 def look_alike(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
 from maw.config.methods import find_method, trained_methods
-from maw.config.paths import BEIR, beir_parts, is_folder, no_folder
+from maw.config.paths import BEIR, NO_FOLDER, beir_parts, is_folder, no_folder
 from maw.config.tier1_config import LETTERS, SAFE_NAME, Tier1Config, gather
 from maw.data.dataset_table import DATASETS, results_name
 from maw.errors import ConfigError, ModelError, reason, show, suggestion
@@ -162,8 +162,10 @@ def _distractor_problems(config: Tier1Config) -> list[Problem]:
         except (OSError, RuntimeError, ValueError):  # name too long, ~ of an unknown user, a NUL
             folder, there = Path("\0"), False
         if not there:
-            lacks = "has no passages in corpus.jsonl" if is_folder(folder) else no_folder(name.removeprefix(BEIR))
-            found.append(f"{show(name)}: {lacks}; give folders in BEIR layout")
+            meant = "" if is_folder(folder) else no_folder(name.removeprefix(BEIR)).removeprefix(NO_FOLDER)
+            found.append(
+                f"{show(name)}: no such folder with passages in corpus.jsonl{meant}; give folders in BEIR layout"
+            )
         elif folder.name in names:
             found.append(
                 f"two folders are called {show(folder.name)}, so their passages could not be told apart; rename one"
