@@ -95,8 +95,10 @@ def with_folders(settings: Mapping[str, Any], change: Callable[[str], str]) -> d
     return changed
 
 
-def _with_folder(text: str, change: Callable[[str], str], *, bare: bool) -> str:
+def _with_folder(text: Any, change: Callable[[str], str], *, bare: bool) -> Any:
     """A dataset or distractor with its folder replaced; a `bare` folder is one without beir:."""
+    if not isinstance(text, str):  # of a damaged file; the configuration refuses it
+        return text
     if bare:
         return change(text.removeprefix(BEIR))
     if text.removeprefix(BEIR) in ("", text):

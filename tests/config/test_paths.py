@@ -86,6 +86,14 @@ def test_every_path_of_a_configuration_is_made_absolute(here):
     assert absolute_paths(found) is found, "nothing is left to change"
 
 
+def test_a_damaged_setting_is_left_to_the_configuration(here):
+    assert identity({"model": 3, "datasets": [1], "distractors": None}) == {
+        "model": 3,
+        "datasets": [1],
+        "distractors": None,
+    }
+
+
 def test_a_reader_sees_a_short_path_in_the_current_folder_only(here):
     assert short_path(here / "logs" / "x") == "logs/x"
     assert short_path("./logs/x/") == "logs/x"
