@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maw.config.fields import from_text
+from maw.config.paths import expand_home
 from maw.config.tier1_config import kinds
 from maw.errors import ConfigError, reason, show
 
@@ -33,7 +34,7 @@ def read_settings(path: str | Path) -> FileSettings:
     Raises:
         ConfigError: the file is missing, no text, no valid YAML or JSON, no single mapping, or has a setting twice.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
     readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".json": _read_json}
     if path.suffix.lower() not in readers:
         raise ConfigError([f"{show(str(path))}: a configuration file ends in .yaml, .yml or .json"])

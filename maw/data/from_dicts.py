@@ -17,6 +17,7 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+from maw.config.paths import look_alike
 from maw.config.tier1_config import LARGEST_GRADE
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
@@ -96,7 +97,9 @@ class _Reader:
         if identifier in known:
             return identifier
         if isinstance(self.data[key], Mapping):
-            raise self._error(where, f"there is no {show(value)} in {key}; add it or remove this")
+            raise self._error(
+                where, f"there is no {show(value)} in {key}{look_alike(identifier, known)}; add it or remove this"
+            )
         raise self._error(where, f"{show(value)} is no position in {key}; they go from 0 to {len(known) - 1}")
 
     def _by_query(self, key: str) -> Iterator[tuple[str, str, Any]]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from maw.config.paths import BEIR
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import sample_corpora
-from maw.data.dataset_table import BEIR, DATASETS
+from maw.data.dataset_table import DATASETS
 from maw.data.datasets import beir
 from maw.data.download.needs import Needs
 from maw.data.download.published import refuse_without_network

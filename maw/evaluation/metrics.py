@@ -172,7 +172,8 @@ def cutoff_warning(top_k: int, passages: int) -> str | None:
         return None
     return (
         f"only {top_k} of {passages:,} passages were ranked for each query; relevant passages below them count as "
-        f"not found: {', '.join(beyond)}, and all metrics without a cutoff, may be lower than in a longer ranking"
+        f"not found: {', '.join(beyond)}, and all metrics without a cutoff, may be lower than in a longer ranking; "
+        f"top_k {min(passages, max(_with_cutoff(key)[1] for key in METRICS))} avoids it"
     )
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from maw.config.tier1_config import Tier1Config
+from maw.config.paths import short_path
+from maw.config.tier1_config import Tier1Config, absolute_paths
 from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
 from maw.experiment.config_checks import validate
@@ -69,6 +70,8 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
 def _run(config: Tier1Config) -> dict[str, Any]:
     if config.resume:
         config = replace(config, log_dir=str(find_run(config.resume)))
+    validate(config)
+    config = absolute_paths(config)
     spec = validate(config)
     device = pick_device(config)
     plan = make_plan(config, spec)
@@ -106,7 +109,7 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     family = confirmatory.over_run(found)
     if config.quiet and distributed.is_main():
         console.answer(summary.answers(found, [family, exploratory.over_run(found)]))
-    where = f"Summary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}"
+    where = f"Summary of the run: {short_path(Path(config.log_dir, 'summary', 'benchmark_summary.txt'))}"
     claim = summary.claim(found, family)
     console.answer("\n" + "\n".join(line for line in (claim, where) if line))
     return results

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from maw.config.paths import short_path
 from maw.experiment.dataset_result import Outcome
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.model_card import write_cards
@@ -50,7 +51,7 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
             folder=state.results_folder if state else None,
         )
         write_cards(PastRun(folder, result, outcome.config), outcome.spec)
-    console.show(f"\n{summary.dataset_summary(result)}\n\nWritten to {folder}")
+    console.show(f"\n{summary.dataset_summary(result)}\n\nWritten to {short_path(folder)}")
     log_event(logger, "dataset", dataset=outcome.collection.name, folder=str(folder))
     profile = current()
     if profile is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from maw.config.paths import absolute, no_folder
 from maw.errors import ModelError, reason, show, suggestion
 from maw.runtime.network import reachable, told_to_stay_offline
 from maw.storage.files import read_json, sha256
@@ -61,7 +62,7 @@ def find_model(name: str) -> Path | None:
     if name.startswith("packaged:"):
         return _packaged_folder(name)
     try:
-        folder = Path(name).expanduser()
+        folder = Path(absolute(name))
         if folder.is_dir():
             return folder
         is_file = folder.is_file()
@@ -70,7 +71,8 @@ def find_model(name: str) -> Path | None:
     if is_file:
         raise ModelError(f"model {show(name)} is a file; pass the folder that holds config.json and the weights")
     if not re.fullmatch(_HUB_ID, name, re.ASCII):
-        raise ModelError(f"model {show(name)} is neither an existing folder nor a Hugging Face id; {_ELSEWHERE}")
+        text = f"is neither an existing folder nor a Hugging Face id: {no_folder(name)}"
+        raise ModelError(f"model {show(name)} {text}; {_ELSEWHERE}")
     return None
 
 

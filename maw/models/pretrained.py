@@ -14,6 +14,7 @@ from typing import Any
 from maw.attention.architectures import ARCHITECTURES, architecture_of
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
+from maw.config.paths import short_path
 from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
@@ -112,13 +113,13 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
     positions = positions_of(name, model_type, settings)
-    usage = KNOWN.get(name) or read_usage(files, config, sizes["hidden_dim"])
+    local = None if name.startswith("packaged:") else folder
+    known_name = name if local is None else MINILM if is_minilm(local) else "/".join(local.parts[-2:])
+    usage = KNOWN.get(known_name) or read_usage(files, config, sizes["hidden_dim"])
     similarity = config.similarity or usage.similarity
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
-    known_folder = folder is not None and not name.startswith("packaged:") and is_minilm(folder)
-    known_name = MINILM if known_folder else name
     return ModelSpec(
-        name=name,
+        name=name if local is None else short_path(local),
         folder=folder,
         model_type=model_type,
         **sizes,

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
-from maw.config.tier1_config import Tier1Config, kernel_noise
+from maw.config.tier1_config import Tier1Config, absolute_paths, kernel_noise
 from maw.errors import ConfigError, ModelError, reason
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
@@ -53,7 +53,7 @@ class BaselineRetriever(nn.Module):
 
     def __init__(self, config: Tier1Config):
         super().__init__()
-        self.config = config
+        self.config = config = absolute_paths(config)
         self.spec = model_spec(config)
         self.layers = trained_layers(config, self.spec)
         self.tokenizer = load_tokenizer(self.spec)

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from maw.config.paths import identity
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
 from maw.evaluation import confirmatory, exploratory
@@ -133,7 +134,7 @@ def find_folders(run_dir: Path | str) -> list[Path]:
 
 def _what_counts(result: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that can change a result; a resumed run may have changed the others."""
-    return {name: value for name, value in result["configuration"].items() if name not in RESULT_NEUTRAL}
+    return {name: value for name, value in identity(result["configuration"]).items() if name not in RESULT_NEUTRAL}
 
 
 def _named(found: Mapping[Path, Mapping[str, Any]], name: str, result: Mapping[str, Any], summary: Path) -> Path:

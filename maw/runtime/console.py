@@ -166,7 +166,7 @@ class ConsoleHandler(logging.Handler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not self.events:
-            return super().filter(record)
+            return not (_state.quiet and hasattr(record, "in_results")) and super().filter(record)
         return (hasattr(record, "event") or record.levelno >= self._least) and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:

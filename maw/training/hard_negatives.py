@@ -119,6 +119,7 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     }
     if config.negative_source == "dense":
         spec = dataclasses.asdict(retriever.spec) | {"folder": None}
+        spec |= {"name": None} if retriever.spec.folder else {}  # where it lies changes no embedding
         key["dense"] = {
             "encoder": json_sha(encoder_parts(retriever.encoder)),
             "tokenizer": tokenizer_sha256(retriever.tokenizer),

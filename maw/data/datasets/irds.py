@@ -31,7 +31,7 @@ from maw.data.leakage import drop_overlap
 from maw.data.splits import SAMPLE_FIELDS, Pool, draw_splits, hold_out
 from maw.errors import DataError, show
 
-_LONGEST_GRADE = 9  # digits
+_LONGEST_GRADE = 1000  # digits
 
 
 @dataclass(frozen=True)

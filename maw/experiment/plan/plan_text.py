@@ -7,6 +7,7 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from maw.config.methods import trained_methods
+from maw.config.paths import short_path
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
@@ -27,7 +28,9 @@ def plan_text(plan: Plan) -> str:
     disks = []
     for disk in plan.disks:
         disks.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
-        disks += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
+        disks += [
+            f"  {size_text(each.size)} for {each.what} in {short_path(each.folder)}" for each in disk.requirements
+        ]
     memory = f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
     lines = [
         heading("Plan", "="),
