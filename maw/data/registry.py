@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -25,6 +26,8 @@ from maw.data.from_dicts import as_retrieval_data
 from maw.data.leakage import check_disjoint, leakage_facts
 from maw.errors import DataError, show, suggestion
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
     "Collection",
     "Corpus",
@@ -36,6 +39,7 @@ __all__ = [
     "dataset_names",
     "load_collection",
     "load_folds",
+    "load_splits",
     "needs_of",
 ]
 
@@ -60,7 +64,7 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     Raises:
         DataError: no such dataset, malformed files, or queries shared between splits; one line.
     """
-    collection = _loaded(name, config)
+    collection = _with_warnings(load_splits(name, config))
     splits = (collection.train, collection.validation, collection.test)
     facts = collection.facts | {"leakage": leakage_facts(*splits)}
     return sample_corpora(replace(collection, facts=facts), config)
@@ -72,11 +76,23 @@ def load_folds(name: str, config: Tier1Config) -> Folds:
     Raises:
         DataError: as `load_collection`, and for splits that cannot be pooled; one line.
     """
-    return make_folds(_loaded(name, config), config)
+    return make_folds(_with_warnings(load_splits(name, config)), config)
 
 
-def _loaded(name: str, config: Tier1Config) -> Collection:
-    """A dataset whose queries are drawn, none of them in two splits, over its whole corpora."""
+def _with_warnings(collection: Collection) -> Collection:
+    for warning in collection.facts.get("warnings", ()):
+        logger.warning(warning)
+    return collection
+
+
+def load_splits(name: str, config: Tier1Config) -> Collection:
+    """A dataset whose queries are drawn, none of them in two splits, over its whole corpora.
+
+    Its warnings are in its facts, and are not logged.
+
+    Raises:
+        DataError: as `load_collection`.
+    """
     _check_name(name)
     if name.startswith(BEIR):
         collection = beir.load(name.removeprefix(BEIR), config)
