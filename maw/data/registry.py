@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
+from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
@@ -99,6 +100,10 @@ def load_splits(name: str, config: Tier1Config) -> Collection:
     else:
         collection = DATASETS[name].module.load(config, DATASETS[name])
     check_disjoint(collection.train, collection.validation, collection.test, collection=collection.name)
+    wanted = config.negative_source == "given" and config.num_negatives and trained_methods(config)
+    if wanted and not any(collection.train.negatives.values()):
+        text = "negative_source given: the data has no negatives; use auto, bm25, dense or none"
+        raise DataError(f"{collection.name}: {text}")
     return collection
 
 

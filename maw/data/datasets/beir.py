@@ -48,6 +48,7 @@ from maw.data.splits import Pool, draw_splits, hold_out
 from maw.data.store import Record, Where
 from maw.errors import DataError, show
 from maw.runtime.progress_bars import track
+from maw.storage.cache_entry import read_manifest
 
 LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
 
@@ -173,8 +174,7 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
     Raises:
         DataError: the file is missing, malformed, or changes while it is read.
     """
-    source = {"format": "beir", "path": str(path.resolve()), "stat": file_state(path)}
-    folder = stores / f"beir-{store_key(path)}"
+    source, folder = _source(path), stores / f"beir-{store_key(path)}"
     counts: Counts = Counts()
     earlier: set[int] = set()
 
@@ -199,6 +199,18 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
         earlier.update(error.earlier)
         repeated += error.ids
         return Corpus.cached(folder, source, make)
+
+
+def is_stored(path: Path, stores: Path) -> bool:
+    """Whether `open_corpus` finds the passages of a corpus.jsonl in their store."""
+    try:
+        return read_manifest(stores / f"beir-{store_key(path)}")["source"] == _source(path)
+    except DataError:  # no store, or one that is built again
+        return False
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"format": "beir", "path": str(path.resolve()), "stat": file_state(path)}
 
 
 def store_key(path: Path) -> str:
