@@ -348,6 +348,15 @@ COUNTED = {
         BEST,
         "1 files have TREC's four columns: query, iteration, passage and grade: test.tsv:2: ",
     ),
+    "ids with a number sign in TREC's columns": (
+        {
+            TEST: "q5 0 msmarco#5 1\n#6 0 d6 3\n",
+            CORPUS: GOOD[CORPUS].replace('"d5"', '"msmarco#5"'),
+            QUERIES: GOOD[QUERIES].replace('"q6"', '"#6"'),
+        },
+        {"q5": {"msmarco#5": 1}, "#6": {"d6": 3}},
+        "1 files have TREC's four columns: query, iteration, passage and grade: test.tsv:1: 'q5 0 msmarco#5 1'",
+    ),
     "a trailing tab": (
         {TEST: GOOD[TEST].replace("\n", "\t\n")},
         BEST,
