@@ -210,7 +210,7 @@ def downloads(config: Tier1Config) -> Iterator[Check]:
 def data(config: Tier1Config, full: bool) -> Iterator[Check]:
     """What is in the datasets' files, as far as they are here."""
     from maw.data.check import check_data
-    from maw.experiment.validation import dataset_problem, distractor_problems
+    from maw.experiment.config_checks import dataset_problem, distractor_problems
 
     config = copy.copy(config)  # without what is reported with the flags
     config.datasets = [name for name in config.datasets if dataset_problem(name) is None]
