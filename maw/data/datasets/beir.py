@@ -67,7 +67,8 @@ def load(folder: str | Path, config: Tier1Config) -> Collection:
     found = read(folder, config)
     corpus = open_corpus(found.folder / "corpus.jsonl", cache_folder(config) / "corpora")
     splits, split_facts, warnings = draw_splits(config, corpus, found.pools, found.name)
-    counts = Counts(corpus.attachment("counts")) if "counts.json" in corpus.manifest["files"] else Counts()
+    kept = corpus.folder is not None and (corpus.folder / "counts.json").is_file()  # not in stores of older versions
+    counts = Counts(corpus.attachment("counts") if kept else {})
     facts = {
         "source": f"BEIR folder {found.folder.name}",
         "version": corpus.fingerprint[:12],
