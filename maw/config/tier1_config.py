@@ -237,7 +237,7 @@ class Tier1Config:
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
-    """Print what the run would download, store and encode, and stop."""
+    """Print what the run would download, store and encode, check the data, and stop."""
     profile: bool = False
     """Measure the time of each stage, show it, and write it to profile.json of each dataset."""
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
-from maw.data.collection import Collection, RetrievalData
+from maw.data.collection import Collection, RetrievalData, answerable
 from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import sample_corpora, sample_corpus
 from maw.data.hash_sampling import order_key
@@ -63,8 +63,8 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
     Raises:
         DataError: the splits cannot be pooled, or there are fewer groups of queries than folds.
     """
-    pooled = sample_corpora(pool(collection), config)
-    fold_of, group_count = assign(pooled.test, pooled.groups, config.folds, config.seed, pooled.name)
+    pooled, fold_of, group_count = divide(collection, config)
+    pooled = sample_corpora(pooled, config)
     parts = [[i for i in pooled.test.query_ids if fold_of[i] == fold] for fold in range(config.folds)]
     whole = pooled.test.only([query_id for part in parts for query_id in part])
     facts = {
@@ -81,6 +81,16 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
         return Folds(pooled, ())
     collections = tuple(_fold(pooled, parts, number, collection.test.corpus, config) for number in range(config.folds))
     return Folds(with_fold_facts(pooled, collections), collections)
+
+
+def divide(collection: Collection, config: Tier1Config) -> tuple[Collection, dict[str, int], int]:
+    """The pooled collection, the fold of each query, from 0, and the number of groups: `make_folds` without passages.
+
+    Raises:
+        DataError: as `make_folds`.
+    """
+    pooled = pool(collection)
+    return pooled, *assign(pooled.test, pooled.groups, config.folds, config.seed, pooled.name)
 
 
 def pool(collection: Collection) -> Collection:
@@ -151,9 +161,10 @@ def _fold(
 ) -> Collection:
     """The collection that tests fold `number`, from 0; `source` is the unsampled corpus, for hard negatives."""
     following = (number + 1) % len(parts)
+    found = answerable(pooled.test.qrels, pooled.test.corpus)  # others are only tested, with a score of 0
     rest = [query_id for fold, part in enumerate(parts) if fold not in (number, following) for query_id in part]
-    train = replace(pooled.test.only(rest), name="train", corpus=source)
-    validation = replace(pooled.test.only(parts[following]), name="validation")
+    train = replace(pooled.test.only(i for i in rest if i in found), name="train", corpus=source)
+    validation = replace(pooled.test.only(i for i in parts[following] if i in found), name="validation")
     corpus, corpus_facts = sample_corpus(validation, config.val_corpus_size, config)
     splits = (train, replace(validation, corpus=corpus), pooled.test.only(parts[number]))
     check_disjoint(*splits, collection=f"{pooled.name}, fold {number + 1}")

@@ -85,15 +85,17 @@ class TrainingPairs:
         bank: how many earlier batches of the epoch stay candidates.
 
     Raises:
-        DataError: the corpus lacks a relevant passage or a negative, or there is no query.
+        DataError: the corpus lacks a negative, or there is no query.
     """
 
     def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0, bank: int = 0):
         if not data.query_ids:
             raise DataError(f"{data.name}: there is no query to train on")
         self.seed, self.bank = seed, bank
+        judged = sorted({document for query in data.query_ids for document in data.qrels[query]})
+        there = {document for document, row in zip(judged, data.corpus.rows_of(judged), strict=True) if row >= 0}
         relevant = [
-            [document for document, grade in data.qrels[query].items() if grade >= 1] for query in data.query_ids
+            [doc for doc, grade in data.qrels[q].items() if grade >= 1 and doc in there] for q in data.query_ids
         ]
         given = [data.negatives.get(query, [])[:negatives] for query in data.query_ids]
         self.corpus_rows, (relevant_rows, negative_rows) = _rows(data, relevant, given)
