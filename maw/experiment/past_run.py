@@ -17,6 +17,7 @@ from typing import Any
 
 from maw.config.methods import METHODS, find_method
 from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
+from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.dataset_table import results_name
 from maw.data.registry import load_collection, load_folds
@@ -161,7 +162,11 @@ class PastRun:
         return in_precision(model, precision).to(device).eval()
 
     def corpus(self) -> Corpus:
-        """The corpus of the test queries.
+        """The corpus of the test queries; raises as `test`."""
+        return self.test().corpus
+
+    def test(self) -> RetrievalData:
+        """The test split: its queries, judgements and corpus.
 
         Raises:
             DataError: the dataset can no longer be loaded.
@@ -172,7 +177,7 @@ class PastRun:
             raise MAWError(f"{self.folder}: no dataset of its configuration has results called {self.name}")
         config = self.config
         data = load_folds(names[0], config).whole if config.folds else load_collection(names[0], config)
-        return data.test.corpus
+        return data.test
 
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
         """Makes sure that a checkpoint has the settings of this run."""

@@ -24,6 +24,7 @@ import torch
 from maw.data.collection import RetrievalData
 from maw.evaluation.reward import task_reward
 from maw.search.exact import top_k
+from maw.search.left_out import leaving_out
 
 CUTOFF = 10
 LISTED = 100
@@ -83,10 +84,10 @@ class Relevance:
         """The relevant rows of each query, best grade first."""
 
     def gains(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Grades of corpus rows for queries, 0 if not relevant; the arguments broadcast."""
+        """Grades of corpus rows for queries, 0 if not relevant or no row (-1); the arguments broadcast."""
         codes = query * self.passages + rows
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        return np.where(self._codes[place] == codes, self._gains[place], 0.0)
+        return np.where((self._codes[place] == codes) & (rows >= 0), self._gains[place], 0.0)
 
     def unrelated(self, order: np.ndarray, most: int) -> np.ndarray:
         """Chooses pairs, in this order, so that each query and each passage occurs once; their indices ascending.
@@ -150,7 +151,7 @@ class DepthScorer:
         self.temperature, self.normalize, self.reward = temperature, normalize, reward
         self.device, self.seed = device, seed
         self.relevance = Relevance(data)
-        self.ties_N = data.corpus.tie_order()
+        self.ties_N, self.left_out_Q = data.corpus.tie_order(), data.left_out_rows()
         self.first_half_N = np.random.default_rng([seed, 0]).random(len(data.corpus)) < 0.5
 
     def of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
@@ -194,7 +195,8 @@ class DepthScorer:
         count, size = every_QEC.shape[:2]
         listed = min(LISTED, self.relevance.passages)
         while True:
-            rows = self._top(every_QEC.reshape(count * size, -1), listed)[0].reshape(count, size, -1)
+            rows = self._top(rows_Q.repeat(size), every_QEC.reshape(count * size, -1), listed)[0]
+            rows = rows.reshape(count, size, -1)
             gains = self.relevance.gains(rows_Q[:, None, None], rows)
             kept_S = self._parts_of_corpus(rows, gains)
             if self._long_enough(kept_S, listed):
@@ -217,7 +219,7 @@ class DepthScorer:
         score_QE1 = np.einsum("qec,qc->qe", every_QEC, self.queries_QC[query_Q])[..., None]
         listed = min(LISTED, self.relevance.passages)
         while True:
-            rows, scores = self._top(self.queries_QC[query_Q], listed)
+            rows, scores = self._top(query_Q, self.queries_QC[query_Q], listed)
             gains = self.relevance.gains(query_Q[:, None], rows)
             other = rows != row_Q[:, None]
             kept_S = [kept & other for kept in self._parts_of_corpus(rows, gains)]
@@ -238,15 +240,17 @@ class DepthScorer:
 
     def _parts_of_corpus(self, rows: np.ndarray, gains: np.ndarray) -> list[np.ndarray]:
         """Whether each listed passage is in the corpus and in each half; relevant passages are in both halves."""
-        first, relevant = self.first_half_N[rows], gains > 0
-        return [np.ones_like(first), first | relevant, ~first | relevant]
+        first, relevant, there = self.first_half_N[rows], gains > 0, rows >= 0
+        return [there, (first | relevant) & there, (~first | relevant) & there]
 
     def _long_enough(self, kept_S: list[np.ndarray], listed: int) -> bool:
         return listed == self.relevance.passages or min(int(kept.sum(-1).min()) for kept in kept_S) >= CUTOFF
 
-    def _top(self, queries: np.ndarray, listed: int) -> tuple[np.ndarray, np.ndarray]:
-        on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(self.device)
-        scores, rows = top_k(on_device, self.documents_NC, listed, self.ties_N)
+    def _top(self, query_Q: np.ndarray, embeddings_QC: np.ndarray, listed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores of the best passages, (Q, K), without those that the queries leave out."""
+        on_device = torch.from_numpy(np.ascontiguousarray(embeddings_QC)).to(self.device)
+        own = None if self.left_out_Q is None else self.left_out_Q[query_Q]
+        scores, rows = leaving_out(lambda k: top_k(on_device, self.documents_NC, k, self.ties_N), listed, own)
         return rows.numpy(), scores.numpy()
 
     def _moved(self, every_QDC: np.ndarray) -> np.ndarray:
@@ -272,6 +276,7 @@ class DepthScorer:
             candidates = np.asarray(self.documents_NC[candidates_QK[part]])
             scores_QEK = np.einsum("qec,qkc->qek", every_QEC[part], candidates, optimize=True)
             irrelevant = self.relevance.gains(rows_Q[part, None], candidates_QK[part]) == 0
+            irrelevant &= candidates_QK[part] >= 0
             others = np.where(irrelevant[:, None], scores_QEK, -np.inf)
             for query, every_EC, others_EK in zip(rows_Q[part], every_QEC[part], others, strict=True):
                 positives = np.asarray(self.documents_NC[self.relevance.rows[query][:MOST_POSITIVES]])
