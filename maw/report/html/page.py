@@ -101,8 +101,6 @@ def fact(value: Any) -> str:
     """A value of a list of facts, as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')} {fact(each)}" for name, each in value.items()) or "none"
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | Mapping):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
