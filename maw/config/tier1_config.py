@@ -5,7 +5,7 @@
 
 Annotations are the rules (`maw.config.fields`), and the line under a field is its help. A new configuration is
 checked, and all mistakes are reported together. Checks that need the model, the data or the methods are in
-`maw.experiment.validation`.
+`maw.experiment.config_checks`.
 """
 
 from __future__ import annotations

@@ -27,20 +27,6 @@ REQUIRED = ("queries", "docs", "qrels")
 KEYS = (*REQUIRED, "negatives", "answers")
 
 
-def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
-    """Checks the user's dictionaries and copies them into a corpus in memory.
-
-    Args:
-        data: as the module says.
-        name: name of the split, for messages.
-
-    Raises:
-        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
-            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
-    """
-    return _Reader(name, data).read()
-
-
 class _Reader:
     """Checks and converts the dictionaries of one split."""
 
@@ -195,9 +181,13 @@ def as_retrieval_data(
         relevance_level: relevance level of dictionaries.
         self_passages: rule for dictionaries (`maw.data.self_passages`), where queries and docs both have ids; the
             positions in a list are none.
+
+    Raises:
+        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
+            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
     """
     if isinstance(data, RetrievalData):
         return data
-    found = replace(from_dictionaries(data, name), relevance_level=relevance_level)
+    found = replace(_Reader(name, data).read(), relevance_level=relevance_level)
     have_ids = all(isinstance(data[key], Mapping) for key in ("queries", "docs"))
     return leave_out(found, self_passages)[0] if have_ids else found

@@ -29,8 +29,6 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
     """Tests the methods of a dataset against each other, shows the results and writes the dataset's folder.
 
     Args:
-        outcome: results of all methods.
-        started: when the dataset was started.
         state: resumable state of the dataset, which names its folder; None for a new folder.
 
     Returns:

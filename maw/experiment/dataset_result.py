@@ -84,8 +84,6 @@ class Outcome:
         """The content of dataset.json.
 
         Args:
-            started: when the dataset was started.
-            effects: from `smallest_effects`.
             command: the command line that started the run, if it is not that of this process.
         """
         config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)
@@ -115,7 +113,7 @@ class Outcome:
                 "self_passages": config.self_passages,
                 "left_out": len(test.left_out),
             },
-            "environment": _environment(command) | {"energy": energy.sources(used_gpus(config, self.device))},
+            "environment": environment_facts(command) | {"energy": energy.sources(used_gpus(config, self.device))},
             "warnings": self.warnings(),
         }
 
@@ -196,11 +194,6 @@ def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
         "total_dataset_seconds": round(total, 2),
         "total_dataset_minutes": round(total / 60, 2),
     }
-
-
-def _environment(command: str | None) -> dict[str, Any]:
-    """Facts on process and machine, with the command that started a resumed run."""
-    return environment_facts() | ({"command": command} if command else {})
 
 
 def _layers(numbers: tuple[int, ...]) -> str:

@@ -126,9 +126,6 @@ def disagreements(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
 def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     """As `model_spec`, without checking the configuration against the model.
 
-    Args:
-        local_only: whether network access is forbidden.
-
     Raises:
         ModelError: as `model_spec`.
         NotCachedError: `local_only`, and the model's files are not on this machine.

@@ -146,9 +146,6 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-# ------------------------------------------------------------------------------------------------------ the session
-
-
 @contextlib.contextmanager
 def session(device: str | None = None) -> Iterator[ProcessInfo]:
     """Joins the launched processes for a block; does nothing with one process or inside another session.
@@ -223,9 +220,6 @@ def _join(info: ProcessInfo, device: str | None) -> None:
         raise MAWError(f"the processes cannot reach each other at {address}: {line_of(error)}") from error
     _state.process, _state.watcher, _state.failed = info, watcher, False
     watcher.start()
-
-
-# ------------------------------------------------------------------------------------------------------- communication
 
 
 def barrier() -> None:

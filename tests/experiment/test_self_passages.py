@@ -17,10 +17,10 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.self_passages import RULES
 from maw.evaluation.mteb import MTEBEncoder
 from maw.experiment.benchmark import run_complete_benchmark
+from maw.experiment.config_checks import validate
 from maw.experiment.past_run import PastRun
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import plan_text
-from maw.experiment.validation import validate
 from maw.report.compare import compare_runs, comparison_text
 from maw.report.html.page import report_page
 from maw.report.text.summary import dataset_summary
