@@ -28,9 +28,6 @@ def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
     Args:
         spec: its model; read from the model's files if None.
 
-    Returns:
-        The model's specification.
-
     Raises:
         ConfigError: every mistake found, a model that cannot be used included; one line each.
     """

@@ -28,11 +28,10 @@ STAMP = "%Y%m%d_%H%M%S"
 def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | None) -> tuple[dict[str, Any], Path]:
     """Tests the methods of a dataset against each other, shows the results and writes the dataset's folder.
 
+    Returns the content of dataset.json, and the folder.
+
     Args:
         state: resumable state of the dataset, which names its folder; None for a new folder.
-
-    Returns:
-        The content of dataset.json, and the dataset's folder.
     """
     effects = outcome.smallest_effects()
     if effects:

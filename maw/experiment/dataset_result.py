@@ -42,9 +42,6 @@ class Outcome:
 
     Attributes:
         collection: the dataset, with all test queries.
-        config: the run's configuration.
-        spec: the run's model.
-        device: where to compute.
         records: the methods' entries in dataset.json.
         evaluations: test queries, averaged over seeds.
         validations: validation queries at the best epoch; None for a method that is not trained.

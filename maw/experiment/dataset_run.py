@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from maw.config.methods import find_method, in_order, trained_methods
+from maw.config.methods import in_order, trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection
 from maw.data.dataset_table import results_name
@@ -28,11 +28,11 @@ from maw.experiment.dataset_result import Outcome
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.method_run import MethodRunner
 from maw.experiment.method_trainer import MethodTrainer
+from maw.experiment.pretrained_check import checked_retriever
 from maw.models.pretrained import ModelSpec
-from maw.models.retriever import BaselineRetriever
 from maw.report import layout
 from maw.runtime import console, distributed
-from maw.runtime.profiler import profiling, stage, watch
+from maw.runtime.profiler import profiling, stage
 from maw.training.prepare import prepare_training
 
 
@@ -115,14 +115,14 @@ class DatasetRun:
         return self.state.begin(folder.name, now)
 
     def _prepare_training(self, activations: ActivationStore) -> None:
-        """Mines the hard negatives, the same for every trained method."""
+        """Checks the pretrained retriever, and mines the hard negatives, the same for every trained method."""
+        retriever = checked_retriever(self.collection, self.config, self.device)
         if not trained_methods(self.config):
             return
-        retriever = None
-        if self.config.negative_source == "dense" and self.config.num_negatives:
-            retriever = BaselineRetriever(find_method("zero_shot").configure(self.config)).to(self.device)
-            watch(retriever.encoder)
-        self.collections = [prepare_training(each, self.config, retriever, activations) for each in self.collections]
+        dense = self.config.negative_source == "dense" and self.config.num_negatives
+        self.collections = [
+            prepare_training(each, self.config, retriever if dense else None, activations) for each in self.collections
+        ]
         for each in self.collections:
             if len(each.train) == 1 and not any(each.train.negatives.values()):
                 raise DataError(

@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
-    """Runs all datasets of a run, and writes the run's reports after each one.
-
-    Returns:
-        Dataset -> the content of its dataset.json.
-    """
+    """Runs all datasets of a run, and writes the run's reports after each; dataset -> its dataset.json's content."""
     if config.parallel_datasets:
         parts = shares(config, device)
         if len(parts) > 1:

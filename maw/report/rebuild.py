@@ -36,15 +36,12 @@ _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 def write_reports(
     log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = (), processes: int = 1
 ) -> Path:
-    """Writes the figures into the dataset folders, and summary/ beside them.
+    """Writes the figures into the dataset folders, and summary/ beside them; returns the summary's folder.
 
     Args:
         folders: of its finished datasets, in the order of the run.
         drawn: the folders whose figures are up to date.
         processes: number of processes that draw; more than one only if the program does nothing else.
-
-    Returns:
-        The summary's folder.
 
     Raises:
         MAWError: a file cannot be read or written.

@@ -41,7 +41,6 @@ class ProcessInfo:
 
     Attributes:
         rank: index among all processes; 0 is the main one.
-        count: number of processes.
         local_rank: index among the processes of this machine, and of its GPU.
         local_count: number of processes of this machine.
     """

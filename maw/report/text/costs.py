@@ -30,10 +30,9 @@ SHARED_NOTE = "Methods share stored activations of the frozen layers: the first 
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method took: the columns of `COST_HEADER` behind the metric; None for what an earlier version left out.
+    """What a method took, from its entry in dataset.json's "results": the columns of `COST_HEADER` behind the metric.
 
-    Args:
-        record: its entry in dataset.json's "results".
+    None stands for what an earlier version left out.
     """
     trained, facts = compute(record), record.get("evaluation") or {}
     return {
