@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from maw.data.corpus import Corpus
 from maw.errors import DataError, show
 
@@ -38,6 +40,7 @@ class RetrievalData:
         negatives: query id -> ids of hard negatives, the best ones first.
         answers: query id -> strings, one of which an answering passage contains; only in some collections.
         relevance_level: lowest grade that counts as relevant in the binary metrics.
+        left_out: ids of the queries that do not rank the passage of the same id (`maw.data.self_passages`).
 
     Raises:
         DataError: one of these conditions is violated.
@@ -51,6 +54,7 @@ class RetrievalData:
     negatives: dict[str, list[str]] = field(default_factory=dict)
     answers: dict[str, list[str]] = field(default_factory=dict)
     relevance_level: int = 1
+    left_out: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if len(self.query_ids) != len(self.queries):
@@ -82,7 +86,15 @@ class RetrievalData:
             qrels={i: self.qrels[i] for i in ids},
             negatives={i: self.negatives[i] for i in ids if i in self.negatives},
             answers={i: self.answers[i] for i in ids if i in self.answers},
+            left_out=self.left_out.intersection(ids),
         )
+
+    def left_out_rows(self) -> np.ndarray | None:
+        """Row of the passage that each query does not rank, -1 for none: (Q,); None if all queries rank everything."""
+        if not self.left_out:
+            return None
+        rows = self.corpus.rows_of([query_id if query_id in self.left_out else "" for query_id in self.query_ids])
+        return rows if (rows >= 0).any() else None
 
     def qrels_hash(self) -> str:
         """SHA-256 of the qrels, independent of their order."""

@@ -96,6 +96,13 @@ class Corpus:
         ids = np.array([identifier for each in taken for identifier in each.to_pylist()], dtype=object)
         return ids[position[rows_QK]].tolist()
 
+    def rankings(self, rows_QK: np.ndarray, scores_QK: np.ndarray) -> tuple[list[list[str]], list[Any]]:
+        """Ids and scores of many rankings; row -1 stands at the end of those that are shorter."""
+        lengths = (rows_QK >= 0).sum(1).tolist()
+        ids = self.ids_of(rows_QK.clip(min=0))
+        cut = [each[:length] for each, length in zip(ids, lengths, strict=True)]
+        return cut, [each[:length] for each, length in zip(scores_QK, lengths, strict=True)]
+
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of `ids`, (len(ids),) int64; -1 for an id that the corpus does not have."""
         rows = np.full(len(ids), -1, np.int64)

@@ -26,6 +26,7 @@ from maw.data.download.published import refuse_without_network
 from maw.data.folds import Folds, make_folds
 from maw.data.from_dicts import as_retrieval_data
 from maw.data.leakage import check_disjoint, leakage_facts
+from maw.data.self_passages import leave_out_of, with_counts
 from maw.errors import DataError, show, suggestion
 from maw.runtime.run_log import warn_of_data
 
@@ -49,6 +50,8 @@ __all__ = [
 def load_collection(name: str, config: Tier1Config) -> Collection:
     """Loads a dataset, draws its queries, checks that none stands in two splits, and draws the passages to search.
 
+    Each query leaves out the passage that `config.self_passages` says.
+
     Queries that are nearly those of another split are allowed, and counted in the facts.
 
     Args:
@@ -64,7 +67,7 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     collection = _with_warnings(load_splits(name, config))
     splits = (collection.train, collection.validation, collection.test)
     facts = collection.facts | {"leakage": leakage_facts(*splits)}
-    return sample_corpora(replace(collection, facts=facts), config)
+    return with_counts(sample_corpora(leave_out_of(replace(collection, facts=facts), config), config))
 
 
 def load_folds(name: str, config: Tier1Config) -> Folds:

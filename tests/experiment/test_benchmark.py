@@ -294,7 +294,7 @@ def test_plain_dictionaries_have_the_level_of_the_configuration(tiny_settings):
     from maw.evaluation.evaluate import evaluate_retriever
     from maw.models.retriever import BaselineRetriever
 
-    config = tiny_settings(relevance_level=2)
+    config = tiny_settings(relevance_level=2, self_passages="keep")  # the queries are passages, and judged
     model, data = BaselineRetriever(config), graded(2).test
     docs = dict(zip(data.corpus.ids, data.corpus.take(range(len(data.corpus)))))
     plain = {"queries": dict(zip(data.query_ids, data.queries)), "docs": docs, "qrels": data.qrels}

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from maw.config.methods import trained_methods
 from maw.config.paths import short_path
 from maw.data.check import Checked
+from maw.data.self_passages import RULES
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
@@ -42,6 +43,7 @@ def plan_text(plan: Plan) -> str:
         *_part("Memory", [memory]),
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
+        *_part("Ranking", [_ranking(plan.config.self_passages)]),
         *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
     ]
     return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
@@ -140,6 +142,11 @@ def _time(plan: Plan) -> str:
         f"about {_duration(sum(known))} of encoding and training, an estimate: {rate.texts / rate.seconds:,.0f} texts "
         f"of {length:.0f} tokens a second on {rate.device}, measured with {rate.texts} texts"
     )
+
+
+def _ranking(rule: str) -> str:
+    counted = "" if rule == "keep" else "; how many there are is known when the data are loaded"
+    return f"{RULES[rule]} (--self-passages {rule}){counted}"
 
 
 def _duration(seconds: float) -> str:
