@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maw.config.fields import from_text
-from maw.config.tier1_config import Tier1Config, gather, kinds
+from maw.config.tier1_config import kinds
 from maw.errors import ConfigError, reason, show
 
 LARGEST_FILE = 256 * 1024
@@ -25,19 +25,6 @@ class FileSettings(NamedTuple):
 
     values: dict[str, Any]
     positions: dict[str, str]
-
-
-def load_config(path: str | Path) -> Tier1Config:
-    """Reads a configuration from a file; other settings keep their defaults.
-
-    Raises:
-        ConfigError: the file cannot be read, or its settings are wrong; all of them, with file and line.
-    """
-    values, positions = read_settings(path)
-    config, problems = gather(values)
-    if problems:
-        raise ConfigError([f"{positions.get(problem.name, path)}: {problem}" for problem in problems])
-    return config
 
 
 def read_settings(path: str | Path) -> FileSettings:

@@ -157,6 +157,7 @@ def model(config: Tier1Config) -> Iterator[Check]:
     from maw.experiment.plan.encoding_speed import weights_are_here
     from maw.models.model_files import NotCachedError
     from maw.models.pretrained import read_spec, verify_weights
+    from maw.models.retriever import load_tokenizer
 
     try:
         spec = read_spec(config, local_only=True)
@@ -170,6 +171,8 @@ def model(config: Tier1Config) -> Iterator[Check]:
         return
     if spec is not None and weights_are_here(spec):
         verify_weights(spec)
+        if spec.folder or told_to_stay_offline():  # else what is missing of a hub model would be downloaded
+            load_tokenizer(spec)
         yield Check(True, f"model {config.model}: its weights are here")
         return
     text = f"model {config.model}: its weights are not here"

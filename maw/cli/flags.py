@@ -28,7 +28,7 @@ from maw.config.tier1_config import Tier1Config, check_preset, gather, kinds
 from maw.data.dataset_table import DATASETS
 from maw.errors import ConfigError, closest, show, suggestion
 from maw.experiment import run_state
-from maw.experiment.validation import find_problems
+from maw.experiment.config_checks import find_problems
 from maw.storage import run_record
 
 _NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
@@ -37,9 +37,6 @@ _NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
 
 def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     """The checked configuration of a command line.
-
-    Args:
-        argv: words after the program's name.
 
     Raises:
         ConfigError: all mistakes in the flags, the file and their combination, one line each.

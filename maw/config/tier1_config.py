@@ -5,7 +5,7 @@
 
 Annotations are the rules (`maw.config.fields`), and the line under a field is its help. A new configuration is
 checked, and all mistakes are reported together. Checks that need the model, the data or the methods are in
-`maw.experiment.validation`.
+`maw.experiment.config_checks`.
 """
 
 from __future__ import annotations
@@ -290,10 +290,7 @@ class Tier1Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tier1Config:
-        """A configuration from settings by name; other settings keep their defaults.
-
-        Args:
-            values: name of a field -> its value.
+        """A configuration from `values`, settings by name; other settings keep their defaults.
 
         Raises:
             ConfigError: as for the class, and for unknown names.
@@ -305,10 +302,7 @@ class Tier1Config:
 
     @classmethod
     def from_run(cls, folder: str | Path) -> Tier1Config:
-        """Configuration that resumes a run: `run_complete_benchmark(Tier1Config.from_run("logs/tier1"))`.
-
-        Args:
-            folder: log folder of an unfinished run.
+        """Configuration that resumes the unfinished run in `folder`: `Tier1Config.from_run("logs/tier1")`.
 
         Raises:
             ConfigError: the folder has no unfinished run.
@@ -319,11 +313,7 @@ class Tier1Config:
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
-        """A preset with changes: `Tier1Config.from_preset("offline", seed=1)`.
-
-        Args:
-            name: key of `PRESETS`.
-            changes: settings that replace those of the preset.
+        """The preset `name` of `PRESETS`, with `changes`: `Tier1Config.from_preset("offline", seed=1)`.
 
         Raises:
             ConfigError: an unknown preset, or as for `from_dict`.

@@ -26,20 +26,6 @@ REQUIRED = ("queries", "docs", "qrels")
 KEYS = (*REQUIRED, "negatives", "answers")
 
 
-def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
-    """Checks the user's dictionaries and copies them into a corpus in memory.
-
-    Args:
-        data: as the module says.
-        name: name of the split, for messages.
-
-    Raises:
-        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
-            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
-    """
-    return _Reader(name, data).read()
-
-
 class _Reader:
     """Checks and converts the dictionaries of one split."""
 
@@ -192,7 +178,11 @@ def as_retrieval_data(
         data: either form; `RetrievalData` keeps its own relevance level.
         name: name of the split, for messages.
         relevance_level: relevance level of dictionaries.
+
+    Raises:
+        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
+            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
     """
     if isinstance(data, RetrievalData):
         return data
-    return replace(from_dictionaries(data, name), relevance_level=relevance_level)
+    return replace(_Reader(name, data).read(), relevance_level=relevance_level)

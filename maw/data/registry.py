@@ -33,16 +33,10 @@ __all__ = [
     "RetrievalData",
     "as_retrieval_data",
     "check_sources",
-    "dataset_names",
     "load_collection",
     "load_folds",
     "needs_of",
 ]
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The names that `load_collection` takes; "beir:DIR" stands for any folder in BEIR layout."""
-    return (*DATASETS, f"{BEIR}DIR")
 
 
 def load_collection(name: str, config: Tier1Config) -> Collection:
@@ -51,7 +45,7 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     Queries that are nearly those of another split are allowed, and counted in the facts.
 
     Args:
-        name: one of `dataset_names()`.
+        name: of `maw.data.dataset_table`, or "beir:DIR" for a folder in BEIR layout.
         config: sample and corpus sizes, distractors, seed, methods and cache folder are used.
 
     Returns:

@@ -67,10 +67,8 @@ def draw_splits(
     """Samples the splits of a run.
 
     Args:
-        config: its sample sizes and seed are used.
         corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
-        dataset: name for messages.
         relevance_level: level of the test split; default: the configuration's.
 
     Returns:

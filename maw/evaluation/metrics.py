@@ -50,16 +50,7 @@ METRICS: tuple[str, ...] = tuple(key for keys in FAMILIES.values() for key in ke
 """All 36 keys, by family."""
 
 PRIMARY: tuple[str, ...] = (
-    "ndcg_cut_10",
-    "map",
-    "recall_100",
-    "recip_rank_10",
-    "P_10",
-    "F1_10",
-    "Rprec",
-    "bpref",
-    "success_5",
-    "ndcg",
+    *("ndcg_cut_10", "map", "recall_100", "recip_rank_10", "P_10", "F1_10", "Rprec", "bpref", "success_5", "ndcg"),
 )
 """The ten metrics that reports show first, in order."""
 

@@ -23,11 +23,11 @@ import torch
 from maw.config.tier1_config import Tier1Config
 from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
+from maw.experiment.config_checks import validate
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import plan_text
 from maw.experiment.run_datasets import run_datasets
 from maw.experiment.run_state import differences, find_run, open_run
-from maw.experiment.validation import validate
 from maw.report.text import summary
 from maw.runtime import console, distributed, trackers
 from maw.runtime.devices import pick_device

@@ -28,13 +28,10 @@ STAMP = "%Y%m%d_%H%M%S"
 def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | None) -> tuple[dict[str, Any], Path]:
     """Tests the methods of a dataset against each other, shows the results and writes the dataset's folder.
 
-    Args:
-        outcome: results of all methods.
-        started: when the dataset was started.
-        state: resumable state of the dataset, which names its folder; None for a new folder.
+    Returns the content of dataset.json, and the folder.
 
-    Returns:
-        The content of dataset.json, and the dataset's folder.
+    Args:
+        state: resumable state of the dataset, which names its folder; None for a new folder.
     """
     effects = outcome.smallest_effects()
     if effects:

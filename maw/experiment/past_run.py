@@ -21,7 +21,7 @@ from maw.data.corpus import Corpus
 from maw.data.dataset_table import results_name
 from maw.data.registry import load_collection, load_folds
 from maw.errors import ConfigError, MAWError, show, suggestion
-from maw.experiment.arm import Arm
+from maw.experiment.method_trainer import MethodTrainer
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.storage.files import read_json
@@ -106,11 +106,7 @@ class PastRun:
         return self.folder.parent / CHECKPOINTS / f"{name}_{BEST}"
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
-        """The folder of a method's best checkpoint.
-
-        Args:
-            seed: the training's seed; the first one if None.
-            fold: from 1; the first one if None.
+        """The folder of a method's best checkpoint; of the first seed, or fold from 1, where it is None.
 
         Raises:
             ConfigError: the run had no such seed or fold.
@@ -153,8 +149,8 @@ class PastRun:
         self.record(method)
         device = pick_device(replace(self.config, device=None))
         if not find_method(method).trained:
-            arm = Arm(find_method(method), replace(self.config, precision=precision), device)
-            return arm.build(arm.config).eval()
+            trainer = MethodTrainer(find_method(method), replace(self.config, precision=precision), device)
+            return trainer.build(trainer.config).eval()
         path = self.checkpoint(method, seed, fold)
         model = load_checkpoint(path)
         self._check_settings(path, method, model.config)
@@ -176,7 +172,7 @@ class PastRun:
 
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
         """Makes sure that a checkpoint has the settings of this run."""
-        mine, its = Arm(find_method(method), self.config, None).config.to_dict(), config.to_dict()
+        mine, its = MethodTrainer(find_method(method), self.config, None).config.to_dict(), config.to_dict()
         other = [
             name
             for name in mine

@@ -24,9 +24,10 @@ from maw.errors import ConfigError, ModelError, reason
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
-from maw.models.model_files import WEIGHTS
+from maw.models.model_files import WEIGHTS, check_tokenizer_files
 from maw.models.pretrained import ModelSpec, model_spec, trained_layers, verify_weights
 from maw.models.tokenized import Texts, TextSource
+from maw.models.tokenizer_check import check_tokenizer
 from maw.runtime.devices import pick_device
 from maw.runtime.precision import pick_precision
 
@@ -259,10 +260,13 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ModelError: the tokenizer cannot be read.
+        ModelError: the tokenizer is missing, cannot be read, or does not fit the model.
     """
+    check_tokenizer_files(spec.name, spec.folder)
     with _reading(f"tokenizer of model {spec.name}"):
-        return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+    check_tokenizer(tokenizer, spec)
+    return tokenizer
 
 
 @contextlib.contextmanager

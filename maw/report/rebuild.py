@@ -36,16 +36,12 @@ _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 def write_reports(
     log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = (), processes: int = 1
 ) -> Path:
-    """Writes the figures into the dataset folders, and summary/ beside them.
+    """Writes the figures into the dataset folders, and summary/ beside them; returns the summary's folder.
 
     Args:
-        log_dir: folder of the run.
         folders: of its finished datasets, in the order of the run.
         drawn: the folders whose figures are up to date.
         processes: number of processes that draw; more than one only if the program does nothing else.
-
-    Returns:
-        The summary's folder.
 
     Raises:
         MAWError: a file cannot be read or written.
@@ -111,9 +107,6 @@ def _follow_parent(parent: int) -> None:
 
 def find_folders(run_dir: Path | str) -> list[Path]:
     """The dataset folders of a run, in the order of the run.
-
-    Args:
-        run_dir: the run's folder, as given to --log-dir.
 
     Raises:
         ConfigError: the folder does not exist or holds no results.

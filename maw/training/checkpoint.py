@@ -61,8 +61,6 @@ def save_checkpoint(
     Args:
         epoch: the epoch of the model's weights, from 1; it may be unfinished.
         best_val_metric: validation nDCG@10 of the best epoch so far; None before the first has ended.
-        step: number of batches so far.
-        training: what else resuming needs.
         run: identifies the run and its part; only that can resume from the checkpoint.
         keep_previous: keep the replaced checkpoint, to fall back on if this one gets damaged.
 

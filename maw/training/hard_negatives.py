@@ -75,9 +75,7 @@ def mine_negatives(
 
     Args:
         data: the training split with its whole corpus.
-        config: source, number, ratio, margin, seed, corpus size and cache folder.
         retriever: the pretrained one, for "dense"; loaded here if not given.
-        activations: stored activations of frozen layers, for "dense".
 
     Returns:
         The split with its negatives, hard ones first; and facts: what was chosen and what was excluded. Counts
@@ -198,9 +196,7 @@ class Screen:
     """Excludes relevant passages from the negatives of one query.
 
     Args:
-        data: has judgements and answers.
         corpus: of the candidates; relevant passages may be in it or in the corpus of the split.
-        query_id: the query.
         kept_out: counts the excluded candidates by reason.
     """
 

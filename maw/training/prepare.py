@@ -29,9 +29,7 @@ def prepare_training(
 
     Args:
         collection: its training split may have a corpus of any size.
-        config: of the run.
         retriever: the pretrained one, for the source "dense".
-        activations: of the run, for "dense".
     """
     train, facts = mine_negatives(collection.train, config, retriever, activations)
     whole, corpora = len(train.corpus), dict(collection.facts.get("corpora", {}))

@@ -26,11 +26,7 @@ def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
     """Checks a whole run before anything is loaded, and brings changed settings into their final form.
 
     Args:
-        config: the run's configuration.
         spec: its model; read from the model's files if None.
-
-    Returns:
-        The model's specification.
 
     Raises:
         ConfigError: every mistake found, a model that cannot be used included; one line each.
@@ -54,10 +50,8 @@ def find_problems(
     """All problems of a run, the known ones first, and the model's specification if it could be read.
 
     Args:
-        config: the run's configuration.
         known: problems found already; their settings, and what follows from them, are not judged again.
         unsure: more settings not to judge.
-        spec: the model's specification, if it was read already.
         mistaken: whether there are mistakes elsewhere. After any mistake the network is not used, so a model that must
             be downloaded is not judged.
     """
