@@ -111,10 +111,11 @@ def _run(model: nn.Module, texts: TokensOrTexts, tokenizer: Any) -> None:
     backbone, _ = backbone_of(model)
     device = next(backbone.parameters()).device
     inputs = {name: each.to(device) for name, each in _inputs(model, backbone, texts, tokenizer).items()}
-    encoder = getattr(model, "encoder", None) if isinstance(model, BaselineRetriever) else model
+    encoder = model.encoder if isinstance(model, BaselineRetriever) else model
     own = isinstance(encoder, NonMAWEncoder)
-    with torch.no_grad(), evaluating(encoder if own else backbone):
-        encoder(inputs) if own else backbone(**inputs)
+    engine = encoder if own else backbone
+    with torch.no_grad(), evaluating(engine):
+        engine(inputs) if own else engine(**inputs)
 
 
 def _inputs(model: nn.Module, backbone: nn.Module, texts: Any, tokenizer: Any) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ def write_per_query(path: Path, by_seed: Mapping[int, EvaluationResult]) -> Path
 
 
 def read_qrels(path: Path | str) -> dict[str, dict[str, int]]:
-    """Judgements from a file of `write_qrels`: query -> passage -> grade.
+    """Judgements from the file `path` of `write_qrels`: query -> passage -> grade.
 
     Raises:
         DataError: a line has another form, or judges a passage again with another grade; the message names it.
@@ -155,7 +155,7 @@ def read_qrels(path: Path | str) -> dict[str, dict[str, int]]:
 
 
 def read_run(path: Path | str) -> dict[str, dict[str, float]]:
-    """A ranking from a file of `write_run`, plain or .gz: query -> passage -> score, in the file's order.
+    """A ranking from the file `path` of `write_run`, plain or .gz: query -> passage -> score, in the file's order.
 
     Raises:
         DataError: a line has another form, or ranks a passage again with another score; the message names it.
