@@ -92,7 +92,7 @@ class RunFiles:
 
 
 def write_run(
-    path: Path, query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: Sequence[Any], tag: str
+    path: Path, query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: Iterable[Any], tag: str
 ) -> Path:
     """Writes a ranking in the order given, best passage first; compressed if the name ends in .gz.
 
