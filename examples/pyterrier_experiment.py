@@ -28,6 +28,7 @@ import torch
 from maw.data.corpus import Corpus
 from maw.experiment.past_run import PastRun
 from maw.models.encode import encode
+from maw.report.tables.trec import identifier
 from maw.search.exact import top_k
 from maw.search.left_out import leaving_out
 
@@ -91,7 +92,9 @@ def main(run_dir: str) -> pd.DataFrame:
     for method in run.methods:
         systems[method] = RunRetriever(run, method, run.config.top_k)
         for path in (run.folder / "runs").glob(f"{run.name}_{method}.trec*"):
-            systems[f"{method} as written"] = pt.io.read_results(str(path))
+            written = pt.io.read_results(str(path))
+            ids = {name: written[name].map(identifier) for name in ("qid", "docno")}  # white space has codes there
+            systems[f"{method} as written"] = written.assign(**ids)
     found = pt.Experiment(list(systems.values()), topics, qrels, MEASURES, names=list(systems))
     sys.stdout.write(f"{found.to_string(index=False)}\n")
     return found

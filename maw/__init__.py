@@ -36,6 +36,8 @@ _HOMES = {
     "trained_parameters": "maw.models.add_maw",
     "export_retriever": "maw.models.export.sentence_transformers",
     "push_to_hub": "maw.models.export.hub",
+    "read_qrels": "maw.report.tables.trec",
+    "read_run": "maw.report.tables.trec",
 }
 __all__ = list(_HOMES)
 

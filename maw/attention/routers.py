@@ -16,7 +16,7 @@ by `route_by`; M MAW layers.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -39,6 +39,7 @@ class Routing:
         depths: int64 depths to use instead of the routers' own, one (B, G, h, t) tensor for each MAW layer.
         text_keys_B1: hash of each text, from which a random router draws its depths outside training.
         samples: G.
+        layer: the MAW layer that this is for, from 0; see `at`.
     """
 
     padding_BT: Tensor
@@ -46,9 +47,13 @@ class Routing:
     depths: list[Tensor] | None = None
     text_keys_B1: Tensor | None = None
     samples: int = 1
-    layer: int = 0  # index of the next MAW layer
-    picked_depths: list[Tensor] = field(default_factory=list)  # per layer (B, G, h, t), or weights (B, G, h, t, D)
-    states: list[Tensor] = field(default_factory=list)  # per layer (B, 1 or G, h, t, F), detached
+    layer: int = 0
+    picked_depths: dict[int, Tensor] = field(default_factory=dict)  # by layer (B, G, h, t), or weights (B, G, h, t, D)
+    states: dict[int, Tensor] = field(default_factory=dict)  # by layer (B, 1 or G, h, t, F), detached
+
+    def at(self, layer: int) -> Routing:
+        """The same for another MAW layer. It does not count calls: a backward pass may run a layer again."""
+        return replace(self, layer=layer)
 
     def flat_padding(self, batch: int) -> Tensor:
         """The padding mask of `batch` texts or, above the first MAW layer, samples of texts."""
@@ -140,9 +145,7 @@ class Router(nn.Module):
         else:
             with torch.autocast(state.device.type, enabled=False):  # a policy's probabilities need all their digits
                 depth = self.pick(state, routing)
-        routing.states.append(state)
-        routing.picked_depths.append(depth)
-        routing.layer += 1
+        routing.states[routing.layer], routing.picked_depths[routing.layer] = state, depth
         return depth
 
 

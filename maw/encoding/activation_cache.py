@@ -289,14 +289,15 @@ class ActivationSource:
         dtype = np.dtype(np.float32 if self.bits is None else np.int16)
         if os.fstat(self.file.fileno()).st_size < self.stored * self.width * dtype.itemsize:
             return None  # a read beyond the end of a memory map would kill the process
-        if self._map is None:
-            self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, self.width))
+        stored = self._map  # a name of its own: this is a thread ahead of the caller's, who may append meanwhile
+        if stored is None:
+            stored = self._map = np.memmap(self.file, dtype=dtype, mode="r", shape=(self.stored, self.width))
         lengths = self.tokens[rows]
         steps = np.arange(min(self.inner.max_length, padded_length(int(lengths.max()))))
         mask = steps < lengths[:, None]
         # Padding reads the text's first token; any finite value works, because attention and pooling ignore it.
         where = self.offset[rows][:, None] + np.where(mask, steps, 0)
-        states = self._map[where]
+        states = stored[where]
         if (np.where(mask, _token_sums(states, steps), 0).sum(1, dtype=np.uint64) != self.sums[rows]).any():
             return None
         hidden = torch.from_numpy(states)

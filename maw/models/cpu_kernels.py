@@ -85,8 +85,13 @@ def attention(
 
 
 def _better_by_products(query: Tensor, key: Tensor, value: Tensor, dropout: float, options: dict[str, Any]) -> bool:
-    """Whether plain matrix products are faster: in training on a CPU, in bfloat16 or with dropout."""
-    learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    """Whether plain matrix products are faster: in training on a CPU, in bfloat16 or with dropout.
+
+    Dropout decides without gradients, too: activation checkpointing runs a layer first without them and then with
+    them, and must drop the same values.
+    """
+    gradients = query.requires_grad or key.requires_grad or value.requires_grad
+    learns = dropout > 0 or (torch.is_grad_enabled() and gradients)
     plain = query.shape[1] == key.shape[1] and options.get("position_bias") is None
     small = query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
     slow = dropout > 0 or query.dtype == torch.bfloat16

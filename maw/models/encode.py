@@ -10,8 +10,10 @@ Letters: N texts, C embedding size, M MAW layers, D depths.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -46,15 +48,28 @@ class Embeddings:
     cut: bool = False
 
 
+_lock = threading.Lock()
+_evaluating: WeakKeyDictionary[nn.Module, tuple[int, dict[nn.Module, bool]]] = WeakKeyDictionary()
+"""Module -> the blocks of `evaluating` that it is in, and the mode of each of its modules before the first."""
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode, and restores its mode at the end of the block."""
-    was_training = module.training
-    module.eval()
+    """Puts a module into evaluation mode, and restores its mode when the last block of any thread has ended."""
+    with _lock:
+        blocks, modes = _evaluating.get(module) or (0, {each: each.training for each in module.modules()})
+        _evaluating[module] = blocks + 1, modes
+        module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        with _lock:
+            blocks, modes = _evaluating.pop(module)
+            if blocks > 1:
+                _evaluating[module] = blocks - 1, modes
+            else:
+                for each, training in modes.items():
+                    each.training = training
 
 
 def in_memory(shape: tuple[int, ...]) -> np.ndarray:

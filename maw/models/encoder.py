@@ -110,18 +110,19 @@ class NonMAWEncoder(nn.Module):
 
     def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
         """Runs layers start..stop-1 (from 0). From the first MAW layer on, each text is repeated for each sample."""
-        inputs = None
+        inputs, passed = None, 0  # MAW layers
         for index in range(start, stop):
             layer = self.architecture.layers(self.backbone)[index]
             is_maw = isinstance(self.architecture.attention(layer), MAWAttentionLayer)
-            if is_maw and routing is not None and routing.samples > 1 and routing.layer == 0:
+            if is_maw and routing is not None and routing.samples > 1 and passed == 0:
                 hidden, padding = (each.repeat_interleave(routing.samples, 0) for each in (hidden, padding))
                 inputs = None
             if inputs is None:
                 inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
             # The Hugging Face layer hands `routing`, a keyword that it does not know, on to its attention module:
             # `MAWAttentionLayer.forward` in maw/attention/layer.py.
-            hidden = layer(hidden, **inputs[index], **({"routing": routing} if is_maw else {}))
+            hidden = layer(hidden, **inputs[index], **({"routing": routing and routing.at(passed)} if is_maw else {}))
+            passed += is_maw
         return hidden
 
     def _pool(self, hidden_BTC: Tensor, padding_BT: Tensor) -> Tensor:
@@ -224,12 +225,13 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
         if mode == "embed":
             return {"embedding": embedding, "depth_share": self._depth_share(routing)}
         embedding = embedding.unflatten(0, (len(padding), -1))
-        return {"embedding": embedding, "depths": routing.picked_depths, "states": routing.states}
+        depths, states = (list(each.values()) for each in (routing.picked_depths, routing.states))
+        return {"embedding": embedding, "depths": depths, "states": states}
 
     def _depth_share(self, routing: Routing) -> Tensor:
         """How often each text used each depth in each MAW layer, (B, M, D), without padding."""
         shares = []
-        for depth, layer in zip(routing.picked_depths, self.maw_attention, strict=True):
+        for depth, layer in zip(routing.picked_depths.values(), self.maw_attention, strict=True):
             weights = depth.detach()
             if not weights.is_floating_point():  # one-hot; torch's own function reads the values on the host
                 weights = (weights[..., None] == torch.arange(layer.router.num_depths, device=depth.device)).float()

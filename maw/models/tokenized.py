@@ -13,6 +13,7 @@ Letters: N texts of a source, B texts of a batch, T tokens.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -29,6 +30,9 @@ Made = TypeVar("Made")
 Batch = tuple[np.ndarray, dict[str, Tensor]]
 Rows = Sequence[int] | np.ndarray
 """Positions of texts in a source, (N,)."""
+
+tokenizing = threading.Lock()
+"""Held while a tokenizer runs: it keeps the length limit of a call, which a call in another thread would change."""
 
 
 class Texts(Protocol):
@@ -133,7 +137,8 @@ class TextSource:
         """
         texts = [self.prefix + text for text in self.texts.take(rows)]
         lean = {"return_attention_mask": False, "return_token_type_ids": False}
-        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
+        with tokenizing:
+            tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
         return [each or [self.tokenizer.pad_token_id] for each in tokens]
 
     def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
@@ -146,7 +151,8 @@ class TextSource:
     def truncated(self) -> int:
         """The number of texts longer than the limit; meant for queries, because it tokenises all texts."""
         texts = [self.prefix + text for text in self.texts.take(range(len(self)))]
-        lengths = self.tokenizer(texts, return_length=True, verbose=False)["length"]
+        with tokenizing:
+            lengths = self.tokenizer(texts, return_length=True, verbose=False)["length"]
         return int((np.asarray(lengths) > self.max_length).sum())
 
 

@@ -29,7 +29,7 @@ from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.evaluation.power import detectable, queries_needed
 from maw.evaluation.significance import paired_tests
 from maw.report.rebuild import find_folders, read_result
-from maw.report.tables.trec import FOLDER, read_qrels, token
+from maw.report.tables.trec import FOLDER, read_qrels
 from maw.report.text.differences import COLUMNS, MORE, cells, more_cells
 from maw.report.text.format import as_table, bullet, clean, fact, heading, wrapped
 from maw.storage.files import read_json
@@ -225,7 +225,7 @@ def _judged_otherwise(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
         return [
             f"{name}: the judgements differ ({hashes[0][:12]} and {hashes[1][:12]}), and one run did not keep them"
         ]
-    other = [query for query in common if qrels[0].get(token(query)) != qrels[1].get(token(query))]
+    other = [query for query in common if qrels[0].get(query) != qrels[1].get(query)]
     if not other:
         return []
     return [f"{name}: {len(other):,} of {len(common):,} common queries are judged differently, such as {other[0]!r}"]

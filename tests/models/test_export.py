@@ -121,7 +121,7 @@ def with_another_kernel(folder, copy):
     """The same export with its depths in another order."""
     shutil.copytree(folder, copy)
     whole = load_file(copy / "model.safetensors")
-    (name,) = [each for each in whole if each.endswith("query.kernels.weight")]
+    (name,) = [each for each in whole if each.endswith("self.kernels.weight")]
     whole[name] = whole[name].flip(1)
     save_file(whole, copy / "model.safetensors", metadata={"format": "pt"})
     return copy

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import pytrec_eval
 from evaluation.test_metrics_comparison import in_ir_measures
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from maw.data.from_dicts import as_retrieval_data
 from maw.errors import DataError, MAWError
 from maw.evaluation.metrics import METRICS, compute_metrics
-from maw.report.tables.trec import RunFiles, read_qrels, token, write_run
+from maw.report.tables.trec import RunFiles, identifier, read_qrels, read_run, token, write_qrels, write_run
 
 OURS = ("recip_rank_10", "F1_10")
 DOCS, QUERIES, DEPTH = 300, 24, 120
@@ -160,9 +162,92 @@ def test_the_same_ranking_makes_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_blanks_in_ids_do_not_part_columns(tmp_path):
-    assert token("a b\u00a0c\u2028") == "a%20b%C2%A0c%E2%80%A8" and token("50%_é") == "50%_é"
+    assert token("a b\u00a0c\u2028") == "a%20b%C2%A0c%E2%80%A8" and token("50%_é") == "50%25_é"
     path = write_run(tmp_path / "a.trec", ["q 1"], [["d 1", "d2"]], np.array([[1.5, -0.0]], np.float32), "maw")
     assert path.read_text() == "q%201 Q0 d%201 1 1.5 maw\nq%201 Q0 d2 2 -0 maw\n"
+
+
+def code_points():
+    """Every code point as an id, alone and between letters, and ids that look like what is written for others."""
+    alone = [chr(number) for number in range(0x110000)]
+    coded = [token(each) for each in alone if token(each) != each]
+    return [*alone, *(f"a{each}b" for each in alone), "", *coded, *map(token, coded), "%2", "%2 0", "%C2", "%25 %"]
+
+
+def test_every_code_point_comes_back_as_itself(tmp_path):
+    """Through both files, as this project and as any program that splits lines at white space read them."""
+    ids = code_points()
+    assert len({token(each) for each in ids}) == len(set(ids)), "no two ids become one"
+    assert all(token(each) == each for each in ids if each and not any(c.isspace() or c == "%" for c in each))
+    scores = np.arange(len(ids), 0, -1, dtype=np.float32)
+    ranking = write_run(tmp_path / "run.trec.gz", ids[-2:], [ids, ids[:9]], [scores, scores[:9]], "my run")
+    judged = write_qrels(tmp_path / "qrels.trec", {each: {each: 1, "other": 2} for each in ids})
+    assert read_run(ranking) == {
+        ids[-2]: dict(zip(ids, scores.tolist())),
+        ids[-1]: dict(zip(ids[:9], scores.tolist())),
+    }
+    assert read_qrels(judged) == {each: {each: 1, "other": 2} for each in ids}
+    with gzip.open(ranking, "rt", encoding="utf-8", errors="surrogatepass") as lines:
+        rows = [line.split() for line in lines]
+    assert {len(row) for row in rows} == {6} and {row[5] for row in rows} == {"my%20run"}
+    assert [row[2] for row in rows] == [token(each) for each in (*ids, *ids[:9])]
+    with judged.open(encoding="utf-8", errors="surrogatepass") as lines:
+        assert [line.split()[2] for line in lines][::2] == [token(each) for each in ids]
+
+
+@given(
+    st.lists(st.text(st.one_of(st.characters(), st.sampled_from("%2 50\u00a0\r\u2028CEA")), max_size=8), unique=True)
+)
+def test_ids_come_back_and_stay_apart(ids):
+    written = [token(each) for each in ids]
+    assert len(set(written)) == len(ids) and [identifier(each) for each in written] == ids
+    assert " ".join(written).split() == written
+
+
+def test_two_ids_that_look_alike_keep_their_numbers(tmp_path):
+    """In other tools too: a relevant passage `doc one` is not the passage `doc%20one`."""
+    data = as_retrieval_data(
+        {
+            "queries": {"q 1": "one", "q%201": "two"},
+            "docs": {"doc one": "a passage", "doc%20one": "another", "c": "a third"},
+            "qrels": {"q 1": {"doc one": 2}, "q%201": {"doc%20one": 1}},
+        }
+    )
+    rows, scores = np.array([[0, 1, 2], [2, 0, 1]]), np.array([[3, 2, 1], [3, 2, 1]], np.float32)
+    result = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels)
+    result.run = {"rows": rows, "scores": scores}
+    RunFiles("tiny", data, {"maw": {42: result}}, "plain").write(tmp_path)
+    files = [tmp_path / "runs" / name for name in ("tiny_qrels.trec", "tiny_maw.trec")]
+    qrels, ranking = ir_measures.read_trec_qrels(str(files[0])), ir_measures.read_trec_run(str(files[1]))
+    (value,) = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, ranking).values()
+    assert value == pytest.approx(result["ndcg_cut_10"])
+    with files[0].open() as judged, files[1].open() as ranked:
+        assert {token(query) for query in data.qrels} == set(pytrec_eval.parse_qrel(judged))
+        assert {len(docs) for docs in pytrec_eval.parse_run(ranked).values()} == {3}
+    table = parquet.read_table(tmp_path / "runs" / "tiny_maw_per_query.parquet").to_pydict()
+    assert table["query_id"] == data.query_ids, "the table needs no code"
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+    """They wrote a percent sign as it is."""
+    path = tmp_path / "old_qrels.trec"
+    path.write_text("q%201 0 100%_é 2\nq%201 0 a%41 1\nq2 0 50%2 0\n")
+    assert read_qrels(path) == {"q 1": {"100%_é": 2, "a%41": 1}, "q2": {"50%2": 0}}
+
+
+def test_what_is_not_a_ranking_is_refused(tmp_path):
+    path = tmp_path / "a.trec"
+    for text, words in {
+        "q Q0 d 1 0.5 maw\nq Q0 e 2 0.4\n": r"a\.trec:2: a line of a ranking must be QUERY Q0 PASSAGE RANK SCORE NAME",
+        "q Q0 d 1 high maw\n": r"a\.trec:1: a line of a ranking must be",
+        "q Q0 d 1 0.5 maw\nq Q0 d 2 0.4 maw\n": r"a\.trec:2: 'd' is there twice for 'q'",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_run(path)
+    path.write_bytes(b"q Q0 d\xff 1 0.5 maw\n")
+    with pytest.raises(DataError, match=r"a\.trec:1: a line of a ranking"):
+        read_run(path)
 
 
 def test_judgements_come_back(tmp_path):

@@ -9,6 +9,7 @@ Letters: B texts, H heads, Q query tokens, K key tokens, D depths; h is 1 or H a
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from maw.attention.layer import MAWAttentionLayer
 from maw.errors import ModelError
 from maw.models.add_maw import backbone_of, maw_layers
+from maw.models.encode import evaluating
 from maw.models.encoder import NonMAWEncoder
 from maw.models.pretrained import positions_of
 from maw.models.retriever import BaselineRetriever
+from maw.models.tokenized import tokenizing
 
 TokensOrTexts: TypeAlias = str | Sequence[str] | Tensor | Sequence[Sequence[int]] | Mapping[str, Tensor]
 
@@ -67,8 +70,11 @@ def at_layer(
         look: takes a layer with depth attention and the arguments of its `reference`.
     """
     found: list[Tensor] = []
+    caller = threading.get_ident()
 
     def hook(module: MAWAttentionLayer, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        if threading.get_ident() != caller:
+            return  # a call in another thread, on other texts
         inputs = dict(zip(("hidden_states", "attention_mask"), given, strict=False)) | named
         inputs.pop("routing", None)
         found.append(look(module, inputs).float())
@@ -87,16 +93,17 @@ def picked_depths(model: nn.Module, texts: TokensOrTexts, *, tokenizer: Any = No
         By layer number: int64 (B, h, t), or for a soft router weights over depths, (B, h, t, D).
     """
     layers = maw_layers(model)
-    found: dict[int, Tensor] = {}
+    found: dict[tuple[int, int], Tensor] = {}  # by thread, since others may run the model on their own texts
+    get_thread = threading.get_ident
 
     def keep(number: int) -> Any:
-        return lambda _module, _given, depth: found.__setitem__(number, depth[:, 0])
+        return lambda _module, _given, depth: found.__setitem__((get_thread(), number), depth[:, 0])
 
     with contextlib.ExitStack() as hooks:
         for number, each in layers.items():
             hooks.enter_context(each.router.register_forward_hook(keep(number)))
         _run(model, texts, tokenizer)
-    return found
+    return {number: found[get_thread(), number] for number in layers}
 
 
 def _run(model: nn.Module, texts: TokensOrTexts, tokenizer: Any) -> None:
@@ -104,18 +111,11 @@ def _run(model: nn.Module, texts: TokensOrTexts, tokenizer: Any) -> None:
     backbone, _ = backbone_of(model)
     device = next(backbone.parameters()).device
     inputs = {name: each.to(device) for name, each in _inputs(model, backbone, texts, tokenizer).items()}
-    encoder = getattr(model, "encoder", None) if isinstance(model, BaselineRetriever) else model
-    modes = {module: module.training for module in backbone.modules()}
-    with torch.no_grad():
-        try:
-            backbone.eval()
-            if isinstance(encoder, NonMAWEncoder):
-                encoder(inputs)
-            else:
-                backbone(**inputs)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    encoder = model.encoder if isinstance(model, BaselineRetriever) else model
+    own = isinstance(encoder, NonMAWEncoder)
+    engine = encoder if own else backbone
+    with torch.no_grad(), evaluating(engine):
+        engine(inputs) if own else engine(**inputs)
 
 
 def _inputs(model: nn.Module, backbone: nn.Module, texts: Any, tokenizer: Any) -> dict[str, Tensor]:
@@ -133,7 +133,8 @@ def _inputs(model: nn.Module, backbone: nn.Module, texts: Any, tokenizer: Any) -
         config = backbone.config
         positions = positions_of(config.name_or_path, config.model_type, config.to_dict())
         longest = min(tokenizer.model_max_length, positions)
-        tokens = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        with tokenizing:
+            tokens = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
     else:
         tokens = texts
     rows = [torch.tensor(each, dtype=torch.long) for each in tokens]

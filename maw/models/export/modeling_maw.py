@@ -37,7 +37,14 @@ from transformers import (
     XLMRobertaModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.bert.modeling_bert import BertSelfAttention
+from transformers.models.camembert.modeling_camembert import CamembertSelfAttention
+from transformers.models.distilbert.modeling_distilbert import DistilBertSelfAttention
+from transformers.models.electra.modeling_electra import ElectraSelfAttention
+from transformers.models.modernbert.modeling_modernbert import ModernBertAttention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
 
 ROUTERS = ("grpo", "supervised", "soft", "fixed")
 """The routers that `Router` can be; grpo and supervised differ in their training alone."""
@@ -68,9 +75,10 @@ class Kernels(nn.Module):
             share_BHtD = share_BhtD.expand(-1, len(change_HDE), -1, -1)
             picked = torch.einsum("bhtd,hde->bthe", share_BHtD, change_HDE.to(share_BhtD.dtype))
             return states_BTHE + states_BTHE * picked.to(states_BTHE.dtype)
-        features_BTDR = F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
+        down, up = (each.to(hidden_BTC.dtype) for each in (self.down, self.up))
+        features_BTDR = F.linear(hidden_BTC, down.flatten(0, 1)).unflatten(-1, down.shape[:2])
         weighted = share_BhtD.to(features_BTDR.dtype)[..., None] * features_BTDR[:, None]  # (B, h, T, D, R)
-        return states_BTHE + (weighted.flatten(-2) @ self.up.flatten(1, 2)).transpose(1, 2)
+        return states_BTHE + (weighted.flatten(-2) @ up.flatten(1, 2)).transpose(1, 2)
 
 
 class Router(nn.Module):
@@ -89,12 +97,16 @@ class Router(nn.Module):
         """The share of each depth, float32 (B, h, t, D): one-hot, or a mixture with a `soft` router."""
         if self.name == "fixed":
             depth = torch.full((len(query_BTHE), 1, 1), self.fixed_depth, device=query_BTHE.device)
-            return F.one_hot(depth, self.num_depths).float()
+            return self._one_hot(depth)
         with torch.autocast(query_BTHE.device.type, enabled=False):
             state = self._state(query_BTHE.float(), padding_BT.float())
             state = F.rms_norm(state, state.shape[-1:])
             logits = torch.einsum("bhtf,hfd->bhtd", state, self.weight.float()) + self.bias.float()
-        return logits.softmax(-1) if self.name == "soft" else F.one_hot(logits.argmax(-1), self.num_depths).float()
+        return logits.softmax(-1) if self.name == "soft" else self._one_hot(logits.argmax(-1))
+
+    def _one_hot(self, depth: Tensor) -> Tensor:
+        """As torch's own, which on some devices waits for the values; a CUDA graph cannot."""
+        return (depth[..., None] == torch.arange(self.num_depths, device=depth.device)).float()
 
     def _state(self, query_BTHE: Tensor, padding_BT: Tensor) -> Tensor:
         if self.route_by == "token":
@@ -104,130 +116,87 @@ class Router(nn.Module):
         return mean_BHE.flatten(1)[:, None, None] if self.route_by == "sequence" else mean_BHE[:, :, None]
 
 
-class SharedLinear(nn.Linear):
-    """A linear map that shares the weights of the pretrained map `plain`."""
-
-    def __init__(self, plain: nn.Linear):
-        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None)
-        self.weight, self.bias = plain.weight, plain.bias
-
-
-class DepthLinear(SharedLinear):
-    """A pretrained query map, followed by a router and depth kernels.
+class Call:
+    """An attention module as one call of its forward sees it: a new object each call, so no call meets another's.
 
     Args:
-        fused: whether the map also computes keys and values.
+        module: the attention module.
+        outputs: results of its maps that are computed already, by name; all else is the module's own.
     """
 
-    def __init__(self, plain: nn.Linear, maw: dict[str, Any], heads: int, size: int, *, fused: bool):
-        super().__init__(plain)
-        self.heads, self.size, self.fused = heads, size, fused
+    def __init__(self, module: nn.Module, outputs: dict[str, Tensor]):
+        self.module, self.outputs = module, outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda states: self.outputs[name]) if name in self.outputs else getattr(self.module, name)
+
+
+class DepthAttention:
+    """Attention at the depths that a router picks; a base class before the pretrained attention.
+
+    Query and value are computed here. All else is the pretrained attention's own forward.
+    """
+
+    pretrained: Any = None
+    query_map, value_map, rotary = "query", "value", False
+
+    def install(self, maw: dict[str, Any], hidden: int, heads: int, size: int) -> None:
+        """Adds router and kernels to a module that was built as pretrained attention."""
+        self.size = size
         self.router = Router(maw, heads, size)
-        self.kernels = Kernels(maw, plain.in_features, heads, size, rotary=fused)
-        if fused and maw["values"]:
-            self.value_kernels = Kernels(maw, plain.in_features, heads, size, rotary=False)
-        self.padding_BT: Tensor | None = None
+        self.kernels = Kernels(maw, hidden, heads, size, rotary=self.rotary)
+        self.value_kernels = Kernels(maw, hidden, heads, size, rotary=False) if maw["values"] else None
 
-    def forward(self, hidden_BTC: Tensor) -> Tensor:
-        states = super().forward(hidden_BTC).unflatten(-1, (-1, self.heads, self.size))  # (B, T, 1 or 3, H, E)
-        parts = list(states.unbind(-3))
-        share = self.router(parts[0], self.padding_BT)
-        parts[0] = self.kernels(parts[0], hidden_BTC, share)
-        if hasattr(self, "value_kernels"):
-            parts[2] = self.value_kernels(parts[2], hidden_BTC, share)
-        return torch.stack(parts, dim=-3).flatten(-3)
+    def forward(self, hidden_states: Tensor, *arguments: Any, padding_BT: Tensor, **inputs: Any) -> Any:
+        """As the pretrained forward; transformers hands `padding_BT` down from the model's forward."""
+        cache = inputs.get("past_key_values")
+        if cache is not None and cache.get_seq_length(self.layer_idx) > 0:
+            raise ValueError("depth attention reads a text as a whole; call the model without past_key_values")
+        outputs = self.weighted(hidden_states, padding_BT)
+        return self.pretrained.forward(Call(self, outputs), hidden_states, *arguments, **inputs)
 
-    def depth_share(self, hidden_BTC: Tensor) -> Tensor:
-        """The router's share of each depth, (B, h, t, D)."""
-        query = super().forward(hidden_BTC).unflatten(-1, (self.heads, self.size))
-        return self.router(query, self.padding_BT)
-
-
-class ValueLinear(SharedLinear):
-    """A pretrained value map, followed by kernels at the depths of the layer's query map."""
-
-    def __init__(self, plain: nn.Linear, maw: dict[str, Any], heads: int, size: int):
-        super().__init__(plain)
-        self.heads, self.size = heads, size
-        self.kernels = Kernels(maw, plain.in_features, heads, size, rotary=False)
-        self.query_map: list[DepthLinear] = []  # a list, so that it does not become a submodule here
-
-    def forward(self, hidden_BTC: Tensor) -> Tensor:
-        values = super().forward(hidden_BTC).unflatten(-1, (self.heads, self.size))
-        return self.kernels(values, hidden_BTC, self.query_map[0].depth_share(hidden_BTC)).flatten(-2)
-
-
-class SeenLinear(SharedLinear):
-    """A pretrained map that keeps its last input for the norm after it."""
-
-    def __init__(self, plain: nn.Linear):
-        super().__init__(plain)
-        self.seen: Tensor | None = None
-
-    def forward(self, hidden_BTC: Tensor) -> Tensor:
-        self.seen = hidden_BTC
-        return super().forward(hidden_BTC)
-
-
-class DepthNorm(Qwen3RMSNorm):
-    """A pretrained query norm, followed by router and kernels; a norm after the kernels would undo part of them."""
-
-    def __init__(self, plain: Qwen3RMSNorm, maw: dict[str, Any], hidden: int, heads: int, size: int):
-        super().__init__(size, eps=plain.variance_epsilon)
-        self.weight = plain.weight
-        self.router = Router(maw, heads, size)
-        self.kernels = Kernels(maw, hidden, heads, size, rotary=True)
-        self.padding_BT: Tensor | None = None
-        self.query_map: list[SeenLinear] = []
-
-    def forward(self, query_BTHE: Tensor) -> Tensor:
-        query_BTHE = super().forward(query_BTHE)
-        return self.kernels(query_BTHE, self.query_map[0].seen, self.router(query_BTHE, self.padding_BT))
+    def weighted(self, hidden_BTC: Tensor, padding_BT: Tensor) -> dict[str, Tensor]:
+        """What the pretrained forward gets from the maps that depths change."""
+        query = getattr(self, self.query_map)(hidden_BTC).unflatten(-1, (-1, self.size))
+        share = self.router(query, padding_BT)
+        outputs = {self.query_map: self.kernels(query, hidden_BTC, share).flatten(-2)}
+        if self.value_kernels is not None:
+            value = getattr(self, self.value_map)(hidden_BTC).unflatten(-1, (-1, self.size))
+            outputs[self.value_map] = self.value_kernels(value, hidden_BTC, share).flatten(-2)
+        return outputs
 
 
 class WithDepths:
     """Installs depth attention in the layers that the settings name; a base class before the pretrained model's."""
 
     attention_path = "encoder.layer.{}.attention.self"
-    query_map, value_map = "query", "value"
-    fused = False
+    attention: Any = None
     options: dict[str, Any] = {}  # noqa: RUF012
     _supports_flash_attn = False  # flash attention drops the padding mask, which routers need
+    _keep_in_fp32_modules_strict = ("router", "kernels")  # whatever the `dtype` of from_pretrained; kernels are near 1
 
     def __init__(self, config: Any, *inputs: Any, **options: Any):
         super().__init__(config, *inputs, **(self.options | options))
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
         for number in config.maw["layers"]:
-            self._install(self._attention(number))
+            attention = self.get_submodule(self.attention_path.format(number - 1))
+            attention.__class__ = self.attention
+            attention.install(config.maw, config.hidden_size, heads, size)
 
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *arguments: Any, **inputs: Any
     ) -> BaseModelOutput:
         """As the pretrained model's forward; the mask must be (B, T), 1 for a token and 0 for padding."""
-        tokens = inputs["inputs_embeds"][..., 0] if input_ids is None else input_ids
-        padding = torch.ones_like(tokens, dtype=torch.long) if attention_mask is None else attention_mask
-        if padding.shape != tokens.shape:
-            raise ValueError(f"attention_mask must have the shape {tuple(tokens.shape)}, got {tuple(padding.shape)}")
-        for number in self.config.maw["layers"]:
-            self._prepare(self._attention(number), padding)
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-
-    def _install(self, attention: nn.Module) -> None:
-        maw, heads = self.config.maw, self.config.num_attention_heads
-        size = self.config.hidden_size // heads
-        plain = getattr(attention, self.query_map)
-        setattr(attention, self.query_map, DepthLinear(plain, maw, heads, size, fused=self.fused))
-        if maw["values"] and not self.fused:
-            plain = getattr(attention, self.value_map)
-            setattr(attention, self.value_map, ValueLinear(plain, maw, heads, size))
-
-    def _prepare(self, attention: nn.Module, padding_BT: Tensor) -> None:
-        query_map = getattr(attention, self.query_map)
-        query_map.padding_BT = padding_BT
-        if isinstance(values := getattr(attention, self.value_map), ValueLinear):
-            values.query_map = [query_map]
-
-    def _attention(self, number: int) -> nn.Module:
-        return self.get_submodule(self.attention_path.format(number - 1))
+        given = inputs.get("inputs_embeds") if input_ids is None else input_ids
+        if given is not None:  # else the pretrained forward says what is missing
+            shape, padding = given.shape[:2], attention_mask
+            if padding is None:
+                padding = torch.ones(shape, dtype=torch.long, device=given.device)
+            if padding.shape != shape:
+                raise ValueError(f"attention_mask must have the shape {tuple(shape)}, got {tuple(padding.shape)}")
+            inputs["padding_BT"] = padding
+        return super().forward(input_ids, attention_mask, *arguments, **inputs)
 
 
 class MAWBertConfig(BertConfig):
@@ -237,10 +206,17 @@ class MAWBertConfig(BertConfig):
     maw: dict | None = None
 
 
+class MAWBertAttention(DepthAttention, BertSelfAttention):
+    """The self-attention of BERT at picked depths."""
+
+    pretrained = BertSelfAttention
+
+
 class MAWBertModel(WithDepths, BertModel):
     """BERT with depth attention."""
 
     config_class = MAWBertConfig
+    attention = MAWBertAttention
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
@@ -251,10 +227,17 @@ class MAWRobertaConfig(RobertaConfig):
     maw: dict | None = None
 
 
+class MAWRobertaAttention(DepthAttention, RobertaSelfAttention):
+    """The self-attention of RoBERTa at picked depths."""
+
+    pretrained = RobertaSelfAttention
+
+
 class MAWRobertaModel(WithDepths, RobertaModel):
     """RoBERTa with depth attention."""
 
     config_class = MAWRobertaConfig
+    attention = MAWRobertaAttention
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
@@ -265,10 +248,17 @@ class MAWXLMRobertaConfig(XLMRobertaConfig):
     maw: dict | None = None
 
 
+class MAWXLMRobertaAttention(DepthAttention, XLMRobertaSelfAttention):
+    """The self-attention of XLM-R at picked depths."""
+
+    pretrained = XLMRobertaSelfAttention
+
+
 class MAWXLMRobertaModel(WithDepths, XLMRobertaModel):
     """XLM-R with depth attention."""
 
     config_class = MAWXLMRobertaConfig
+    attention = MAWXLMRobertaAttention
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
@@ -279,10 +269,17 @@ class MAWCamembertConfig(CamembertConfig):
     maw: dict | None = None
 
 
+class MAWCamembertAttention(DepthAttention, CamembertSelfAttention):
+    """The self-attention of CamemBERT at picked depths."""
+
+    pretrained = CamembertSelfAttention
+
+
 class MAWCamembertModel(WithDepths, CamembertModel):
     """CamemBERT with depth attention."""
 
     config_class = MAWCamembertConfig
+    attention = MAWCamembertAttention
     options = {"add_pooling_layer": False}  # noqa: RUF012
 
 
@@ -293,10 +290,17 @@ class MAWElectraConfig(ElectraConfig):
     maw: dict | None = None
 
 
+class MAWElectraAttention(DepthAttention, ElectraSelfAttention):
+    """The self-attention of ELECTRA at picked depths."""
+
+    pretrained = ElectraSelfAttention
+
+
 class MAWElectraModel(WithDepths, ElectraModel):
     """ELECTRA with depth attention."""
 
     config_class = MAWElectraConfig
+    attention = MAWElectraAttention
 
 
 class MAWDistilBertConfig(DistilBertConfig):
@@ -306,12 +310,19 @@ class MAWDistilBertConfig(DistilBertConfig):
     maw: dict | None = None
 
 
+class MAWDistilBertAttention(DepthAttention, DistilBertSelfAttention):
+    """The self-attention of DistilBERT at picked depths."""
+
+    pretrained = DistilBertSelfAttention
+    query_map, value_map = "q_lin", "v_lin"
+
+
 class MAWDistilBertModel(WithDepths, DistilBertModel):
     """DistilBERT with depth attention."""
 
     config_class = MAWDistilBertConfig
+    attention = MAWDistilBertAttention
     attention_path = "transformer.layer.{}.attention"
-    query_map, value_map = "q_lin", "v_lin"
 
 
 class MAWModernBertConfig(ModernBertConfig):
@@ -321,13 +332,27 @@ class MAWModernBertConfig(ModernBertConfig):
     maw: dict | None = None
 
 
+class MAWModernBertAttention(DepthAttention, ModernBertAttention):
+    """The self-attention of ModernBERT at picked depths; one map computes query, key and value."""
+
+    pretrained = ModernBertAttention
+    rotary = True
+
+    def weighted(self, hidden_BTC: Tensor, padding_BT: Tensor) -> dict[str, Tensor]:
+        query, key, value = self.Wqkv(hidden_BTC).unflatten(-1, (3, -1, self.size)).unbind(-3)
+        share = self.router(query, padding_BT)
+        query = self.kernels(query, hidden_BTC, share)
+        if self.value_kernels is not None:
+            value = self.value_kernels(value, hidden_BTC, share)
+        return {"Wqkv": torch.stack((query, key, value), dim=-3).flatten(-3)}
+
+
 class MAWModernBertModel(WithDepths, ModernBertModel):
     """ModernBERT with depth attention."""
 
     config_class = MAWModernBertConfig
+    attention = MAWModernBertAttention
     attention_path = "layers.{}.attn"
-    query_map = value_map = "Wqkv"
-    fused = True
 
 
 class MAWQwen3Config(Qwen3Config):
@@ -337,20 +362,24 @@ class MAWQwen3Config(Qwen3Config):
     maw: dict | None = None
 
 
+class MAWQwen3Attention(DepthAttention, Qwen3Attention):
+    """The self-attention of Qwen3 at picked depths; kernels follow the norm, which would undo part of them."""
+
+    pretrained = Qwen3Attention
+    rotary = True
+
+    def weighted(self, hidden_BTC: Tensor, padding_BT: Tensor) -> dict[str, Tensor]:
+        query = self.q_norm(self.q_proj(hidden_BTC).unflatten(-1, (-1, self.size)))
+        query = self.kernels(query, hidden_BTC, self.router(query, padding_BT))
+        return {"q_proj": query.flatten(-2), "q_norm": query}
+
+
 class MAWQwen3Model(WithDepths, Qwen3Model):
     """Qwen3 with depth attention."""
 
     config_class = MAWQwen3Config
+    attention = MAWQwen3Attention
     attention_path = "layers.{}.self_attn"
-    query_map = "q_norm"
-
-    def _install(self, attention: nn.Module) -> None:
-        heads, size = self.config.num_attention_heads, self.config.head_dim
-        attention.q_proj = SeenLinear(attention.q_proj)
-        attention.q_norm = DepthNorm(attention.q_norm, self.config.maw, self.config.hidden_size, heads, size)
-
-    def _prepare(self, attention: nn.Module, padding_BT: Tensor) -> None:
-        attention.q_norm.padding_BT, attention.q_norm.query_map = padding_BT, [attention.q_proj]
 
 
 MODELS = {

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -34,10 +34,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
 from transformers import AutoModel
 
-from maw.attention.architectures import Architecture
 from maw.attention.routers import Router
 from maw.errors import ConfigError, MAWError, ModelError, reason
 from maw.models.encoder import MAWWithGRPOEncoder
@@ -100,13 +98,16 @@ def _check_exportable(router: Router, model_type: str) -> None:
 
 def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
     """Writes a model of `maw.models.export.modeling_maw`, and that file."""
-    backbone, architecture = model.encoder.backbone, model.encoder.architecture
+    backbone = model.encoder.backbone
     kind = MODELS[model.spec.model_type]
     settings = json.loads(backbone.config.to_json_string())
     for name in ("model_type", "architectures", "transformers_version", "_name_or_path"):
         settings.pop(name, None)
+    if "use_cache" in settings:
+        settings["use_cache"] = False  # routers read whole texts, so a cache is of no use
     made = kind(kind.config_class(**settings, maw=depth_settings(model.encoder)))
-    made.load_state_dict(_named_as_exported(model.encoder.maw_layers, backbone, architecture, kind), strict=True)
+    state = {name.replace(".base.", "."): each for name, each in backbone.state_dict().items()}
+    made.load_state_dict(state, strict=True)
     made.save_pretrained(folder)
     config = read_json(folder / "config.json")
     module = MODELING.removesuffix(".py")
@@ -132,27 +133,6 @@ def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
         "route_by": layer.router.route_by,
         "fixed_depth": getattr(layer.router, "fixed_depth", 0),
     }
-
-
-def _named_as_exported(
-    layers: Sequence[int], backbone: nn.Module, architecture: Architecture, kind: Any
-) -> dict[str, Tensor]:
-    """The weights under exported names: kernels and routers are part of the pretrained map that they follow."""
-    state, names = backbone.state_dict(), {id(module): name for name, module in backbone.named_modules()}
-    values = "value_kernels" if kind.fused else "kernels"
-    moves = {
-        "base.": "",
-        "kernels.": f"{kind.query_map}.kernels.",
-        "router.": f"{kind.query_map}.router.",
-        "value_kernels.": f"{kind.value_map}.{values}.",
-    }
-    for number in layers:
-        path = names[id(architecture.attention(architecture.layers(backbone)[number - 1]))] + "."
-        for name in [name for name in state if name.startswith(path)]:
-            rest = name.removeprefix(path)
-            old = next(each for each in moves if rest.startswith(each))
-            state[path + moves[old] + rest.removeprefix(old)] = state.pop(name)
-    return state
 
 
 def _write_plain(model: BaselineRetriever, folder: Path) -> None:

@@ -14,8 +14,14 @@
 Scores have nine significant digits, which reproduce every float32. Lines are in trec_eval's order: by score, ties by
 passage id, descending. The same ranking gives the same bytes, gzip included.
 
-The format separates columns by white space and cannot quote it: a blank inside an id becomes %20, in the run and in
-the judgements. trec_eval may therefore break ties of such passages differently.
+    maw.read_run("pystdlib_maw.trec.gz")["q1"]     # passage -> score; `maw.read_qrels` reads the judgements
+
+The format separates columns by white space and cannot quote it. In the run and in the judgements `%` inside an id
+becomes %25, and white space its percent code, such as %20; an empty id becomes a percent sign alone. So two ids never
+become one. `identifier` inverts this. trec_eval may break ties of such passages differently.
+
+Earlier versions wrote `%` as it is. Their files are read by the same rule: a percent sign without one of these codes
+stays, but `a%20b` is read as `a b`, which they also wrote so.
 
 Source: https://github.com/usnistgov/trec_eval, README.
 """
@@ -24,23 +30,26 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 from maw.config.methods import in_order
 from maw.data.collection import RetrievalData
-from maw.errors import DataError
+from maw.errors import DataError, show
 from maw.evaluation.metrics import METRICS, EvaluationResult
 from maw.storage.files import write_atomically
 
 FOLDER = "runs"
 _LONG = 100_000  # lines, about five megabytes: "auto" compresses longer files
 _LEVEL = 6
-_BLANK = re.compile(r"\s")
+_CODED = re.compile(r"[\s%]")
+_CODES = re.compile("|".join(quote(each, safe="") for each in map(chr, range(0x110000)) if _CODED.match(each)))
+_EMPTY = "%"
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class RunFiles:
 
 
 def write_run(
-    path: Path, query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: Sequence[Any], tag: str
+    path: Path, query_ids: Sequence[str], doc_ids: Sequence[Sequence[str]], scores: Iterable[Any], tag: str
 ) -> Path:
     """Writes a ranking in the order given, best passage first; compressed if the name ends in .gz.
 
@@ -94,11 +103,13 @@ def write_run(
         MAWError: the path cannot be written.
     """
 
+    name = token(tag)
+
     def blocks() -> Iterator[str]:
         for query, docs, row in zip(query_ids, doc_ids, scores, strict=True):
             before, values = f"{token(query)} Q0 ", (row.tolist() if hasattr(row, "tolist") else row)
             ranked = enumerate(zip(docs, values, strict=True), start=1)
-            yield "".join(f"{before}{token(doc)} {rank} {score:.9g} {tag}\n" for rank, (doc, score) in ranked)
+            yield "".join(f"{before}{token(doc)} {rank} {score:.9g} {name}\n" for rank, (doc, score) in ranked)
 
     return _write(path, blocks())
 
@@ -133,26 +144,54 @@ def write_per_query(path: Path, by_seed: Mapping[int, EvaluationResult]) -> Path
     return write_atomically(path, lambda temporary: parquet.write_table(table, temporary))
 
 
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Judgements from a file of `write_qrels`: query -> passage -> grade, ids as written there.
+def read_qrels(path: Path | str) -> dict[str, dict[str, int]]:
+    """Judgements from the file `path` of `write_qrels`: query -> passage -> grade.
 
     Raises:
-        DataError: a line has another form; the message names file and line.
+        DataError: a line has another form, or judges a passage again with another grade; the message names it.
         OSError: the file cannot be read.
     """
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        try:
-            query, _, doc, grade = line.split()
-            qrels.setdefault(query, {})[doc] = int(grade)
-        except ValueError:
-            raise DataError(f"{path}:{number}: a line of judgements must be QUERY 0 PASSAGE GRADE") from None
-    return qrels
+    return _read(Path(path), "a line of judgements must be QUERY 0 PASSAGE GRADE", 4, int, 3)
+
+
+def read_run(path: Path | str) -> dict[str, dict[str, float]]:
+    """A ranking from the file `path` of `write_run`, plain or .gz: query -> passage -> score, in the file's order.
+
+    Raises:
+        DataError: a line has another form, or ranks a passage again with another score; the message names it.
+        OSError: the file cannot be read.
+    """
+    return _read(Path(path), "a line of a ranking must be QUERY Q0 PASSAGE RANK SCORE NAME", 6, float, 4)
+
+
+def _read(
+    path: Path, form: str, columns: int, kind: Callable[[str], Number], place: int
+) -> dict[str, dict[str, Number]]:
+    """Query -> passage -> the number in column `place`."""
+    found: dict[str, dict[str, Number]] = {}
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+        for line_number, line in enumerate(lines, start=1):
+            try:
+                parts = line.decode("utf-8", errors="surrogatepass").split()
+                if len(parts) != columns:
+                    raise ValueError
+                value = kind(parts[place])
+            except ValueError:
+                raise DataError(f"{path}:{line_number}: {form}") from None
+            of_query = found.setdefault(identifier(parts[0]), {})
+            if of_query.setdefault(identifier(parts[2]), value) != value:
+                raise DataError(f"{path}:{line_number}: {show(parts[2])} is there twice for {show(parts[0])}")
+    return found
 
 
 def token(identifier: str) -> str:
-    """The id with its white space percent-encoded."""
-    return _BLANK.sub(lambda found: quote(found[0], safe=""), identifier)
+    """The id as one column: `%` and white space percent-encoded, and a percent sign alone for an empty id."""
+    return _CODED.sub(lambda found: quote(found[0], safe=""), identifier) or _EMPTY
+
+
+def identifier(token: str) -> str:
+    """The id that `token` wrote as this column."""
+    return "" if token == _EMPTY else _CODES.sub(lambda found: unquote(found[0]), token)
 
 
 def _write(path: Path, blocks: Iterable[str]) -> Path:
