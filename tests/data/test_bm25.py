@@ -278,10 +278,25 @@ def test_a_word_is_one_in_every_form(one, other):
         "\u0bae\u0bbf\u0ba9\u0bcd\u0ba9\u0b9e\u0bcd\u0b9a\u0bb2\u0bcd\u0b95\u0bb3\u0bc1",  # Tamil, 42 bytes
         "\u041c\u0438\u0445\u0430\u0438\u0301\u043b",  # Russian with an accent
         "\u0715\u0719\u071d\u0308\u072c\u0710",  # Syriac plural
+        "\u0c85\u0c95\u0ccd\u0cb7\u0cb0\u0cae\u0cbe\u0cb2\u0cc6",  # Kannada
+        "\u0c24\u0c46\u0c32\u0c41\u0c17\u0c41",  # Telugu
+        "g\u0361b",  # phonetic letters
     ],
 )
 def test_marks_do_not_cut_words(word):
     assert len(tokens(f"x1 {word}, y1")) == 3
+
+
+def test_a_word_inside_a_line_of_a_chinese_poem(tmp_path):
+    lines = [
+        "\u5e8a\u524d\u660e\u6708\u5149",
+        "\u7591\u662f\u5730\u4e0a\u971c",
+        "\u4e3e\u5934\u671b\u660e\u6708",
+        "\u4f4e\u5934\u601d\u6545\u4e61",
+    ]
+    rows, _ = Bm25Index.cached(corpus_of(lines), tmp_path).search(["\u6545\u4e61", "\u660e\u6708"], 4)
+    assert rows[0].tolist() == [3, -1, -1, -1]
+    assert sorted(rows[1].tolist()) == [-1, -1, 0, 2]
 
 
 def test_words_of_40_characters_are_dropped():
