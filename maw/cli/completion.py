@@ -23,7 +23,7 @@ from maw.config.tier1_config import ALL, kinds
 from maw.data.dataset_table import DATASETS
 
 PROGRAM, INSTALLED = "tier_1.py", "maw-tier1"
-_FOLDERS = ("cache_dir", "distractors", "log_dir", "model", "out", "resume", "run", "run_dir", "runs")
+_FOLDERS = ("cache_dir", "distractors", "log_dir", "model", "moved", "out", "resume", "run", "run_dir", "runs")
 _FILES = ("config",)
 _CHOICES = {
     "datasets": tuple(DATASETS),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maw.cli.flags import read_command_line
+from maw.config.paths import absolute
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.errors import MAWError
 from maw.runtime.network import told_to_stay_offline, unreachable
@@ -136,7 +137,7 @@ def folders(config: Tier1Config) -> Iterator[Check]:
     """Cache and results folders: writable, with enough free space."""
     for what, folder, flag in (
         ("cache", cache_folder(config), "--cache-dir FOLDER or MAW_CACHE"),
-        ("results", Path(config.log_dir), "--log-dir FOLDER"),
+        ("results", Path(absolute(config.log_dir)), "--log-dir FOLDER"),
     ):
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         remedy = f"choose another folder: {flag}"
@@ -157,6 +158,7 @@ def model(config: Tier1Config) -> Iterator[Check]:
     from maw.experiment.plan.encoding_speed import weights_are_here
     from maw.models.model_files import NotCachedError
     from maw.models.pretrained import read_spec, verify_weights
+    from maw.models.retriever import load_tokenizer
 
     try:
         spec = read_spec(config, local_only=True)
@@ -170,6 +172,8 @@ def model(config: Tier1Config) -> Iterator[Check]:
         return
     if spec is not None and weights_are_here(spec):
         verify_weights(spec)
+        if spec.folder or told_to_stay_offline():  # else what is missing of a hub model would be downloaded
+            load_tokenizer(spec)
         yield Check(True, f"model {config.model}: its weights are here")
         return
     text = f"model {config.model}: its weights are not here"

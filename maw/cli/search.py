@@ -68,7 +68,7 @@ def main(words: argparse.Namespace) -> int:
     """The command `search`, see `maw.cli.commands`."""
     if not words.query.strip():
         raise ConfigError(["search: the query is empty; write some words"])
-    run = PastRun.open(words.run_dir, words.dataset)
+    run = PastRun.open(words.run_dir, words.dataset, words.moved)
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     if not methods:
         raise ConfigError([f"search: --method names no method; the run has {', '.join(run.methods)}"])

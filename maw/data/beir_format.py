@@ -19,9 +19,10 @@ from maw.data.store import UNFIT_ID, Record, Where, encodable
 from maw.errors import DataError, reason, show
 
 LONGEST_LINE = 16 << 20
+LONGEST_GRADE = 1000  # characters; Python refuses to read 4301 digits
 BOM = b"\xef\xbb\xbf"
 HEADER = ["query-id", "corpus-id", "score"]
-GRADE = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
+GRADE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def read_qrels(path: Path) -> Judgements:
         if not GRADE.fullmatch(grade):
             text = f"the score {show(grade)} is not an integer; write a grade such as 0 or 1"
             raise DataError(f"{path}:{number}: {text}")
-        if abs(int(grade)) > LARGEST_GRADE:
+        if len(grade) > LONGEST_GRADE or abs(int(grade)) > LARGEST_GRADE:
             limits = f"grades go from -{LARGEST_GRADE} to {LARGEST_GRADE}"
             raise DataError(f"{path}:{number}: the score {show(grade)} is out of range; {limits}")
         judged = qrels.setdefault(query_id, {})

@@ -34,13 +34,12 @@ class Corpus:
         dataset: the `datasets.Dataset` with the columns id, title and text.
         fingerprint: SHA-256 over all ids, titles and texts in order.
         empty: number of passages without any text, title included.
-        manifest: content of `manifest.json`; empty for a corpus in memory.
         folder: folder of the store; None for a corpus in memory.
     """
 
     def __init__(self, dataset: Any, index: np.ndarray, facts: Mapping[str, Any], folder: Path | None = None):
         self.dataset, self.fingerprint, self.empty = dataset, facts["fingerprint"], facts["empty"]
-        self.manifest, self.folder = dict(facts) if folder else {}, folder
+        self.folder = folder
         self._hashes, self._rows = index
         self._arrow = dataset.with_format("arrow")
 
@@ -142,7 +141,10 @@ class Corpus:
         """
         if self.folder is None:
             raise DataError(f"{name}: a corpus in memory has no attachments")
-        return read_json(self.folder / f"{name}.json")
+        try:
+            return read_json(self.folder / f"{name}.json")
+        except DataError as error:
+            raise DataError(f"{error}; delete the folder") from error
 
     def _gather(self, rows: Rows) -> pa.Table:
         numbers = np.asarray(rows, dtype=np.int64)
@@ -184,8 +186,8 @@ class Corpus:
         """Writes (id, title, text) records to a new store in bounded memory, and opens it.
 
         Args:
+            folder: replaced if it exists, created with its parents otherwise.
             records: the passages; read once, with about 8 million characters and 8 bytes a passage in memory.
-            folder: folder of the store; replaced if it exists, created with its parents otherwise.
             source: JSON-able description of the origin of the passages; `cached` compares it.
             where: row -> "file:line" for error messages.
             attachments: name -> JSON-able value, stored as `<name>.json` with the passages.
@@ -239,7 +241,6 @@ class Corpus:
         with a warning.
 
         Args:
-            folder: folder of the store.
             source: JSON-able; everything that the passages depend on.
             make: called only to build; returns records, `where` and attachments for `build`.
         """

@@ -43,6 +43,7 @@ from maw.data.hash_sampling import order_key, order_keys
 from maw.data.normalise import normalise
 from maw.data.store import Record
 from maw.runtime.progress_bars import track
+from maw.runtime.run_log import warn_of_data
 from maw.storage.files import json_sha
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
                 found.append(f"{text}; they have no hard distractors, and passages by hash take their place")
             for text in found:
                 warnings.append(f"{collection.name}: {text}")
-                logger.warning(warnings[-1])
+                warn_of_data(logger, warnings[-1])
     facts = dict(collection.facts)
     before, after = collection.test, splits.get("test")
     if after is not None and after.corpus is not before.corpus:

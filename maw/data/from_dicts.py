@@ -17,6 +17,7 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+from maw.config.paths import look_alike
 from maw.config.tier1_config import LARGEST_GRADE
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
@@ -24,20 +25,6 @@ from maw.errors import DataError, show, suggestion
 
 REQUIRED = ("queries", "docs", "qrels")
 KEYS = (*REQUIRED, "negatives", "answers")
-
-
-def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
-    """Checks the user's dictionaries and copies them into a corpus in memory.
-
-    Args:
-        data: as the module says.
-        name: name of the split, for messages.
-
-    Raises:
-        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
-            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
-    """
-    return _Reader(name, data).read()
 
 
 class _Reader:
@@ -110,7 +97,9 @@ class _Reader:
         if identifier in known:
             return identifier
         if isinstance(self.data[key], Mapping):
-            raise self._error(where, f"there is no {show(value)} in {key}; add it or remove this")
+            raise self._error(
+                where, f"there is no {show(value)} in {key}{look_alike(identifier, known)}; add it or remove this"
+            )
         raise self._error(where, f"{show(value)} is no position in {key}; they go from 0 to {len(known) - 1}")
 
     def _by_query(self, key: str) -> Iterator[tuple[str, str, Any]]:
@@ -192,7 +181,11 @@ def as_retrieval_data(
         data: either form; `RetrievalData` keeps its own relevance level.
         name: name of the split, for messages.
         relevance_level: relevance level of dictionaries.
+
+    Raises:
+        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
+            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
     """
     if isinstance(data, RetrievalData):
         return data
-    return replace(from_dictionaries(data, name), relevance_level=relevance_level)
+    return replace(_Reader(name, data).read(), relevance_level=relevance_level)

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from maw.config.paths import BEIR
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import sample_corpora
-from maw.data.dataset_table import BEIR, DATASETS
+from maw.data.dataset_table import DATASETS
 from maw.data.datasets import beir
 from maw.data.download.needs import Needs
 from maw.data.download.published import refuse_without_network
@@ -33,16 +34,10 @@ __all__ = [
     "RetrievalData",
     "as_retrieval_data",
     "check_sources",
-    "dataset_names",
     "load_collection",
     "load_folds",
     "needs_of",
 ]
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The names that `load_collection` takes; "beir:DIR" stands for any folder in BEIR layout."""
-    return (*DATASETS, f"{BEIR}DIR")
 
 
 def load_collection(name: str, config: Tier1Config) -> Collection:
@@ -51,7 +46,7 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     Queries that are nearly those of another split are allowed, and counted in the facts.
 
     Args:
-        name: one of `dataset_names()`.
+        name: of `maw.data.dataset_table`, or "beir:DIR" for a folder in BEIR layout.
         config: sample and corpus sizes, distractors, seed, methods and cache folder are used.
 
     Returns:

@@ -11,15 +11,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from maw.config.presets import PRESETS
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.hash_sampling import draw
 from maw.data.normalise import normalise
+from maw.runtime.run_log import warn_of_data
 
 logger = logging.getLogger(__name__)
 
 SAMPLE_FIELDS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
+_NOT_WISHED = {
+    name: {getattr(Tier1Config, name), *(preset.get(name) for preset in PRESETS.values())}
+    for name in SAMPLE_FIELDS.values()
+}
+"""Numbers that are the default's or a preset's: that a dataset has fewer queries contradicts no wish of the user."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +74,22 @@ def draw_splits(
     """Samples the splits of a run.
 
     Args:
-        config: its sample sizes and seed are used.
         corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
-        dataset: name for messages.
         relevance_level: level of the test split; default: the configuration's.
 
     Returns:
-        The splits by name, facts about each, and a warning for each split that is smaller than configured.
+        The splits by name, facts about each, and a warning for each split that is smaller than the user asked for.
     """
     splits, facts, warnings = {}, {}, []
     for name, size_field in SAMPLE_FIELDS.items():
         pool, asked = pools.get(name, Pool()), getattr(config, size_field)
         ids = draw(pool.queries, asked, config.seed, name)
-        if len(ids) < asked and pool.queries:
+        wished = asked not in _NOT_WISHED[size_field]
+        if wished and len(ids) < asked and pool.queries:
             text = f"{size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
             warnings.append(f"{dataset}: {text}")
-            logger.warning(warnings[-1])
+            warn_of_data(logger, warnings[-1])
         drawn = pool.only(ids)
         splits[name] = RetrievalData(
             corpora[name] if isinstance(corpora, Mapping) else corpora,

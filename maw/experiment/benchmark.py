@@ -20,14 +20,15 @@ from typing import Any
 
 import torch
 
-from maw.config.tier1_config import Tier1Config
+from maw.config.paths import short_path
+from maw.config.tier1_config import Tier1Config, absolute_paths
 from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
+from maw.experiment.config_checks import validate
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import plan_text
 from maw.experiment.run_datasets import run_datasets
 from maw.experiment.run_state import differences, find_run, open_run
-from maw.experiment.validation import validate
 from maw.report.text import summary
 from maw.runtime import console, distributed, trackers
 from maw.runtime.devices import pick_device
@@ -69,6 +70,8 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
 def _run(config: Tier1Config) -> dict[str, Any]:
     if config.resume:
         config = replace(config, log_dir=str(find_run(config.resume)))
+    validate(config)
+    config = absolute_paths(config)
     spec = validate(config)
     device = pick_device(config)
     plan = make_plan(config, spec)
@@ -106,7 +109,7 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     family = confirmatory.over_run(found)
     if config.quiet and distributed.is_main():
         console.answer(summary.answers(found, [family, exploratory.over_run(found)]))
-    where = f"Summary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}"
+    where = f"Summary of the run: {short_path(Path(config.log_dir, 'summary', 'benchmark_summary.txt'))}"
     claim = summary.claim(found, family)
     console.answer("\n" + "\n".join(line for line in (claim, where) if line))
     return results

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from maw.config.methods import METHODS, Method, find_method
+from maw.config.paths import found_again, identity
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
 from maw.evaluation.confirmatory import LEVEL, METRIC, corrected, signs_for
@@ -106,7 +107,7 @@ def compare_runs(
     others = {number: row for number, row in enumerate(rows) if row["metric"] != METRIC}
     return {
         "runs": [str(run_a), str(run_b)],
-        "settings_that_differ": _settings(first[shared[0]].result, second[shared[0]].result),
+        "settings_that_differ": _settings(first[shared[0]], second[shared[0]]),
         "datasets": {name: _counts(first[name], second[name], pairs[name], queries[name]) for name in queries},
         "level": LEVEL,
         "correction": "Holm's, with nDCG@10 as one family and all other metrics as another",
@@ -258,13 +259,13 @@ def _columns(values: Mapping[str, Any], common: Sequence[str]) -> np.ndarray:
     return np.column_stack([np.asarray(values["metrics"][metric], np.float64)[rows] for metric in PRIMARY])
 
 
-def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _settings(a: _Side, b: _Side) -> dict[str, list[Any]]:
     """Differing settings that can change a result, and differing facts on the model."""
     one, other = (
-        each["configuration"]
+        identity(found_again(each.result["configuration"], each.folder.parent))
         | {
             f"model_{key}": fact
-            for key, fact in each.get("model", {}).items()
+            for key, fact in each.result.get("model", {}).items()
             if key in ("weights_sha256", "precision")
         }
         for each in (a, b)

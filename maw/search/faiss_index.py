@@ -60,10 +60,7 @@ def faiss_top_k(
 
     Args:
         kind: "flat", "ivf" or "hnsw".
-        queries: query embeddings; on a CUDA device, FAISS uses it where it can.
-        passages: passage embeddings, an array that may be a memory map.
-        k: how many to return.
-        tie_order: for each passage its place among passages of equal score: 0 to N - 1, each once.
+        queries, passages, k, tie_order: as in `maw.search.exact.top_k`; FAISS uses the queries' CUDA device if it can.
         nprobe: number of lists that a query searches, for ivf.
 
     Shapes:

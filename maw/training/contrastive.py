@@ -81,7 +81,6 @@ class TrainingPairs:
     """The training queries with their relevant passages and negatives, as integer rows.
 
     Args:
-        data: training split.
         negatives: the most negatives of a query to use; queries may have fewer.
         bank: how many earlier batches of the epoch stay candidates.
 

@@ -77,9 +77,7 @@ def mine_negatives(
 
     Args:
         data: the training split with its whole corpus.
-        config: source, number, ratio, margin, seed, corpus size and cache folder.
         retriever: the pretrained one, for "dense"; loaded here if not given.
-        activations: stored activations of frozen layers, for "dense".
 
     Returns:
         The split with its negatives, hard ones first; and facts: what was chosen and what was excluded. Counts
@@ -123,6 +121,7 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     }
     if config.negative_source == "dense":
         spec = dataclasses.asdict(retriever.spec) | {"folder": None}
+        spec |= {"name": None} if retriever.spec.folder else {}  # where it lies changes no embedding
         key["dense"] = {
             "encoder": json_sha(encoder_parts(retriever.encoder)),
             "tokenizer": tokenizer_sha256(retriever.tokenizer),
@@ -208,9 +207,7 @@ class Screen:
     """Excludes relevant passages from the negatives of one query.
 
     Args:
-        data: has judgements and answers.
         corpus: of the candidates; relevant passages may be in it or in the corpus of the split.
-        query_id: the query.
         kept_out: counts the excluded candidates by reason.
     """
 

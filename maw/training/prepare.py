@@ -12,6 +12,7 @@ from maw.data.collection import Collection
 from maw.data.corpus_sampling import cut_to, judged_rows, many
 from maw.encoding.activation_cache import ActivationStore
 from maw.models.retriever import BaselineRetriever
+from maw.runtime.run_log import warn_of_data
 from maw.training.hard_negatives import mine_negatives
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,7 @@ def prepare_training(
 
     Args:
         collection: its training split may have a corpus of any size.
-        config: of the run.
         retriever: the pretrained one, for the source "dense".
-        activations: of the run, for "dense".
     """
     train, facts = mine_negatives(collection.train, config, retriever, activations)
     whole, corpora = len(train.corpus), dict(collection.facts.get("corpora", {}))
@@ -41,7 +40,8 @@ def prepare_training(
         cut = f"cut to the {len(train.corpus):,} of {whole:,} passages that training reads"
         corpora["train"] = {"passages": cut}
     warnings = list(collection.facts.get("warnings", ()))
-    nothing, found = facts.get("queries_without_bm25", 0), []
+    found = []
+    nothing = facts.get("queries_without_bm25", 0)
     nothing = nothing if many(nothing, len(train)) else 0  # of a few, the second warning says enough
     if nothing:
         text = f"BM25 finds nothing for {nothing} of {len(train)} training queries"
@@ -52,10 +52,10 @@ def prepare_training(
         against = "passages drawn from the corpus and" if drawn else "nothing but"
         found.append(
             f"{without} of {len(train)} training queries have no hard negative that may be used, "
-            f"and train against {against} the other passages of their batches"
+            f"and train against {against} the other passages of their batches; a larger negative_margin may keep some"
         )
     for text in found:
         warnings.append(f"{collection.name}: {text}")
-        logger.warning(warnings[-1])
+        warn_of_data(logger, warnings[-1])
     facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
     return replace(collection, train=train, facts=facts)

@@ -7,15 +7,17 @@ import logging
 import os
 import random
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+from maw.config.presets import PRESETS
 from maw.config.tier1_config import Tier1Config
 from maw.data import beir_format, collection
 from maw.data.dataset_table import DATASETS
 from maw.data.datasets import beir
-from maw.data.registry import dataset_names, load_collection
+from maw.data.registry import load_collection
 from maw.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -90,6 +92,35 @@ def test_fewer_queries_than_asked_for_is_a_warning(load, caplog):
     with caplog.at_level(logging.WARNING):
         warnings = load(train_samples=5).facts["warnings"]
     assert warnings == ["tiny: train_samples asks for 5 queries and train has 3; all are used"] == caplog.messages
+
+
+@pytest.mark.parametrize("asked", [{}, PRESETS["quick"], PRESETS["production"]])
+def test_fewer_queries_than_a_default_or_a_preset_has_is_no_warning(load, caplog, asked):
+    names = ("train_samples", "val_samples", "test_samples")
+    wanted = {name: asked.get(name, getattr(Tier1Config, name)) for name in names}
+    with caplog.at_level(logging.WARNING):
+        data = load(**wanted)
+    assert data.facts["warnings"] == caplog.messages == []
+    assert data.facts["splits"]["train"]["queries"] == 3, "the report still says how many there are"
+
+
+@pytest.mark.parametrize(("name", "file"), [("query-id", "queries.jsonl"), ("corpus-id", "corpus.jsonl")])
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_ids_that_differ_only_in_unicode_normalisation_are_explained(load, name, file, forms):
+    there, judged = (unicodedata.normalize(form, "caf\u00e9") for form in forms)
+    line = json.dumps({"_id": there, "text": "a text"}, ensure_ascii=False)
+    row = f"{judged}\td5\t1\n" if name == "query-id" else f"q5\t{judged}\t1\n"
+    with pytest.raises(DataError) as caught:
+        load({file: GOOD[file] + line + "\n", TEST: HEADER + row})
+    text = f"({there!r} differs only in Unicode normalisation (NFC/NFD): {judged!a} is not {there!a})"
+    assert f"test.tsv:2: the {name} {judged!r} is not in {file} {text}; write both files in the same one" in str(
+        caught.value
+    )
+
+
+def test_a_grade_of_more_digits_than_python_reads_is_out_of_range(load):
+    with pytest.raises(DataError, match=r"is out of range; grades go from -1000 to 1000"):
+        load({TEST: HEADER + f"q5\td5\t{'9' * 5000}\n"})
 
 
 def test_samples_do_not_depend_on_the_order_of_the_files(load):
@@ -277,11 +308,11 @@ MALFORMED = [
     (TEST, HEADER + "q5\0\td5\t1\n", 2, "the line holds a NUL character"),
     *[
         (TEST, HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n", 3, f"the score {grade!r} is not an integer; write a grade")
-        for grade in ("1.0", "", "high", "1e3", "nan", "1_0", "0x1", " 1", "\u0661", "9" * 30, "--1")
+        for grade in ("1.0", "", "high", "1e3", "nan", "1_0", "0x1", " 1", "\u0661", "--1")
     ],
     *[
         (TEST, HEADER + f"q5\td5\t1\nq6\td6\t{grade}\n", 3, f"the score '{grade}' is out of range")
-        for grade in (1001, -1001, 999999999)
+        for grade in (1001, -1001, 999999999, 2147483648, "9" * 30, "-" + "9" * 30, "+1001")
     ],
     (TEST, HEADER + "q5\td5\t1\nq5\td5\t2\n", 3, "'d5' has two grades for the query 'q5', 1 and 2; keep one"),
     (TEST, HEADER + "q5\td5\t1\nq99\td5\t1\n", 3, "the query-id 'q99' is not in queries.jsonl; add it there"),
@@ -383,7 +414,6 @@ def test_an_unknown_dataset_is_refused(name):
     assert str(caught.value).startswith("there is no dataset ")
     assert f"{', '.join(DATASETS)} and beir:DIR, a folder in BEIR layout" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert dataset_names() == (*DATASETS, "beir:DIR")
 
 
 @pytest.mark.parametrize(

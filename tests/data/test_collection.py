@@ -420,3 +420,12 @@ class TestRetrievalData:
         one = self.make({"q1": {"a": 1, "b": 0}, "q2": {"b": 2}}).qrels_hash()
         assert one == self.make({"q2": {"b": 2}, "q1": {"b": 0, "a": 1}}).qrels_hash()
         assert one != self.make({"q1": {"a": 1, "b": 0}, "q2": {"b": 1}}).qrels_hash()
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"], ids=["missing", "half", "not text"])
+def test_a_damaged_attachment_says_what_to_do(tmp_path, content):
+    corpus = Corpus.build([("a", "", "a text")], tmp_path / "store", attachments={"counts": {"a": 1}})
+    path = tmp_path / "store" / "counts.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=r"counts\.json: .*; delete the folder$"):
+        corpus.attachment("counts")

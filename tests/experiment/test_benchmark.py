@@ -14,7 +14,7 @@ import pytest
 from conftest import random_texts
 
 from maw.errors import MAWError
-from maw.experiment.dataset_result import _environment
+from maw.runtime.environment import environment_facts
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,7 +256,7 @@ def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings
     first = data.query_ids[0]
     one = replace(data, query_ids=[first], queries=data.queries[:1], qrels={first: data.qrels[first]})
     run = DatasetRun(replace(graded(1), train=one), config, model_spec(config), torch.device("cpu"))
-    monkeypatch.setattr("maw.experiment.dataset_run.Arm", lambda *words: pytest.fail("a method ran"))
+    monkeypatch.setattr("maw.experiment.dataset_run.MethodTrainer", lambda *words: pytest.fail("a method ran"))
     with pytest.raises(MAWError, match="tiny: there is only one training query"):
         run.run()
 
@@ -326,7 +326,5 @@ def test_warnings_depend_on_level_and_name():
 @pytest.mark.parametrize("began_with", ["python tier_1.py --seed 1", None])
 def test_a_resumed_run_is_told_of_by_the_command_that_began_it(monkeypatch, began_with):
     """Nobody can repeat an experiment with --resume."""
-    monkeypatch.setattr(
-        "maw.experiment.dataset_result.environment_facts", lambda: {"command": "python tier_1.py --resume last"}
-    )
-    assert _environment(began_with) == {"command": began_with or "python tier_1.py --resume last"}
+    monkeypatch.setattr("maw.runtime.environment.command", lambda: "python tier_1.py --resume last")
+    assert environment_facts(began_with)["command"] == (began_with or "python tier_1.py --resume last")

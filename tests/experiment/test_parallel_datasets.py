@@ -66,7 +66,7 @@ def test_on_a_cpu_threads_are_divided(tiny_settings, monkeypatch):
 
 
 def test_torchrun_has_its_own_way(tiny_settings, monkeypatch):
-    from maw.experiment.validation import find_problems
+    from maw.experiment.config_checks import find_problems
 
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -21,7 +21,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.errors import MAWError
-from maw.evaluation.routing.split_sides import MOST_DOCUMENTS
+from maw.evaluation.routing.routed_texts import MOST_DOCUMENTS
 from maw.experiment.plan import encoding_speed
 from maw.experiment.plan.encoding_speed import Rate
 from maw.experiment.plan.plan import make_plan

@@ -399,7 +399,7 @@ def test_queries_without_a_negative_are_warned_of(config, caplog):
         got = prepare_training(make_collection(make_train()), config(negative_margin=0.001))
     assert got.facts["warnings"] == [
         "tiny: 10 of 10 training queries have no hard negative that may be used, and train against nothing but the "
-        "other passages of their batches"
+        "other passages of their batches; a larger negative_margin may keep some"
     ]
     assert got.facts["warnings"][0] in caplog.text
 
@@ -413,7 +413,7 @@ def test_queries_for_which_bm25_finds_nothing_are_warned_of(config, margin, othe
         "tiny: BM25 finds nothing for 3 of 10 training queries; all their negatives are drawn from the corpus by "
         "hash, and none is hard",
         "tiny: 7 of 10 training queries have no hard negative that may be used, and train against nothing but the "
-        "other passages of their batches",
+        "other passages of their batches; a larger negative_margin may keep some",
     ]
     assert got.facts["warnings"] == warnings[: 1 + bool(others)]
     assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 3 + others
@@ -427,7 +427,7 @@ def test_a_query_with_drawn_negatives_alone_has_no_hard_one(config):
     assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 10
     assert got.facts["warnings"] == [
         "tiny: 10 of 10 training queries have no hard negative that may be used, and train against passages drawn "
-        "from the corpus and the other passages of their batches"
+        "from the corpus and the other passages of their batches; a larger negative_margin may keep some"
     ]
 
 

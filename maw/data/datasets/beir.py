@@ -30,12 +30,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from maw.config.methods import trained_methods
-from maw.config.tier1_config import SAFE_NAME, Tier1Config, beir_parts, cache_folder, is_folder
+from maw.config.paths import absolute, beir_parts, is_folder, look_alike, no_folder, short_path
+from maw.config.tier1_config import LETTERS, SAFE_NAME, Tier1Config, cache_folder
 from maw.data.beir_format import HEADER, Judgements, line_finder, qrels_rows, read_corpus, read_qrels, read_queries
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
@@ -43,10 +45,9 @@ from maw.data.leakage import drop_overlap
 from maw.data.splits import Pool, draw_splits, hold_out
 from maw.data.store import Record
 from maw.errors import DataError, show
+from maw.runtime.run_log import warn_of_data
 
 logger = logging.getLogger(__name__)
-
-LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
 
 
 def load(folder: str | Path, config: Tier1Config) -> Collection:
@@ -133,9 +134,8 @@ def _checked_folder(text: str | Path) -> tuple[Path, str, str | None]:
     where = f"beir:{show(text)[1:-1]}"
     folder, judgements = beir_parts(text)
     if not is_folder(folder):
-        raise DataError(f"{where}: there is no such folder; write beir:DIR with a folder in BEIR layout")
-    path = Path(folder).expanduser()
-    name = path.name if path.name not in ("", "..") else path.resolve().name
+        raise DataError(f"{where}: {no_folder(folder)}; write beir:DIR with a folder in BEIR layout")
+    path, name = Path(short_path(folder)), Path(absolute(folder)).name
     if not SAFE_NAME.fullmatch(name):
         text = "the folder's name becomes that of the results, so it may hold only"
         raise DataError(f"{where}: {text} {LETTERS}; rename it or link to it")
@@ -169,19 +169,24 @@ def _qrels_files(folder: Path, judgements: str | None, config: Tier1Config) -> d
 def _check_known(judged: Judgements, queries: dict[str, str], corpus: Corpus, folder: Path) -> None:
     strange = {query_id for query_id in judged.qrels if query_id not in queries}
     if strange:
-        raise _unknown(judged.path, 0, strange, folder / "queries.jsonl")
+        home = folder / "queries.jsonl"
+        raise _unknown(judged.path, 0, strange, home, lambda ids: read_queries(home, ids)[0])
     passages = list(dict.fromkeys(passage for each in judged.qrels.values() for passage in each))
     missing = {passages[i] for i in (corpus.rows_of(passages) < 0).nonzero()[0]}
     if missing:
-        raise _unknown(judged.path, 1, missing, folder / "corpus.jsonl")
+        there = lambda ids: [each for each in ids if corpus.rows_of([each])[0] >= 0]  # noqa: E731
+        raise _unknown(judged.path, 1, missing, folder / "corpus.jsonl", there)
 
 
-def _unknown(path: Path, column: int, ids: set[str], home: Path) -> DataError:
+def _unknown(
+    path: Path, column: int, ids: set[str], home: Path, there: Callable[[set[str]], Iterable[str]]
+) -> DataError:
     number, row = next((number, row) for number, row in qrels_rows(path) if row[column] in ids)
     more = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
+    alike = look_alike(row[column], there({unicodedata.normalize(form, row[column]) for form in ("NFC", "NFD")}))
+    advice = "write both files in the same one" if alike else "add it there or remove the judgement"
     return DataError(
-        f"{path}:{number}: the {HEADER[column]} {show(row[column])}{more} is not in {home.name}; "
-        "add it there or remove the judgement"
+        f"{path}:{number}: the {HEADER[column]} {show(row[column])}{more} is not in {home.name}{alike}; {advice}"
     )
 
 
@@ -235,5 +240,5 @@ def _skip_warnings(name: str, skipped: dict[str, Any], empty_passages: int) -> l
     ]
     warnings = [f"{name}: {n} {what}" for what, n in counts if n]
     for warning in warnings:
-        logger.warning(warning)
+        warn_of_data(logger, warning)
     return warnings

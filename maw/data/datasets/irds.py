@@ -31,7 +31,7 @@ from maw.data.leakage import drop_overlap
 from maw.data.splits import SAMPLE_FIELDS, Pool, draw_splits, hold_out
 from maw.errors import DataError, show
 
-_LONGEST_GRADE = 9  # digits
+_LONGEST_GRADE = 1000  # digits
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,7 @@ def judged(
     """A split of queries with a relevant passage.
 
     Args:
-        dataset: its name in ir_datasets.
-        path: where the judgements come from.
         texts: query id -> text; queries that are not in `qrels` are not used.
-        qrels: query id -> passage id -> grade.
-        repeated: judgements given twice.
 
     Raises:
         DataError: a judged query without text, or no query with a relevant passage.
@@ -232,9 +228,7 @@ def finish(
     """Draws the samples, after a look whether the passages judged for them are there, and gathers the facts.
 
     Args:
-        config: sample sizes and seed are used.
         dataset: its title, the name of its results and its relevance level are used.
-        splits: what was published, for messages and facts.
         pools: by `separate`.
         corpora: the passages of each split in `pools`; others are given those of the test split.
         facts: of the loader; they come first.
@@ -291,9 +285,6 @@ def needs_of(
     """What a dataset needs, without fetching anything.
 
     Args:
-        name: in `config.datasets`.
-        config: for the cache folder.
-        sources: its corpora.
         files: all source files that a run would use.
         queries: split -> name in ir_datasets; None for a split that is held out of another.
         unpacked: bytes that unpacking queries and judgements takes, where it matters.

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+import ijson
 from filelock import FileLock
 
 from maw.config.tier1_config import Tier1Config, cache_folder
@@ -291,20 +292,12 @@ def reading(path: Path | Inside, url: str = "") -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (*DAMAGED, *MISREAD, *_of_libraries()) as error:
+    except (*DAMAGED, *MISREAD, ijson.JSONError) as error:  # an error of requests is an OSError
         raise DataError(f"{path}: {_problem(error, url)}") from error
-
-
-def _of_libraries() -> tuple[type[Exception], ...]:
-    import ijson
-    import requests
-
-    return ijson.JSONError, requests.RequestException
 
 
 def _problem(error: Exception, url: str) -> str:
     reason = _reason(error)
-
     if url or type(error).__module__.startswith("requests"):
         return f"could not be downloaded from {url or 'its publisher'} ({reason}); try again, or place a copy there"
     if isinstance(error, DAMAGED) or type(error).__module__.startswith("ijson"):

@@ -7,6 +7,7 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from maw.config.methods import trained_methods
+from maw.config.paths import short_path
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
@@ -27,12 +28,15 @@ def plan_text(plan: Plan) -> str:
     disks = []
     for disk in plan.disks:
         disks.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
-        disks += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
+        disks += [
+            f"  {size_text(each.size)} for {each.what} in {short_path(each.folder)}" for each in disk.requirements
+        ]
     memory = f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
     lines = [
         heading("Plan", "="),
         as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows),
         "",
+        *_part("Model", [_model(plan)]),
         *_part("Download", _downloads(plan)),
         *_part("Disk", disks),
         *_part("Memory", [memory]),
@@ -75,13 +79,22 @@ def _download_size(sizes: Sequence[int | None]) -> str:
 
 
 def _downloads(plan: Plan) -> list[str]:
-    name, fetched = plan.model
-    texts = [f"the model {name}, from its hub"] if fetched else []
+    texts = [f"the model {plan.spec.name}, from its hub"] if plan.fetched else []
     for file in plan.files[:MOST_FILES]:
         size = "size not known" if file.size is None else size_text(file.size)
         texts.append(f"{file.name} ({size}) from {urlsplit(file.url).hostname or file.url}")
     rest = len(plan.files) - MOST_FILES
     return [*texts, *([f"and {rest} more files"] if rest > 0 else [])] or ["nothing"]
+
+
+def _model(plan: Plan) -> str:
+    """How the model is used, and by whose settings."""
+    names = ("pooling", "similarity", "temperature", "query_prefix", "document_prefix")
+    names += ("max_query_length", "max_document_length")
+    values = {name: getattr(plan.spec, name) for name in names}
+    used = ", ".join(f"{name} {ascii(each) if 'prefix' in name else each}" for name, each in values.items())
+    flags = [f"--{name.replace('_', '-')}" for name in names if getattr(plan.config, name) is not None]
+    return f"{used.replace('_', ' ')}; by {plan.spec.source}" + (f", except {', '.join(flags)}" if flags else "")
 
 
 def _encoding(plan: Plan) -> list[str]:
