@@ -22,7 +22,7 @@ _ONE_FORM = str.maketrans(
     | dict.fromkeys("\u00ad\u200b\u200c\u200e\u200f\u2060\ufe0e\ufe0f\ufeff")  # unseen
 )
 _TWO_LETTERS = r"(?<=[\p{L}\p{M}]{2})"  # behind less, a comma may separate the parts of a pair
-_WORD_END = r"(?<=[\p{L}\p{M}]{2}|\b[ai])"  # behind anything else, "!" may be a factorial
+_WORD_END = r"(?<=[\p{L}\p{M}]{2}|\b[ai]|\p{N})"  # behind anything else, "!" may be a factorial
 _BETWEEN_WORDS = regex.compile(rf"{_TWO_LETTERS}[,;:\u060c](?=\s)")
 _END = r"[[\s\p{Sentence_Terminal}]--!]"
 _ENDS = regex.compile(rf"^[\s¿¡]+|{_WORD_END}[\s\p{{Sentence_Terminal}}]+$|(?<!{_END}){_END}+$", regex.V1)
@@ -34,8 +34,8 @@ def normalise(text: str) -> str:
     Equal become: upper and lower case (casefold); runs of whitespace and one blank; characters that NFKC makes equal,
     except for superscripts, fractions, numbers in circles, and subscripts that do not follow a letter; typographic and
     straight quotes; dashes, minus and hyphen. Unseen characters go, and so do marks that end a sentence, "¿" and "¡"
-    before it, and commas, colons and semicolons behind a word. "!" ends a sentence only after a word: 5! is another
-    number. A text of only such marks stays as it is; otherwise all such texts would be equal.
+    before it, and commas, colons and semicolons behind a word. "!" ends a sentence only after a word or number: n! is
+    no n. A text of only such marks stays as it is; otherwise all such texts would be equal.
     """
     if text.isascii():  # a fast path: most texts have no other forms
         folded = " ".join(text.lower().split())

@@ -63,6 +63,7 @@ SAME = [
     ("I \u2764\ufe0f it", "i \u2764 it"),
     ("re\u00adcover\ufeff", "recover"),
     ("Stop !", "stop"),
+    ("QUESTION 5!", "question 5"),
     ("So do I!", "so do I"),
 ]
 DIFFERENT = [
@@ -95,7 +96,7 @@ DIFFERENT = [
     ("1.5", "15"),
     ("1,000", "1.000"),
     ("(1, 2)", "(1 2)"),
-    ("what is 5!", "what is 5"),
+    ("what is 5! / 3!", "what is 5 / 3!"),
     ("what is n!", "what is n"),
     ("\u00acp", "p"),
     ("x & y", "x | y"),
