@@ -6,10 +6,13 @@
 Corpus sampling (`maw.data.corpus_sampling`) and hard negatives (`maw.training.hard_negatives`) use it. The engine is
 Tantivy, whose postings stay on disk; bm25s would hold those of 21 million passages in memory.
 
-Analysis of passages and queries: maximal runs of letters and digits; tokens of 40 bytes or more dropped; lower case;
-the 33 stop words of Lucene's English analyzer dropped; English Snowball stemmer. A query is a bag of tokens without
-any syntax; a token that occurs twice counts twice. A query of only stop words finds nothing. Tantivy fixes k1 = 1.2
-and b = 0.75.
+Analysis of passages and queries: maximal runs of letters and digits with their marks; words of 40 characters or more
+dropped; lower case; the 33 stop words of Lucene's English analyzer dropped; English Snowball stemmer. In scripts
+without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, ...) and in Hangul, every character with
+its marks is a token, and so is every pair of neighbours, as in Lucene's CJKBigramFilter with unigrams. One word is one
+token in every Unicode form: composed or not, full or half width, with or without Arabic and Hebrew vowel points or
+unseen characters. A query is a bag of tokens without any syntax; a token that occurs twice counts twice. A query of
+only stop words, or of emoji, finds nothing. Tantivy fixes k1 = 1.2 and b = 0.75.
 
 The index only finds candidates. Their order comes from scores that are computed here in float64 from the passages'
 text, token by token in a fixed order; ties are sorted by id, descending by bytes, as in `Corpus.tie_order`. Tantivy's
@@ -24,9 +27,11 @@ to 40 tokens and rounded down above, both as in Lucene (SmallFloat.intToByte4).
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,10 +39,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import regex
 import tantivy
 
 from maw.data import store
 from maw.data.corpus import Corpus
+from maw.data.normalise import CHARACTER
 from maw.errors import DataError
 from maw.runtime.progress_bars import track
 from maw.storage import cache_entry
@@ -53,8 +60,9 @@ STOP_WORDS = [
 # fmt: on
 SETTINGS = {
     "engine": tantivy.__version__,
-    "analyzer": "simple, shorter than 40 bytes, lower case, Lucene's 33 English stop words, English Snowball stemmer",
-    "layout": 1,
+    "analyzer": "words shorter than 40 characters, characters and their pairs in scripts without blanks, lower case, "
+    "Lucene's 33 English stop words, English Snowball stemmer",
+    "layout": 2,
 }
 TEXT, ROW, ANALYZER = "text", "row", "maw_english"
 HEAP_BYTES = 128_000_000
@@ -62,6 +70,18 @@ MARGIN = 16  # candidates beyond k that are fetched first
 CLEARLY = 1e-4  # relative difference, far above the error of a float32 sum
 MOST_TIED = 20_000
 WHAT = "the BM25 index"
+_ASCII_BLANKS = {point: " " for point in range(128) if not chr(point).isalnum()}
+_TOO_LONG = regex.compile(r"\S{40,}")
+# Thai, Lao, Chinese, Japanese, Korean, forms of Arabic and Hebrew, widths and ligatures. Of other scripts, NFKC would
+# join ™ and ² to the word before them.
+_FORMS = regex.compile(r"[\u0e00-\u0eff\u2e80-\uffef]+")
+# With vowel points and tatweel; without the zero-width space, which separates words.
+_UNSEEN = regex.compile(
+    r"[[\p{Default_Ignorable_Code_Point}\p{Me}[\p{Hebrew}&&\p{Mn}]\u0640\u064b-\u0652\u0670]--\u200b]", regex.V1
+)
+_CHARACTER = regex.compile(CHARACTER, regex.V1)
+_UNSPACED_RUN = regex.compile(rf"(?:{CHARACTER}\u200b*)+", regex.V1)
+_WORD = regex.compile(r"[\p{Alphabetic}\p{N}][\p{Alphabetic}\p{N}\p{M}]*")
 
 
 class Bm25Index:
@@ -104,7 +124,7 @@ class Bm25Index:
         return scores
 
     def _tokens(self, text: str) -> list[str]:
-        return self._analyzer.analyze(text.encode("utf-8", "replace").decode())
+        return self._analyzer.analyze(spaced(text.encode("utf-8", "replace").decode()))
 
     def _weights(self, tokens: Sequence[str]) -> dict[str, float]:
         """Token -> weight before term frequency, in a fixed order."""
@@ -167,11 +187,27 @@ def stored_length(tokens: int) -> int:
     return tokens if beyond < 16 else 24 + (beyond >> shift << shift)
 
 
+def spaced(text: str) -> str:
+    """The words of a text, and the pairs of characters of a script without blanks, with blanks between them."""
+    if text.isascii():  # a fast path: the same words
+        words = text.translate(_ASCII_BLANKS)
+    else:
+        text = _FORMS.sub(lambda run: unicodedata.normalize("NFKC", run[0]), _UNSEEN.sub("", text))
+        text = _UNSPACED_RUN.sub(_singles_and_pairs, unicodedata.normalize("NFC", text))
+        words = " ".join(_WORD.findall(text))
+    return _TOO_LONG.sub("", words)
+
+
+def _singles_and_pairs(run: regex.Match[str]) -> str:
+    characters = _CHARACTER.findall(run[0])
+    return f" {' '.join([*characters, *map(''.join, itertools.pairwise(characters))])} "
+
+
 def _analyzer() -> tantivy.TextAnalyzer:
+    """Analyses texts that `spaced` has made ready: Tantivy's own tokenizer cuts words at marks."""
     steps = tantivy.Filter
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(steps.remove_long(40))
-    builder = builder.filter(steps.lowercase()).filter(steps.custom_stopword(STOP_WORDS))
-    return builder.filter(steps.stemmer("english")).build()
+    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(steps.lowercase())
+    return builder.filter(steps.custom_stopword(STOP_WORDS)).filter(steps.stemmer("english")).build()
 
 
 def _schema() -> tantivy.Schema:
@@ -197,9 +233,9 @@ def _build(corpus: Corpus, folder: Path, source: dict[str, Any]) -> None:
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
-    """Title and text of every passage in row order, read from Arrow in batches."""
+    """Title and text of every passage in row order, made ready for the index, read from Arrow in batches."""
     for batch in corpus.dataset.data.to_batches(max_chunksize=store.BATCH_ROWS):
-        yield from pc.binary_join_element_wise(batch["title"], batch["text"], " ").to_pylist()
+        yield from map(spaced, pc.binary_join_element_wise(batch["title"], batch["text"], " ").to_pylist())
 
 
 def _usable(folder: Path, source: dict[str, Any], warn: bool = False) -> tantivy.Index | None:

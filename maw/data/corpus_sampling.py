@@ -9,7 +9,7 @@ The sample for the queries of a split contains
 1. every judged passage of those queries, of any grade;
 2. hard distractors: BM25's best passages for the queries, rank 1 of all queries, then rank 2, and so on to rank 30,
    until half of the remaining size is filled; a passage that a query leaves out (`maw.data.self_passages`) has no rank
-   for it;
+   for it, and a query for which BM25 finds nothing has none; facts count such queries;
 3. for the rest, the passages whose ids have the lowest seeded hashes.
 
 The sample depends only on ids, texts, qrels and seed, not on the order of passages or queries, and a larger sample
@@ -49,12 +49,13 @@ from maw.storage.files import json_sha
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 DEEPEST_RANK = 30
 HASHES_AT_ONCE = 1 << 20
 RULE = (
     "judged passages of the sampled queries; BM25's best passages for them, rank by rank to rank "
-    f"{DEEPEST_RANK}, in at most half of the remaining size; the rest by hash of the passage id"
+    f"{DEEPEST_RANK}, in at most half of the remaining size; the rest, also for queries for which BM25 finds nothing, "
+    "by hash of the passage id"
 )
 SIZE_FIELDS = {"test": "corpus_size", "validation": "val_corpus_size"}
 
@@ -76,8 +77,16 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
             corpus, sample_facts = sample_corpus(data, getattr(config, field), config)
             splits[name] = replace(data, corpus=corpus)
             corpora[name] = sample_facts | facts | {"sha256": corpus.fingerprint}
+            found = []
             if sample_facts.get("judged") == len(corpus):
-                text = f"{field} has room only for the {len(corpus)} judged passages, which are all kept; raise it"
+                found.append(
+                    f"{field} has room only for the {len(corpus)} judged passages, which are all kept; raise it"
+                )
+            nothing = sample_facts.get("queries_without_bm25", 0)
+            if many(nothing, len(data)):
+                text = f"BM25 finds nothing for {nothing} of {len(data)} {name} queries"
+                found.append(f"{text}; they have no hard distractors, and passages by hash take their place")
+            for text in found:
                 warnings.append(f"{collection.name}: {text}")
                 warn_of_data(logger, warnings[-1])
     facts = dict(collection.facts)
@@ -121,9 +130,8 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
         source["left_out"] = json_sha(sorted(data.left_out))
 
     def make() -> tuple[Iterator[Record], Any, dict[str, Any]]:
-        parts = choose(data, size, config)
-        rows = np.sort(np.concatenate(list(parts.values())))
-        counts = {name: len(part) for name, part in parts.items()}
+        counts: dict[str, int] = {}
+        rows = np.sort(np.concatenate(list(choose(data, size, config, counts).values())))
         return data.corpus.records(rows), lambda row: f"passage {rows[row]}", {"counts": counts}
 
     corpus = Corpus.cached(cache_folder(config) / "corpora" / f"sampled-{json_sha(source)[:24]}", source, make)
@@ -132,14 +140,28 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
     return corpus, facts | counts
 
 
-def choose(data: RetrievalData, size: int, config: Tier1Config) -> dict[str, np.ndarray]:
-    """The rows of a sample: "judged", "hard" and "by_hash", disjoint."""
+def choose(
+    data: RetrievalData, size: int, config: Tier1Config, counts: dict[str, int] | None = None
+) -> dict[str, np.ndarray]:
+    """The rows of a sample: "judged", "hard" and "by_hash", disjoint.
+
+    `counts` receives their numbers, and if there are any, "queries_without_bm25", for which BM25 finds nothing.
+    """
     judged = judged_rows(data)
     left = max(0, size - len(judged))
-    hard = _bm25_rows(data, judged, left // 2, config) if left > 1 else np.empty(0, np.int64)
+    hard, nothing = _bm25_rows(data, judged, left // 2, config) if left > 1 else (np.empty(0, np.int64), 0)
     taken = np.concatenate([judged, hard])
     rest = lowest_rows(data.corpus, left - len(hard), taken, config.seed, f"{data.name} corpus")
-    return {"judged": judged, "hard": hard, "by_hash": rest}
+    parts = {"judged": judged, "hard": hard, "by_hash": rest}
+    if counts is not None:
+        counts |= {part: len(rows) for part, rows in parts.items()}
+        counts |= {"queries_without_bm25": nothing} if nothing else {}
+    return parts
+
+
+def many(queries: int, of: int) -> bool:
+    """Whether BM25 finds nothing for so many queries, more than one and 5%, that it does not suit the data."""
+    return queries > max(1, 0.05 * of)
 
 
 def judged_rows(data: RetrievalData) -> np.ndarray:
@@ -148,8 +170,11 @@ def judged_rows(data: RetrievalData) -> np.ndarray:
     return rows[rows >= 0]
 
 
-def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1Config) -> np.ndarray:
-    """Up to `count` rows not in `taken`: BM25's first passage of each query, then its second of each, ..."""
+def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1Config) -> tuple[np.ndarray, int]:
+    """Up to `count` rows not in `taken`: BM25's first passage of each query, then its second of each, ...
+
+    Also the number of queries for which it finds nothing.
+    """
     text_of = dict(zip(data.query_ids, data.queries, strict=True))
     order = sorted(text_of, key=lambda query: (order_key(config.seed, f"{data.name} distractors", query), query))
     index = Bm25Index.cached(data.corpus, cache_folder(config) / "bm25")
@@ -159,11 +184,11 @@ def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1
     if own is not None:  # the passage that a query leaves out is its best one, and no distractor
         own_of = dict(zip(data.query_ids, own, strict=True))
         behind = rows == np.array([own_of[query] for query in order])[:, None]
-        rows = np.take_along_axis(rows, behind.argsort(1, kind="stable"), 1)[:, :DEEPEST_RANK]
-    by_rank = rows.T.ravel()
+        rows = np.take_along_axis(np.where(behind, -1, rows), behind.argsort(1, kind="stable"), 1)[:, :DEEPEST_RANK]
+    nothing, by_rank = int((rows < 0).all(1).sum()), rows.T.ravel()
     first = np.sort(np.unique(by_rank, return_index=True)[1])
     by_rank = by_rank[first]
-    return by_rank[(by_rank >= 0) & ~np.isin(by_rank, taken)][:count]
+    return by_rank[(by_rank >= 0) & ~np.isin(by_rank, taken)][:count], nothing
 
 
 def lowest_rows(corpus: Corpus, count: int, taken: np.ndarray, seed: int, purpose: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from maw.data.collection import RetrievalData
-from maw.data.normalise import normalise
+from maw.data.normalise import normalise, words
 from maw.errors import DataError, show
 
 if TYPE_CHECKING:
@@ -140,10 +140,10 @@ def near_duplicates(one: Sequence[str], other: Sequence[str]) -> list[NearDuplic
 
 
 def shingles(text: str) -> frozenset[str]:
-    """All runs of three words of a text, or the whole text if it is shorter."""
-    words = normalise(text).split()
-    count = max(1, len(words) - SHINGLE_WORDS + 1)
-    return frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count))
+    """All runs of three words of a text, or the whole normalised text if it is shorter."""
+    found = words(text)
+    runs = (" ".join(found[start : start + SHINGLE_WORDS]) for start in range(len(found) - SHINGLE_WORDS + 1))
+    return frozenset(runs) or frozenset([normalise(text)])
 
 
 def _rarest(each: frozenset[str], frequency: Counter[str]) -> list[str]:

@@ -4,7 +4,8 @@
 
 Sources: "given" (those of the data, in its order), "bm25" (the 100 best of the training corpus), "dense" (the 100 best
 of the pretrained retriever, in the training corpus or, if that is larger than `corpus_size`, in a sample of it by the
-rule of `maw.data.corpus_sampling`), and "auto" (given for the queries that have some, BM25 for the others).
+rule of `maw.data.corpus_sampling`), and "auto" (given for the queries that have some, BM25 for the others). Where BM25
+finds nothing for more than 5% of the queries, all negatives of these are drawn; facts and a warning say for how many.
 
 A negative of a query is never
 
@@ -44,6 +45,7 @@ from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.bm25 import SETTINGS
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
+from maw.data.corpus_sampling import many
 from maw.data.hash_sampling import order_key
 from maw.data.normalise import normalise
 from maw.data.self_passages import same_texts
@@ -152,6 +154,7 @@ def _choose(
     kept_out: Counter[str] = Counter()
     negatives: Negatives = {}
     sources: dict[str, int] = {}
+    unfound: set[str] = set()
     for source, part in _by_source(data, config):
         sources[source] = len(part)
         if source == "given":
@@ -160,12 +163,18 @@ def _choose(
             miner = Bm25Miner(part, config) if source == "bm25" else DenseMiner(part, config, retriever, activations)
             corpus, candidates = miner.corpus, candidates_of(part, miner, config.negative_margin, kept_out)
         for query_id, text, rows in zip(part.query_ids, part.queries, candidates, strict=True):
-            negatives[query_id] = Screen(data, corpus, query_id, text, kept_out).first(rows, hard_wanted)
+            if rows is None:
+                unfound.add(query_id)
+            negatives[query_id] = Screen(data, corpus, query_id, text, kept_out).first(
+                () if rows is None else rows, hard_wanted
+            )
     hard = sum(map(len, negatives.values()))
     without = sum(not chosen for chosen in negatives.values()) if hard_wanted else 0
-    drawn = config.num_negatives - hard_wanted
-    for query_id, text in zip(data.query_ids, data.queries, strict=True) if drawn else ():
-        negatives[query_id] += _random(data, query_id, text, config, negatives[query_id], drawn)
+    drawn_instead = unfound if many(len(unfound), len(data)) else ()
+    for query_id, text in zip(data.query_ids, data.queries, strict=True):
+        count = config.num_negatives - (0 if query_id in drawn_instead else hard_wanted)
+        if count:
+            negatives[query_id] += _random(data, query_id, text, config, negatives[query_id], count)
     facts = {
         "source": config.negative_source,
         "queries_by_source": sources,
@@ -174,7 +183,7 @@ def _choose(
         "kept_out": {reason: count for reason, count in sorted(kept_out.items()) if count},
         "queries_without_a_hard_one": without,
         "margin": config.negative_margin,
-    }
+    } | ({"queries_without_bm25": len(unfound)} if unfound else {})
     return {query_id: negatives[query_id] for query_id in data.query_ids}, facts
 
 

@@ -79,11 +79,16 @@ class DenseMiner:
         return self.passages[rows] @ self.queries[query]
 
 
-def candidates_of(data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[str]) -> Iterator[np.ndarray]:
-    """Rows of each query's best passages whose score is not too close to the positive's."""
+def candidates_of(
+    data: RetrievalData, miner: Miner, margin: float, kept_out: Counter[str]
+) -> Iterator[np.ndarray | None]:
+    """Rows of each query's best passages whose score is not too close to the positive's; None if it finds nothing."""
     with stage("search"):
         rows, scores = miner.search()
     for number, query_id in enumerate(track(data.query_ids, "hard negatives", "query")):
+        if (rows[number] < 0).all():
+            yield None
+            continue
         positives = miner.corpus.rows_of(relevant(data, query_id))
         positives = positives[positives >= 0]
         other = (rows[number] >= 0) & ~np.isin(rows[number], positives)

@@ -9,7 +9,7 @@ import numpy as np
 
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
-from maw.data.corpus_sampling import cut_to, judged_rows
+from maw.data.corpus_sampling import cut_to, judged_rows, many
 from maw.encoding.activation_cache import ActivationStore
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.run_log import warn_of_data
@@ -40,13 +40,22 @@ def prepare_training(
         cut = f"cut to the {len(train.corpus):,} of {whole:,} passages that training reads"
         corpora["train"] = {"passages": cut}
     warnings = list(collection.facts.get("warnings", ()))
-    without = facts.get("queries_without_a_hard_one")
+    found = []
+    nothing = facts.get("queries_without_bm25", 0)
+    nothing = nothing if many(nothing, len(train)) else 0  # of a few, the second warning says enough
+    if nothing:
+        text = f"BM25 finds nothing for {nothing} of {len(train)} training queries"
+        found.append(f"{text}; all their negatives are drawn from the corpus by hash, and none is hard")
+    without = facts.get("queries_without_a_hard_one", 0) - nothing
     if without:
-        against = "passages drawn from the corpus and" if facts["drawn_from_the_corpus"] else "nothing but"
-        warnings.append(
-            f"{collection.name}: {without} of {len(train)} training queries have no hard negative that may be used, "
+        drawn = facts["drawn_from_the_corpus"] > nothing * config.num_negatives
+        against = "passages drawn from the corpus and" if drawn else "nothing but"
+        found.append(
+            f"{without} of {len(train)} training queries have no hard negative that may be used, "
             f"and train against {against} the other passages of their batches; a larger negative_margin may keep some"
         )
+    for text in found:
+        warnings.append(f"{collection.name}: {text}")
         warn_of_data(logger, warnings[-1])
     facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
     return replace(collection, train=train, facts=facts)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import tantivy
 
+from data import unspaced
 from maw.data import bm25
 from maw.data.bm25 import Bm25Index, stored_length
 from maw.data.corpus import Corpus
+from maw.data.datasets import pystdlib
 
 WORDS = [f"w{letter}{other}" for letter in "abcdefgh" for other in "bcdfg"]
 
@@ -201,6 +203,132 @@ def test_analysis_is_english(tmp_path):
     assert found("dogs") == [2]
     assert found("Über") == [3]
     assert found("are the a") == found("x" * 60) == []
+
+
+def tokens(text):
+    return bm25._analyzer().analyze(bm25.spaced(text))
+
+
+@pytest.mark.parametrize("language", unspaced.LANGUAGES)
+def test_a_sentence_finds_its_passage_in_languages_without_blanks(language, tmp_path):
+    """200 sentences of 600 passages, whole and without their first and last sixth, which cuts words."""
+    passages = unspaced.passages(language, 600)
+    texts = [unspaced.text_of(language, sentences) for sentences in passages]
+    index = Bm25Index.cached(corpus_of(texts), tmp_path)
+    source = random.Random(1)
+    homes = source.sample(range(600), 200)
+    queries = [source.choice(passages[home]) for home in homes]
+    inner = [query[len(query) // 6 : -len(query) // 6] for query in queries]
+    assert not set(inner) & set(queries)
+    for asked in (queries, inner):
+        rows, _ = index.search(asked, 10)
+        assert sum(home in row for home, row in zip(homes, rows, strict=True)) >= 190
+        assert (rows >= 0).sum() >= 10 * 190
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("\u6211\u5728\u5317\u4eac\u3002", "\u6211 \u5728 \u5317 \u4eac \u6211\u5728 \u5728\u5317 \u5317\u4eac"),
+        ("\u6c34", "\u6c34"),
+        ("\u30bf\u30ef\u30fc 3\u968e", "\u30bf \u30ef \u30fc \u30bf\u30ef \u30ef\u30fc 3 \u968e"),
+        ("PyTorch\u3092\u4f7f\u3046", "pytorch \u3092 \u4f7f \u3046 \u3092\u4f7f \u4f7f\u3046"),
+        (
+            "\u0e04\u0e19\u0e14\u0e35",
+            "\u0e04 \u0e19 \u0e14\u0e35 \u0e04\u0e19 \u0e19\u0e14\u0e35",
+        ),  # a vowel above its letter
+        ("\ud55c\uad6d", "\ud55c \uad6d \ud55c\uad6d"),
+        ("\u4e00\U00020000", "\u4e00 \U00020000 \u4e00\U00020000"),  # beyond the first plane
+    ],
+)
+def test_characters_and_their_pairs_are_the_words_of_scripts_without_blanks(text, expected):
+    assert tokens(text) == expected.split()
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("\uff21\uff22\uff23\uff11", "abc1"),
+        ("\uff76\uff9e\uff97\uff7d", "\u30ac\u30e9\u30b9"),  # half-width Katakana
+        ("\u0e19\u0e49\u0e33", "\u0e19\u0e49\u0e4d\u0e32"),  # Thai am, and its two parts
+        ("\u0edd\u0eb2", "\u0eab\u0ea1\u0eb2"),  # Lao ho mo, one character or two
+        ("\u1797\u17b6\u200b\u179f\u17b6", "\u1797\u17b6\u179f\u17b6"),  # Khmer with a zero-width space
+        ("\ud55c", "\u1112\u1161\u11ab"),  # Hangul in parts
+        ("\u2f08", "\u4eba"),  # a radical of a PDF
+        ("\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f", "\u0645\u062d\u0645\u062f"),  # Arabic vowels
+        ("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd", "\u05e9\u05dc\u05d5\u05dd"),  # Hebrew points
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645"),
+        ("re\u00adtrieval", "retrieval"),  # a soft hyphen
+        ("\ufb01le", "file"),
+        ("1\ufe0f\u20e3 2", "1 2"),  # a keycap
+        ("\u2764\ufe0f love", "love"),
+    ],
+)
+def test_a_word_is_one_in_every_form(one, other):
+    assert tokens(one) == tokens(other) != []
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",  # Hindi
+        "\u09ac\u09be\u0982\u09b2\u09be",  # Bengali
+        "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd",  # Tamil
+        "\u0bae\u0bbf\u0ba9\u0bcd\u0ba9\u0b9e\u0bcd\u0b9a\u0bb2\u0bcd\u0b95\u0bb3\u0bc1",  # Tamil, 42 bytes
+        "\u041c\u0438\u0445\u0430\u0438\u0301\u043b",  # Russian with an accent
+        "\u0715\u0719\u071d\u0308\u072c\u0710",  # Syriac plural
+        "\u0c85\u0c95\u0ccd\u0cb7\u0cb0\u0cae\u0cbe\u0cb2\u0cc6",  # Kannada
+        "\u0c24\u0c46\u0c32\u0c41\u0c17\u0c41",  # Telugu
+        "g\u0361b",  # phonetic letters
+    ],
+)
+def test_marks_do_not_cut_words(word):
+    assert len(tokens(f"x1 {word}, y1")) == 3
+
+
+def test_a_word_inside_a_line_of_a_chinese_poem(tmp_path):
+    lines = [
+        "\u5e8a\u524d\u660e\u6708\u5149",
+        "\u7591\u662f\u5730\u4e0a\u971c",
+        "\u4e3e\u5934\u671b\u660e\u6708",
+        "\u4f4e\u5934\u601d\u6545\u4e61",
+    ]
+    rows, _ = Bm25Index.cached(corpus_of(lines), tmp_path).search(["\u6545\u4e61", "\u660e\u6708"], 4)
+    assert rows[0].tolist() == [3, -1, -1, -1]
+    assert sorted(rows[1].tolist()) == [-1, -1, 0, 2]
+
+
+def test_words_of_40_characters_are_dropped():
+    words = [letter * length for letter in "x\u00e9" for length in (39, 40)]
+    assert tokens(" ".join(words)) == [words[0], words[2]]
+
+
+def test_symbols_stay_apart():
+    """The word before them would be another one."""
+    assert tokens("Windows\u2122 x\u00b2 5\u00bd don\u2019t") == ["window", "x\u00b2", "5\u00bd", "don", "t"]
+
+
+def test_rankings_of_english_are_those_of_tantivys_own_tokenizer(tmp_path, monkeypatch):
+    """The library's functions and docstrings, as the index read them before it knew other scripts: the same bits."""
+    functions, _ = pystdlib.read_library(pystdlib.library_folder(), pystdlib.library_files(pystdlib.library_folder()))
+    texts = [each.passage for each in functions] + [each.query for each in functions]
+    queries = [each.query for each in functions[::40]]
+    assert len(texts) > 10_000 and len(queries) > 100
+    rows, scores = Bm25Index.cached(corpus_of(texts), tmp_path / "new").search(queries, 30)
+    assert (rows >= 0).all(1).mean() > 0.9
+
+    def simple():
+        steps = tantivy.Filter
+        builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple()).filter(steps.remove_long(40))
+        builder = builder.filter(steps.lowercase()).filter(steps.custom_stopword(bm25.STOP_WORDS))
+        return builder.filter(steps.stemmer("english")).build()
+
+    monkeypatch.setattr(bm25, "_analyzer", simple)
+    monkeypatch.setattr(bm25, "spaced", lambda text: text)
+    old_rows, old_scores = Bm25Index.cached(corpus_of(texts), tmp_path / "old").search(queries, 30)
+    np.testing.assert_array_equal(rows, old_rows)
+    np.testing.assert_array_equal(scores, old_scores)
 
 
 def test_titles_are_searched_and_empty_passages_never_found(tmp_path):

@@ -118,6 +118,30 @@ def test_the_three_parts_are_those_of_the_rule(config, size, tmp_path):
     assert sum(map(len, parts.values())) == size
 
 
+@pytest.mark.parametrize("unfound, warned", [(0, False), (2, False), (3, True), (40, True)])
+def test_queries_for_which_bm25_finds_nothing_are_counted(config, unfound, warned, caplog):
+    """Two of 40 are 5%, which is not more; all other queries keep BM25's best passages."""
+    queries = {f"q{i}": QUERIES[f"q{i % 12}"] for i in range(40)} | {f"q{i}": "\U0001f600 the" for i in range(unfound)}
+    corpus = Corpus.from_lists(list(TEXTS), list(TEXTS.values()))
+    data = RetrievalData(corpus, "test", list(queries), list(queries.values()), {q: {f"d{q[1:]}": 1} for q in queries})
+    collection = Collection("tiny", "Tiny", data, data.only([]), data, {"warnings": []})
+    got = sample_corpora(collection, config(corpus_size=140))
+    facts = got.facts["corpora"]["test"]
+    assert facts.get("queries_without_bm25", 0) == unfound
+    assert facts["judged"] + facts["hard"] + facts["by_hash"] == len(got.test.corpus) == 140
+    assert (facts["hard"], facts["by_hash"]) == ((0, 100) if unfound == 40 else (50, 50))
+    said = [
+        f"tiny: BM25 finds nothing for {unfound} of 40 test queries; they have no hard distractors, and passages by "
+        "hash take their place"
+    ]
+    assert got.facts["warnings"] == (said if warned else [])
+    assert (said[0] in caplog.text) == warned
+    result = {"dataset": "tiny", "venue": "Tiny", "evaluated_at": "now", "results": {}, "data": got.facts}
+    shown = " ".join(text.benchmark_summary([result]).split())
+    assert ("queries without bm25" in shown) == bool(unfound)
+    assert "the rest, also for queries for which BM25 finds nothing, by hash of the passage id" in shown
+
+
 def test_every_rank_is_used_where_there_is_room(config):
     data = make_split()
     hard = choose(data, 599, config())["hard"]

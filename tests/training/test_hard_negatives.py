@@ -200,6 +200,24 @@ def test_a_tiny_corpus_gives_what_it_has(config):
     assert sorted(mined.negatives["q0"]) == ["d1", "d2"]
 
 
+@pytest.mark.parametrize("source", ["bm25", "auto"])
+def test_queries_for_which_bm25_finds_nothing_get_drawn_negatives(config, source):
+    """q9 has only stop words and is one too few; two more, and three of ten are drawn for."""
+    given, settings = {"q1": ["d290"]}, config(negative_source=source, num_negatives=4)
+    train, unfound = make_train(negatives=given), ["q3", "q4", "q9"]
+    train.queries[3:5] = ["\U0001f600", "\u8c01\u5199\u7684"]
+    before, few = mine_negatives(make_train(negatives=given), settings)
+    data, facts = mine_negatives(train, settings)
+    assert (few["queries_without_bm25"], before.negatives["q9"], few["drawn_from_the_corpus"]) == (1, [], 0)
+    assert (facts["queries_without_bm25"], facts["drawn_from_the_corpus"]) == (3, 12)
+    assert [len(data.negatives[q]) for q in unfound] == [4, 4, 4]
+    assert len({tuple(data.negatives[q]) for q in unfound}) == 3
+    others = [q for q in QUERIES if q not in unfound]
+    assert [data.negatives[q] for q in others] == [before.negatives[q] for q in others]
+    assert facts["hard"] == sum(len(data.negatives[q]) for q in others)
+    assert_clean(data)
+
+
 # ------------------------------------------------------------------------------------------------ the pretrained one
 
 
@@ -384,6 +402,21 @@ def test_queries_without_a_negative_are_warned_of(config, caplog):
         "other passages of their batches; a larger negative_margin may keep some"
     ]
     assert got.facts["warnings"][0] in caplog.text
+
+
+@pytest.mark.parametrize("margin, others", [(1.0, 0), (0.001, 7)])
+def test_queries_for_which_bm25_finds_nothing_are_warned_of(config, margin, others):
+    train = make_train()
+    train.queries[3:5] = ["\U0001f600", "\u8c01\u5199\u7684"]  # and q9, which has only stop words
+    got = prepare_training(make_collection(train), config(negative_margin=margin))
+    warnings = [
+        "tiny: BM25 finds nothing for 3 of 10 training queries; all their negatives are drawn from the corpus by "
+        "hash, and none is hard",
+        "tiny: 7 of 10 training queries have no hard negative that may be used, and train against nothing but the "
+        "other passages of their batches; a larger negative_margin may keep some",
+    ]
+    assert got.facts["warnings"] == warnings[: 1 + bool(others)]
+    assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 3 + others
 
 
 def test_a_query_with_drawn_negatives_alone_has_no_hard_one(config):
