@@ -1,7 +1,7 @@
 """How a pretrained model is used, by the files that sentence-transformers writes.
 
 They state pooling, similarity, prefixes and lengths. Each of their settings is obeyed, has no effect here, or the
-model is refused with the setting's name; an unknown setting is refused too. `docs/compatibility.md` lists them all.
+model is refused with the setting's name; an unknown setting is refused too. `docs/compatibility_models.md` lists all.
 Source of the meanings: the code of sentence-transformers 6.2, which also reads the names that older versions wrote.
 """
 
