@@ -28,11 +28,15 @@ SHELLS = ("bash", "zsh")
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its "module:function", its help, and what adds its arguments (None: it takes flags of a run)."""
+    """One command: its "module:function", its help, and what adds its arguments.
+
+    With None it takes the flags of a run, and `switches` beside them.
+    """
 
     target: str
     about: str
     add_arguments: Callable[[argparse.ArgumentParser], object] | None
+    switches: tuple[str, ...] = ()
 
 
 def _add_run_dir(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +99,7 @@ COMMANDS = {
         _add_compare,
     ),
     "completion": Command("maw.cli.completion:main", "Prints the completion script of a shell.", _add_completion),
-    "doctor": Command("maw.cli.doctor:main", "Checks whether this machine can do a run.", None),
+    "doctor": Command("maw.cli.doctor:main", "Checks whether this machine can do a run.", None, ("--full",)),
     "export": Command(
         "maw.cli.export:main", "Writes a trained retriever as a folder that sentence-transformers loads.", _add_export
     ),

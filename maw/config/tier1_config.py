@@ -97,6 +97,8 @@ class Tier1Config:
     """Folders in BEIR layout whose passages are added to the corpus of every dataset."""
     relevance_level: Annotated[int, Range(1, LARGEST_GRADE)] = 1
     """Lowest grade that counts as relevant in the binary metrics; TREC DL uses 2."""
+    self_passages: Literal["auto", "drop", "keep"] = "auto"
+    """Queries that are passages too: leave out of a ranking those of the query's id and text, of its id, or none."""
     verify_sources: bool = True
     """Compare source files placed by hand, and their row counts, with the published ones."""
 
@@ -237,7 +239,7 @@ class Tier1Config:
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
-    """Print what the run would download, store and encode, and stop."""
+    """Print what the run would download, store and encode, check the data, and stop."""
     profile: bool = False
     """Measure the time of each stage, show it, and write it to profile.json of each dataset."""
 

@@ -25,6 +25,22 @@ Rows = Sequence[int] | np.ndarray
 """Row numbers of passages: (N,)."""
 
 
+class RepeatedIdsError(DataError):
+    """Passages of a store share an id.
+
+    Attributes:
+        ids: the ids.
+        earlier: for each, the rows of all its passages but the last.
+    """
+
+    def __init__(self, rows_of: Mapping[str, Sequence[int]], where: Where):
+        self.ids = [show(identifier) for identifier in rows_of]
+        self.earlier = [row for rows in rows_of.values() for row in rows[:-1]]
+        identifier, (first, second, *_) = min(rows_of.items(), key=lambda item: item[1][1])
+        text = f"the passage id {show(identifier)} was used before, at {where(first)}"
+        super().__init__(f"{where(second)}: {text}; give each passage its own id")
+
+
 class Corpus:
     """Passages in a memory-mapped Arrow store, addressed by row.
 
@@ -79,6 +95,13 @@ class Corpus:
         taken = [c.take(pa.array(part - (end - len(c)))) for c, end, part in zip(chunks, ends, parts, strict=True)]
         ids = np.array([identifier for each in taken for identifier in each.to_pylist()], dtype=object)
         return ids[position[rows_QK]].tolist()
+
+    def rankings(self, rows_QK: np.ndarray, scores_QK: np.ndarray) -> tuple[list[list[str]], list[Any]]:
+        """Ids and scores of many rankings; row -1 stands at the end of those that are shorter."""
+        lengths = (rows_QK >= 0).sum(1).tolist()
+        ids = self.ids_of(rows_QK.clip(min=0))
+        cut = [each[:length] for each, length in zip(ids, lengths, strict=True)]
+        return cut, [each[:length] for each, length in zip(scores_QK, lengths, strict=True)]
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of `ids`, (len(ids),) int64; -1 for an id that the corpus does not have."""
@@ -272,14 +295,13 @@ class Corpus:
 
     def _refuse_duplicates(self, where: Where) -> None:
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        for start in same:  # rows ascend among equal hashes
-            first, end = int(self._rows[start]), int(np.searchsorted(self._hashes, self._hashes[start], "right"))
-            rows = np.asarray(self._rows[start:end]).astype(np.int64)
-            ids = self.id_of(rows)
-            if ids[0] in ids[1:]:
-                second = int(rows[ids.index(ids[0], 1)])
-                text = f"the passage id {show(ids[0])} was used before, at {where(first)}"
-                raise DataError(f"{where(second)}: {text}; give each passage its own id")
+        rows = np.unique(np.concatenate([self._rows[same], self._rows[same + 1]])).astype(np.int64)
+        rows_of: dict[str, list[int]] = {}
+        for row, identifier in zip(rows.tolist(), self.id_of(rows), strict=True):
+            rows_of.setdefault(identifier, []).append(row)
+        twice = {identifier: each for identifier, each in rows_of.items() if len(each) > 1}
+        if twice:
+            raise RepeatedIdsError(twice, where)
 
 
 def _check_rows(rows: np.ndarray, count: int) -> None:

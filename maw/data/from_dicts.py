@@ -21,6 +21,7 @@ from maw.config.paths import look_alike
 from maw.config.tier1_config import LARGEST_GRADE
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
+from maw.data.self_passages import leave_out
 from maw.errors import DataError, show, suggestion
 
 REQUIRED = ("queries", "docs", "qrels")
@@ -173,14 +174,16 @@ def _kind(value: Any) -> str:
 
 
 def as_retrieval_data(
-    data: RetrievalData | Mapping[str, Any], name: str = "test", relevance_level: int = 1
+    data: RetrievalData | Mapping[str, Any], name: str = "test", relevance_level: int = 1, self_passages: str = "keep"
 ) -> RetrievalData:
     """`data` itself, or the user's dictionaries as `RetrievalData`: see `maw.data.from_dicts`.
 
     Args:
-        data: either form; `RetrievalData` keeps its own relevance level.
+        data: either form; `RetrievalData` keeps its own relevance level and the passages that it leaves out.
         name: name of the split, for messages.
         relevance_level: relevance level of dictionaries.
+        self_passages: rule for dictionaries (`maw.data.self_passages`), where queries and docs both have ids; the
+            positions in a list are none.
 
     Raises:
         DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
@@ -188,4 +191,6 @@ def as_retrieval_data(
     """
     if isinstance(data, RetrievalData):
         return data
-    return replace(_Reader(name, data).read(), relevance_level=relevance_level)
+    found = replace(_Reader(name, data).read(), relevance_level=relevance_level)
+    have_ids = all(isinstance(data[key], Mapping) for key in ("queries", "docs"))
+    return leave_out(found, self_passages)[0] if have_ids else found

@@ -57,7 +57,7 @@ def find_problems(
             be downloaded is not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
-    found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
+    found = _dataset_problems(config) + distractor_problems(config) + _process_problems(config)
     found += _method_problems(config) + _folder_problems(config) + _package_problems(config) + _fold_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
@@ -104,15 +104,16 @@ def _process_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:
-    found = [_dataset_problem(name) for name in config.datasets]
-    names = [results_name(name) for name in config.datasets if not _dataset_problem(name)]
+    found = [dataset_problem(name) for name in config.datasets]
+    names = [results_name(name) for name in config.datasets if not dataset_problem(name)]
     alike = sorted({name for name in names if names.count(name) > 1})
     if alike:
         found.append(f"the results of two datasets would both be called {show(alike[0])}; rename a BEIR folder")
     return [Problem("datasets", text) for text in found if text]
 
 
-def _dataset_problem(name: str) -> str | None:
+def dataset_problem(name: str) -> str | None:
+    """Why a run cannot use a dataset of this name, as far as names and sizes of files tell; None if it can."""
     if name in DATASETS:
         return None
     if not name.startswith(BEIR):
@@ -150,7 +151,8 @@ def _lacks(path: Path) -> str | None:
         return f"cannot be read ({reason(error)})"
 
 
-def _distractor_problems(config: Tier1Config) -> list[Problem]:
+def distractor_problems(config: Tier1Config) -> list[Problem]:
+    """What is wrong with the folders of distractors, as far as names and sizes of files tell."""
     found, names = [], []
     for name in config.distractors or ():
         try:

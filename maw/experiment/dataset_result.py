@@ -107,6 +107,8 @@ class Outcome:
                 "qrels_sha256": test.qrels_hash(),
                 "corpus_sha256": test.corpus.fingerprint,
                 "relevance_level": test.relevance_level,
+                "self_passages": config.self_passages,
+                "left_out": len(test.left_out),
             },
             "environment": environment_facts(command) | {"energy": energy.sources(used_gpus(config, self.device))},
             "warnings": self.warnings(),

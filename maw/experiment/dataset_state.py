@@ -222,7 +222,7 @@ class Trials:
 
 
 def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
-    """Hashes of each split: queries, judgements, passages, negatives and answers."""
+    """Hashes of each split: queries, judgements, passages, negatives, answers and which passages are left out."""
     found = {}
     for name in SPLITS:
         split = getattr(collection, name)
@@ -232,5 +232,6 @@ def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
             "passages": split.corpus.fingerprint,
             "negatives": json_sha(split.negatives),
             "answers": json_sha(split.answers),
+            "left_out": json_sha(sorted(split.left_out)),
         }
     return found

@@ -18,6 +18,7 @@ from typing import Any
 from maw.config.methods import METHODS, find_method
 from maw.config.paths import absolute, check_there, folders_of, found_again, is_folder, with_folders
 from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
+from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.dataset_table import results_name
 from maw.data.registry import load_collection, load_folds
@@ -166,7 +167,11 @@ class PastRun:
         return in_precision(model, precision).to(device).eval()
 
     def corpus(self) -> Corpus:
-        """The corpus of the test queries.
+        """The corpus of the test queries; raises as `test`."""
+        return self.test().corpus
+
+    def test(self) -> RetrievalData:
+        """The test split: its queries, judgements and corpus.
 
         Raises:
             DataError: the dataset can no longer be loaded.
@@ -178,10 +183,10 @@ class PastRun:
         config = self.config
         check_there(self.folder, folders_of({"datasets": names, "distractors": config.distractors}))
         data = load_folds(names[0], config).whole if config.folds else load_collection(names[0], config)
-        corpus = data.test.corpus
-        if self.result.get("tested_on", {}).get("corpus_sha256", corpus.fingerprint) != corpus.fingerprint:
+        seen = data.test.corpus.fingerprint
+        if self.result.get("tested_on", {}).get("corpus_sha256", seen) != seen:
             raise MAWError(f"{self.folder}: the passages of {names[0]} have changed since the run; run it again")
-        return corpus
+        return data.test
 
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
         """Makes sure that a checkpoint has the settings of this run."""

@@ -10,6 +10,7 @@ finds nothing for more than 5% of the queries, all negatives of these are drawn;
 A negative of a query is never
 
 - a passage that is judged relevant to it (a grade of 1 or more), or a copy of one (equal normalised text);
+- a passage that is the query itself, under whichever id (equal normalised text);
 - a passage with an answer to it, if the data has answers;
 - if it is mined, a passage with a score above `negative_margin` times the positive's score by the same miner, since it
   may be relevant. This is TopK-PercPos. The paper has pairs of a query and one positive; of several positives, the one
@@ -47,6 +48,7 @@ from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import many
 from maw.data.hash_sampling import order_key
 from maw.data.normalise import normalise
+from maw.data.self_passages import same_texts
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DataError, MAWError
 from maw.evaluation.answer_match import contains_answer
@@ -59,7 +61,7 @@ from maw.training.miners import RANKED_PASSAGES, Bm25Miner, DenseMiner, candidat
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 4
+RULES_VERSION = 5
 """To be raised when the same key gives other negatives, or the file has another format."""
 LOOKED_AT_ONCE = 16
 
@@ -127,6 +129,7 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
             "tokenizer": tokenizer_sha256(retriever.tokenizer),
             "spec": json_sha(spec),
             "corpus_size": config.corpus_size,
+            "left_out": json_sha(sorted(data.left_out)),
             "embedding_precision": config.embedding_precision,
         }
     return key
@@ -159,19 +162,18 @@ def _choose(
         else:
             miner = Bm25Miner(part, config) if source == "bm25" else DenseMiner(part, config, retriever, activations)
             corpus, candidates = miner.corpus, candidates_of(part, miner, config.negative_margin, kept_out)
-        for query_id, rows in zip(part.query_ids, candidates, strict=True):
+        for query_id, text, rows in zip(part.query_ids, part.queries, candidates, strict=True):
             if rows is None:
                 unfound.add(query_id)
-            negatives[query_id] = Screen(data, corpus, query_id, kept_out).first(
-                () if rows is None else rows, hard_wanted
-            )
+            screen = Screen(data, corpus, query_id, text, kept_out)
+            negatives[query_id] = screen.first(() if rows is None else rows, hard_wanted)
     hard = sum(map(len, negatives.values()))
     without = sum(not chosen for chosen in negatives.values()) if hard_wanted else 0
     drawn_instead = unfound if many(len(unfound), len(data)) else ()
-    for query_id in data.query_ids:
+    for query_id, text in zip(data.query_ids, data.queries, strict=True):
         count = config.num_negatives - (0 if query_id in drawn_instead else hard_wanted)
         if count:
-            negatives[query_id] += _random(data, query_id, config, negatives[query_id], count)
+            negatives[query_id] += _random(data, query_id, text, config, negatives[query_id], count)
     facts = {
         "source": config.negative_source,
         "queries_by_source": sources,
@@ -204,15 +206,17 @@ def _given(data: RetrievalData, kept_out: Counter[str]) -> Iterator[np.ndarray]:
 
 
 class Screen:
-    """Excludes relevant passages from the negatives of one query.
+    """Excludes relevant passages, and the query itself, from the negatives of one query.
 
     Args:
         corpus: of the candidates; relevant passages may be in it or in the corpus of the split.
+        query_id: the query.
+        query: its text.
         kept_out: counts the excluded candidates by reason.
     """
 
-    def __init__(self, data: RetrievalData, corpus: Corpus, query_id: str, kept_out: Counter[str]):
-        self.corpus, self.kept_out = corpus, kept_out
+    def __init__(self, data: RetrievalData, corpus: Corpus, query_id: str, query: str, kept_out: Counter[str]):
+        self.corpus, self.query, self.kept_out = corpus, query, kept_out
         self.relevant = set(relevant(data, query_id))
         rows = data.corpus.rows_of(sorted(self.relevant))
         self.texts = {normalise(text) for text in data.corpus.take(rows[rows >= 0])}
@@ -230,8 +234,9 @@ class Screen:
     def _fitting(self, rows: Sequence[int], count: int, besides: Sequence[str]) -> list[str]:
         texts, chosen = self.corpus.take(rows), []
         answering = contains_answer(texts, self.answers) if self.answers else np.zeros(len(rows), bool)
-        for identifier, text, answers in zip(self.corpus.id_of(rows), texts, answering, strict=True):
-            reason = self._reason(identifier, text, bool(answers))
+        own = {place for _, place in same_texts([self.query], self.corpus.records(rows))}
+        for place, (identifier, text) in enumerate(zip(self.corpus.id_of(rows), texts, strict=True)):
+            reason = self._reason(identifier, text, place in own, bool(answering[place]))
             if reason:
                 self.kept_out[reason] += 1
             elif identifier not in besides:
@@ -240,18 +245,22 @@ class Screen:
                 break
         return chosen
 
-    def _reason(self, identifier: str, text: str, answers: bool) -> str | None:
+    def _reason(self, identifier: str, text: str, own: bool, answers: bool) -> str | None:
         if identifier in self.relevant:
             return "judged relevant"
         if normalise(text) in self.texts:
             return "copy of a relevant passage"
+        if own:
+            return "the query itself"
         return "holds an answer" if answers else None
 
 
-def _random(data: RetrievalData, query_id: str, config: Tier1Config, besides: Sequence[str], count: int) -> list[str]:
+def _random(
+    data: RetrievalData, query_id: str, query: str, config: Tier1Config, besides: Sequence[str], count: int
+) -> list[str]:
     """Ids drawn from the whole corpus for one query, none of them in `besides`."""
     hashes, row_of = data.corpus.id_hashes()
-    screen, chosen = Screen(data, data.corpus, query_id, Counter()), list(besides)
+    screen, chosen = Screen(data, data.corpus, query_id, query, Counter()), list(besides)
     for number in range(count):
         point = int.from_bytes(order_key(config.seed, "random negatives", f"{query_id}\0{number}")[:8], "little")
         start = int(np.searchsorted(hashes, np.uint64(point)))

@@ -150,7 +150,7 @@ SWITCHES = [
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
     "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets", "diagnostics", "run_files",
-    "embedding_precision", "report_to",
+    "embedding_precision", "report_to", "self_passages",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [

@@ -175,10 +175,22 @@ def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> No
         if file.md5 and not file.path.is_file() and not file.unpacked:
             _fetch(file, config)
         if file.md5 and file.path.is_file():
-            if config.verify_sources:
-                verify(file, config)
-            else:
-                look_through(file, config)
+            check_file(file, config)
+
+
+def check_file(file: Published, config: Tier1Config) -> None:
+    """Checks a file that is here against its MD5 or, without `verify_sources`, for harmful contents; once.
+
+    Raises:
+        DataError: as `verify` and `look_through`.
+    """
+    (verify if config.verify_sources else look_through)(file, config)
+
+
+def is_checked(file: Published, config: Tier1Config) -> bool:
+    """Whether `check_file` has been done and the file is unchanged since, so that it is not read again."""
+    known, state = _read_marker(file, config), _state(file)
+    return known == state or (not config.verify_sources and known == state | {"looked_through": True})
 
 
 def refuse_without_network(missing: Sequence[SourceFile], dataset: str) -> None:
@@ -225,7 +237,7 @@ def verify(file: Published, config: Tier1Config) -> None:
         DataError: it is another file, or cannot be read.
     """
     with reading(file.path), lock(f"{file.group}-{file.key}", config):
-        if _read_marker(file, config) == _state(file):
+        if is_checked(file, config):
             return
         logger.info("checking the MD5 of %s", file.path)
         _compare(file, file.path, "remove it to download it again, or use it anyway with --no-verify-sources")
@@ -239,11 +251,10 @@ def look_through(file: Published, config: Tier1Config) -> None:
         DataError: it is damaged or harmful.
     """
     with reading(file.path), lock(f"{file.group}-{file.key}", config):
-        looked = _state(file) | {"looked_through": True}
-        if file.unpacked or _read_marker(file, config) in (looked, _state(file)):
+        if file.unpacked or is_checked(file, config):
             return
         archives.look_through(file.path)
-        write_json(_marker(file, config), looked)
+        write_json(_marker(file, config), _state(file) | {"looked_through": True})
 
 
 def _compare(file: Published, path: Path, advice: str) -> None:

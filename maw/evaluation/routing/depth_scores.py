@@ -25,6 +25,7 @@ import torch
 from maw.data.collection import RetrievalData
 from maw.evaluation.reward import task_reward
 from maw.search.exact import top_k
+from maw.search.left_out import leaving_out
 
 CUTOFF = 10
 LISTED = 100
@@ -88,10 +89,10 @@ class Relevance:
         """The relevant rows of each query, best grade first."""
 
     def gains(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Grades of corpus rows for queries, 0 if not relevant; the arguments broadcast."""
+        """Grades of corpus rows for queries, 0 if not relevant or no row (-1); the arguments broadcast."""
         codes = query * self.passages + rows
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        return np.where(self._codes[place] == codes, self._gains[place], 0.0)
+        return np.where((self._codes[place] == codes) & (rows >= 0), self._gains[place], 0.0)
 
     def unrelated(self, order: np.ndarray, most: int) -> np.ndarray:
         """Chooses pairs, in this order, so that each query and each passage occurs once; their indices ascending.
@@ -143,7 +144,7 @@ class DepthScorer:
         self.temperature, self.normalize, self.reward = temperature, normalize, reward
         self.device, self.seed = device, seed
         self.relevance = Relevance(data)
-        self.ties_N = data.corpus.tie_order()
+        self.ties_N, self.left_out_Q = data.corpus.tie_order(), data.left_out_rows()
         self.first_half_N = np.random.default_rng([seed, 0]).random(len(data.corpus)) < 0.5
 
     def of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
@@ -218,17 +219,21 @@ class DepthScorer:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Rankings of B embeddings of queries that have `CUTOFF` passages of each part, if the part has so many.
 
+        They lack the passages that the queries leave out.
+
         Returns:
             Corpus rows, scores and grades, (B, K); and whether each passage counts in each part, (S, B, K): relevant
             passages are in both halves, and `without_B`, one passage for each ranking, is in none.
         """
         on_device = torch.from_numpy(np.ascontiguousarray(queries_BC)).to(self.device)
+        own = None if self.left_out_Q is None else self.left_out_Q[query_B]
         listed = min(LISTED, self.relevance.passages)
         while True:
-            scores, rows = (each.numpy() for each in top_k(on_device, self.documents_NC, listed, self.ties_N))
+            found = leaving_out(lambda k: top_k(on_device, self.documents_NC, k, self.ties_N), listed, own)
+            scores, rows = (each.numpy() for each in found)
             gains = self.relevance.gains(query_B[:, None], rows)
             first, relevant = self.first_half_N[rows], gains > 0
-            kept_S = np.stack([np.ones_like(first), first | relevant, ~first | relevant])
+            kept_S = np.stack([np.ones_like(first), first | relevant, ~first | relevant]) & (rows >= 0)
             if without_B is not None:
                 kept_S &= rows != without_B[:, None]
             if listed == self.relevance.passages or kept_S.sum(-1).min() >= CUTOFF:
@@ -258,6 +263,7 @@ class DepthScorer:
             candidates = np.asarray(self.documents_NC[candidates_QK[part]])
             scores_QEK = np.einsum("qec,qkc->qek", every_QEC[part], candidates, optimize=True)
             irrelevant = self.relevance.gains(rows_Q[part, None], candidates_QK[part]) == 0
+            irrelevant &= candidates_QK[part] >= 0
             others = np.where(irrelevant[:, None], scores_QEK, -np.inf)
             for query, every_EC, others_EK in zip(rows_Q[part], every_QEC[part], others, strict=True):
                 positives = np.asarray(self.documents_NC[self.relevance.rows[query][:MOST_POSITIVES]])

@@ -79,7 +79,9 @@ class RoutedSplit:
         )
         random, relevance = np.random.default_rng([config.seed, 5]), self.scorer.relevance
         most = max(16, MOST_NUMBERS // (config.depth_dim * queries_QC.shape[1]))
-        queries = np.sort(random.permutation(len(data))[: min(most, MOST_QUERIES)])
+        order = random.permutation(len(data))
+        order = order[np.isin(order, relevance.query)]  # a query whose relevant passages are missing is no evidence
+        queries = np.sort(order[: min(most, MOST_QUERIES)])
         pairs = relevance.unrelated(random.permutation(len(relevance.row)), min(most, MOST_DOCUMENTS))
         self.sides = (Queries(self, queries), Documents(self, relevance.query[pairs], relevance.row[pairs]))
 

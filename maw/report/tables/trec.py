@@ -77,8 +77,8 @@ class RunFiles:
                 rows_QK, scores_QK = evaluation.run["rows"], evaluation.run["scores"]
                 is_long = self.form == "gzip" or (self.form == "auto" and rows_QK.size > _LONG)
                 path = folder / f"{self.dataset}_{name}.trec{'.gz' if is_long else ''}"
-                ids = self.data.corpus.ids_of(rows_QK)
-                written.append(write_run(path, evaluation.query_ids, ids, scores_QK, name))
+                ids, scores = self.data.corpus.rankings(rows_QK, scores_QK)
+                written.append(write_run(path, evaluation.query_ids, ids, scores, name))
         return written
 
 

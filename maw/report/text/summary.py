@@ -9,9 +9,11 @@ add to dataset.json appears under its own name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from maw.config.methods import METHODS, Method
+from maw.config.paths import short_path
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report.significance_marks import (
@@ -138,6 +140,12 @@ def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None
         for line in verdict_lines(results, run_p_values([family]))
     )
     return "\n".join(part for line in lines for part in wrapped("", line)).replace("\N{NBSP}", " ")
+
+
+def conclusion(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None, log_dir: str) -> str:
+    """The last words of a run: the verdict, and where its summary is."""
+    where = f"Summary of the run: {short_path(Path(log_dir, 'summary', 'benchmark_summary.txt'))}"
+    return "\n" + "\n".join(line for line in (claim(results, family), where) if line)
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
