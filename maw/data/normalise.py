@@ -36,8 +36,8 @@ def normalise(text: str) -> str:
     except for superscripts, fractions, numbers in circles, and subscripts that do not follow a letter; typographic and
     straight quotes; dashes, minus and hyphen. Unseen characters go, and so do marks that end a sentence, "¿" and "¡"
     before it, and commas, colons and semicolons behind a word. A hyphen between two words is a blank. "!" ends a
-    sentence only after a word or number: n! is no n. A text of only such marks stays as it is; otherwise all such texts
-    would be equal.
+    sentence only after a word or number: n! is no n. A text of only such marks stays as it is; otherwise all such
+    texts would be equal.
     """
     if text.isascii():  # a fast path: most texts have no other forms
         folded = " ".join(text.lower().split())
