@@ -21,9 +21,10 @@ _ONE_FORM = str.maketrans(
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
     | dict.fromkeys("\u00ad\u200b\u200c\u200e\u200f\u2060\ufe0e\ufe0f\ufeff")  # unseen
 )
-_TWO_LETTERS = r"(?<=[\p{L}\p{M}]{2})"  # behind less, a comma may separate the parts of a pair
+_TWO_LETTERS = r"(?<=[\p{L}\p{M}]{2})"  # behind less, "-" may be a minus, and a comma may separate a pair
+_HYPHEN = regex.compile(rf"{_TWO_LETTERS}-(?=\p{{L}}[\p{{L}}\p{{M}}])")
 _WORD_END = r"(?<=[\p{L}\p{M}]{2}|\b[ai]|\p{N})"  # behind anything else, "!" may be a factorial
-_BETWEEN_WORDS = regex.compile(rf"{_TWO_LETTERS}[,;:\u060c](?=\s)")
+_COMMA = regex.compile(rf"{_TWO_LETTERS}[,;:\u060c](?=\s)")
 _END = r"[[\s\p{Sentence_Terminal}]--!]"
 _ENDS = regex.compile(rf"^[\s¿¡]+|{_WORD_END}[\s\p{{Sentence_Terminal}}]+$|(?<!{_END}){_END}+$", regex.V1)
 
@@ -34,14 +35,15 @@ def normalise(text: str) -> str:
     Equal become: upper and lower case (casefold); runs of whitespace and one blank; characters that NFKC makes equal,
     except for superscripts, fractions, numbers in circles, and subscripts that do not follow a letter; typographic and
     straight quotes; dashes, minus and hyphen. Unseen characters go, and so do marks that end a sentence, "¿" and "¡"
-    before it, and commas, colons and semicolons behind a word. "!" ends a sentence only after a word or number: n! is
-    no n. A text of only such marks stays as it is; otherwise all such texts would be equal.
+    before it, and commas, colons and semicolons behind a word. A hyphen between two words is a blank. "!" ends a
+    sentence only after a word or number: n! is no n. A text of only such marks stays as it is; otherwise all such
+    texts would be equal.
     """
     if text.isascii():  # a fast path: most texts have no other forms
         folded = " ".join(text.lower().split())
     else:
         folded = " ".join(_one_form(_one_form(text).casefold()).split())
-    return _ENDS.sub("", _BETWEEN_WORDS.sub("", folded)) or folded
+    return _ENDS.sub("", _COMMA.sub("", _HYPHEN.sub(" ", folded))) or folded
 
 
 def words(text: str) -> list[str]:

@@ -61,7 +61,7 @@ from maw.training.miners import RANKED_PASSAGES, Bm25Miner, DenseMiner, candidat
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 4
+RULES_VERSION = 5
 """To be raised when the same key gives other negatives, or the file has another format."""
 LOOKED_AT_ONCE = 16
 
@@ -165,9 +165,8 @@ def _choose(
         for query_id, text, rows in zip(part.query_ids, part.queries, candidates, strict=True):
             if rows is None:
                 unfound.add(query_id)
-            negatives[query_id] = Screen(data, corpus, query_id, text, kept_out).first(
-                () if rows is None else rows, hard_wanted
-            )
+            screen = Screen(data, corpus, query_id, text, kept_out)
+            negatives[query_id] = screen.first(() if rows is None else rows, hard_wanted)
     hard = sum(map(len, negatives.values()))
     without = sum(not chosen for chosen in negatives.values()) if hard_wanted else 0
     drawn_instead = unfound if many(len(unfound), len(data)) else ()

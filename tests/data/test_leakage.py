@@ -58,6 +58,7 @@ SAME = [
     ("\u0645\u0646 \u0643\u062a\u0628\u061f", "\u0645\u0646 \u0643\u062a\u0628"),
     ("\u0e19\u0e49\u0e33", "\u0e19\u0e49\u0e4d\u0e32"),  # Thai am, and its two parts
     ("who wrote it, and when", "who wrote it and when"),
+    ("State-of-the-art", "state of the art"),
     ("What is C++?", "what is c++"),
     ("Is it 100%?", "is it 100%"),
     ("I \u2764\ufe0f it", "i \u2764 it"),
@@ -78,6 +79,9 @@ DIFFERENT = [
     ("\u00b15", "5"),
     ("3-2", "3+2"),
     ("a-b", "a b"),
+    ("self - other", "self other"),
+    ("self-other", "self+other"),
+    ("covid-19", "covid 19"),
     ("a-b_c", "a b c"),
     ("foo_bar", "foo bar"),
     (".NET", "net"),
