@@ -79,7 +79,9 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
     pooled = replace(pooled, test=whole, facts=pooled.facts | facts)
     if not trained_methods(config):
         return Folds(pooled, ())
-    train = replace(source.test, name="train", left_out=ruled.test.left_out)
+    found = answerable(source.test.qrels, source.test.corpus)
+    train = source.test.only(i for i in source.test.query_ids if i in found)
+    train = replace(train, name="train", left_out=ruled.test.left_out & found)
     collections = tuple(_fold(pooled, parts, number, train, config) for number in range(config.folds))
     return Folds(with_fold_facts(pooled, collections), collections)
 
@@ -167,10 +169,9 @@ def _fold(
 ) -> Collection:
     """The collection that tests fold `number`, from 0; `source` has all judgements and passages, for training."""
     following = (number + 1) % len(parts)
-    trainable = answerable(source.qrels, source.corpus)
     found = answerable(pooled.test.qrels, pooled.test.corpus)  # others are only tested, with a score of 0
     rest = [query_id for fold, part in enumerate(parts) if fold not in (number, following) for query_id in part]
-    train = source.only(i for i in rest if i in trainable)
+    train = source.only(i for i in rest if i in source.qrels)
     validation = replace(pooled.test.only(i for i in parts[following] if i in found), name="validation")
     corpus, corpus_facts = sample_corpus(validation, config.val_corpus_size, config)
     splits = (train, replace(validation, corpus=corpus), pooled.test.only(parts[number]))

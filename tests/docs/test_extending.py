@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from conftest import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -92,10 +93,10 @@ def test_every_section_has_short_blocks():
 
 def test_a_dataset(extended, models):
     folder = extended("Adding a dataset")
-    sizes, start = {"train": 12, "validation": 5, "test": 6}, 0
+    sizes = {"train": 12, "validation": 5, "test": 6}
     notes = {}
     for split, size in sizes.items():
-        notes[split] = {f"file number {i} {split}": f"the text of {i} in {split}" for i in range(start, start + size)}
+        notes[split] = {f"{WORDS[i]} {split}": f"the {WORDS[-i]} of {i} in {split}" for i in range(size)}
     (folder / "notes.json").write_text(json.dumps(notes))
     run(folder, *RUN, "--datasets", "notes", "--methods", "zero_shot,lora", "--model", str(models("bert")))
     found = results(folder)
