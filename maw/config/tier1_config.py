@@ -173,6 +173,8 @@ class Tier1Config:
     """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
     kernel_rank: Annotated[int, Range(1, LARGEST_RANK)] = 4
     """Rank of each low_rank depth kernel."""
+    kernel_shared_rank: Annotated[int, Range(0, LARGEST_RANK)] = 0
+    """Rank of one more change of the query, which all low_rank depths share and all texts train; 0: none."""
     kernel_init_std: Share | None = None
     """Standard deviation of the initial noise of diagonal depths; unset: 0.02, or 0 for a start from clusters."""
     depth_values: bool = False
@@ -390,6 +392,9 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.router_start == "uniform" and config.depth_kernel == "diagonal" and config.kernel_init_std == 0:
         text = "0 keeps all depths equal; set it above 0, or set router_start clusters"
         found.append(Problem("kernel_init_std", text, ("router_start", "depth_kernel")))
+    if config.kernel_shared_rank and config.depth_kernel != "low_rank":
+        text = "diagonal depths share no change; set depth_kernel low_rank, or 0"
+        found.append(Problem("kernel_shared_rank", text, ("depth_kernel",)))
     if config.grpo_group in ONE_DECISION and config.route_by != "sequence":
         text = f"{config.grpo_group} needs route_by sequence, not {config.route_by}; or use sampled"
         found.append(Problem("grpo_group", text, ("route_by",)))

@@ -132,6 +132,7 @@ INTEGERS = [
     "hidden_dim", "num_heads", "num_layers", "max_query_length", "max_document_length", "train_samples", "val_samples",
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
+    "kernel_shared_rank",
     "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe", "bank_batches",
     "seeds", "tune", "folds", "max_log_files",
 ]  # fmt: skip
@@ -242,6 +243,7 @@ def test_all_problems_are_reported_together():
         ({"methods": ["all"], "route_by": "token"}, "route_by: all query tokens share the values"),
         ({"router_start": "clusters", "kernel_init_std": 0.1}, "router_start: clusters needs depths that start equal"),
         ({"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 keeps all depths equal"),
+        ({"kernel_shared_rank": 4}, "kernel_shared_rank: diagonal depths share no change"),
         (
             {"grpo_group": "all", "route_by": "head"},
             "grpo_group: all needs route_by sequence, not head; or use sampled",
@@ -371,6 +373,7 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"num_layers": 12}, "num_layers", "m has 6"),
         ({"lora_rank": 33}, "lora_rank", "hidden size 32"),
         ({"kernel_rank": 33}, "kernel_rank", "hidden size 32"),
+        ({"kernel_shared_rank": 33, "depth_kernel": "low_rank"}, "kernel_shared_rank", "hidden size 32"),
         (
             {"grpo_group": "all", "maw_layers": "all"},
             "grpo_group",

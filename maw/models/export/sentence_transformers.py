@@ -126,7 +126,7 @@ def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
         "layers": list(encoder.maw_layers),
         "depths": layer.router.num_depths,
         "kernel": "low_rank" if low_rank else "diagonal",
-        "rank": layer.kernels.down.shape[1] if low_rank else None,
+        "rank": layer.kernels.down.shape[1] + layer.kernels.shared_rank if low_rank else None,
         "values": layer.value_kernels is not None,
         "router": layer.router.name,
         "route_by": layer.router.route_by,
@@ -152,6 +152,12 @@ def _named_as_exported(
             rest = name.removeprefix(path)
             old = next(each for each in moves if rest.startswith(each))
             state[path + moves[old] + rest.removeprefix(old)] = state.pop(name)
+    for name in [name for name in state if name.endswith(".shared_down")]:  # a part of every depth's change
+        kernels = name.removesuffix("shared_down")
+        for part, dim in (("down", 1), ("up", 2)):
+            shared, own = state.pop(f"{kernels}shared_{part}"), state[kernels + part]
+            shared = shared.unsqueeze(dim - 1).expand(*own.shape[:dim], *shared.shape[dim - 1 :])
+            state[kernels + part] = torch.cat((own, shared), dim)
     return state
 
 
