@@ -23,7 +23,7 @@ from maw.training.router.cluster_start import start_from_clusters
 from maw.training.router.grpo import GRPOLearner
 
 KINDS, DEPTHS, FEATURES = 8, 32, 384
-EACH, HELD_OUT = 80, 16
+EACH, HELD_OUT = 64, 12
 """Texts of each kind on each side, and how many of them are held out."""
 OTHERS = (0.8, 0.9)
 """Length of an embedding at the depths that are not its kind's best."""
@@ -47,6 +47,7 @@ def texts_by_kind(state_NF: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     centres, label = kmeans2(points, KINDS, iter=100, minit="++", seed=seed)
     distance = np.sort(((points[:, None] - centres) ** 2).sum(-1), axis=1)
     clear = np.argsort(distance[:, 0] - distance[:, 1])
+    assert np.bincount(label).min() >= EACH, "too few texts of a kind"
     rows = np.stack([clear[label[clear] == kind][:EACH] for kind in range(KINDS)])
     rows = np.random.default_rng(seed).permuted(rows, axis=1).T.reshape(-1)  # each run of KINDS rows has every kind
     return torch.from_numpy(rows), torch.arange(KINDS).repeat(EACH)
