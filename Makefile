@@ -1,6 +1,7 @@
 # make run    .venv, the packages, and the whole experiment on real text without network
 # make test   .venv, the packages, the linter and the tests
 # make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md)
+# make docs   .venv, the packages, and the documentation as a site in site/
 # make bench  .venv, the packages, every measurement (an hour; nothing else should run), and docs/performance.md
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  := layer encoding training offline search metrics growth checkpoint report
 
-.PHONY: run test lint faults bench clean
+.PHONY: run test lint faults docs bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python tier_1.py --preset offline
@@ -23,6 +24,9 @@ lint: $(VENV)/.installed-dev
 
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults --faults-full -m ""
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-bench
 	for name in $(BENCH); do $(BIN)/python -m bench.$$name || exit 1; done

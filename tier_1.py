@@ -122,8 +122,9 @@ def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in COMMANDS:
         return run_command(argv) if process.rank == 0 else 0
     from maw.cli.flags import parse_command_line
+    from maw.config.tier1_config import absolute_paths
 
-    config = parse_command_line(argv)
+    config = absolute_paths(parse_command_line(argv))
     console.configure(quiet=config.quiet, json_progress=config.json_progress)
     console.silence_libraries()
     with distributed.session(config.device), _run_folder_locked(config), _logging_to_files(config):

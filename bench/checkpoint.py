@@ -30,8 +30,8 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.registry import load_collection
 from maw.encoding.activation_cache import ActivationStore
-from maw.experiment.arm import Arm
 from maw.experiment.dataset_state import DatasetState
+from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.run_state import RunState
 from maw.models.retriever import BaselineRetriever
 from maw.storage.run_record import BEST, LATEST
@@ -103,8 +103,8 @@ def measure(name: str, config: Tier1Config, data: Collection, folder: Path) -> C
     """Trains one method with its checkpoints."""
     state = DatasetState(RunState(folder, {"id": "bench"}, resumed=False), 1, config)
     with ActivationStore(folder / "activations", config.prefix_cache_gb) as activations:
-        state.share(activations)
-        arm = Arm(find_method(name), config, torch.device("cpu"), activations)
+        state.track_activations(activations)
+        arm = MethodTrainer(find_method(name), config, torch.device("cpu"), activations)
         writer = TimedKeeper(
             config,
             folder,

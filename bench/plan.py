@@ -1,7 +1,7 @@
 """Plans the cost of millions of passages (GPU hours, disk, memory, search) from measurements on a small corpus.
 
     python -m bench.plan                        # the plan from bench/plan.json, as Markdown
-    python -m bench.plan --write                # into docs/scaling.md, between its marks
+    python -m bench.plan --write                # into docs/larger_corpora.md, between its marks
     python -m bench.encoding && python -m bench.search && python -m bench.plan --refresh --write
     python -m bench.plan --recall QUERIES.npy PASSAGES.npy       # recall of indexes against exact search, by size
 
@@ -27,7 +27,7 @@ from bench.common import RESULTS, ROOT
 from bench.flops import encoder_flops, matmul_flops
 from maw.storage.files import write_json, write_text
 
-INPUT, PAGE = ROOT / "bench" / "plan.json", ROOT / "docs" / "scaling.md"
+INPUT, PAGE = ROOT / "bench" / "plan.json", ROOT / "docs" / "larger_corpora.md"
 START, END = "<!-- bench.plan -->", "<!-- /bench.plan -->"
 PQ_POINTS = 39 * 256  # with fewer to train on, codes fit the passages themselves and seem better than they are
 BERT_BASE = SimpleNamespace(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, default=INPUT, help="measurements and assumptions")
-    parser.add_argument("--write", action="store_true", help="put the plan into docs/scaling.md")
+    parser.add_argument("--write", action="store_true", help="put the plan into docs/larger_corpora.md")
     parser.add_argument("--refresh", action="store_true", help="take the measurements from bench/results first")
     parser.add_argument("--recall", nargs=2, type=Path, metavar=("QUERIES", "PASSAGES"), help="arrays of embeddings")
     words = parser.parse_args(argv)

@@ -21,7 +21,7 @@ from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection
 from maw.data.registry import load_collection
 from maw.encoding.activation_cache import ActivationStore
-from maw.experiment.arm import Arm
+from maw.experiment.method_trainer import MethodTrainer
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.training.optimizer import rates
@@ -108,7 +108,7 @@ class Bench:
         """One training: the model with the weights of its best epoch, and the history."""
         config = configuration(run)
         data = self.collection(config)
-        arm = Arm(find_method(run.method), config, self.device, self.activations)
+        arm = MethodTrainer(find_method(run.method), config, self.device, self.activations)
         model = arm.build(arm.configure(seed))
         return model, arm.train(model, data.train, data.validation, data.name)
 

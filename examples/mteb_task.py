@@ -26,9 +26,13 @@ from maw.experiment.past_run import PastRun
 
 
 class RunTask(AbsTaskRetrieval):
-    """The test split of a run as a retrieval task of mteb; `data` is a `maw.data.registry.RetrievalData`."""
+    """The test split of a run as a retrieval task of mteb; `data` is a `maw.data.registry.RetrievalData`.
+
+    mteb leaves out the passage whose id is the query's. So a query that ranks that passage in the run is renamed.
+    """
 
     data: Any = None
+    ignore_identical_ids = True
     metadata = TaskMetadata(
         name="MAWRun",
         description="The test queries of one run of MAW Transformers.",
@@ -43,9 +47,12 @@ class RunTask(AbsTaskRetrieval):
         """Gives mteb the data in memory."""
         records = self.data.corpus.records()
         corpus = [{"id": key, "title": title, "text": text} for key, title, text in records]
-        queries = [{"id": key, "text": text} for key, text in zip(self.data.query_ids, self.data.queries, strict=True)]
+        names = {key: key if key in self.data.left_out else f"query {key}" for key in self.data.query_ids}
+        texts = zip(names.values(), self.data.queries, strict=True)
+        queries = [{"id": name, "text": text} for name, text in texts]
+        judged = {names[key]: self.data.qrels[key] for key in names}
         split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
-        self.dataset = {"default": {"test": split | {"relevant_docs": self.data.qrels, "top_ranked": None}}}
+        self.dataset = {"default": {"test": split | {"relevant_docs": judged, "top_ranked": None}}}
         self.data_loaded = True
 
 

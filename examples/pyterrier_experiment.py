@@ -26,10 +26,10 @@ import pyterrier as pt
 import torch
 
 from maw.data.corpus import Corpus
-from maw.data.registry import load_collection
 from maw.experiment.past_run import PastRun
 from maw.models.encode import encode
 from maw.search.exact import top_k
+from maw.search.left_out import leaving_out
 
 MEASURES = ["ndcg_cut_10", "map", "recall_100"]
 
@@ -46,7 +46,8 @@ class RunRetriever(pt.Transformer):
     def __init__(self, run: PastRun, method: str, k: int = 1000):
         super().__init__()
         self.model = run.model(method, precision=run.config.precision)
-        self.corpus: Corpus = run.corpus()
+        self.data = run.test()
+        self.corpus: Corpus = self.data.corpus
         self.k = k
 
     @cached_property
@@ -62,18 +63,21 @@ class RunRetriever(pt.Transformer):
         if queries.empty:  # by which PyTerrier finds out what a pipeline gives
             return pd.DataFrame(columns=columns)
         embeddings = torch.from_numpy(self.model.encode(list(queries["query"]), "query"))
-        scores, rows = top_k(embeddings, self.passages, self.k, self.corpus.tie_order())
+        own = self.corpus.rows_of([qid if qid in self.data.left_out else "" for qid in queries["qid"]])
+        ties = self.corpus.tie_order()
+        scores, rows = leaving_out(lambda k: top_k(embeddings, self.passages, k, ties), self.k, own)
         found = []
         for query, of_query, values in zip(queries.to_dict("records"), rows.tolist(), scores.tolist(), strict=True):
-            ids, texts = self.corpus.id_of(of_query), self.corpus.take(of_query)
-            for rank, (docno, text, score) in enumerate(zip(ids, texts, values, strict=True)):
+            there = [row for row in of_query if row >= 0]
+            ids, texts = self.corpus.id_of(there), self.corpus.take(there)
+            for rank, (docno, text, score) in enumerate(zip(ids, texts, values, strict=False)):
                 found.append(query | {"docno": docno, "text": text, "score": score, "rank": rank})
         return pd.DataFrame(found, columns=columns)
 
 
 def topics_and_qrels(run: PastRun) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The run's test queries and their judgements, in PyTerrier's columns."""
-    data = load_collection(run.config.datasets[0], run.config).test
+    data = run.test()
     topics = pd.DataFrame({"qid": data.query_ids, "query": data.queries})
     judged = [(qid, docno, grade) for qid, of_query in data.qrels.items() for docno, grade in of_query.items()]
     return topics, pd.DataFrame(judged, columns=["qid", "docno", "label"])

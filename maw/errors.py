@@ -101,7 +101,9 @@ def show(value: Any) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """The known word most similar to `word`, or "" if none is similar."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+    known = list(known)
+    same = [each for each in known if each.lower() == word.strip().lower()]
+    return next(iter(same or difflib.get_close_matches(word, known, n=1)), "")
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

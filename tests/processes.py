@@ -126,6 +126,7 @@ def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from maw.search.left_out import leaving_out
     from maw.search.sharded import sharded_top_k
 
     found = {}
@@ -134,8 +135,11 @@ def search(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         documents = random.integers(-2, 3, size=(passages, 8)).astype(np.float32)
         asked = torch.from_numpy(random.integers(-2, 3, size=(queries, 8)).astype(np.float32))
         ties = random.permutation(passages)
-        scores, rows = sharded_top_k(asked, documents, k, ties, block=block)
-        found[name] = {"scores": scores.tolist(), "rows": rows.tolist()}
+        own = random.integers(-1, passages, queries)
+        for left_out in (None, own):
+            scores, rows = leaving_out(lambda n: sharded_top_k(asked, documents, n, ties, block=block), k, left_out)  # noqa: B023
+            part = name if left_out is None else f"{name}, left out"
+            found[part] = {"scores": scores.tolist(), "rows": rows.tolist()}
     return found
 
 

@@ -43,6 +43,8 @@ class Architecture:
     positions_follow_padding: ClassVar[bool] = False
     """Whether positions are counted from the padding token's id + 1, so that many fewer are left for tokens."""
     attention_path: ClassVar[str] = "attention.self"
+    projections: ClassVar[tuple[str, str, str]] = ("query", "key", "value")
+    """The attention module's own names of its query, key and value maps."""
     query_value_maps: ClassVar[tuple[str, ...]] = ("attention.self.query", "attention.self.value")
     linear_maps: ClassVar[tuple[str, ...]] = (
         "attention.self.query",
@@ -95,10 +97,9 @@ class Architecture:
 
     def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states to query, key and value, each (B, H, T, E), before any rotation."""
-        return tuple(
-            self._split(attention, projection(hidden_BTC))
-            for projection in (attention.query, attention.key, attention.value)
-        )
+        heads, size = self.heads(attention)
+        states = (getattr(attention, name)(hidden_BTC).unflatten(-1, (heads, size)) for name in self.projections)
+        return tuple(each.transpose(1, 2) for each in states)
 
     def rotate(self, states: tuple[Tensor, ...], inputs: LayerInputs) -> tuple[Tensor, ...]:
         """Applies rotary positions to (B, H, T, E) states; families without them change nothing."""
@@ -138,10 +139,6 @@ class Architecture:
     def _backend_options(self, attention: nn.Module) -> dict[str, Any]:
         return {}
 
-    def _split(self, attention: nn.Module, states_BTC: Tensor) -> Tensor:
-        heads, size = self.heads(attention)
-        return states_BTC.unflatten(-1, (heads, size)).transpose(1, 2)
-
 
 class BertArchitecture(Architecture):
     """BERT."""
@@ -172,6 +169,7 @@ class DistilBertArchitecture(Architecture):
     model_types = ("distilbert",)
     sizes: ClassVar[Mapping[str, str]] = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
     attention_path = "attention"
+    projections = ("q_lin", "k_lin", "v_lin")
     query_value_maps = ("attention.q_lin", "attention.v_lin")
     linear_maps = (
         "attention.q_lin",
@@ -188,12 +186,6 @@ class DistilBertArchitecture(Architecture):
     def heads(self, attention: nn.Module) -> tuple[int, int]:
         return attention.n_heads, attention.attention_head_size
 
-    def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(
-            self._split(attention, projection(hidden_BTC))
-            for projection in (attention.q_lin, attention.k_lin, attention.v_lin)
-        )
-
     def output(self, attention: nn.Module, context_BTC: Tensor) -> Tensor:
         return attention.out_lin(context_BTC)
 
@@ -209,6 +201,9 @@ class RotaryArchitecture(Architecture):
 
     def layers(self, backbone: nn.Module) -> nn.ModuleList:
         return backbone.layers
+
+    def heads(self, attention: nn.Module) -> tuple[int, int]:
+        return attention.config.num_attention_heads, attention.head_dim
 
     def dropout(self, attention: nn.Module) -> float:
         return attention.attention_dropout if attention.training else 0.0
@@ -250,9 +245,6 @@ class ModernBertArchitecture(RotaryArchitecture):
 
     def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
         return backbone.final_norm(hidden_BTC)
-
-    def heads(self, attention: nn.Module) -> tuple[int, int]:
-        return attention.config.num_attention_heads, attention.head_dim
 
     def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads, size = self.heads(attention)
@@ -302,9 +294,6 @@ class Qwen3Architecture(RotaryArchitecture):
 
     def finish(self, backbone: nn.Module, hidden_BTC: Tensor) -> Tensor:
         return backbone.norm(hidden_BTC)
-
-    def heads(self, attention: nn.Module) -> tuple[int, int]:
-        return attention.config.num_attention_heads, attention.head_dim
 
     def project(self, attention: nn.Module, hidden_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         size, groups = attention.head_dim, attention.num_key_value_groups

@@ -165,7 +165,7 @@ class MAWAttentionLayer(nn.Module):
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The attention tensor and the values at every depth; `mix_depth` computes the output at one depth from them.
+        """The attention tensor and the values at every depth.
 
         Args: as `MAWAttentionLayer.forward`, without samples: (B, T, C); and
             weigh: maps query (B, H, T, E) and hidden states to weighted queries (B, H, T, any D, E); by default to
@@ -220,18 +220,3 @@ def _padding_of(hidden_BTC: Tensor, mask: Tensor | None) -> Tensor:
         return mask.long()
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     return allowed.flatten(1, 2).any(1).long().expand(batch, -1)
-
-
-def select_depth(attn_BHQKD: Tensor, depth: Tensor) -> Tensor:
-    """The slice of the 5-D tensor at a depth, int64 (B, h, t): (B, H, Q, K)."""
-    batch, heads, queries, keys, _ = attn_BHQKD.shape
-    index = depth[..., None, None].expand(batch, heads, queries, keys, 1)
-    return attn_BHQKD.gather(-1, index).squeeze(-1)
-
-
-def mix_depth(attn_BHQKD: Tensor, value: Tensor, depth: Tensor) -> Tensor:
-    """The attention output (B, H, Q, E) at a depth, int64 (B, h, t), from `MAWAttentionLayer.reference`."""
-    if value.ndim == 5:  # (B, H, K, D, E); t is 1, because all query tokens read the same values
-        batch, heads, keys, _, size = value.shape
-        value = value.gather(3, depth[..., None, None].expand(batch, heads, keys, 1, size)).squeeze(3)
-    return select_depth(attn_BHQKD, depth) @ value.to(attn_BHQKD.dtype)

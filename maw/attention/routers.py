@@ -98,7 +98,7 @@ class Router(nn.Module):
         super().__init__()
         if route_by not in ROUTE_BY:
             raise ValueError(f"route_by must be one of {', '.join(ROUTE_BY)}, got {route_by!r}")
-        self.heads, self.head_size, self.num_depths, self.route_by = heads, head_size, depths, route_by
+        self.heads, self.num_depths, self.route_by = heads, depths, route_by
 
     def state(self, query_BHTE: Tensor, padding_BT: Tensor) -> Tensor:
         """The router's state, float32 (B, h, t, F), detached, from `query_BHTE` and `padding_BT` (1 for a token)."""

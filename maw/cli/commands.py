@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from maw.config.methods import METHOD_NAMES
+from maw.config.paths import expand_home
 from maw.errors import ConfigError
 
 SHELLS = ("bash", "zsh")
@@ -27,25 +28,36 @@ SHELLS = ("bash", "zsh")
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its "module:function", its help, and what adds its arguments (None: it takes flags of a run)."""
+    """One command: its "module:function", its help, and what adds its arguments.
+
+    With None it takes the flags of a run, and `switches` beside them.
+    """
 
     target: str
     about: str
     add_arguments: Callable[[argparse.ArgumentParser], object] | None
+    switches: tuple[str, ...] = ()
+
+
+def _add_run_dir(parser: argparse.ArgumentParser) -> None:
+    about = "--log-dir of a finished run, or a dataset's folder in it"
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=expand_home, help=about)
 
 
 def _add_part_of_run(parser: argparse.ArgumentParser, dataset: str) -> None:
     parser.add_argument("--dataset", help=dataset)
     parser.add_argument("--seed", type=int, help="training seed; default: the first of the run")
     parser.add_argument("--fold", type=int, help="fold of the cross-validation; default: the first")
+    moved = "where a folder of the run (model, dataset, distractors) of this name is now; may be repeated"
+    parser.add_argument("--moved", metavar="FOLDER", action="append", default=[], help=moved)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", metavar="RUN", nargs=2, help="log folders (--log-dir) of two runs")
+    parser.add_argument("runs", metavar="RUN", nargs=2, type=expand_home, help="log folders (--log-dir) of two runs")
     method = f"of the first run: {', '.join(METHOD_NAMES)}; unset: all"
     parser.add_argument("--method", metavar="NAME", choices=METHOD_NAMES, help=method)
     parser.add_argument("--against", metavar="NAME", choices=METHOD_NAMES, help="of the second run; unset: the same")
-    parser.add_argument("--out", metavar="FILE", help="also write every test as JSON to this file")
+    parser.add_argument("--out", metavar="FILE", type=expand_home, help="also write every test as JSON to this file")
 
 
 def _add_completion(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +65,8 @@ def _add_completion(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
-    parser.add_argument("out", metavar="OUT", help="the folder to write; it must be new or empty")
+    _add_run_dir(parser)
+    parser.add_argument("out", metavar="OUT", type=expand_home, help="the folder to write; it must be new or empty")
     parser.add_argument("--method", default="maw", help="method of the run (default: %(default)s)")
     _add_part_of_run(parser, "dataset of the run, if it has several")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="also upload it to this repository, as private")
@@ -62,11 +74,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN_DIR", help="log folder (--log-dir) of a run")
+    parser.add_argument("run", metavar="RUN_DIR", type=expand_home, help="log folder (--log-dir) of a run")
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="--log-dir of a finished run, or a dataset's folder in it")
+    _add_run_dir(parser)
     parser.add_argument("query", metavar="QUERY", help="the words to search for")
     parser.add_argument("--method", help="methods of the run, separated by commas; default: all")
     parser.add_argument("--k", type=_count, default=10, help="passages to show (default: %(default)s)")
@@ -87,7 +99,7 @@ COMMANDS = {
         _add_compare,
     ),
     "completion": Command("maw.cli.completion:main", "Prints the completion script of a shell.", _add_completion),
-    "doctor": Command("maw.cli.doctor:main", "Checks whether this machine can do a run.", None),
+    "doctor": Command("maw.cli.doctor:main", "Checks whether this machine can do a run.", None, ("--full",)),
     "export": Command(
         "maw.cli.export:main", "Writes a trained retriever as a folder that sentence-transformers loads.", _add_export
     ),

@@ -23,7 +23,7 @@ from maw.config.tier1_config import ALL, kinds
 from maw.data.dataset_table import DATASETS
 
 PROGRAM, INSTALLED = "tier_1.py", "maw-tier1"
-_FOLDERS = ("cache_dir", "distractors", "log_dir", "model", "out", "resume", "run", "run_dir", "runs")
+_FOLDERS = ("cache_dir", "distractors", "log_dir", "model", "moved", "out", "resume", "run", "run_dir", "runs")
 _FILES = ("config",)
 _CHOICES = {
     "datasets": tuple(DATASETS),
@@ -72,7 +72,9 @@ def whole_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     for name, command in COMMANDS.items():
         parents = [build_parser() if command.add_arguments is None else parser_of(name)]
-        commands.add_parser(name, help=command.about, parents=parents, add_help=False)
+        own = commands.add_parser(name, help=command.about, parents=parents, add_help=False)
+        for switch in command.switches:
+            own.add_argument(switch, action="store_true")
     for each in (parser, *commands.choices.values()):
         for action in each._actions:
             _describe(action)

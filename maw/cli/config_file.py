@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maw.config.fields import from_text
-from maw.config.tier1_config import Tier1Config, gather, kinds
+from maw.config.paths import expand_home
+from maw.config.tier1_config import kinds
 from maw.errors import ConfigError, reason, show
 
 LARGEST_FILE = 256 * 1024
@@ -27,26 +28,13 @@ class FileSettings(NamedTuple):
     positions: dict[str, str]
 
 
-def load_config(path: str | Path) -> Tier1Config:
-    """Reads a configuration from a file; other settings keep their defaults.
-
-    Raises:
-        ConfigError: the file cannot be read, or its settings are wrong; all of them, with file and line.
-    """
-    values, positions = read_settings(path)
-    config, problems = gather(values)
-    if problems:
-        raise ConfigError([f"{positions.get(problem.name, path)}: {problem}" for problem in problems])
-    return config
-
-
 def read_settings(path: str | Path) -> FileSettings:
     """Settings of a `.yaml`, `.yml` or `.json` file, unchecked; layers and lists given as text are converted.
 
     Raises:
         ConfigError: the file is missing, no text, no valid YAML or JSON, no single mapping, or has a setting twice.
     """
-    path = Path(path)
+    path = Path(expand_home(path))
     readers = {".yaml": _read_yaml, ".yml": _read_yaml, ".json": _read_json}
     if path.suffix.lower() not in readers:
         raise ConfigError([f"{show(str(path))}: a configuration file ends in .yaml, .yml or .json"])

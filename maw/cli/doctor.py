@@ -2,13 +2,16 @@
 
     python tier_1.py doctor                          # for the run of `python tier_1.py`
     python tier_1.py doctor --preset offline         # for another run, by its flags
+    python tier_1.py doctor --full                   # also reads corpora for which that takes longer than ten seconds
 
-Each check prints a line: `ok`, or `problem` with what to do. Nothing is downloaded and no file remains. The exit
-code is 1 after a problem. `--dry-run` shows the disk space and time that a run needs.
+Each check prints a line: `ok`, or `problem` with what to do. Nothing is downloaded. Local data are read by the
+functions that a run reads them with, and what was found is kept in the cache folder. The exit code is 1 after a
+problem. `--dry-run` shows the disk space and time that a run needs.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import platform
 import re
@@ -19,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maw.cli.flags import read_command_line
+from maw.config.paths import absolute
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.errors import MAWError
 from maw.runtime.network import told_to_stay_offline, unreachable
@@ -29,6 +33,7 @@ OLDEST_PYTHON = (3, 11)
 LEAST_FREE_GB = 2.0  # more than the corpora and activations of the smallest preset
 DISTRIBUTION = "maw-transformers"
 REQUIREMENTS = "requirements-common.txt"
+FULL = "--full"
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(f"{__doc__}\n")
         return 0
     healthy = True
-    for check in examine(argv):
+    for check in examine([word for word in argv if word != FULL], full=FULL in argv):
         healthy &= check.ok
         sys.stdout.write(f"{check}\n")
         sys.stdout.flush()
@@ -58,16 +63,17 @@ def main(argv: Sequence[str]) -> int:
     return 0 if healthy else 1
 
 
-def examine(argv: Sequence[str]) -> Iterator[Check]:
-    """Runs all checks for a run with these flags, the quick ones first."""
+def examine(argv: Sequence[str], *, full: bool = False) -> Iterator[Check]:
+    """Runs all checks for a run with these flags, the quick ones first; `full` as in `maw.data.check`."""
     yield python_version(sys.version_info)
     yield from packages()
     config, mistakes = read_command_line(argv)
     for mistake in mistakes:
         yield Check(False, mistake)  # it includes the remedy
     model_failed = any(mistake.startswith(f"model {config.model}:") for mistake in mistakes)
-    for check in (torch_and_device, faiss, folders, *(() if model_failed else (model,)), datasets):
+    for check in (torch_and_device, faiss, folders, *(() if model_failed else (model,)), downloads):
         yield from _guarded(check, config)
+    yield from data(config, full)
 
 
 def _guarded(check: Callable[[Tier1Config], Iterator[Check]], config: Tier1Config) -> Iterator[Check]:
@@ -136,7 +142,7 @@ def folders(config: Tier1Config) -> Iterator[Check]:
     """Cache and results folders: writable, with enough free space."""
     for what, folder, flag in (
         ("cache", cache_folder(config), "--cache-dir FOLDER or MAW_CACHE"),
-        ("results", Path(config.log_dir), "--log-dir FOLDER"),
+        ("results", Path(absolute(config.log_dir)), "--log-dir FOLDER"),
     ):
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
         remedy = f"choose another folder: {flag}"
@@ -157,6 +163,7 @@ def model(config: Tier1Config) -> Iterator[Check]:
     from maw.experiment.plan.encoding_speed import weights_are_here
     from maw.models.model_files import NotCachedError
     from maw.models.pretrained import read_spec, verify_weights
+    from maw.models.retriever import load_tokenizer
 
     try:
         spec = read_spec(config, local_only=True)
@@ -170,6 +177,8 @@ def model(config: Tier1Config) -> Iterator[Check]:
         return
     if spec is not None and weights_are_here(spec):
         verify_weights(spec)
+        if spec.folder or told_to_stay_offline():  # else what is missing of a hub model would be downloaded
+            load_tokenizer(spec)
         yield Check(True, f"model {config.model}: its weights are here")
         return
     text = f"model {config.model}: its weights are not here"
@@ -180,8 +189,8 @@ def model(config: Tier1Config) -> Iterator[Check]:
         yield Check(True, f"{text}; they will be downloaded from {constants.ENDPOINT}")
 
 
-def datasets(config: Tier1Config) -> Iterator[Check]:
-    """Source files of each dataset: present or downloadable."""
+def downloads(config: Tier1Config) -> Iterator[Check]:
+    """Source files that are missing: downloadable or not."""
     from maw.data.registry import needs_of
 
     for name in config.datasets:
@@ -191,7 +200,6 @@ def datasets(config: Tier1Config) -> Iterator[Check]:
             continue  # reported with the flags
         missing = [file for file in needs.files if not file.present]
         if not missing:
-            yield Check(True, f"dataset {name}: all its files are here")
             continue
         dead = [file for file in missing if told_to_stay_offline() or file.url in unreachable([file.url])]
         size = f"{needs.download_bytes / GIGABYTE:,.2f} GB" if needs.download_bytes else "of unknown size"
@@ -201,6 +209,19 @@ def datasets(config: Tier1Config) -> Iterator[Check]:
         places = "; ".join(f"{file.url} to {file.path}" for file in dead)
         text = f"dataset {name}: {len(dead)} source files are missing and cannot be reached"
         yield Check(False, text, f"place {places}; or run with --preset offline, which needs none")
+
+
+def data(config: Tier1Config, full: bool) -> Iterator[Check]:
+    """What is in the datasets' files, as far as they are here."""
+    from maw.data.check import check_data
+    from maw.experiment.config_checks import dataset_problem, distractor_problems
+
+    config = copy.copy(config)  # without what is reported with the flags
+    config.datasets = [name for name in config.datasets if dataset_problem(name) is None]
+    config.distractors = None if distractor_problems(config) else config.distractors
+    for found in check_data(config, full=full):
+        yield Check(not found.problem, f"dataset {found.name}: {found.problem or found.text}")
+        yield from (Check(True, f"  {warning}") for warning in found.warnings)
 
 
 def _pins() -> dict[str, str]:

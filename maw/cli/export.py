@@ -18,7 +18,7 @@ def main(words: argparse.Namespace) -> int:
     if words.public and not words.push_to_hub:
         parser_of("export").error("--public needs --push-to-hub")
     check_free(Path(words.out))
-    run = PastRun.open(words.run_dir, words.dataset)
+    run = PastRun.open(words.run_dir, words.dataset, words.moved)
     run.record(words.method)
     if words.push_to_hub:
         check_hub(words.push_to_hub)  # fails early, before the model is loaded or anything is written

@@ -23,12 +23,13 @@ from maw.cli import config_file
 from maw.cli.commands import COMMANDS
 from maw.config.fields import Problem, from_text, split_names
 from maw.config.methods import METHOD_NAMES
+from maw.config.paths import folders_of, found_again, is_folder
 from maw.config.presets import PRESETS, SECTIONS
 from maw.config.tier1_config import Tier1Config, check_preset, gather, kinds
 from maw.data.dataset_table import DATASETS
 from maw.errors import ConfigError, closest, show, suggestion
 from maw.experiment import run_state
-from maw.experiment.validation import find_problems
+from maw.experiment.config_checks import find_problems
 from maw.storage import run_record
 
 _NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
@@ -37,9 +38,6 @@ _NAMES = {"datasets": DATASETS, "methods": METHOD_NAMES}
 
 def parse_command_line(argv: Sequence[str]) -> Tier1Config:
     """The checked configuration of a command line.
-
-    Args:
-        argv: words after the program's name.
 
     Raises:
         ConfigError: all mistakes in the flags, the file and their combination, one line each.
@@ -91,10 +89,15 @@ def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
         sys.stdout.write(f"{folder}: this run has finished; there is nothing left to do\n")
         raise SystemExit(0)
     record = run_record.read_run(folder)
-    config, problems = gather(record["config"] | given | {"log_dir": str(folder), "resume": str(folder)})
+    settings = found_again(record["config"], folder)
+    config, problems = gather(settings | given | {"log_dir": str(folder), "resume": str(folder)})
     changed = run_state.changes(record, config)
     mistakes = [run_state.refusal(folder), *changed] if changed else []
     mistakes += [_describe(problem, sources.positions) for problem in find_problems(config, problems)[0]]
+    gone = [each for each in folders_of(vars(config) | {"cache_dir": None}) if not is_folder(each)]
+    if gone:
+        text = f"the run needs {gone[0]}, which is not there. If it moved, say where a folder of this name is now"
+        mistakes.append(f"--resume {folder}: {text}: --model FOLDER, --datasets beir:FOLDER or --distractors FOLDER")
     return config, mistakes
 
 
@@ -173,7 +176,7 @@ def _read_words(argv: Sequence[str]) -> _Words:
             else:
                 words.add(name, flag, switched_on)
         elif flag in _options():
-            _read_option(words, flag, [value] if has_value else _take_values(_options()[flag], rest))
+            _read_option(words, flag, [value] if has_value else _take_values(_options()[flag], rest), rest[:1])
         elif _is_flag(word):
             close = closest(flag, [*_options(), *_switches()])
             words.mistakes.append(f"{show(flag)[1:-1]}: no such flag{f' (did you mean {close}?)' if close else ''}")
@@ -208,10 +211,12 @@ def _is_flag(word: str) -> bool:
     return word.startswith("-") and len(word) > 1 and not (word[1].isdigit() or word[1] == ".")
 
 
-def _read_option(words: _Words, flag: str, values: list[str]) -> None:
+def _read_option(words: _Words, flag: str, values: list[str], following: list[str]) -> None:
     name = _options()[flag]
     if not values:
-        words.miss(name, f"{flag}: needs a value")
+        dashed = [word for word in following if word.partition("=")[0] not in {*_options(), *_switches()}]
+        hint = f"; one that begins with - is written {flag}={show(dashed[0])[1:-1]}" if dashed else ""
+        words.miss(name, f"{flag}: needs a value{hint}")
     elif name not in kinds():
         words.add(name, flag, values[0])
     elif kinds()[name].base is list:

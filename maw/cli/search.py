@@ -3,8 +3,9 @@
     python tier_1.py search logs/tier1 "parse a date" --method maw
     python tier_1.py search logs/tier1 "parse a date" --method zero_shot,maw --k 5       # side by side
 
-It also shows the depths that MAW picked for the query and the passages. The first search with a method encodes the
-whole corpus; later ones read the embeddings from the cache folder, by the hash of the model's weights.
+It also shows the depths that MAW picked for the query and the passages. Where the words are a test query that is a
+passage too, that passage is left out as in the run (`maw.data.self_passages`). The first search with a method encodes
+the whole corpus; later ones read the embeddings from the cache folder, by the hash of the model's weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 
 from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config
+from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
+from maw.data.self_passages import same_texts
 from maw.encoding.embedding_cache import Embedder
 from maw.errors import ConfigError
 from maw.experiment.past_run import PastRun
@@ -31,6 +34,7 @@ from maw.models.retriever import BaselineRetriever
 from maw.models.tokenized import ListTexts
 from maw.report.text.format import WIDTH, as_table, clean
 from maw.search.exact import top_k
+from maw.search.left_out import leaving_out
 
 
 @dataclass(frozen=True)
@@ -68,30 +72,53 @@ def main(words: argparse.Namespace) -> int:
     """The command `search`, see `maw.cli.commands`."""
     if not words.query.strip():
         raise ConfigError(["search: the query is empty; write some words"])
-    run = PastRun.open(words.run_dir, words.dataset)
+    run = PastRun.open(words.run_dir, words.dataset, words.moved)
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     if not methods:
         raise ConfigError([f"search: --method names no method; the run has {', '.join(run.methods)}"])
     for method in methods:
         run.record(method)  # raises for an unknown method, before minutes of encoding
     run.check_training(words.seed, words.fold)
-    corpus = run.corpus()
+    data = run.test()
+    corpus, left_out = data.corpus, own_row(data, words.query)
+    if left_out >= 0:
+        name = clean(corpus.id_of([left_out])[0])
+        sys.stderr.write(f"the words are those of the test query {name}; its own passage is left out, as in the run\n")
     sys.stderr.write(f"{run.name}: {len(corpus):,} passages; the first search with a method encodes all of them\n")
     found = []
     for method in methods:
         model = run.model(method, words.seed, words.fold, precision=run.config.precision)
-        found.append(search(model, method, run.config, corpus, words.query, words.k))
+        found.append(search(model, method, run.config, corpus, words.query, words.k, left_out))
     sys.stdout.write(show_found(found, corpus, words.query) + "\n")
     return 0
 
 
-def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: Corpus, query: str, k: int) -> Found:
-    """Ranks the k best passages for one query, with cached embeddings if there are any; `method` names the result."""
+def own_row(data: RetrievalData, query: str) -> int:
+    """The row of the passage that the test query with this text leaves out; -1 if there is none."""
+    rows = data.left_out_rows()
+    alike = same_texts([query], zip(data.query_ids, [""] * len(data), data.queries, strict=True))
+    return -1 if rows is None else max((int(rows[place]) for _, place in alike), default=-1)
+
+
+def search(
+    model: BaselineRetriever, method: str, config: Tier1Config, corpus: Corpus, query: str, k: int, left_out: int = -1
+) -> Found:
+    """Ranks the k best passages for one query, with cached embeddings if there are any.
+
+    Args:
+        method: names the result.
+        left_out: row of a passage that is not ranked; -1 for none.
+    """
     embedder = _KeptEmbedder(model, config, model.device)
     documents = embedder.encode(corpus, "document", f"{method}: passages")
     asked = encode(model.encoder, model.source([query], "query"), batch_size=1, device=model.device)
-    scores, rows = top_k(torch.from_numpy(asked.embeddings), documents.embeddings, k, corpus.tie_order())
-    rows = rows[0].tolist()
+    vectors, ties = torch.from_numpy(asked.embeddings), corpus.tie_order()
+    scores, rows = leaving_out(
+        lambda size: top_k(vectors, documents.embeddings, size, ties),
+        k,
+        np.array([left_out]) if left_out >= 0 else None,
+    )
+    rows = [row for row in rows[0].tolist() if row >= 0]
     depths = [""] * len(rows)
     if isinstance(model.encoder, MAWWithGRPOEncoder):
         texts = model.source(ListTexts(corpus.take(rows)), "document")
@@ -99,7 +126,7 @@ def search(model: BaselineRetriever, method: str, config: Tier1Config, corpus: C
         assert read.depth_share is not None
         depths = [depth_of(each) for each in read.depth_share]
     own = "" if asked.depth_share is None else depth_of(asked.depth_share[0])
-    hits = [Hit(row, float(score), depth) for row, score, depth in zip(rows, scores[0], depths, strict=True)]
+    hits = [Hit(row, float(score), depth) for row, score, depth in zip(rows, scores[0], depths, strict=False)]
     return Found(method, own, hits)
 
 

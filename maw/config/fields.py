@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from maw.config.paths import BEIR, beir_parts, is_folder
 from maw.errors import show, suggestion
 
 Layers = None | str | int | list[int]
 """Layers counted from 1, or from the end with -1; `last`, `all`, `none`; None means the last."""
 
 LAYER_WORDS = ("last", "all", "none")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # Python reads at most 4300 digits
 _LAYER_HELP = "must be last, all, none, or layer numbers like 5,6 or -1"
 
 
@@ -36,8 +38,9 @@ class Range(NamedTuple):
         return above and (number < self.high if self.open_high else number <= self.high)
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.open_low else f"at least {self.low}"
-        return f"{low} and {'below' if self.open_high else 'at most'} {self.high}"
+        low, high = (int(end) if end == int(end) else end for end in self[:2])
+        above, below = "above" if self.open_low else "at least", "below" if self.open_high else "at most"
+        return f"{above} {low} and {below} {high}"
 
 
 class Pattern(NamedTuple):
@@ -105,11 +108,9 @@ def from_text(kind: Kind, text: str) -> Any:
         return None
     if kind.base is int and _INTEGER.fullmatch(text.strip()):
         return int(text)
-    if kind.base is float and "_" not in text:
-        try:
-            return float(text)
-        except ValueError:
-            return text
+    if kind.base is float and "_" not in text and text.isascii():
+        number = _float(text)
+        return text if number is None or (math.isinf(number) and re.search("[0-9]", text)) else number
     if kind.base is bool:
         return {"true": True, "false": False}.get(text.strip().lower(), text)
     if kind.base is list:
@@ -118,9 +119,20 @@ def from_text(kind: Kind, text: str) -> Any:
 
 
 def split_names(text: str) -> list[str]:
-    """Splits names at commas and blanks; a `beir:` path keeps its blanks."""
-    parts = [part.strip() for part in text.split(",")]
-    return [name for part in parts for name in ([part] if part.startswith("beir:") else part.split())]
+    """Splits names at commas and blanks; a folder that exists keeps its own, and a `beir:` path its blanks."""
+    parts, names = text.split(","), []
+    while parts:
+        wholes = (",".join(parts[:size]).strip() for size in range(len(parts), 0, -1))
+        whole = next((each for each in wholes if _is_one_folder(each.removeprefix(BEIR))), "")
+        name = whole or parts[0].strip()
+        names += [name] if whole or name.startswith(BEIR) else name.split()
+        parts = parts[name.count(",") + 1 :]
+    return names
+
+
+def _is_one_folder(text: str) -> bool:
+    folder, judgements = beir_parts(text)
+    return is_folder(folder) and "," not in (judgements or "")
 
 
 def _layers_from_text(text: str) -> Any:
@@ -148,17 +160,37 @@ def check(kind: Kind, value: Any) -> tuple[Any, str | None]:
     return value, _check_text(kind, value)
 
 
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _read_by_people(text: str) -> float | None:
+    """The number in a text that only the rules of a field do not take as one: 3.0, 1,000, 1_000, a Unicode digit."""
+    plain = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("_", "").strip()
+    if re.fullmatch(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", plain):
+        plain = plain.replace(",", "")
+    return _float(plain) if re.search(r"\d", plain) else None
+
+
 def _check_number(kind: Kind, value: Any) -> tuple[Any, str | None]:
     types, what = (int, "a whole number") if kind.base is int else ((int, float), "a number")
     if kind.word and isinstance(value, str) and value.strip().lower() == kind.word:
         return kind.word, None
     if not isinstance(value, types) or isinstance(value, bool):
-        return value, f"must be {what}{f' or {kind.word}' if kind.word else ''}, got {show(value)}"
+        number = _read_by_people(value) if isinstance(value, str) else None
+        if number is not None and math.isinf(number):
+            return value, f"must be {kind.rule}, got {show(value)}"
+        right = "" if number is None or (kind.base is int and number != int(number)) else f"{number:.15g}"
+        hint = f"; write {right}" if right not in ("", "0", "-0", value) else ""
+        return value, f"must be {what}{f' or {kind.word}' if kind.word else ''}, got {show(value)}{hint}"
     if isinstance(value, float) and not math.isfinite(value):
-        return value, f"must be a finite number, got {value}"
+        return value, f"must be a finite number, got {value}; it must be {kind.rule}"
     if isinstance(kind.rule, Range) and not kind.rule.holds(value):
         return value, f"must be {kind.rule}, got {show(value)}"
-    return int(value) if kind.base is int else float(value), None
+    return int(value) if kind.base is int else float(value) + 0.0, None  # which turns -0.0 into 0.0
 
 
 def _check_text(kind: Kind, value: Any) -> str | None:

@@ -5,7 +5,7 @@
 
 Annotations are the rules (`maw.config.fields`), and the line under a field is its help. A new configuration is
 checked, and all mistakes are reported together. Checks that need the model, the data or the methods are in
-`maw.experiment.validation`.
+`maw.experiment.config_checks`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from maw.config.fields import Kind, Layers, Pattern, Problem, Range, check, check_all, kinds_of
 from maw.config.methods import LARGEST_RANK, METHOD_NAMES, METHODS
+from maw.config.paths import absolute, found_again, with_folders
 from maw.config.presets import PRESETS
 from maw.errors import ConfigError
 
@@ -27,6 +28,8 @@ ALL = "all"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 """Allowed names of datasets and of their test qrels."""
+LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
+"""What `SAFE_NAME` allows, in words."""
 
 LARGEST_GRADE = 1000
 """Limit of qrels grades, also below zero: pytrec_eval's time and memory grow with it, and past 2**31 it crashes."""
@@ -96,6 +99,8 @@ class Tier1Config:
     """Folders in BEIR layout whose passages are added to the corpus of every dataset."""
     relevance_level: Annotated[int, Range(1, LARGEST_GRADE)] = 1
     """Lowest grade that counts as relevant in the binary metrics; TREC DL uses 2."""
+    self_passages: Literal["auto", "drop", "keep"] = "auto"
+    """Queries that are passages too: leave out of a ranking those of the query's id and text, of its id, or none."""
     verify_sources: bool = True
     """Compare source files placed by hand, and their row counts, with the published ones."""
 
@@ -240,7 +245,7 @@ class Tier1Config:
     clear_cuda_cache: bool = True
     """Release cached GPU memory after each dataset."""
     dry_run: bool = False
-    """Print what the run would download, store and encode, and stop."""
+    """Print what the run would download, store and encode, check the data, and stop."""
     profile: bool = False
     """Measure the time of each stage, show it, and write it to profile.json of each dataset."""
 
@@ -296,10 +301,7 @@ class Tier1Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tier1Config:
-        """A configuration from settings by name; other settings keep their defaults.
-
-        Args:
-            values: name of a field -> its value.
+        """A configuration from `values`, settings by name; other settings keep their defaults.
 
         Raises:
             ConfigError: as for the class, and for unknown names.
@@ -311,25 +313,20 @@ class Tier1Config:
 
     @classmethod
     def from_run(cls, folder: str | Path) -> Tier1Config:
-        """Configuration that resumes a run: `run_complete_benchmark(Tier1Config.from_run("logs/tier1"))`.
-
-        Args:
-            folder: log folder of an unfinished run.
+        """Configuration that resumes the unfinished run in `folder`: `Tier1Config.from_run("logs/tier1")`.
 
         Raises:
             ConfigError: the folder has no unfinished run.
         """
         from maw.storage.run_record import read_run  # imported late: only notebooks need it
 
-        return cls.from_dict(read_run(Path(folder))["config"] | {"log_dir": str(folder), "resume": str(folder)})
+        folder = Path(absolute(folder))
+        settings = found_again(read_run(folder)["config"], folder)
+        return cls.from_dict(settings | {"log_dir": str(folder), "resume": str(folder)})
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Tier1Config:
-        """A preset with changes: `Tier1Config.from_preset("offline", seed=1)`.
-
-        Args:
-            name: key of `PRESETS`.
-            changes: settings that replace those of the preset.
+        """The preset `name` of `PRESETS`, with `changes`: `Tier1Config.from_preset("offline", seed=1)`.
 
         Raises:
             ConfigError: an unknown preset, or as for `from_dict`.
@@ -448,23 +445,10 @@ def cache_folder(config: Tier1Config) -> Path:
     return Path(config.cache_dir or os.environ.get("MAW_CACHE") or "~/.cache/maw").expanduser()
 
 
-def beir_parts(text: str) -> tuple[str, str | None]:
-    """Splits DIR@NAME into the folder and the name of its test qrels; the name is None without @.
-
-    If a folder of the whole text exists, @ included, it is meant.
-    """
-    folder, _, name = text.rpartition("@")
-    if not folder or "/" in name or is_folder(text):
-        return text, None
-    return folder, name
-
-
-def is_folder(text: str) -> bool:
-    """Whether this folder exists; ~ is the home folder."""
-    try:
-        return bool(text) and "\0" not in text and Path(text).expanduser().is_dir()
-    except (OSError, RuntimeError):  # a name longer than the system allows; no home folder
-        return False
+def absolute_paths(config: Tier1Config) -> Tier1Config:
+    """The configuration with absolute paths, so that what is stored of it can be used from any folder."""
+    changed = with_folders(vars(config), absolute) | {"log_dir": absolute(config.log_dir)}
+    return config if changed == vars(config) else replace(config, **changed)
 
 
 RESULT_NEUTRAL = (

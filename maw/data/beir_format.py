@@ -1,6 +1,15 @@
 """Reads and checks the three kinds of file in a BEIR folder, line by line.
 
-Malformed input raises a one-line error with file and line. Byte order marks, CRLF and blank lines are accepted.
+Malformed input raises a one-line error with file and line. Byte order marks, CRLF and blank lines are accepted. What
+is unusual but has a meaning is counted (`Counts`), and read as BEIR's loader or trec_eval reads it:
+
+- qrels: a missing header, other names in it, TREC's four columns (query, iteration, passage, grade), columns beyond
+  the third, and grades with a decimal point, which trec_eval cuts off. Of several grades for one pair the last counts.
+- corpus.jsonl and queries.jsonl: ids that are whole numbers. Of several lines with one id the last counts.
+- queries with an empty text are queries.
+
+Source: https://github.com/beir-cellar/beir (beir/datasets/data_loader.py); https://github.com/usnistgov/trec_eval
+    (get_qrels.c).
 """
 
 from __future__ import annotations
@@ -19,9 +28,41 @@ from maw.data.store import UNFIT_ID, Record, Where, encodable
 from maw.errors import DataError, reason, show
 
 LONGEST_LINE = 16 << 20
+LONGEST_GRADE = 1000  # characters; Python refuses to read 4301 digits
 BOM = b"\xef\xbb\xbf"
 HEADER = ["query-id", "corpus-id", "score"]
-GRADE = re.compile(r"[+-]?[0-9]{1,9}", re.ASCII)
+GRADE = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?", re.ASCII)
+EXAMPLES = 3
+
+COUNTED = {
+    "no_header": "first lines are no header but a judgement, and are read as one",
+    "other_header": "first lines are taken for a header, though they are not query-id, corpus-id and score",
+    "trec_format": "files have TREC's four columns: query, iteration, passage and grade",
+    "more_columns": "judgements have more than three columns; what follows the third is ignored",
+    "decimal_grades": "grades have a decimal point; what follows it is cut off, as in trec_eval",
+    "contradictory_judgements": "judgements give a pair another grade than before; the last one counts, as in BEIR",
+    "unknown_queries": "judged queries are not among the queries and are left out",
+    "empty_queries": "judged queries have an empty text; they are kept, as in BEIR",
+    "repeated_query_ids": "query ids are used again; the last text counts, as in BEIR",
+    "repeated_passage_ids": "passage ids are used again; the last passage counts, as in BEIR",
+    "number_ids": "ids are numbers without quotes, and are read as text",
+}
+"""What is counted -> its part of a warning, behind the number."""
+
+
+class Counts(dict[str, dict[str, Any]]):
+    """What a file holds that is unusual, JSON-able: key of `COUNTED` -> "count" and the "first" examples."""
+
+    def add(self, kind: str, example: str) -> None:
+        """Counts one case."""
+        entry = self.setdefault(kind, {"count": 0, "first": []})
+        entry["count"] += 1
+        if len(entry["first"]) < EXAMPLES:
+            entry["first"].append(example)
+
+    def warnings(self) -> list[str]:
+        """One line for each kind."""
+        return [f"{each['count']} {COUNTED[kind]}: {', '.join(each['first'])}" for kind, each in self.items()]
 
 
 @dataclass(frozen=True)
@@ -34,72 +75,75 @@ class Judgements:
     repeated: int
 
 
-def read_corpus(path: Path) -> Iterator[Record]:
+def read_corpus(path: Path, counts: Counts | None = None) -> Iterator[Record]:
     """Yields (id, title, text) of each line; `Corpus.build` checks ids and texts further."""
+    counts = Counts() if counts is None else counts
     for number, value in read_objects(path):
         get = value.get
         identifier, title, text = get("_id"), get("title"), get("text")
         if title is None:
             title = ""
+        if type(identifier) is int:
+            identifier = _text_of(identifier, path, number, counts)
         if not (type(identifier) is type(text) is type(title) is str and identifier):
             raise DataError(f"{path}:{number}: {_wrong_field(value)}")
         yield identifier, title, text
 
 
-def read_queries(path: Path, wanted: set[str]) -> tuple[dict[str, str], int]:
-    """Reads the texts of the queries in `wanted`, in file order, and counts all queries without text.
+def read_queries(path: Path, wanted: set[str], counts: Counts) -> tuple[dict[str, str], int]:
+    """Reads the texts of the queries in `wanted`, in file order; the number of other queries without text.
 
     Raises:
-        DataError: a malformed line, a repeated id, or a wanted query without text.
+        DataError: a malformed line.
     """
     texts: dict[str, str] = {}
-    seen: dict[str, int] = {}
-    empty = 0
+    empty, seen = 0, set()
     for number, value in read_objects(path):
         identifier, text = value.get("_id"), value.get("text")
+        if type(identifier) is int:
+            identifier = _text_of(identifier, path, number, counts)
         if not (isinstance(identifier, str) and identifier and isinstance(text, str)):
             raise DataError(f"{path}:{number}: {_wrong_field(value)}")
-        if identifier in seen:
-            text = f"the query id {show(identifier)} was used before, in line {seen[identifier]}"
-            raise DataError(f"{path}:{number}: {text}; give each query its own id")
         problem = unfit(identifier, text)
         if problem:
             raise DataError(f"{path}:{number}: {problem}")
-        seen[identifier] = number
-        if not text.strip():
-            if identifier in wanted:
-                advice = "give it a text or remove its judgements"
-                raise DataError(f"{path}:{number}: the query {show(identifier)} is empty and has judgements; {advice}")
-            empty += 1
-        elif identifier in wanted:
+        if identifier in seen:
+            counts.add("repeated_query_ids", f"{show(identifier)} in {path.name}:{number}")
+        seen.add(identifier)
+        if identifier in wanted:
             texts[identifier] = text
+        empty += not text.strip() and identifier not in wanted
+    for identifier in (each for each, text in texts.items() if not text.strip()):
+        counts.add("empty_queries", show(identifier))
     return texts, empty
 
 
-def read_qrels(path: Path) -> Judgements:
+def read_qrels(path: Path, counts: Counts) -> Judgements:
     """Reads one qrels file.
 
     Raises:
-        DataError: no header, a line without three columns, a grade that is no integer or out of range, or two grades
-            for one pair.
+        DataError: no judgement, a line without three columns, or a grade that is no number or out of range.
     """
     qrels: dict[str, dict[str, int]] = {}
     repeated, number = 0, 0
-    for number, (query_id, passage_id, grade) in qrels_rows(path):
-        if not GRADE.fullmatch(grade):
-            text = f"the score {show(grade)} is not an integer; write a grade such as 0 or 1"
-            raise DataError(f"{path}:{number}: {text}")
-        if abs(int(grade)) > LARGEST_GRADE:
+    for number, (query_id, passage_id, text) in qrels_rows(path, counts):
+        if not GRADE.fullmatch(text):
+            wrong = f"the score {show(text)} is not an integer; write a grade such as 0 or 1"
+            raise DataError(f"{path}:{number}: {wrong}")
+        if "." in text:
+            counts.add("decimal_grades", f"{text} in {path.name}:{number}")
+        whole = text.partition(".")[0]
+        grade = int(whole) if len(whole) < LONGEST_GRADE else LARGEST_GRADE + 1
+        if abs(grade) > LARGEST_GRADE:
             limits = f"grades go from -{LARGEST_GRADE} to {LARGEST_GRADE}"
-            raise DataError(f"{path}:{number}: the score {show(grade)} is out of range; {limits}")
+            raise DataError(f"{path}:{number}: the score {show(text)} is out of range; {limits}")
         judged = qrels.setdefault(query_id, {})
-        if passage_id not in judged:
-            judged[passage_id] = int(grade)
-        elif judged[passage_id] == int(grade):
-            repeated += 1
-        else:
-            text = f"{show(passage_id)} has two grades for the query {show(query_id)}"
-            raise DataError(f"{path}:{number}: {text}, {judged[passage_id]} and {int(grade)}; keep one")
+        before = judged.get(passage_id, grade)
+        repeated += passage_id in judged and before == grade
+        if before != grade:
+            both = f"{before}, then {grade} in {path.name}:{number}"
+            counts.add("contradictory_judgements", f"{show(passage_id)} for the query {show(query_id)}: {both}")
+        judged[passage_id] = grade
     if not qrels:
         raise DataError(f"{path}:1: there is no judgement under the header; add some or remove the file")
     return Judgements(path, qrels, number, repeated)
@@ -153,33 +197,62 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: the file cannot be read ({show(reason(error))[1:-1]})") from error
 
 
-def qrels_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields line number and the three columns of each judgement.
+def qrels_rows(path: Path, counts: Counts) -> Iterator[tuple[int, list[str]]]:
+    """Yields line number, query id, passage id and grade of each judgement.
 
     Raises:
-        DataError: no header, a line without three columns, an empty id, or a NUL.
+        DataError: no line, a line without these columns, an empty id, or a NUL.
     """
-    header = False
+    trec = None  # not known before the first line
     for number, line in read_lines(path):
         if line.isspace():
             continue
-        columns = line.rstrip("\r\n").split("\t")
-        if not header:
-            if [column.strip() for column in columns] != HEADER:
-                needed = "it must be query-id, corpus-id and score, separated by tabs"
-                raise DataError(f"{path}:{number}: the first line is {show(line.rstrip())}; {needed}")
-            header = True
-            continue
-        if len(columns) != len(HEADER):
-            advice = "separate query-id, corpus-id and score by single tabs"
-            raise DataError(f"{path}:{number}: {len(columns)} columns instead of 3; {advice}")
+        columns, words = line.rstrip("\r\n").split("\t"), [word.decode() for word in line.encode().split()]
+        if trec is None:
+            trec = len(words) == 4 and len(columns) != 3 and bool(GRADE.fullmatch(words[3]))
+            if _is_header(columns, path, number, trec, counts):
+                continue
+        if trec and len(words) == 4:
+            columns = [words[0], *words[2:]]
+        elif not trec and len(columns) > 3 and (not any(columns[3:]) or GRADE.fullmatch(columns[2])):
+            counts.add("more_columns", f"{path.name}:{number}")
+            columns = columns[:3]
+        if len(columns) != len(HEADER) or (trec and len(words) != 4):
+            needed = "4, as in the first line" if trec else "3; separate query-id, corpus-id and score by single tabs"
+            raise DataError(f"{path}:{number}: {len(words if trec else columns)} columns instead of {needed}")
         if "\0" in line:
             raise DataError(f"{path}:{number}: the line holds a NUL character; remove it")
         if not columns[0] or not columns[1]:
             raise DataError(f"{path}:{number}: the {HEADER[0] if not columns[0] else HEADER[1]} is empty; fill it in")
         yield number, columns
-    if not header:
+    if trec is None:
         raise DataError(f"{path}:1: the file is empty; it needs a header and one judgement a line")
+
+
+def _is_header(columns: list[str], path: Path, number: int, trec: bool, counts: Counts) -> bool:
+    """Whether the first line of qrels is a header; anything but BEIR's own header is counted.
+
+    BEIR's loader skips the first line whatever it holds. A judgement there would be lost, so it is read, as in
+    trec_eval, which knows no header.
+    """
+    if [column.strip() for column in columns if column.strip()] == HEADER:
+        return True
+    shown = f"{path.name}:{number}: {show(' '.join(columns))}"
+    if trec:
+        counts.add("trec_format", shown)
+        return False
+    if len(columns) < len(HEADER):
+        needed = "it must be query-id, corpus-id and score, separated by tabs"
+        line = "\t".join(columns).rstrip()
+        raise DataError(f"{path}:{number}: the first line is {show(line)}; {needed}")
+    is_judgement = bool(GRADE.fullmatch(columns[2]))
+    counts.add("no_header" if is_judgement else "other_header", shown)
+    return not is_judgement
+
+
+def _text_of(identifier: int, path: Path, number: int, counts: Counts) -> str:
+    counts.add("number_ids", f"{identifier} in {path.name}:{number}")
+    return str(identifier)
 
 
 def _wrong_field(value: dict[str, Any]) -> str:

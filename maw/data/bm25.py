@@ -80,7 +80,6 @@ class Bm25Index:
         Args:
             queries: (Q,) texts.
             k: largest number of passages per query.
-            label: label of the progress bar; None for no bar.
 
         Returns:
             Rows (Q, k) int64, best first, then -1; and scores (Q, k) float64, 0 for row -1.

@@ -25,6 +25,22 @@ Rows = Sequence[int] | np.ndarray
 """Row numbers of passages: (N,)."""
 
 
+class RepeatedIdsError(DataError):
+    """Passages of a store share an id.
+
+    Attributes:
+        ids: the ids.
+        earlier: for each, the rows of all its passages but the last.
+    """
+
+    def __init__(self, rows_of: Mapping[str, Sequence[int]], where: Where):
+        self.ids = [show(identifier) for identifier in rows_of]
+        self.earlier = [row for rows in rows_of.values() for row in rows[:-1]]
+        identifier, (first, second, *_) = min(rows_of.items(), key=lambda item: item[1][1])
+        text = f"the passage id {show(identifier)} was used before, at {where(first)}"
+        super().__init__(f"{where(second)}: {text}; give each passage its own id")
+
+
 class Corpus:
     """Passages in a memory-mapped Arrow store, addressed by row.
 
@@ -34,13 +50,12 @@ class Corpus:
         dataset: the `datasets.Dataset` with the columns id, title and text.
         fingerprint: SHA-256 over all ids, titles and texts in order.
         empty: number of passages without any text, title included.
-        manifest: content of `manifest.json`; empty for a corpus in memory.
         folder: folder of the store; None for a corpus in memory.
     """
 
     def __init__(self, dataset: Any, index: np.ndarray, facts: Mapping[str, Any], folder: Path | None = None):
         self.dataset, self.fingerprint, self.empty = dataset, facts["fingerprint"], facts["empty"]
-        self.manifest, self.folder = dict(facts) if folder else {}, folder
+        self.folder = folder
         self._hashes, self._rows = index
         self._arrow = dataset.with_format("arrow")
 
@@ -80,6 +95,13 @@ class Corpus:
         taken = [c.take(pa.array(part - (end - len(c)))) for c, end, part in zip(chunks, ends, parts, strict=True)]
         ids = np.array([identifier for each in taken for identifier in each.to_pylist()], dtype=object)
         return ids[position[rows_QK]].tolist()
+
+    def rankings(self, rows_QK: np.ndarray, scores_QK: np.ndarray) -> tuple[list[list[str]], list[Any]]:
+        """Ids and scores of many rankings; row -1 stands at the end of those that are shorter."""
+        lengths = (rows_QK >= 0).sum(1).tolist()
+        ids = self.ids_of(rows_QK.clip(min=0))
+        cut = [each[:length] for each, length in zip(ids, lengths, strict=True)]
+        return cut, [each[:length] for each, length in zip(scores_QK, lengths, strict=True)]
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of `ids`, (len(ids),) int64; -1 for an id that the corpus does not have."""
@@ -142,7 +164,10 @@ class Corpus:
         """
         if self.folder is None:
             raise DataError(f"{name}: a corpus in memory has no attachments")
-        return read_json(self.folder / f"{name}.json")
+        try:
+            return read_json(self.folder / f"{name}.json")
+        except DataError as error:
+            raise DataError(f"{error}; delete the folder") from error
 
     def _gather(self, rows: Rows) -> pa.Table:
         numbers = np.asarray(rows, dtype=np.int64)
@@ -184,8 +209,8 @@ class Corpus:
         """Writes (id, title, text) records to a new store in bounded memory, and opens it.
 
         Args:
+            folder: replaced if it exists, created with its parents otherwise.
             records: the passages; read once, with about 8 million characters and 8 bytes a passage in memory.
-            folder: folder of the store; replaced if it exists, created with its parents otherwise.
             source: JSON-able description of the origin of the passages; `cached` compares it.
             where: row -> "file:line" for error messages.
             attachments: name -> JSON-able value, stored as `<name>.json` with the passages.
@@ -239,7 +264,6 @@ class Corpus:
         with a warning.
 
         Args:
-            folder: folder of the store.
             source: JSON-able; everything that the passages depend on.
             make: called only to build; returns records, `where` and attachments for `build`.
         """
@@ -271,14 +295,13 @@ class Corpus:
 
     def _refuse_duplicates(self, where: Where) -> None:
         same = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        for start in same:  # rows ascend among equal hashes
-            first, end = int(self._rows[start]), int(np.searchsorted(self._hashes, self._hashes[start], "right"))
-            rows = np.asarray(self._rows[start:end]).astype(np.int64)
-            ids = self.id_of(rows)
-            if ids[0] in ids[1:]:
-                second = int(rows[ids.index(ids[0], 1)])
-                text = f"the passage id {show(ids[0])} was used before, at {where(first)}"
-                raise DataError(f"{where(second)}: {text}; give each passage its own id")
+        rows = np.unique(np.concatenate([self._rows[same], self._rows[same + 1]])).astype(np.int64)
+        rows_of: dict[str, list[int]] = {}
+        for row, identifier in zip(rows.tolist(), self.id_of(rows), strict=True):
+            rows_of.setdefault(identifier, []).append(row)
+        twice = {identifier: each for identifier, each in rows_of.items() if len(each) > 1}
+        if twice:
+            raise RepeatedIdsError(twice, where)
 
 
 def _check_rows(rows: np.ndarray, count: int) -> None:

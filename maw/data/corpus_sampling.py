@@ -8,7 +8,8 @@ The sample for the queries of a split contains
 
 1. every judged passage of those queries, of any grade;
 2. hard distractors: BM25's best passages for the queries, rank 1 of all queries, then rank 2, and so on to rank 30,
-   until half of the remaining size is filled;
+   until half of the remaining size is filled; a passage that a query leaves out (`maw.data.self_passages`) has no rank
+   for it;
 3. for the rest, the passages whose ids have the lowest seeded hashes.
 
 The sample depends only on ids, texts, qrels and seed, not on the order of passages or queries, and a larger sample
@@ -43,6 +44,7 @@ from maw.data.hash_sampling import order_key, order_keys
 from maw.data.normalise import normalise
 from maw.data.store import Record
 from maw.runtime.progress_bars import track
+from maw.runtime.run_log import warn_of_data
 from maw.storage.files import json_sha
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def sample_corpora(collection: Collection, config: Tier1Config) -> Collection:
             if sample_facts.get("judged") == len(corpus):
                 text = f"{field} has room only for the {len(corpus)} judged passages, which are all kept; raise it"
                 warnings.append(f"{collection.name}: {text}")
-                logger.warning(warnings[-1])
+                warn_of_data(logger, warnings[-1])
     facts = dict(collection.facts)
     before, after = collection.test, splits.get("test")
     if after is not None and after.corpus is not before.corpus:
@@ -115,6 +117,8 @@ def sample_corpus(data: RetrievalData, size: int | str, config: Tier1Config) -> 
         "queries": json_sha(queries),
         "qrels": data.qrels_hash(),
     }
+    if data.left_out:
+        source["left_out"] = json_sha(sorted(data.left_out))
 
     def make() -> tuple[Iterator[Record], Any, dict[str, Any]]:
         parts = choose(data, size, config)
@@ -149,7 +153,13 @@ def _bm25_rows(data: RetrievalData, taken: np.ndarray, count: int, config: Tier1
     text_of = dict(zip(data.query_ids, data.queries, strict=True))
     order = sorted(text_of, key=lambda query: (order_key(config.seed, f"{data.name} distractors", query), query))
     index = Bm25Index.cached(data.corpus, cache_folder(config) / "bm25")
-    rows, _ = index.search([text_of[query] for query in order], DEEPEST_RANK, f"{data.name} distractors")
+    own = data.left_out_rows()
+    depth = DEEPEST_RANK + (own is not None)
+    rows, _ = index.search([text_of[query] for query in order], depth, f"{data.name} distractors")
+    if own is not None:  # the passage that a query leaves out is its best one, and no distractor
+        own_of = dict(zip(data.query_ids, own, strict=True))
+        behind = rows == np.array([own_of[query] for query in order])[:, None]
+        rows = np.take_along_axis(rows, behind.argsort(1, kind="stable"), 1)[:, :DEEPEST_RANK]
     by_rank = rows.T.ravel()
     first = np.sort(np.unique(by_rank, return_index=True)[1])
     by_rank = by_rank[first]

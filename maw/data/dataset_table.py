@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from maw.config.tier1_config import beir_parts
-
-BEIR = "beir:"
-"""Before a folder in BEIR layout, which needs no row: beir:DIR."""
+from maw.config.paths import BEIR, absolute, beir_parts
 
 _MINILM = ("packaged:all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 
@@ -120,7 +117,7 @@ def results_name(name: str) -> str:
     if not name.startswith(BEIR):
         return DATASETS[name].collection_name if name in DATASETS else name
     folder, judgements = beir_parts(name.removeprefix(BEIR))
-    return "_".join(["beir", Path(folder).expanduser().resolve().name, *([judgements] if judgements else [])])
+    return "_".join(["beir", Path(absolute(folder)).name, *([judgements] if judgements else [])])
 
 
 def source_of(collection: str) -> str:

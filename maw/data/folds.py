@@ -27,12 +27,12 @@ from typing import Any
 
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
-from maw.data.collection import Collection, RetrievalData
-from maw.data.corpus import Corpus
+from maw.data.collection import Collection, RetrievalData, answerable
 from maw.data.corpus_sampling import sample_corpora, sample_corpus
 from maw.data.hash_sampling import order_key
 from maw.data.leakage import check_disjoint, connected, leakage_facts
 from maw.data.normalise import normalise
+from maw.data.self_passages import leave_out_of, with_counts
 from maw.errors import DataError
 from maw.storage.files import json_sha
 
@@ -63,8 +63,8 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
     Raises:
         DataError: the splits cannot be pooled, or there are fewer groups of queries than folds.
     """
-    pooled = sample_corpora(pool(collection), config)
-    fold_of, group_count = assign(pooled.test, pooled.groups, config.folds, config.seed, pooled.name)
+    source, ruled, fold_of, group_count = divide(collection, config)
+    pooled = with_counts(sample_corpora(ruled, config))
     parts = [[i for i in pooled.test.query_ids if fold_of[i] == fold] for fold in range(config.folds)]
     whole = pooled.test.only([query_id for part in parts for query_id in part])
     facts = {
@@ -79,8 +79,24 @@ def make_folds(collection: Collection, config: Tier1Config) -> Folds:
     pooled = replace(pooled, test=whole, facts=pooled.facts | facts)
     if not trained_methods(config):
         return Folds(pooled, ())
-    collections = tuple(_fold(pooled, parts, number, collection.test.corpus, config) for number in range(config.folds))
+    train = replace(source.test, name="train", left_out=ruled.test.left_out)
+    collections = tuple(_fold(pooled, parts, number, train, config) for number in range(config.folds))
     return Folds(with_fold_facts(pooled, collections), collections)
+
+
+def divide(collection: Collection, config: Tier1Config) -> tuple[Collection, Collection, dict[str, int], int]:
+    """`make_folds` without passages.
+
+    Returns:
+        The pooled collection, the same after the rule on self passages, the fold of each query, from 0, and the number
+        of groups.
+
+    Raises:
+        DataError: as `make_folds`.
+    """
+    source = pool(collection)
+    ruled = leave_out_of(source, config)
+    return source, ruled, *assign(ruled.test, ruled.groups, config.folds, config.seed, ruled.name)
 
 
 def pool(collection: Collection) -> Collection:
@@ -147,20 +163,22 @@ def assign(
 
 
 def _fold(
-    pooled: Collection, parts: Sequence[list[str]], number: int, source: Corpus, config: Tier1Config
+    pooled: Collection, parts: Sequence[list[str]], number: int, source: RetrievalData, config: Tier1Config
 ) -> Collection:
-    """The collection that tests fold `number`, from 0; `source` is the unsampled corpus, for hard negatives."""
+    """The collection that tests fold `number`, from 0; `source` has all judgements and passages, for training."""
     following = (number + 1) % len(parts)
+    trainable = answerable(source.qrels, source.corpus)
+    found = answerable(pooled.test.qrels, pooled.test.corpus)  # others are only tested, with a score of 0
     rest = [query_id for fold, part in enumerate(parts) if fold not in (number, following) for query_id in part]
-    train = replace(pooled.test.only(rest), name="train", corpus=source)
-    validation = replace(pooled.test.only(parts[following]), name="validation")
+    train = source.only(i for i in rest if i in trainable)
+    validation = replace(pooled.test.only(i for i in parts[following] if i in found), name="validation")
     corpus, corpus_facts = sample_corpus(validation, config.val_corpus_size, config)
     splits = (train, replace(validation, corpus=corpus), pooled.test.only(parts[number]))
     check_disjoint(*splits, collection=f"{pooled.name}, fold {number + 1}")
     corpora = {
         "test": pooled.facts["corpora"]["test"],
         "validation": corpus_facts | {"sha256": corpus.fingerprint},
-        "train": {"passages": f"all {len(source):,} passages"},
+        "train": {"passages": f"all {len(source.corpus):,} passages"},
     }
     facts = {"leakage": leakage_facts(*splits), "corpora": corpora, "warnings": []}
     return replace(pooled, **dict(zip(SPLITS, splits, strict=True)), facts=facts)

@@ -17,27 +17,15 @@ from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
+from maw.config.paths import look_alike
 from maw.config.tier1_config import LARGEST_GRADE
 from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
+from maw.data.self_passages import leave_out
 from maw.errors import DataError, show, suggestion
 
 REQUIRED = ("queries", "docs", "qrels")
 KEYS = (*REQUIRED, "negatives", "answers")
-
-
-def from_dictionaries(data: Mapping[str, Any], name: str) -> RetrievalData:
-    """Checks the user's dictionaries and copies them into a corpus in memory.
-
-    Args:
-        data: as the module says.
-        name: name of the split, for messages.
-
-    Raises:
-        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
-            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
-    """
-    return _Reader(name, data).read()
 
 
 class _Reader:
@@ -110,7 +98,9 @@ class _Reader:
         if identifier in known:
             return identifier
         if isinstance(self.data[key], Mapping):
-            raise self._error(where, f"there is no {show(value)} in {key}; add it or remove this")
+            raise self._error(
+                where, f"there is no {show(value)} in {key}{look_alike(identifier, known)}; add it or remove this"
+            )
         raise self._error(where, f"{show(value)} is no position in {key}; they go from 0 to {len(known) - 1}")
 
     def _by_query(self, key: str) -> Iterator[tuple[str, str, Any]]:
@@ -184,15 +174,23 @@ def _kind(value: Any) -> str:
 
 
 def as_retrieval_data(
-    data: RetrievalData | Mapping[str, Any], name: str = "test", relevance_level: int = 1
+    data: RetrievalData | Mapping[str, Any], name: str = "test", relevance_level: int = 1, self_passages: str = "keep"
 ) -> RetrievalData:
     """`data` itself, or the user's dictionaries as `RetrievalData`: see `maw.data.from_dicts`.
 
     Args:
-        data: either form; `RetrievalData` keeps its own relevance level.
+        data: either form; `RetrievalData` keeps its own relevance level and the passages that it leaves out.
         name: name of the split, for messages.
         relevance_level: relevance level of dictionaries.
+        self_passages: rule for dictionaries (`maw.data.self_passages`), where queries and docs both have ids; the
+            positions in a list are none.
+
+    Raises:
+        DataError: one line that names the key: a wrong type, an unknown id or position, a grade that is no integer or
+            out of range, an empty query or answer, a query without a relevant document, or a relevant negative.
     """
     if isinstance(data, RetrievalData):
         return data
-    return replace(from_dictionaries(data, name), relevance_level=relevance_level)
+    found = replace(_Reader(name, data).read(), relevance_level=relevance_level)
+    have_ids = all(isinstance(data[key], Mapping) for key in ("queries", "docs"))
+    return leave_out(found, self_passages)[0] if have_ids else found

@@ -9,21 +9,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
+from maw.config.methods import trained_methods
+from maw.config.paths import BEIR
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.corpus_sampling import sample_corpora
-from maw.data.dataset_table import BEIR, DATASETS
+from maw.data.dataset_table import DATASETS
 from maw.data.datasets import beir
 from maw.data.download.needs import Needs
 from maw.data.download.published import refuse_without_network
 from maw.data.folds import Folds, make_folds
 from maw.data.from_dicts import as_retrieval_data
 from maw.data.leakage import check_disjoint, leakage_facts
+from maw.data.self_passages import leave_out_of, with_counts
 from maw.errors import DataError, show, suggestion
+from maw.runtime.run_log import warn_of_data
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Collection",
@@ -33,25 +40,22 @@ __all__ = [
     "RetrievalData",
     "as_retrieval_data",
     "check_sources",
-    "dataset_names",
     "load_collection",
     "load_folds",
+    "load_splits",
     "needs_of",
 ]
-
-
-def dataset_names() -> tuple[str, ...]:
-    """The names that `load_collection` takes; "beir:DIR" stands for any folder in BEIR layout."""
-    return (*DATASETS, f"{BEIR}DIR")
 
 
 def load_collection(name: str, config: Tier1Config) -> Collection:
     """Loads a dataset, draws its queries, checks that none stands in two splits, and draws the passages to search.
 
+    Each query leaves out the passage that `config.self_passages` says.
+
     Queries that are nearly those of another split are allowed, and counted in the facts.
 
     Args:
-        name: one of `dataset_names()`.
+        name: of `maw.data.dataset_table`, or "beir:DIR" for a folder in BEIR layout.
         config: sample and corpus sizes, distractors, seed, methods and cache folder are used.
 
     Returns:
@@ -60,10 +64,10 @@ def load_collection(name: str, config: Tier1Config) -> Collection:
     Raises:
         DataError: no such dataset, malformed files, or queries shared between splits; one line.
     """
-    collection = _loaded(name, config)
+    collection = _with_warnings(load_splits(name, config))
     splits = (collection.train, collection.validation, collection.test)
     facts = collection.facts | {"leakage": leakage_facts(*splits)}
-    return sample_corpora(replace(collection, facts=facts), config)
+    return with_counts(sample_corpora(leave_out_of(replace(collection, facts=facts), config), config))
 
 
 def load_folds(name: str, config: Tier1Config) -> Folds:
@@ -72,17 +76,33 @@ def load_folds(name: str, config: Tier1Config) -> Folds:
     Raises:
         DataError: as `load_collection`, and for splits that cannot be pooled; one line.
     """
-    return make_folds(_loaded(name, config), config)
+    return make_folds(_with_warnings(load_splits(name, config)), config)
 
 
-def _loaded(name: str, config: Tier1Config) -> Collection:
-    """A dataset whose queries are drawn, none of them in two splits, over its whole corpora."""
+def _with_warnings(collection: Collection) -> Collection:
+    for warning in collection.facts.get("warnings", ()):
+        warn_of_data(logger, warning)
+    return collection
+
+
+def load_splits(name: str, config: Tier1Config) -> Collection:
+    """A dataset whose queries are drawn, none of them in two splits, over its whole corpora.
+
+    Its warnings are in its facts, and are not logged.
+
+    Raises:
+        DataError: as `load_collection`.
+    """
     _check_name(name)
     if name.startswith(BEIR):
         collection = beir.load(name.removeprefix(BEIR), config)
     else:
         collection = DATASETS[name].module.load(config, DATASETS[name])
     check_disjoint(collection.train, collection.validation, collection.test, collection=collection.name)
+    wanted = config.negative_source == "given" and config.num_negatives and trained_methods(config)
+    if wanted and not any(collection.train.negatives.values()):
+        text = "negative_source given: the data has no negatives; use auto, bm25, dense or none"
+        raise DataError(f"{collection.name}: {text}")
     return collection
 
 

@@ -2,24 +2,36 @@
 
 A loader collects one `Pool` per split; `draw_splits` samples the configured number of queries by hash and records the
 available and used counts.
+
+Published judgements name passages that the published corpus lacks. Such a passage is never found, and counts in recall
+and in the ideal DCG, as in trec_eval. A test query all of whose relevant passages are missing scores 0. Nothing can be
+learned or chosen by a training or validation query of that kind, so it is left out.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from maw.config.methods import trained_methods
+from maw.config.paths import look_alike
+from maw.config.presets import PRESETS
 from maw.config.tier1_config import Tier1Config
-from maw.data.collection import RetrievalData
+from maw.data.beir_format import EXAMPLES
+from maw.data.collection import RetrievalData, answerable
 from maw.data.corpus import Corpus
 from maw.data.hash_sampling import draw
 from maw.data.normalise import normalise
-
-logger = logging.getLogger(__name__)
+from maw.errors import DataError, show
 
 SAMPLE_FIELDS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
+_NOT_WISHED = {
+    name: {getattr(Tier1Config, name), *(preset.get(name) for preset in PRESETS.values())}
+    for name in SAMPLE_FIELDS.values()
+}
+"""Numbers that are the default's or a preset's: that a dataset has fewer queries contradicts no wish of the user."""
 
 
 @dataclass(frozen=True)
@@ -67,36 +79,74 @@ def draw_splits(
     """Samples the splits of a run.
 
     Args:
-        config: its sample sizes and seed are used.
         corpora: one corpus for all splits, or one for each.
         pools: "train", "validation" and "test"; a missing one gives an empty split.
-        dataset: name for messages.
         relevance_level: level of the test split; default: the configuration's.
 
     Returns:
-        The splits by name, facts about each, and a warning for each split that is smaller than configured.
+        The splits by name, facts about each, and warnings: of splits that are smaller than the user asked for, and of
+        judged passages that are not in the corpus.
+
+    Raises:
+        DataError: no test query has a relevant passage in the corpus, or no query is left to train on or to choose by.
     """
     splits, facts, warnings = {}, {}, []
     for name, size_field in SAMPLE_FIELDS.items():
         pool, asked = pools.get(name, Pool()), getattr(config, size_field)
         ids = draw(pool.queries, asked, config.seed, name)
-        if len(ids) < asked and pool.queries:
+        wished = asked not in _NOT_WISHED[size_field]
+        if wished and len(ids) < asked and pool.queries:
             text = f"{size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
             warnings.append(f"{dataset}: {text}")
-            logger.warning(warnings[-1])
-        drawn = pool.only(ids)
+        corpus, used = corpora[name] if isinstance(corpora, Mapping) else corpora, pool.only(ids)
+        missing = _missing(used.qrels, corpus)
+        found = answerable(used.qrels, corpus) if missing else used.qrels.keys()
+        if ids and not found and (name == "test" or trained_methods(config)):
+            text = f"none of the {len(ids)} {name} queries has a relevant passage that is in the corpus"
+            first = _examples(missing[:1], corpus)
+            raise DataError(f"{dataset}: {text}, which has no {first}; are the two of one version?")
+        lost = len(ids) - len(found)
+        drawn = used if name == "test" else used.only(each for each in ids if each in found)
         splits[name] = RetrievalData(
-            corpora[name] if isinstance(corpora, Mapping) else corpora,
+            corpus,
             name,
-            ids,
+            list(drawn.queries),
             list(drawn.queries.values()),
             drawn.qrels,
             drawn.negatives,
             drawn.answers,
             (relevance_level if name == "test" else None) or config.relevance_level,
         )
+        warnings += [f"{dataset}: {text}" for text in _missing_warnings(name, missing, lost, corpus)]
         facts[name] = split_facts(splits[name], available=len(pool))
+        if missing:
+            facts[name] |= {"judged_passages_missing": len(missing), "queries_without_passage": lost}
     return splits, facts, warnings
+
+
+def _missing(qrels: Mapping[str, Mapping[str, int]], corpus: Corpus) -> list[tuple[str, str]]:
+    """Queries and their judged passages that the corpus lacks."""
+    pairs = [(query, passage) for query, judged in qrels.items() for passage in judged]
+    rows = corpus.rows_of([passage for _, passage in pairs])
+    return [pair for pair, row in zip(pairs, rows, strict=True) if row < 0]
+
+
+def _examples(missing: Sequence[tuple[str, str]], corpus: Corpus) -> str:
+    texts = []
+    for query, passage in missing[:EXAMPLES]:
+        forms = [unicodedata.normalize(form, passage) for form in ("NFC", "NFD")]
+        there = [form for form, row in zip(forms, corpus.rows_of(forms), strict=True) if row >= 0]
+        texts.append(f"{show(passage)} for the query {show(query)}{look_alike(passage, there)}")
+    return ", ".join(texts)
+
+
+def _missing_warnings(name: str, missing: Sequence[tuple[str, str]], lost: int, corpus: Corpus) -> list[str]:
+    if not missing:
+        return []
+    first = f"{len(missing)} judgements of {name} queries name passages that are not in the corpus"
+    texts = [f"{first}; a relevant one counts as not found, as in trec_eval: {_examples(missing, corpus)}"]
+    what = "they score 0, as in trec_eval" if name == "test" else "they are left out"
+    return texts + [f"{lost} {name} queries have no relevant passage in the corpus; {what}"] * bool(lost)
 
 
 def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:

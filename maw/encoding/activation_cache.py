@@ -48,7 +48,6 @@ class ActivationStore:
     """The activations of one model's frozen layers in one run; a context manager, or call `close`.
 
     Args:
-        folder: folder of the files; created if missing.
         limit_gb: most disk space of all files, in 10^9 bytes.
     """
 
@@ -79,7 +78,6 @@ class ActivationStore:
 
         Args:
             encoder: any encoder of the run; all have the same frozen layers.
-            device: device on which the frozen layers run.
         """
         if encoder.prefix_layers == 0 or self.free_bytes <= 0:
             return source
@@ -204,11 +202,7 @@ class ActivationSource:
                 yield from ((part, self._compute(inputs)) for part, inputs in self.inner.batches(rows, size, budget))
 
     def fill(self, rows: np.ndarray, label: str | None = None) -> bool:
-        """Computes and stores the missing activations of these rows; False if the free space does not suffice.
-
-        Args:
-            label: label of a progress bar; None for no bar.
-        """
+        """Computes and stores the missing activations of these rows; False if the free space does not suffice."""
         missing = np.unique(rows[self.offset[rows] < 0])
         if not len(missing):
             return True

@@ -25,8 +25,6 @@ class Fill:
     """Texts that one request stored.
 
     Attributes:
-        source: name of the source.
-        rows: rows of the texts, int64.
         stored: number of texts, longest first, that fitted into the store.
     """
 

@@ -58,15 +58,8 @@ from maw.models.tokenized import Source, Texts, TextSource
 from maw.runtime import distributed
 from maw.runtime.devices import count_replicas, replicate
 from maw.runtime.profiler import stage
-from maw.storage.cache_entry import (
-    check_files,
-    make_room,
-    new_folder,
-    only_builder,
-    only_one,
-    read_manifest,
-    write_manifest,
-)
+from maw.storage import cache_entry
+from maw.storage.cache_entry import new_folder, only_builder
 from maw.storage.disk import GIGABYTE, SPILL_BYTES, claim
 from maw.storage.files import flush, json_sha
 
@@ -103,7 +96,6 @@ class Embedder:
 
         Args:
             texts: a corpus, or a list as `maw.models.tokenized.ListTexts`.
-            kind: "query" or "document".
             label: label of the progress bar and in messages.
             fill: whether embeddings from the cache also store their texts' activations, if the run trains a method;
                 later requests would compute them in other batches, with other last bits.
@@ -140,12 +132,8 @@ class Embedder:
             return None
         size = len(plain) * self.model.spec.hidden_dim * form.itemsize
         if size > limit:
-            logger.info(
-                "%s: %.1f GB of embeddings exceed --embedding-cache-gb %g and are not cached",
-                label,
-                size / GIGABYTE,
-                self.config.embedding_cache_gb,
-            )
+            text = "%s: %.1f GB of embeddings exceed --embedding-cache-gb %g and are not cached"
+            logger.info(text, label, size / GIGABYTE, self.config.embedding_cache_gb)
             return None
         return self._encoder_parts | {
             "tokenizer": self._tokenizer,
@@ -233,11 +221,11 @@ class Embedder:
     def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """The array of an entry, in a file of its full size."""
         path = temporary / _ARRAY
-        with only_one(self.folder), path.open("wb") as file:
+        with cache_entry.only_one(self.folder), path.open("wb") as file:
             header = {"descr": form.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             size = file.tell() + _bytes(shape, form)
-            make_room(self.folder, size, int(self.config.embedding_cache_gb * GIGABYTE))
+            cache_entry.make_room(self.folder, size, int(self.config.embedding_cache_gb * GIGABYTE))
             claim(file, size)
         return np.lib.format.open_memmap(path, mode="r+")
 
@@ -250,7 +238,7 @@ class Embedder:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 3),
         }
-        write_manifest(temporary, source=key, **about)
+        cache_entry.write_manifest(temporary, source=key, **about)
 
     def _spill(self, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """An array in memory; a large one, or every one if configured, is in a file that vanishes with the process."""
@@ -277,10 +265,10 @@ def _read(folder: Path, key: dict[str, Any], warn: bool = False) -> Embeddings |
     try:
         if not folder.exists():
             return None
-        manifest = read_manifest(folder)
+        manifest = cache_entry.read_manifest(folder)
         if manifest.get("source") != key:
             raise DataError(f"{folder}: the embeddings belong to another model or other texts; delete the folder")
-        check_files(folder, manifest)
+        cache_entry.check_files(folder, manifest)
         embeddings = np.load(folder / _ARRAY, mmap_mode="r", allow_pickle=False)
         if embeddings.dtype != _form(key) or list(embeddings.shape) != manifest["shape"]:
             raise DataError(f"{folder}: the array has a shape or type that was not written; delete the folder")

@@ -79,7 +79,8 @@ def _first_hits(data: RetrievalData, rows_AK: np.ndarray, wanted: Sequence[Seque
     finders: dict[int, list[tuple[int, int]]] = {}  # row -> (query, rank), by ascending rank
     for rank, row_A in enumerate(rows_AK.T.tolist(), start=1):
         for query, row in enumerate(row_A):
-            finders.setdefault(row, []).append((query, rank))
+            if row >= 0:  # -1 ends a shorter ranking
+                finders.setdefault(row, []).append((query, rank))
     order = list(finders)
     for start in range(0, len(order), _TEXTS_AT_ONCE):
         part = order[start : start + _TEXTS_AT_ONCE]

@@ -62,8 +62,6 @@ def smallest_effects(
 
     Args:
         validations: method name -> values of its best epochs on the validation queries, averaged over seeds, or None.
-        queries: number of test queries.
-        config: configuration of the run, for the size of the family.
 
     Returns:
         Comparison -> "minimum_detectable_effect", or None with the reason in "no_effect_because"; "queries" of the
@@ -78,7 +76,7 @@ def smallest_effects(
             found[key_of(new, old)] = about | why
             continue
         found_Q = differences(a.per_query[METRIC], b.per_query[METRIC])
-        effect = minimum_detectable_effect(found_Q, queries, level=about["level"], power=POWER)
+        effect = minimum_detectable_effect(found_Q, queries, level=about["level"])
         about |= {"validation_queries": len(found_Q), "minimum_detectable_effect": effect}
         if effect is not None:
             about["validation_std_of_differences"] = float(found_Q.std(ddof=1))
@@ -95,7 +93,6 @@ def confirm(tests: Tests, effects: Mapping[str, Mapping[str, Any]], config: Tier
 
     Args:
         tests: tests of all pairs on the test queries, with values averaged over seeds.
-        effects: from `smallest_effects`.
         signs: number of random signs that the tests drew.
     """
     level = LEVEL / max(family_size(config), 1)

@@ -32,6 +32,7 @@ from maw.runtime import distributed
 from maw.runtime.devices import device_of, unwrap
 from maw.runtime.profiler import stage
 from maw.search.faiss_index import faiss_top_k, sampled_recall
+from maw.search.left_out import leaving_out
 from maw.search.sharded import sharded_top_k
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def evaluate_retriever(
     Args:
         model: a `BaselineRetriever` or `MAWRetriever`, at any stage of training; it may be inside a DataParallel.
         test_data: a split of a collection, or a plain dictionary: "queries" and "docs" as lists or as {id: text},
-            "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's.
+            "qrels" as {query: {document: grade}} by position or id; its relevance level is the configuration's, and so
+            is the rule for queries that are documents too (`maw.data.self_passages`), where both have ids.
         config: settings of encoding and search; `top_k` is the number of passages ranked for a query.
         device: device that computes; by default the model's.
         split: name of the split, for messages.
@@ -66,7 +68,8 @@ def evaluate_retriever(
             `maw.evaluation.routing.diagnostics`.
 
     Returns:
-        Means by trec_eval's key; `per_query` values; the `run` (rows of the corpus and scores, best first); and
+        Means by trec_eval's key; `per_query` values; the `run` (rows of the corpus and scores, best first; -1 at the
+        end of a ranking of all documents but the one that is left out); and
         `facts`: counts, seconds, queries per second; "embeddings", whether those of documents were "computed" or read
         "from cache" ("encode_seconds" is then not the cost of encoding), and their "embedding_bytes"; facts of FAISS,
         its "index_bytes" and, for approximate search, its recall; the answer match (`maw.evaluation.answer_match`) if
@@ -76,7 +79,7 @@ def evaluate_retriever(
         DataError: data that cannot be evaluated.
     """
     device, model = device_of(model, device), unwrap(model)
-    data = as_retrieval_data(test_data, split, config.relevance_level)
+    data = as_retrieval_data(test_data, split, config.relevance_level, config.self_passages)
     started = time.perf_counter()
     embedder = Embedder(model, config, device, activations)
     documents = embedder.encode(data.corpus, "document", f"{split} documents", fill=True)
@@ -98,6 +101,8 @@ def evaluate_retriever(
         "queries_per_second": len(data.query_ids) / (searched - encoded),
         "embedding_bytes": documents.embeddings.nbytes,
     } | search_facts
+    if data.left_out:
+        result.facts["left_out"] = len(data.left_out)
     if data.relevance_level != 1:
         result.facts["relevance_level"] = data.relevance_level
     if data.answers and distributed.is_main():
@@ -114,14 +119,17 @@ def evaluate_retriever(
 
 def _measured(data: RetrievalData, rows: np.ndarray, scores: np.ndarray) -> EvaluationResult:
     """The metrics; of several processes the main process computes them for all."""
-    known = {"relevance_level": data.relevance_level}
+
+    def computed() -> EvaluationResult:
+        ids, values = data.corpus.rankings(rows, scores)
+        return compute_metrics(data.query_ids, ids, values, data.qrels, relevance_level=data.relevance_level)
+
     if not distributed.is_distributed():
-        return compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
+        return computed()
     ordered = list(dict.fromkeys([*data.query_ids, *data.qrels]))  # the order of `compute_metrics`
     values_VQ = torch.zeros(len(METRICS), len(ordered), dtype=torch.float64)
     if distributed.is_main():
-        own = compute_metrics(data.query_ids, data.corpus.ids_of(rows), scores, data.qrels, **known)
-        values_VQ[:] = torch.from_numpy(np.stack([own.per_query[name] for name in METRICS]))
+        values_VQ[:] = torch.from_numpy(np.stack([computed().per_query[name] for name in METRICS]))
     values = distributed.from_main_(values_VQ).numpy()
     return EvaluationResult(ordered, dict(zip(METRICS, values, strict=True)))
 
@@ -132,19 +140,23 @@ def search(
     """Finds each query's best documents with the configured search.
 
     Returns:
-        Scores and corpus rows, (Q, k) each, in trec_eval's order; and facts: "search" with the parameters of FAISS
-        and, for approximate search, its recall on a sample of the queries.
+        Scores and corpus rows, (Q, k) each, in trec_eval's order, without the documents that queries leave out; and
+        facts: "search" with the parameters of FAISS and, for approximate search, its recall on a sample of queries.
     """
     on_device = torch.from_numpy(queries.embeddings).to(device)
-    wanted = (documents.embeddings, config.top_k, data.corpus.tie_order())
+    passages, ties, left_out = documents.embeddings, data.corpus.tie_order(), data.left_out_rows()
     if config.search == "exact":
-        scores, rows = _fitting_top_k(on_device, *wanted)
+        scores, rows = leaving_out(lambda k: _fitting_top_k(on_device, passages, k, ties), config.top_k, left_out)
         return np.asarray(scores), np.asarray(rows), {}
     if distributed.is_distributed():
         return _searched_by_main(queries, documents, data, config, device)
-    scores, rows, facts = faiss_top_k(config.search, on_device, *wanted, nprobe=config.nprobe)
+
+    def find(k: int) -> tuple[Any, ...]:
+        return faiss_top_k(config.search, on_device, passages, k, ties, nprobe=config.nprobe)
+
+    scores, rows, facts = leaving_out(find, config.top_k, left_out)
     if config.search != "flat" and len(on_device):
-        facts |= sampled_recall(np.asarray(rows), on_device, *wanted)
+        facts |= sampled_recall(np.asarray(rows), on_device, passages, config.top_k, ties, left_out)
         found = ", ".join(f"{value:.3f} at {cutoff}" for cutoff, value in facts["recall"].items())
         logger.info(
             "recall of %s against exact search: %s (%d queries)", config.search, found, facts["recall_queries"]

@@ -36,10 +36,6 @@ def permutations_for(config: Tier1Config) -> int:
 def label(tests: Tests, confirmed: Mapping[str, Any], config: Tier1Config) -> dict[str, dict[str, dict[str, Any]]]:
     """Every test of a dataset with its family, and p corrected within family and dataset.
 
-    Args:
-        tests: tests of all pairs on the test queries of a dataset.
-        confirmed: the confirmatory tests, from `maw.evaluation.confirmatory.confirm`.
-
     Returns:
         "significance" of dataset.json: comparison -> metric -> the test, with "family", "p_holm", "significant",
         "minimum_detectable_effect" and "queries_needed". The minimum detectable effect of an exploratory test comes

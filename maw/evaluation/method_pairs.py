@@ -21,9 +21,6 @@ from maw.evaluation.significance import mean_intervals, paired_tests
 def improvements(evaluations: Mapping[str, EvaluationResult]) -> dict[str, float | None]:
     """Relative difference of every method to each earlier one in every metric, primary metrics first.
 
-    Args:
-        evaluations: method name -> its metrics on the test split.
-
     Returns:
         `{short}_vs_{short}_{metric}` -> (new - old) / old; None if old is 0.
     """

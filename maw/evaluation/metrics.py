@@ -50,16 +50,7 @@ METRICS: tuple[str, ...] = tuple(key for keys in FAMILIES.values() for key in ke
 """All 36 keys, by family."""
 
 PRIMARY: tuple[str, ...] = (
-    "ndcg_cut_10",
-    "map",
-    "recall_100",
-    "recip_rank_10",
-    "P_10",
-    "F1_10",
-    "Rprec",
-    "bpref",
-    "success_5",
-    "ndcg",
+    *("ndcg_cut_10", "map", "recall_100", "recip_rank_10", "P_10", "F1_10", "Rprec", "bpref", "success_5", "ndcg"),
 )
 """The ten metrics that reports show first, in order."""
 
@@ -181,7 +172,8 @@ def cutoff_warning(top_k: int, passages: int) -> str | None:
         return None
     return (
         f"only {top_k} of {passages:,} passages were ranked for each query; relevant passages below them count as "
-        f"not found: {', '.join(beyond)}, and all metrics without a cutoff, may be lower than in a longer ranking"
+        f"not found: {', '.join(beyond)}, and all metrics without a cutoff, may be lower than in a longer ranking; "
+        f"top_k {min(passages, max(_with_cutoff(key)[1] for key in METRICS))} avoids it"
     )
 
 

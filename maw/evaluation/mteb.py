@@ -5,6 +5,11 @@
 
     mteb.evaluate(MTEBEncoder(retriever), mteb.get_tasks(tasks=["SciFact"]))
 
+mteb ranks, so its rule for queries that are documents too holds, not `self_passages`: a task with
+`ignore_identical_ids` (ArguAna, Quora, FiQA, MS MARCO and others) removes the document of the query's id from the
+1,000 that it found, as `drop` does, and leaves the judgements alone; other tasks remove nothing, as `keep` does.
+`examples/mteb_task.py` ranks what a run ranked.
+
 Queries and documents get the model's own prefixes and length limits, and a task's prompts are ignored. Texts that are
 neither, as in similarity tasks, are encoded as documents without a prefix. An exported model
 (`maw.models.export.sentence_transformers`) needs no adapter, because mteb accepts a SentenceTransformer.

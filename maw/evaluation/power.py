@@ -30,16 +30,13 @@ POWER = 0.8
 _MOST_QUERIES = 10_000_000  # above it the normal approximation is exact to the digits shown
 
 
-def minimum_detectable_effect(
-    differences: ArrayLike, queries: int, *, level: float, power: float = POWER
-) -> float | None:
-    """The smallest true mean difference that a two-sided test detects with probability `power`.
+def minimum_detectable_effect(differences: ArrayLike, queries: int, *, level: float) -> float | None:
+    """The smallest true mean difference that a two-sided test detects with probability `POWER`.
 
     Args:
         differences: paired differences of similar queries, (N,), from which the spread is estimated.
         queries: number of tested queries.
         level: level of the test; for a family of tests the level of one of them.
-        power: the probability.
 
     Returns:
         The difference in the metric's units; None if there are fewer than two differences or they do not vary, or if
@@ -49,27 +46,25 @@ def minimum_detectable_effect(
     if len(differences) < 2:
         return None
     std = float(differences.std(ddof=1))
-    return detectable(std if std > ROUNDING * np.abs(differences).max() else 0.0, queries, level=level, power=power)
+    return detectable(std if std > ROUNDING * np.abs(differences).max() else 0.0, queries, level=level)
 
 
-def detectable(std: float | None, queries: int, *, level: float, power: float = POWER) -> float | None:
+def detectable(std: float | None, queries: int, *, level: float) -> float | None:
     """`minimum_detectable_effect` from the standard deviation of the differences; None if that is None or 0."""
     if not std or queries < fewest_queries(level):
         return None
-    return _smallest_effect(queries, level, power) * std
+    return _smallest_effect(queries, level) * std
 
 
 _ROUNDING = 1e-6
 """Effect size below which a difference is rounding; to detect it would take trillions of queries."""
 
 
-def queries_needed(effect_size: float | None, *, level: float, power: float = POWER) -> int | None:
-    """The number of queries with which a two-sided test detects an effect with probability `power`.
+def queries_needed(effect_size: float | None, *, level: float) -> int | None:
+    """The number of queries with which a two-sided test detects an effect with probability `POWER`.
 
     Args:
         effect_size: d_z, of either sign.
-        level: level of the test.
-        power: the probability.
 
     Returns:
         The number; None if the effect size is unknown, not finite, or only rounding.
@@ -80,13 +75,13 @@ def queries_needed(effect_size: float | None, *, level: float, power: float = PO
 
     size, z = abs(effect_size), float(norm.isf(level / 2))
     fewest = fewest_queries(level)
-    guess = ((z + float(norm.ppf(power))) / size) ** 2 + z * z / 2
+    guess = ((z + float(norm.ppf(POWER))) / size) ** 2 + z * z / 2
     queries = max(fewest, math.ceil(guess))
     if queries > _MOST_QUERIES:
         return queries
-    while queries > fewest and _power(size, queries - 1, level) >= power:
+    while queries > fewest and _power(size, queries - 1, level) >= POWER:
         queries -= 1
-    while _power(size, queries, level) < power:
+    while _power(size, queries, level) < POWER:
         queries += 1
     return queries
 
@@ -97,14 +92,14 @@ def fewest_queries(level: float) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _smallest_effect(queries: int, level: float, power: float) -> float:
+def _smallest_effect(queries: int, level: float) -> float:
     """The effect size d_z at which the test has this power."""
     from scipy.optimize import brentq
 
     high = 8 / math.sqrt(queries)
-    while _power(high, queries, level) <= power:
+    while _power(high, queries, level) <= POWER:
         high *= 2
-    return float(brentq(lambda effect: _power(effect, queries, level) - power, 0.0, high, xtol=1e-9))
+    return float(brentq(lambda effect: _power(effect, queries, level) - POWER, 0.0, high, xtol=1e-9))
 
 
 def _power(effect_size: float, queries: int, level: float) -> float:

@@ -105,15 +105,14 @@ class Examples:
         if evaluation.run is None:
             return {}
         place = {query: row for row, query in enumerate(evaluation.query_ids)}
-        rows_QK = evaluation.run["rows"][[place[query] for query in queries], :PASSAGES]
-        scores = evaluation.run["scores"]
+        rows = [place[query] for query in queries]
+        ranked = (evaluation.run[name][rows, :PASSAGES] for name in ("rows", "scores"))
         return {
             query: [
-                {"rank": rank + 1, "passage": passage, "score": float(scores[place[query], rank])}
-                | self._judged(query, passage)
-                for rank, passage in enumerate(ids)
+                {"rank": rank, "passage": passage, "score": float(score)} | self._judged(query, passage)
+                for rank, (passage, score) in enumerate(zip(ids, scores, strict=True), start=1)
             ]
-            for query, ids in zip(queries, self.data.corpus.ids_of(rows_QK), strict=True)
+            for query, ids, scores in zip(queries, *self.data.corpus.rankings(*ranked), strict=True)
         }
 
     def _about(self, query: str) -> dict[str, Any]:

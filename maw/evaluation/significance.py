@@ -174,7 +174,6 @@ def mean_intervals(values: ArrayLike, *, seed: int = 0) -> list[tuple[float, flo
 
     Args:
         values: (N, M), one row for each query.
-        seed: seed of the bootstrap.
     """
     values_NM = np.asarray(values, dtype=np.float64)
     drawn = _bootstrap_means(values_NM, np.random.default_rng(seed))

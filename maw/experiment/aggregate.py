@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from maw.evaluation.metrics import PRIMARY, EvaluationResult
-from maw.experiment.arm import TrainingResult
+from maw.experiment.method_trainer import TrainingResult
 
 METRIC = PRIMARY[0]
 _SUMS = ("encode_seconds", "search_seconds")
@@ -30,11 +30,11 @@ class MethodResult:
     """The result of one method over all its trainings.
 
     Attributes:
-        record: JSON-able facts of `maw.experiment.arm` over all trainings, and "runs", the record of each training.
+        record: JSON-able facts of `maw.experiment.method_trainer` over all trainings, and "runs", each one's record.
         evaluation: test queries of all folds, averaged over seeds.
         validation: validation queries of all folds, averaged over seeds; None if the method is not trained.
         by_seed: seed -> test queries of all folds, with their rankings.
-        attention: that of the first training, see `maw.experiment.arm.TrainingResult`.
+        attention: that of the first training, see `maw.experiment.method_trainer.TrainingResult`.
     """
 
     record: dict[str, Any]

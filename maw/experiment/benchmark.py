@@ -15,19 +15,19 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from maw.config.tier1_config import Tier1Config
+from maw.config.tier1_config import Tier1Config, absolute_paths
+from maw.data.check import check_data, refuse
 from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
+from maw.experiment.config_checks import validate
 from maw.experiment.plan.plan import make_plan
-from maw.experiment.plan.plan_text import plan_text
+from maw.experiment.plan.plan_text import data_text, plan_text
 from maw.experiment.run_datasets import run_datasets
 from maw.experiment.run_state import differences, find_run, open_run
-from maw.experiment.validation import validate
 from maw.report.text import summary
 from maw.runtime import console, distributed, trackers
 from maw.runtime.devices import pick_device
@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
     """Runs every method of `config.methods` on every dataset of `config.datasets` and writes the results.
 
-    Before it downloads or writes anything it shows its plan, and stops if a disk is too small.
+    Before it downloads anything or loads a model it shows its plan, stops if a disk is too small, and then checks the
+    data (`maw.data.check`).
 
     Args:
         config: the run's configuration; the defaults if None.
@@ -55,6 +56,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
         ConfigError: every mistake in the configuration, before anything is loaded; or the run to resume has changed,
             or a new run would overwrite an unfinished one.
         Stopped: a signal stopped the run; finished parts are kept.
+        DataError: the data of a dataset cannot be used.
         MAWError: any other error that the user can fix.
     """
     config = config or Tier1Config()
@@ -69,6 +71,8 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
 def _run(config: Tier1Config) -> dict[str, Any]:
     if config.resume:
         config = replace(config, log_dir=str(find_run(config.resume)))
+    validate(config)
+    config = absolute_paths(config)
     spec = validate(config)
     device = pick_device(config)
     plan = make_plan(config, spec)
@@ -76,11 +80,16 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     if distributed.is_distributed():
         here = distributed.this_process()
         logger.info("%d processes, %d of them on this machine", here.count, here.local_count)
+    if not config.dry_run:
+        plan.check_disks()
+        check_sources(config.datasets, config)
+        check_writable(config.log_dir)
+        described = replace(config, resume=None, restart=False).to_dict()
+        log_event(logger, "run", schema=console.SCHEMA, configuration=described)
+    if not config.resume and not plan.too_small():
+        _check_data(config)
     if config.dry_run:
         return {}
-    plan.check_disks()
-    check_sources(config.datasets, config)
-    check_writable(config.log_dir)
     with run_lock(config.log_dir) if distributed.is_main() else contextlib.nullcontext():
         cuda = device.type == "cuda"
         name = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
@@ -97,7 +106,6 @@ def _run(config: Tier1Config) -> dict[str, Any]:
                 "the run continues on another processor than it began on; last digits may differ (%s)", listed
             )
         config = replace(config, resume=None, restart=False)
-        log_event(logger, "run", schema=console.SCHEMA, configuration=config.to_dict())
         tracked = trackers.reporting(config.report_to, config.log_dir, state.id, state.record["started"])
         with fixed_precision(device, state.record["precision"]), tracked:
             results = run_datasets(config, spec, device, state)
@@ -106,7 +114,17 @@ def _run(config: Tier1Config) -> dict[str, Any]:
     family = confirmatory.over_run(found)
     if config.quiet and distributed.is_main():
         console.answer(summary.answers(found, [family, exploratory.over_run(found)]))
-    where = f"Summary of the run: {Path(config.log_dir) / 'summary' / 'benchmark_summary.txt'}"
-    claim = summary.claim(found, family)
-    console.answer("\n" + "\n".join(line for line in (claim, where) if line))
+    console.answer(summary.conclusion(found, family, config.log_dir))
     return results
+
+
+def _check_data(config: Tier1Config) -> None:
+    """Shows what is in the data; a run logs its warnings when it loads them.
+
+    Raises:
+        DataError: what a run would refuse, of all datasets.
+    """
+    with distributed.main_first():
+        checks = list(check_data(config, full=not config.dry_run))
+    (console.answer if config.dry_run else console.show)(data_text(checks, warnings=config.dry_run))
+    refuse(checks)

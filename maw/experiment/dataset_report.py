@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from maw.config.paths import short_path
 from maw.experiment.dataset_result import Outcome
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.model_card import write_cards
@@ -28,13 +29,10 @@ STAMP = "%Y%m%d_%H%M%S"
 def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | None) -> tuple[dict[str, Any], Path]:
     """Tests the methods of a dataset against each other, shows the results and writes the dataset's folder.
 
-    Args:
-        outcome: results of all methods.
-        started: when the dataset was started.
-        state: resumable state of the dataset, which names its folder; None for a new folder.
+    Returns the content of dataset.json, and the folder.
 
-    Returns:
-        The content of dataset.json, and the dataset's folder.
+    Args:
+        state: resumable state of the dataset, which names its folder; None for a new folder.
     """
     effects = outcome.smallest_effects()
     if effects:
@@ -53,7 +51,7 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
             folder=state.results_folder if state else None,
         )
         write_cards(PastRun(folder, result, outcome.config), outcome.spec)
-    console.show(f"\n{summary.dataset_summary(result)}\n\nWritten to {folder}")
+    console.show(f"\n{summary.dataset_summary(result)}\n\nWritten to {short_path(folder)}")
     log_event(logger, "dataset", dataset=outcome.collection.name, folder=str(folder))
     profile = current()
     if profile is not None:

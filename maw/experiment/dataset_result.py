@@ -42,9 +42,6 @@ class Outcome:
 
     Attributes:
         collection: the dataset, with all test queries.
-        config: the run's configuration.
-        spec: the run's model.
-        device: where to compute.
         records: the methods' entries in dataset.json.
         evaluations: test queries, averaged over seeds.
         validations: validation queries at the best epoch; None for a method that is not trained.
@@ -84,8 +81,6 @@ class Outcome:
         """The content of dataset.json.
 
         Args:
-            started: when the dataset was started.
-            effects: from `smallest_effects`.
             command: the command line that started the run, if it is not that of this process.
         """
         config, test, signs = self.config, self.collection.test, exploratory.permutations_for(self.config)
@@ -112,8 +107,10 @@ class Outcome:
                 "qrels_sha256": test.qrels_hash(),
                 "corpus_sha256": test.corpus.fingerprint,
                 "relevance_level": test.relevance_level,
+                "self_passages": config.self_passages,
+                "left_out": len(test.left_out),
             },
-            "environment": _environment(command) | {"energy": energy.sources(used_gpus(config, self.device))},
+            "environment": environment_facts(command) | {"energy": energy.sources(used_gpus(config, self.device))},
             "warnings": self.warnings(),
         }
 
@@ -194,11 +191,6 @@ def runtime_summary(seconds: Mapping[str, float]) -> dict[str, float]:
         "total_dataset_seconds": round(total, 2),
         "total_dataset_minutes": round(total / 60, 2),
     }
-
-
-def _environment(command: str | None) -> dict[str, Any]:
-    """Facts on process and machine, with the command that started a resumed run."""
-    return environment_facts() | ({"command": command} if command else {})
 
 
 def _layers(numbers: tuple[int, ...]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from maw.config.methods import find_method, in_order, trained_methods
+from maw.config.methods import in_order, trained_methods
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection
 from maw.data.dataset_table import results_name
@@ -23,16 +23,16 @@ from maw.data.folds import Folds, with_fold_facts
 from maw.data.registry import load_collection, load_folds
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import ConfigError, DataError
-from maw.experiment.arm import Arm
 from maw.experiment.dataset_report import STAMP, report_dataset
 from maw.experiment.dataset_result import Outcome
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.method_run import MethodRunner
+from maw.experiment.method_trainer import MethodTrainer
+from maw.experiment.pretrained_check import checked_retriever
 from maw.models.pretrained import ModelSpec
-from maw.models.retriever import BaselineRetriever
 from maw.report import layout
 from maw.runtime import console, distributed
-from maw.runtime.profiler import profiling, stage, watch
+from maw.runtime.profiler import profiling, stage
 from maw.training.prepare import prepare_training
 
 
@@ -47,10 +47,6 @@ def run_dataset(
     """Loads one dataset and runs all methods on it.
 
     Args:
-        name: the dataset, as in `config.datasets`.
-        config: the run's configuration.
-        spec: the run's model.
-        device: where to compute.
         state: resumable state of the dataset; None to save none.
         others: names of the results that the run has already.
 
@@ -92,7 +88,7 @@ class DatasetRun:
         limit_gb = self.config.prefix_cache_gb / distributed.this_process().local_count  # each process has a store
         with ActivationStore(cache_folder(self.config) / "activations", limit_gb) as activations:
             if self.state:
-                self.state.share(activations)
+                self.state.track_activations(activations)
             with stage("negatives"), distributed.main_first():
                 self._prepare_training(activations)
             if self.state:
@@ -100,7 +96,7 @@ class DatasetRun:
             outcome = Outcome(self.collection, self.config, self.spec, self.device)
             runner = MethodRunner(outcome, self.collections, self.state)
             for method in in_order(self.config.methods):
-                runner.run(Arm(method, self.config, self.device, activations))
+                runner.run(MethodTrainer(method, self.config, self.device, activations))
         if not distributed.is_main():  # the main process tests and writes
             return {"dataset": self.collection.name}
         result, self.folder = report_dataset(outcome, started, self.state)
@@ -119,14 +115,14 @@ class DatasetRun:
         return self.state.begin(folder.name, now)
 
     def _prepare_training(self, activations: ActivationStore) -> None:
-        """Mines the hard negatives, the same for every trained method."""
+        """Checks the pretrained retriever, and mines the hard negatives, the same for every trained method."""
+        retriever = checked_retriever(self.collection, self.config, self.device)
         if not trained_methods(self.config):
             return
-        retriever = None
-        if self.config.negative_source == "dense" and self.config.num_negatives:
-            retriever = BaselineRetriever(find_method("zero_shot").configure(self.config)).to(self.device)
-            watch(retriever.encoder)
-        self.collections = [prepare_training(each, self.config, retriever, activations) for each in self.collections]
+        dense = self.config.negative_source == "dense" and self.config.num_negatives
+        self.collections = [
+            prepare_training(each, self.config, retriever if dense else None, activations) for each in self.collections
+        ]
         for each in self.collections:
             if len(each.train) == 1 and not any(each.train.negatives.values()):
                 raise DataError(

@@ -24,7 +24,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DamagedError
-from maw.experiment.arm import TrainingResult
+from maw.experiment.method_trainer import TrainingResult
 from maw.experiment.run_state import RunState
 from maw.experiment.tuning import Trial
 from maw.models.fingerprint import encoder_parts, tokenizer_sha256
@@ -51,8 +51,6 @@ class DatasetState:
         self.folder = run.dataset(number)
         self.activations: ActivationStore | None = None
         self._noted = 0
-
-    # ------------------------------------------------------------------------------------------------- the dataset
 
     def begin(self, folder: str, now: datetime) -> datetime:
         """The time when the dataset was started; `now` and the results' `folder` are saved the first time."""
@@ -121,9 +119,7 @@ class DatasetState:
         found = {f"round {number}": fingerprints(each) for number, each in enumerate(collections, start=1)}
         self.run.record_or_compare(self.folder / _DATA, "data", found)
 
-    # ------------------------------------------------------------------------------------------------- activations
-
-    def share(self, activations: ActivationStore) -> None:
+    def track_activations(self, activations: ActivationStore) -> None:
         """Saves the activation log of a store from now on, and restores the log of a resumed run into it.
 
         Raises:
@@ -150,8 +146,6 @@ class DatasetState:
         facts, tensors = self.activations.activation_log.content()
         write_bundle(self.folder / _ACTIVATIONS, facts, {"rows": tensors})
         self._noted = len(self.activations.activation_log.fills)
-
-    # ------------------------------------------------------------------------------------------------ runs and trials
 
     def writer(self, name: str, *, dataset: str, method: str, trial: str | None = None) -> CheckpointWriter:
         """The checkpoint writer of one training, or of a trial, whose checkpoints are removed when it ends."""
@@ -228,7 +222,7 @@ class Trials:
 
 
 def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
-    """Hashes of each split: queries, judgements, passages, negatives and answers."""
+    """Hashes of each split: queries, judgements, passages, negatives, answers and which passages are left out."""
     found = {}
     for name in SPLITS:
         split = getattr(collection, name)
@@ -238,5 +232,6 @@ def fingerprints(collection: Collection) -> dict[str, dict[str, str]]:
             "passages": split.corpus.fingerprint,
             "negatives": json_sha(split.negatives),
             "answers": json_sha(split.answers),
+            "left_out": json_sha(sorted(split.left_out)),
         }
     return found

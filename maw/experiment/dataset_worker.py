@@ -74,8 +74,7 @@ class Sender(logging.Handler):
         """Sends one record, with the traceback in its message."""
         known = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname}
         known |= {"msg": self.format(record), "created": record.created, "msecs": record.msecs}
-        if hasattr(record, "event"):
-            known["event"] = record.event
+        known |= {name: getattr(record, name) for name in ("event", "in_results") if hasattr(record, name)}
         self._voice.say(log=known, where=console.where())
 
 

@@ -1,7 +1,7 @@
 """All trainings of one method on one dataset: each fold is tuned, then each seed trained and tested.
 
     runner = MethodRunner(outcome, collections, state)
-    runner.run(Arm(find_method("lora"), config, device))       # the result is outcome.records["lora"]
+    runner.run(MethodTrainer(find_method("lora"), config, device))       # the result is outcome.records["lora"]
 
 A finished training is read back from the run's state. An interrupted training continues from its last checkpoint
 (`maw.experiment.dataset_state`).
@@ -16,9 +16,9 @@ from typing import Any
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.data.collection import Collection
 from maw.experiment.aggregate import MethodResult, combine
-from maw.experiment.arm import Arm, TrainingResult
 from maw.experiment.dataset_result import Outcome
 from maw.experiment.dataset_state import DatasetState
+from maw.experiment.method_trainer import MethodTrainer, TrainingResult
 from maw.experiment.tuning import Trial, tune
 from maw.report.text import summary, trainings
 from maw.runtime import console, signals, trackers
@@ -33,7 +33,6 @@ class MethodRunner:
     """Runs methods on one dataset.
 
     Args:
-        outcome: collects the result of each method.
         collections: one for each fold, or the dataset alone.
         state: resumable state of the dataset; None to save none.
     """
@@ -43,12 +42,12 @@ class MethodRunner:
         self.config, self.dataset = outcome.config, outcome.collection.name
         self._scores: dict[str, tuple[Mapping[str, float], int]] = {}
 
-    def run(self, arm: Arm) -> None:
+    def run(self, trainer: MethodTrainer) -> None:
         """Runs a method with every seed on every fold; one that is not trained runs once, on all test queries."""
-        method = arm.method
+        method = trainer.method
         console.show(summary.method_heading(method, self.outcome.collection.title))
         with console.at(method=method.name), stage(method.name):
-            self.outcome.add(method, *self._train_and_test(arm))
+            self.outcome.add(method, *self._train_and_test(trainer))
         record = self.outcome.records[method.name]
         console.show(summary.method_done(record))
         log_event(logger, "method", dataset=self.dataset, method=method.name, seconds=record["runtime_seconds"])
@@ -58,30 +57,35 @@ class MethodRunner:
         for name, (metrics, steps) in self._scores.items():
             trackers.results(name, metrics, steps)
 
-    def _train_and_test(self, arm: Arm) -> tuple[MethodResult, list[dict[str, Any]]]:
+    def _train_and_test(self, trainer: MethodTrainer) -> tuple[MethodResult, list[dict[str, Any]]]:
         """The combined result, and a record of each learning rate search."""
         config, results, searches = self.config, [], []
-        if not arm.method.trained:
-            return combine([self._train(arm, self.outcome.collection, config.seed, None, None)]), []
+        if not trainer.method.trained:
+            return combine([self._train(trainer, self.outcome.collection, config.seed, None, None)]), []
         for number, collection in enumerate(self.collections, start=1):
             fold = number if config.folds else None
             rates = None
             if config.tune:
                 with console.at(fold=fold):
-                    rates, account = self._tune(arm, collection, fold)
+                    rates, account = self._tune(trainer, collection, fold)
                 searches.append(account)
             for seed in range(config.seed, config.seed + config.seeds):
                 with console.at(fold=fold, seed=seed if config.seeds > 1 else None):
-                    results.append(self._train(arm, collection, seed, rates, fold))
+                    results.append(self._train(trainer, collection, seed, rates, fold))
                 if config.seeds > 1 or config.folds:
                     console.show(trainings.run_line(results[-1].record))
         return combine(results), searches
 
     def _train(
-        self, arm: Arm, collection: Collection, seed: int, rates: dict[str, float] | None, fold: int | None
+        self,
+        trainer: MethodTrainer,
+        collection: Collection,
+        seed: int,
+        rates: dict[str, float] | None,
+        fold: int | None,
     ) -> TrainingResult:
         """One training: read back if finished, else continued from its checkpoint or started."""
-        state, method = self.state, arm.method.name
+        state, method = self.state, trainer.method.name
         name = training_name(self.config, self.dataset, method, seed, fold)
         result = state.read_run(name) if state else None
         if state is None:
@@ -92,10 +96,10 @@ class MethodRunner:
         if result is not None:
             logger.info("%s: finished before the run was interrupted", name)
         else:
-            settings = arm.configure(seed, rates).to_dict()
+            settings = trainer.configure(seed, rates).to_dict()
             settings = {key: each for key, each in settings.items() if key not in RESULT_NEUTRAL}
             with trackers.training(name, settings | {"dataset": self.dataset, "method": method, "fold": fold}):
-                result = arm.run(collection, seed, rates, fold=fold, writer=writer)
+                result = trainer.run(collection, seed, rates, fold=fold, writer=writer)
             if state is not None:
                 with signals.held_back():
                     state.write_run(name, result)
@@ -104,7 +108,9 @@ class MethodRunner:
         self._scores[name] = result.record["metrics"], result.record.get("steps", 0)
         return result
 
-    def _tune(self, arm: Arm, collection: Collection, fold: int | None) -> tuple[dict[str, float], dict[str, Any]]:
+    def _tune(
+        self, trainer: MethodTrainer, collection: Collection, fold: int | None
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         """The rates that a search chose, and the search's record."""
 
         def show(trial: Trial, trials: int, best: bool) -> None:
@@ -114,8 +120,8 @@ class MethodRunner:
             console.show(f"   fold {fold}:")
         config, log = self.config, None
         if self.state:
-            name = training_name(config, self.dataset, arm.method.name, config.seed, fold)
-            log = self.state.trials(name, dataset=self.dataset, method=arm.method.name)
+            name = training_name(config, self.dataset, trainer.method.name, config.seed, fold)
+            log = self.state.trials(name, dataset=self.dataset, method=trainer.method.name)
         train, validation = collection.train, collection.validation
-        tuned = tune(arm, train, validation, collection.name, config.tune, config.seed, show, log)
+        tuned = tune(trainer, train, validation, collection.name, config.tune, config.seed, show, log)
         return tuned.rates, ({} if fold is None else {"fold": fold}) | tuned.record

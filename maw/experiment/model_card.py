@@ -50,9 +50,6 @@ def model_card(
     """The card as Markdown; that of an exported model has the metadata that model hubs read.
 
     Args:
-        spec: the pretrained model.
-        run: the run with the model's results.
-        method: the method's name.
         seed, fold: those of the training; the first ones if None.
         exported_to: folder or ORG/NAME from which sentence-transformers will load the model; None for a checkpoint.
     """

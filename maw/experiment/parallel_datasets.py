@@ -94,7 +94,6 @@ def run_side_by_side(config: Tier1Config, state: RunState, parts: Sequence[Share
 
     Args:
         config: the run's configuration; the caller holds the lock on its folder.
-        state: the run's state.
         parts: shares of the machine, each for one dataset at a time.
 
     Returns:

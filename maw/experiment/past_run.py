@@ -10,18 +10,20 @@ with other settings, left by a later run in the same folder, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from maw.config.methods import METHODS, find_method
+from maw.config.paths import absolute, check_there, folders_of, found_again, is_folder, with_folders
 from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
+from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.dataset_table import results_name
 from maw.data.registry import load_collection, load_folds
 from maw.errors import ConfigError, MAWError, show, suggestion
-from maw.experiment.arm import Arm
+from maw.experiment.method_trainer import MethodTrainer
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.storage.files import read_json
@@ -40,26 +42,30 @@ class PastRun:
     Attributes:
         folder: the dataset's folder.
         result: the content of its dataset.json.
-        config: the run's configuration.
+        config: the run's configuration, its folders where they are now.
+        moved: as in `open`.
     """
 
     folder: Path
     result: dict[str, Any]
     config: Tier1Config
+    moved: Sequence[str] = ()
 
     @classmethod
-    def open(cls, folder: Path | str, dataset: str | None = None) -> PastRun:
+    def open(cls, folder: Path | str, dataset: str | None = None, moved: Sequence[str] = ()) -> PastRun:
         """The newest results of a dataset.
 
         Args:
             folder: a run's `log_dir`, or the folder of one dataset in it.
             dataset: name of the results, such as msmarco or beir_scifact; needed if the folder has several.
+            moved: folders of the model, the dataset and the distractors that are neither where they were nor where
+                they would be if they had moved together with the run; each is recognised by its name.
 
         Raises:
             ConfigError: the folder has no such results, or several and `dataset` is None.
             MAWError: the results cannot be read.
         """
-        folder = Path(folder)
+        folder = Path(absolute(folder))
         paths = [folder / "dataset.json"] if (folder / "dataset.json").is_file() else folder.glob("*/dataset.json")
         found = sorted(((_read(path), path.parent) for path in paths), key=lambda pair: pair[0]["evaluated_at"])
         newest = {result["dataset"]: (result, place) for result, place in found}
@@ -75,7 +81,10 @@ class PastRun:
             known = f"{suggestion(name, newest)}; there are those of {', '.join(newest)}"
             raise ConfigError([f"{folder}: has no results of {show(name)}{known}"])
         result, place = newest[name]
-        return cls(place, result, Tier1Config.from_dict(result["configuration"]))
+        settings = found_again(result["configuration"], place.parent, moved)
+        if not is_folder(settings.get("cache_dir") or "."):
+            settings |= {"cache_dir": None}
+        return cls(place, result, Tier1Config.from_dict(settings), moved)
 
     @property
     def name(self) -> str:
@@ -106,11 +115,7 @@ class PastRun:
         return self.folder.parent / CHECKPOINTS / f"{name}_{BEST}"
 
     def checkpoint(self, method: str, seed: int | None = None, fold: int | None = None) -> Path:
-        """The folder of a method's best checkpoint.
-
-        Args:
-            seed: the training's seed; the first one if None.
-            fold: from 1; the first one if None.
+        """The folder of a method's best checkpoint; of the first seed, or fold from 1, where it is None.
 
         Raises:
             ConfigError: the run had no such seed or fold.
@@ -153,30 +158,40 @@ class PastRun:
         self.record(method)
         device = pick_device(replace(self.config, device=None))
         if not find_method(method).trained:
-            arm = Arm(find_method(method), replace(self.config, precision=precision), device)
-            return arm.build(arm.config).eval()
+            check_there(self.folder, folders_of({"model": self.config.model}))
+            trainer = MethodTrainer(find_method(method), replace(self.config, precision=precision), device)
+            return trainer.build(trainer.config).eval()
         path = self.checkpoint(method, seed, fold)
-        model = load_checkpoint(path)
+        model = load_checkpoint(path, moved=self.moved)
         self._check_settings(path, method, model.config)
         return in_precision(model, precision).to(device).eval()
 
     def corpus(self) -> Corpus:
-        """The corpus of the test queries.
+        """The corpus of the test queries; raises as `test`."""
+        return self.test().corpus
+
+    def test(self) -> RetrievalData:
+        """The test split: its queries, judgements and corpus.
 
         Raises:
             DataError: the dataset can no longer be loaded.
-            MAWError: its passages have changed since the run.
+            MAWError: its folder is gone, or its passages have changed since the run.
         """
         names = [name for name in self.config.datasets if results_name(name) == self.name]
         if not names:
             raise MAWError(f"{self.folder}: no dataset of its configuration has results called {self.name}")
         config = self.config
+        check_there(self.folder, folders_of({"datasets": names, "distractors": config.distractors}))
         data = load_folds(names[0], config).whole if config.folds else load_collection(names[0], config)
-        return data.test.corpus
+        seen = data.test.corpus.fingerprint
+        if self.result.get("tested_on", {}).get("corpus_sha256", seen) != seen:
+            raise MAWError(f"{self.folder}: the passages of {names[0]} have changed since the run; run it again")
+        return data.test
 
     def _check_settings(self, path: Path, method: str, config: Tier1Config) -> None:
         """Makes sure that a checkpoint has the settings of this run."""
-        mine, its = Arm(find_method(method), self.config, None).config.to_dict(), config.to_dict()
+        both = MethodTrainer(find_method(method), self.config, None).config, config
+        mine, its = (with_folders(vars(each), lambda text: Path(text).name) for each in both)  # wherever they are
         other = [
             name
             for name in mine

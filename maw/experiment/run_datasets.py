@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from maw.config.tier1_config import Tier1Config
+from maw.experiment.config_checks import validate
 from maw.experiment.dataset_run import run_dataset
 from maw.experiment.dataset_state import DatasetState
 from maw.experiment.parallel_datasets import run_side_by_side, shares
 from maw.experiment.run_state import RunState
-from maw.experiment.validation import validate
 from maw.models.pretrained import ModelSpec
 from maw.report.rebuild import write_reports
 from maw.runtime import console, distributed, signals, trackers
@@ -25,11 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_datasets(config: Tier1Config, spec: ModelSpec, device: torch.device, state: RunState) -> dict[str, Any]:
-    """Runs all datasets of a run, and writes the run's reports after each one.
-
-    Returns:
-        Dataset -> the content of its dataset.json.
-    """
+    """Runs all datasets of a run, and writes the run's reports after each; dataset -> its dataset.json's content."""
     if config.parallel_datasets:
         parts = shares(config, device)
         if len(parts) > 1:

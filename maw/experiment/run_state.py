@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.config.methods import trained_methods
+from maw.config.paths import expand_home, folders_of, found_again, identity, is_folder
 from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
 from maw.runtime import distributed
@@ -138,8 +139,8 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
         ConfigError: there is no such run.
     """
     if text != LAST:
-        return Path(text)
-    base = Path(log_dir) if log_dir else Path(Tier1Config.log_dir).parent
+        return Path(expand_home(text))
+    base = Path(expand_home(log_dir)) if log_dir else Path(Tier1Config.log_dir).parent
     folders = [base, *(sorted(base.iterdir()) if base.is_dir() else [])]
     found = [folder for folder in folders if (folder / STATE / RUN).is_file() and not is_held(folder)]
     if not found:
@@ -154,7 +155,9 @@ def find_run(text: str, log_dir: str | None = None) -> Path:
 
 def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     """Settings, code and libraries that have changed since the run was started; one line each."""
-    before, now = Tier1Config.from_dict(record["config"]).to_dict(), config.to_dict()
+    now = identity(config.to_dict())
+    settings = found_again(record["config"], Path(config.log_dir), filter(is_folder, folders_of(now)))
+    before = identity(Tier1Config.from_dict(settings).to_dict())
     settings = [name for name in now if name not in RESULT_NEUTRAL]
     found = differences({n: before[n] for n in settings}, {n: now[n] for n in settings}, "")
     if trained_methods(config):

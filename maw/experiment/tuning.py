@@ -32,7 +32,7 @@ from scipy.stats import qmc
 
 from maw.data.collection import RetrievalData
 from maw.errors import MAWError, NotFiniteError
-from maw.experiment.arm import Arm
+from maw.experiment.method_trainer import MethodTrainer
 from maw.runtime import signals
 from maw.runtime.console import at
 from maw.runtime.profiler import stage
@@ -128,7 +128,7 @@ class TrialLog(Protocol):
 
 
 def tune(
-    arm: Arm,
+    trainer: MethodTrainer,
     train: RetrievalData,
     validation: RetrievalData,
     dataset: str,
@@ -140,42 +140,36 @@ def tune(
     """Finds a method's learning rates in exactly `trials` trials.
 
     Args:
-        arm: the method to tune.
-        train: training data.
-        validation: data that scores the trials.
-        dataset: for messages.
-        trials: number of trials, at least 1.
-        seed: seed of the trainings and of the quasi-random points.
         show: called after each trial with the trial, `trials`, and whether it is the best so far.
         log: saves finished trials and the one in progress; None to save none.
 
     Raises:
         MAWError: every trial diverged.
     """
-    search = RateSearch(arm.default_rates(seed), trials, seed)
+    search = RateSearch(trainer.default_rates(seed), trials, seed)
     done = log.read() if log else []
     with stage("tuning"):
         while len(done) < trials:
             rates, how = search.next(done)
             writer = log.writer(len(done) + 1, rates) if log else None
             with at(trial=len(done) + 1):
-                done.append(_try(arm, train, validation, dataset, seed, len(done) + 1, rates, how, writer))
+                done.append(_try(trainer, train, validation, dataset, seed, len(done) + 1, rates, how, writer))
             if log:
                 log.write(done)
-            log_event(logger, "trial", training=f"{dataset} {arm.method.name}", **done[-1].record)
+            log_event(logger, "trial", training=f"{dataset} {trainer.method.name}", **done[-1].record)
             show(done[-1], trials, best_of(done) is done[-1])
             signals.check()
     best = best_of(done)
     if best is None:
         raise MAWError(
-            f"{dataset} {arm.method.name}: all {trials} trials diverged ({done[-1].facts['failed']}); allow more "
+            f"{dataset} {trainer.method.name}: all {trials} trials diverged ({done[-1].facts['failed']}); allow more "
             "trials, or set lower rates"
         )
     return Tuned(best.rates, tuple(done), _account(search, best, done))
 
 
 def _try(
-    arm: Arm,
+    trainer: MethodTrainer,
     train: RetrievalData,
     validation: RetrievalData,
     dataset: str,
@@ -186,10 +180,10 @@ def _try(
     writer: CheckpointWriter | None,
 ) -> Trial:
     started = time.perf_counter()
-    with arm.metered() as meter:
+    with trainer.metered() as meter:
         try:
-            config = replace(arm.configure(seed, rates), diagnostics="none")  # the weights of a trial are not kept
-            history = arm.train(arm.build(config), train, validation, dataset, writer, meter)
+            config = replace(trainer.configure(seed, rates), diagnostics="none")  # the weights of a trial are not kept
+            history = trainer.train(trainer.build(config), train, validation, dataset, writer, meter)
         except NotFiniteError as error:
             meter.before = None  # as the seconds, which before an interruption are not known here
             facts = {"failed": str(error), "seconds": time.perf_counter() - started}

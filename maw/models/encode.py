@@ -10,7 +10,6 @@ Letters: N texts, C embedding size, M MAW layers, D depths.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -26,8 +25,6 @@ from maw.runtime.devices import unwrap
 from maw.runtime.out_of_memory import HalveOnOOM
 from maw.runtime.profiler import stage, waiting
 from maw.runtime.progress_bars import bar
-
-logger = logging.getLogger(__name__)
 
 _ROWS_CHECKED = 65_536  # at a time, so that a memory map is not read into memory as a whole
 

@@ -12,13 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from maw.config.paths import absolute, no_folder
 from maw.errors import ModelError, reason, show, suggestion
-from maw.runtime.network import reachable
+from maw.runtime.network import reachable, told_to_stay_offline
 from maw.storage.files import read_json, sha256
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MINILM_BYTES = 90_868_376
 WEIGHTS = "model.safetensors"
+_ONE_FILE = (
+    "tokenizer.json",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+    "tekken.json",
+)
+TOKENIZER_FILES = (*((name,) for name in _ONE_FILE), ("vocab.json", "merges.txt"))
+"""Files with a tokenizer's vocabulary; one of these groups is needed."""
 _HUB_ID = r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?"
 _ELSEWHERE = "place its files in a folder and pass --model FOLDER, or use --model packaged:all-MiniLM-L6-v2"
 
@@ -51,7 +62,7 @@ def find_model(name: str) -> Path | None:
     if name.startswith("packaged:"):
         return _packaged_folder(name)
     try:
-        folder = Path(name).expanduser()
+        folder = Path(absolute(name))
         if folder.is_dir():
             return folder
         is_file = folder.is_file()
@@ -60,7 +71,8 @@ def find_model(name: str) -> Path | None:
     if is_file:
         raise ModelError(f"model {show(name)} is a file; pass the folder that holds config.json and the weights")
     if not re.fullmatch(_HUB_ID, name, re.ASCII):
-        raise ModelError(f"model {show(name)} is neither an existing folder nor a Hugging Face id; {_ELSEWHERE}")
+        text = f"is neither an existing folder nor a Hugging Face id: {no_folder(name)}"
+        raise ModelError(f"model {show(name)} {text}; {_ELSEWHERE}")
     return None
 
 
@@ -136,6 +148,36 @@ def hub_file(name: str, filename: str, local_only: bool = False) -> Path | None:
     except (HfHubHTTPError, OSError, ValueError) as error:
         text = f"the hub answers: {reason(error)}; check the name, or {_ELSEWHERE}"
         raise ModelError(f"model {name}: {text}") from error
+
+
+def check_tokenizer_files(name: str, folder: Path | None) -> None:
+    """Refuses a model without a vocabulary: transformers would make an empty tokenizer, which knows no word.
+
+    Args:
+        name: the model.
+        folder: its folder; None for a hub model, of which missing files are downloaded unless that is forbidden.
+
+    Raises:
+        ModelError: names the missing files.
+    """
+    if folder is None and not told_to_stay_offline():
+        return
+    if any(all(_is_here(name, folder, each) for each in group) for group in TOKENIZER_FILES):
+        return
+    others = ", ".join(" with ".join(group) for group in TOKENIZER_FILES[1:])
+    raise ModelError(
+        f"model {name}: its tokenizer is missing: {folder or 'the local cache'} has no tokenizer.json, and none of "
+        f"{others}; copy the files from the model that the weights come from, or save them with "
+        "tokenizer.save_pretrained"
+    )
+
+
+def _is_here(name: str, folder: Path | None, filename: str) -> bool:
+    if folder is not None:
+        return (folder / filename).is_file()
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, filename), str)
 
 
 def is_minilm(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Finds a pretrained encoder and reads its sizes, pooling, similarity, prefixes and length limits.
 
-`--model` names a folder, a Hugging Face id, or packaged:all-MiniLM-L6-v2. The settings come from the files that
-sentence-transformers writes or, for models published without them, from `KNOWN`; the configuration overrides them.
+`--model` names a folder, a Hugging Face id, or packaged:all-MiniLM-L6-v2. How it is used, `maw.models.usage` reads;
+the configuration overrides it.
 This module does not import torch, so that layer numbers and sizes are checked before anything heavy is loaded.
 """
 
@@ -14,10 +14,12 @@ from typing import Any
 from maw.attention.architectures import ARCHITECTURES, architecture_of
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
+from maw.config.paths import short_path
 from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
+from maw.models.usage import DEFAULT_MAX_LENGTH, DEFAULT_TEMPERATURE, KNOWN, SHORTEST, Usage, read_usage
 from maw.storage.files import sha256
 
 _OWN_SCORES = (
@@ -26,40 +28,7 @@ _OWN_SCORES = (
 )
 REFUSED_MODEL_TYPES = {"mpnet": _OWN_SCORES, "deberta": _OWN_SCORES, "deberta-v2": _OWN_SCORES}
 
-DEFAULT_MAX_LENGTH = 512
-SHORTEST = 3  # tokens: one token between the two special ones
-DEFAULT_TEMPERATURE = {"cosine": 0.05, "dot": 1.0}
-_POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-_POOLING_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-"""Pooling mode of sentence-transformers -> this project's name."""
 MINILM = "packaged:all-MiniLM-L6-v2"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How a model turns texts into scores."""
-
-    pooling: str = "mean"
-    similarity: str = "cosine"
-    temperature: float = DEFAULT_TEMPERATURE["cosine"]
-    query_prefix: str = ""
-    document_prefix: str = ""
-    max_length: int = DEFAULT_MAX_LENGTH
-
-
-_CONTRIEVER = Usage(similarity="dot", temperature=0.05)
-KNOWN = {"facebook/contriever": _CONTRIEVER, "facebook/contriever-msmarco": _CONTRIEVER}
-"""Settings of models published without files of sentence-transformers, from their papers and model cards.
-
-Source: Izacard et al. 2022, "Unsupervised Dense Information Retrieval with Contrastive Learning".
-"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +38,8 @@ class ModelSpec:
     `folder` is None for a Hugging Face id; `trained_on` names the datasets on which it is not zero-shot (a folder's
     name proves nothing: it is recognised by the SHA-256 of its weights if they have the size of a known model);
     `weights_sha256` is the expected hash, None if unknown; `max_positions` is the most tokens of its position
-    embeddings.
+    embeddings, `vocab_size` the number of its token embeddings (None if config.json does not say); `lower_case` says
+    whether its tokenizer must lower-case texts; `source` names where the settings come from that no flag gives.
     """
 
     name: str
@@ -88,6 +58,9 @@ class ModelSpec:
     trained_on: tuple[str, ...] = ()
     weights_sha256: str | None = None
     max_positions: int = DEFAULT_MAX_LENGTH
+    vocab_size: int | None = None
+    lower_case: bool = False
+    source: str = Usage.source
 
     def was_trained_on(self, collection: str) -> bool:
         """Whether the model was trained on a collection or its source dataset; see `source_of`."""
@@ -126,9 +99,6 @@ def disagreements(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
 def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     """As `model_spec`, without checking the configuration against the model.
 
-    Args:
-        local_only: whether network access is forbidden.
-
     Raises:
         ModelError: as `model_spec`.
         NotCachedError: `local_only`, and the model's files are not on this machine.
@@ -136,18 +106,20 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
     name = config.model
     folder = find_model(name)
     files = ModelFiles(name, folder, local_only)
+    if folder and (folder / "adapter_config.json").is_file():  # transformers would load its base model instead
+        text = "adapter_config.json makes it an adapter of PEFT; save the model that merge_and_unload returns"
+        raise ModelError(f"model {name}: {text}")
     settings = files.required("config.json")
     model_type = model_type_of(name, settings)
     sizes = _sizes(name, settings)
     positions = positions_of(name, model_type, settings)
-    usage = _usage(files, config, model_type)
+    local = None if name.startswith("packaged:") else folder
+    known_name = name if local is None else MINILM if is_minilm(local) else "/".join(local.parts[-2:])
+    usage = KNOWN.get(known_name) or read_usage(files, config, sizes["hidden_dim"])
     similarity = config.similarity or usage.similarity
     own = usage.temperature if similarity == usage.similarity else DEFAULT_TEMPERATURE[similarity]
-    length = min(usage.max_length, positions)
-    known_folder = folder is not None and not name.startswith("packaged:") and is_minilm(folder)
-    known_name = MINILM if known_folder else name
     return ModelSpec(
-        name=name,
+        name=name if local is None else short_path(local),
         folder=folder,
         model_type=model_type,
         **sizes,
@@ -156,11 +128,14 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
         temperature=config.temperature if config.temperature is not None else own,
         query_prefix=config.query_prefix if config.query_prefix is not None else usage.query_prefix,
         document_prefix=config.document_prefix if config.document_prefix is not None else usage.document_prefix,
-        max_query_length=config.max_query_length or length,
-        max_document_length=config.max_document_length or length,
+        max_query_length=config.max_query_length or min(usage.query_length or positions, positions),
+        max_document_length=config.max_document_length or min(usage.document_length or positions, positions),
         trained_on=tuple(each.name for each in DATASETS.values() if known_name in each.training_data_of),
         weights_sha256=MINILM_SHA256 if known_name == MINILM else None,
         max_positions=positions,
+        vocab_size=_positive(name, settings, "vocab_size") if "vocab_size" in settings else None,
+        lower_case=usage.lower_case,
+        source=usage.source,
     )
 
 
@@ -255,97 +230,6 @@ def _positive(name: str, settings: dict[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelError(f"model {name}: config.json should give a positive whole {key}, got {show(value)}")
     return value
-
-
-def _usage(files: ModelFiles, config: Tier1Config, model_type: str) -> Usage:
-    if files.name in KNOWN:
-        return KNOWN[files.name]
-    modules = files.read("modules.json", list)
-    if modules is None:  # a plain transformer
-        return Usage()
-    pooling_folder = _check_modules(files.name, modules)
-    normalizes = any(_kind(module) == "Normalize" for module in modules)
-    saved = files.read("config_sentence_transformers.json") or {}
-    query, document = _prompts(saved)
-    pooling = files.read(f"{pooling_folder}/config.json") if pooling_folder else {}
-    if pooling is None:
-        raise ModelError(f"model {files.name}: {pooling_folder}/config.json, which modules.json names, is missing")
-    own_pooling = "mean" if config.pooling else _pooling(files.name, pooling, bool(query or document))
-    similarity = "cosine" if normalizes or config.similarity else _similarity(files.name, saved)
-    return Usage(
-        pooling=own_pooling,
-        similarity=similarity,
-        temperature=DEFAULT_TEMPERATURE[similarity],
-        query_prefix=query,
-        document_prefix=document,
-        max_length=_max_length(files, model_type),
-    )
-
-
-def _kind(module: Any) -> str:
-    return str(module.get("type", "") if isinstance(module, dict) else module).rsplit(".", 1)[-1]
-
-
-def _check_modules(name: str, modules: list[Any]) -> str | None:
-    """Refuses unsupported modules; returns the pooling module's folder, or None for mean pooling."""
-    folder = None
-    for module in modules:
-        kind = _kind(module)
-        path = module.get("path") if isinstance(module, dict) else None
-        if kind not in ("Transformer", "Pooling", "Normalize") or not isinstance(path, str):
-            text = "only Transformer, Pooling and Normalize are supported"
-            raise ModelError(f"model {name}: modules.json lists a module {show(kind)}; {text}")
-        if kind == "Transformer" and path:
-            text = "save it again with a current sentence-transformers, which puts it at the top"
-            raise ModelError(f"model {name} has its transformer in the folder {show(path)}; {text}")
-        folder = path if kind == "Pooling" else folder
-    return folder
-
-
-def _pooling(name: str, settings: dict[str, Any], has_prompts: bool) -> str:
-    modes = settings.get("pooling_mode") or [mode for key, mode in _POOLING_MODES.items() if settings.get(key)]
-    modes = modes or ["mean"] if isinstance(modes, list) else [modes]
-    if modes not in ([known] for known in _POOLING_NAMES):
-        raise ModelError(
-            f"model {name} pools by {' + '.join(map(str, modes))}; only mean, cls and lasttoken are supported "
-            "(--pooling mean, cls or last uses it anyway, with embeddings that differ from the published ones)"
-        )
-    if has_prompts and settings.get("include_prompt") is False:
-        text = "its pooling excludes the prompt, which is not supported"
-        raise ModelError(f"model {name}: {text} (--pooling {_POOLING_NAMES[modes[0]]} includes the prompt)")
-    return _POOLING_NAMES[modes[0]]
-
-
-def _similarity(name: str, saved: dict[str, Any]) -> str:
-    similarity = saved.get("similarity_fn_name") or "cosine"
-    if similarity in ("dot", "dot_product"):
-        return "dot"
-    if similarity != "cosine":
-        text = "only cosine and dot are supported (--similarity cosine or dot overrides it)"
-        raise ModelError(f"model {name} compares by {show(similarity)}; {text}")
-    return similarity
-
-
-def _prompts(saved: dict[str, Any]) -> tuple[str, str]:
-    prompts = saved.get("prompts")
-    prompts = prompts if isinstance(prompts, dict) else {}
-    document = next((prompts[key] for key in ("document", "passage", "corpus") if key in prompts), None)
-    query = prompts.get("query")
-    return query if isinstance(query, str) else "", document if isinstance(document, str) else ""
-
-
-def _max_length(files: ModelFiles, model_type: str) -> int:
-    """The length limit of sentence-transformers: its own setting or, since version 6, the tokenizer's."""
-    saved = files.read("sentence_bert_config.json")
-    if saved is None:  # older models name the file after their type
-        saved = files.read(f"sentence_{model_type}_config.json") or {}
-    tokenizer = files.read("tokenizer_config.json") or {}
-    if saved.get("do_lower_case") and not tokenizer.get("do_lower_case"):
-        raise ModelError(f"model {files.name} needs lower-cased text before its tokenizer, which is not supported")
-    for length in (saved.get("max_seq_length"), tokenizer.get("model_max_length")):
-        if isinstance(length, int) and SHORTEST <= length < 10**9:  # "no limit" is saved as 10**30
-            return length
-    return DEFAULT_MAX_LENGTH
 
 
 _HUB_NAME = {MINILM: "sentence-transformers/all-MiniLM-L6-v2"}

@@ -19,14 +19,15 @@ from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
-from maw.config.tier1_config import Tier1Config, kernel_noise
+from maw.config.tier1_config import Tier1Config, absolute_paths, kernel_noise
 from maw.errors import ConfigError, ModelError, reason
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
-from maw.models.model_files import WEIGHTS
+from maw.models.model_files import WEIGHTS, check_tokenizer_files
 from maw.models.pretrained import ModelSpec, model_spec, trained_layers, verify_weights
 from maw.models.tokenized import Texts, TextSource
+from maw.models.tokenizer_check import check_tokenizer
 from maw.runtime.devices import pick_device
 from maw.runtime.precision import pick_precision
 
@@ -52,7 +53,7 @@ class BaselineRetriever(nn.Module):
 
     def __init__(self, config: Tier1Config):
         super().__init__()
-        self.config = config
+        self.config = config = absolute_paths(config)
         self.spec = model_spec(config)
         self.layers = trained_layers(config, self.spec)
         self.tokenizer = load_tokenizer(self.spec)
@@ -260,10 +261,13 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ModelError: the tokenizer cannot be read.
+        ModelError: the tokenizer is missing, cannot be read, or does not fit the model.
     """
+    check_tokenizer_files(spec.name, spec.folder)
     with _reading(f"tokenizer of model {spec.name}"):
-        return AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(spec.folder or spec.name, trust_remote_code=False)
+    check_tokenizer(tokenizer, spec)
+    return tokenizer
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maw.config.paths import absolute, is_folder
 from maw.errors import DamagedError, MAWError, ModelError
 from maw.models.add_maw import add_maw, backbone_of, maw_layers
 from maw.storage.checksummed_tensors import check_tensor_files, read_bundle, read_tensors, write_bundle
@@ -47,7 +48,7 @@ def save_maw(model: nn.Module, folder: Path | str) -> Path:
     record = {
         "format": _FORMAT,
         "model_type": backbone.config.model_type,
-        "base_model": backbone.config.name_or_path,
+        "base_model": absolute(name) if is_folder(name := backbone.config.name_or_path) else name,
         "frozen_sha256": _frozen_sha256(model),
         "settings": _settings(model),
     }
@@ -94,7 +95,9 @@ def load_maw(model: nn.Module, folder: Path | str) -> nn.Module:
     if stray:
         raise ModelError(f"{folder}: the weights do not fit the model: {stray[0]} is in only one of the two")
     if _frozen_sha256(model) != record["frozen_sha256"]:
-        logger.warning("%s: was trained with other frozen weights than this model has", folder)
+        base = record.get("base_model")
+        text = "%s: was trained with other frozen weights than this model has, so outputs differ; load it into %s"
+        logger.warning(text, folder, base or "the model that it was saved from")
     return model
 
 

@@ -95,9 +95,6 @@ class TextSource:
     """Texts of one kind, tokenised on demand.
 
     Args:
-        texts: a corpus, or a list of strings.
-        tokenizer: Hugging Face tokenizer.
-        prefix: the model's prefix for this kind of text.
         max_length: most tokens of a text, special tokens included; longer texts are truncated.
     """
 
@@ -123,7 +120,6 @@ class TextSource:
 
         Args:
             order: rows, by descending length.
-            size: most texts of a batch.
             budget: most tokens of a batch, padding included; None for no limit. A longer text is a batch of its own.
         """
         for rows, tokens in ahead(windows(order), lambda rows: (rows, self._tokens(rows))):

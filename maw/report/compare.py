@@ -5,7 +5,7 @@
 
 A difference is the first run's value minus the second's, paired by query id over the queries that both tested. Runs
 with another corpus, other judgements or another relevance level are refused: their values do not compare. Settings
-that differ are listed.
+that differ are listed, and a warning says where the runs left other passages out of the rankings (`self_passages`).
 
 The tests are exploratory, since nothing was fixed before the runs. nDCG@10 over all datasets and methods is one
 family, the other primary metrics are another; Holm's procedure corrects each.
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from maw.config.methods import METHODS, Method, find_method
+from maw.config.paths import found_again, identity
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
 from maw.evaluation.confirmatory import LEVEL, METRIC, corrected, signs_for
@@ -30,7 +31,7 @@ from maw.evaluation.significance import paired_tests
 from maw.report.rebuild import find_folders, read_result
 from maw.report.tables.trec import FOLDER, read_qrels, token
 from maw.report.text.differences import COLUMNS, MORE, cells, more_cells
-from maw.report.text.format import as_table, clean, fact, heading, wrapped
+from maw.report.text.format import as_table, bullet, clean, fact, heading, wrapped
 from maw.storage.files import read_json
 
 _PERMUTATIONS = 10_000
@@ -70,8 +71,8 @@ def compare_runs(
         against: the method of the second run; if None, the same method.
 
     Returns:
-        "runs"; "settings_that_differ", name -> both values; "datasets", name -> counts of common queries and of
-        queries of one run only; "level", "correction", "permutations"; and "comparisons", a list with dataset,
+        "runs"; "settings_that_differ", name -> both values; "warnings"; "datasets", name -> counts of common queries
+        and of queries of one run only; "level", "correction", "permutations"; and "comparisons", a list with dataset,
         methods, metric, the fields of `maw.evaluation.significance.PairedTest`, "p_holm" and the effects as in a run.
 
     Raises:
@@ -106,7 +107,8 @@ def compare_runs(
     others = {number: row for number, row in enumerate(rows) if row["metric"] != METRIC}
     return {
         "runs": [str(run_a), str(run_b)],
-        "settings_that_differ": _settings(first[shared[0]].result, second[shared[0]].result),
+        "settings_that_differ": _settings(first[shared[0]], second[shared[0]]),
+        "warnings": [text for name in queries for text in _ranked_otherwise(first[name], second[name])],
         "datasets": {name: _counts(first[name], second[name], pairs[name], queries[name]) for name in queries},
         "level": LEVEL,
         "correction": "Holm's, with nDCG@10 as one family and all other metrics as another",
@@ -125,6 +127,8 @@ def comparison_text(found: Mapping[str, Any]) -> str:
         for line in fact(name, f"{_shown(a)} in the first, {_shown(b)} in the second")
     ]
     parts.append("\n".join(["Settings that differ", *(differ or ["  none"])]))
+    if found["warnings"]:
+        parts.append("\n".join(["Warnings", *(line for text in found["warnings"] for line in bullet(text))]))
     counts = [
         line
         for name, each in found["datasets"].items()
@@ -227,6 +231,24 @@ def _judged_otherwise(a: _Side, b: _Side, common: Sequence[str]) -> list[str]:
     return [f"{name}: {len(other):,} of {len(common):,} common queries are judged differently, such as {other[0]!r}"]
 
 
+def _ranked_otherwise(a: _Side, b: _Side) -> list[str]:
+    """A warning if one run left passages out by another rule; a run before there was a rule left out none."""
+    tested = [side.result["tested_on"] for side in (a, b)]
+    rules, counts = (
+        [each.get("self_passages", "keep") for each in tested],
+        [each.get("left_out", 0) for each in tested],
+    )
+    alike = counts[0] == counts[1] and (not counts[0] or tested[0]["qrels_sha256"] == tested[1]["qrels_sha256"])
+    if rules[0] == rules[1] or alike:
+        return []
+    pairs = zip(rules, counts, strict=True)
+    how = [f"{count:,} queries left out the passage of their id by {rule}" for rule, count in pairs]
+    return [
+        f"{a.result['dataset']}: the runs ranked other passages: in the first {how[0]}, in the second {how[1]}; give "
+        "both the same --self-passages"
+    ]
+
+
 def _tests(
     a: _Side, b: _Side, pair: tuple[Method, Method], common: Sequence[str], signs: int, size: int
 ) -> list[dict[str, Any]]:
@@ -258,13 +280,13 @@ def _columns(values: Mapping[str, Any], common: Sequence[str]) -> np.ndarray:
     return np.column_stack([np.asarray(values["metrics"][metric], np.float64)[rows] for metric in PRIMARY])
 
 
-def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _settings(a: _Side, b: _Side) -> dict[str, list[Any]]:
     """Differing settings that can change a result, and differing facts on the model."""
     one, other = (
-        each["configuration"]
+        identity(found_again(each.result["configuration"], each.folder.parent))
         | {
             f"model_{key}": fact
-            for key, fact in each.get("model", {}).items()
+            for key, fact in each.result.get("model", {}).items()
             if key in ("weights_sha256", "precision")
         }
         for each in (a, b)

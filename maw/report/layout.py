@@ -61,10 +61,8 @@ def write_dataset(
     """Writes one dataset's folder, `<dataset>_<timestamp>`, or `<dataset>_<timestamp>_2` and so on if it exists.
 
     Args:
-        log_dir: the run's folder; created if missing.
         dataset_result: the content of dataset.json.
         evaluations: method name -> its evaluation on the test split.
-        timestamp: as in 20250106_143022.
         extras: functions that take the folder and write more files into it, before dataset.json is written.
         folder: the folder that this run chose earlier with `free_folder`; its files are replaced.
 
@@ -116,7 +114,6 @@ def write_summary(
     """Writes summary/ over all datasets of a run; the files of an earlier run are replaced.
 
     Args:
-        log_dir: the run's folder.
         dataset_results: the content of each dataset.json, in the order of the run.
         family, explored: the confirmatory and the exploratory family over all datasets, once all are finished.
         examples, attention: dataset -> the content of its examples.json or attention.json, if it has one.

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from maw.config.paths import identity
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
 from maw.evaluation import confirmatory, exploratory
@@ -36,16 +37,12 @@ _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 def write_reports(
     log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = (), processes: int = 1
 ) -> Path:
-    """Writes the figures into the dataset folders, and summary/ beside them.
+    """Writes the figures into the dataset folders, and summary/ beside them; returns the summary's folder.
 
     Args:
-        log_dir: folder of the run.
         folders: of its finished datasets, in the order of the run.
         drawn: the folders whose figures are up to date.
         processes: number of processes that draw; more than one only if the program does nothing else.
-
-    Returns:
-        The summary's folder.
 
     Raises:
         MAWError: a file cannot be read or written.
@@ -112,9 +109,6 @@ def _follow_parent(parent: int) -> None:
 def find_folders(run_dir: Path | str) -> list[Path]:
     """The dataset folders of a run, in the order of the run.
 
-    Args:
-        run_dir: the run's folder, as given to --log-dir.
-
     Raises:
         ConfigError: the folder does not exist or holds no results.
         MAWError: a result cannot be read, or the summary names one that is gone.
@@ -140,7 +134,7 @@ def find_folders(run_dir: Path | str) -> list[Path]:
 
 def _what_counts(result: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that can change a result; a resumed run may have changed the others."""
-    return {name: value for name, value in result["configuration"].items() if name not in RESULT_NEUTRAL}
+    return {name: value for name, value in identity(result["configuration"]).items() if name not in RESULT_NEUTRAL}
 
 
 def _named(found: Mapping[Path, Mapping[str, Any]], name: str, result: Mapping[str, Any], summary: Path) -> Path:

@@ -88,7 +88,7 @@ def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapp
 
 def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
     """The result of all confirmatory comparisons in one sentence, without their numbers."""
-    found = [(result, *_outcome(result, key, over_run)) for result, key in comparisons_claimed(results)]
+    found = [(result, *outcome(result, key, over_run)) for result, key in comparisons_claimed(results)]
     if not found:
         return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests are exploratory."
     if len(found) == 1:
@@ -112,7 +112,7 @@ def verdict_lines(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> 
     lines, signs = [], []
     for result, key in confirmed:
         family, test = result["confirmatory"], result["confirmatory"]["comparisons"][key]
-        sentence, sign = _outcome(result, key, over_run)
+        sentence, sign = outcome(result, key, over_run)
         shown = p_value(corrected_p(result, key, METRIC, over_run))
         corrected = max(len(confirmed), family.get("run_family_size", 1)) > 1 and "p_holm" in test
         lines.append(
@@ -130,7 +130,7 @@ def _where(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> s
     return f"{result['dataset']}: " if len(results) > 1 else ""
 
 
-def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
+def outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
     """Which of two methods is significantly better, as a sentence, and the sign of its difference; 0 if neither is."""
     new, old = (label_of(short).removesuffix(" Fine-tuned") for short in key.split("_vs_"))
     difference = result["confirmatory"]["comparisons"][key]["mean_difference"]

@@ -50,9 +50,6 @@ class _State:
 _state = _State()
 
 
-# ---------------------------------------------------------------------------------------------------- mode and context
-
-
 def configure(*, quiet: bool, json_progress: bool) -> None:
     """Sets the output mode, as `Tier1Config.quiet` and `json_progress`, until the block of `configured` ends."""
     _state.quiet, _state.json = quiet, json_progress
@@ -107,9 +104,6 @@ def silence_libraries() -> None:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-
-
-# -------------------------------------------------------------------------------------------------- messages and text
 
 
 def show(text: str) -> None:
@@ -172,7 +166,7 @@ class ConsoleHandler(logging.Handler):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not self.events:
-            return super().filter(record)
+            return not (_state.quiet and hasattr(record, "in_results")) and super().filter(record)
         return (hasattr(record, "event") or record.levelno >= self._least) and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -41,7 +41,6 @@ class ProcessInfo:
 
     Attributes:
         rank: index among all processes; 0 is the main one.
-        count: number of processes.
         local_rank: index among the processes of this machine, and of its GPU.
         local_count: number of processes of this machine.
     """
@@ -146,9 +145,6 @@ def main_first() -> Iterator[None]:
         barrier()
 
 
-# ------------------------------------------------------------------------------------------------------ the session
-
-
 @contextlib.contextmanager
 def session(device: str | None = None) -> Iterator[ProcessInfo]:
     """Joins the launched processes for a block; does nothing with one process or inside another session.
@@ -223,9 +219,6 @@ def _join(info: ProcessInfo, device: str | None) -> None:
         raise MAWError(f"the processes cannot reach each other at {address}: {line_of(error)}") from error
     _state.process, _state.watcher, _state.failed = info, watcher, False
     watcher.start()
-
-
-# ------------------------------------------------------------------------------------------------------- communication
 
 
 def barrier() -> None:

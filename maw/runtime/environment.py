@@ -23,9 +23,10 @@ _PACKAGES += ("statsmodels", "faiss-cpu", "faiss-gpu")
 _ENTRYPOINT = "tier_1.py"
 
 
-def environment_facts() -> dict[str, Any]:
+def environment_facts(began_with: str | None = None) -> dict[str, Any]:
     """JSON-able facts about this process and machine; unknown ones are left out.
 
+    "command" is `began_with`, the command line that started a resumed run, or else that of this process.
     "peak_memory_bytes" is the process's peak so far, "peak_gpu_memory_bytes" the peak of tensors on all GPUs.
     """
     packages = {}
@@ -34,7 +35,7 @@ def environment_facts() -> dict[str, Any]:
             packages[name] = metadata.version(name)
     facts: dict[str, Any] = {
         "version": __version__,
-        "command": command(),
+        "command": began_with or command(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),

@@ -24,7 +24,6 @@ class Bar:
 
     Args:
         stage: the task, in a word or two.
-        total: number of items.
         unit: name of one item, in the singular.
         done: number of items done before.
     """

@@ -46,6 +46,11 @@ def log_event(target: logging.Logger, event: str, **values: Any) -> None:
     target.debug("%s", event, extra={"event": {"event": event, **where(), **values}})
 
 
+def warn_of_data(target: logging.Logger, warning: str) -> None:
+    """Logs a warning that the dataset's results list too; on the console a quiet run shows it only there."""
+    target.warning("%s", warning, extra={"in_results": True})
+
+
 class LogFile(logging.FileHandler):
     """A log file. If the disk refuses it, it warns once and the run continues."""
 

@@ -41,10 +41,7 @@ def reporting(kind: str, log_dir: Path | str, run_id: str, started: str) -> Iter
     """Reports the trainings of a block; only the main process does.
 
     Args:
-        kind: as `Tier1Config.report_to`.
         log_dir: log folder of the run; local files of the tracker are in its folder `tracking`.
-        run_id: unique id of the run; a resumed run keeps it.
-        started: time when the run began, for display.
     """
     global _current
     before = _current

@@ -25,12 +25,7 @@ def as_tensor(values: Tensor | np.ndarray) -> Tensor:
 
 
 def largest(values: Tensor, kind: str, start: int) -> float:
-    """The largest absolute value of embeddings.
-
-    Args:
-        values: embeddings, one a row.
-        kind: "query" or "passage", for the message.
-        start: number of the first row, for the message.
+    """The largest absolute value of embeddings; `kind`, "query" or "passage", and first row are for the message.
 
     Raises:
         NotFiniteError: an embedding holds NaN or infinity; the message names its row.
@@ -49,12 +44,7 @@ def largest(values: Tensor, kind: str, start: int) -> float:
 
 
 def check_scores(scores_RB: Tensor, first: int, start: int) -> None:
-    """Refuses scores that are not finite.
-
-    Args:
-        scores_RB: scores of some queries (rows) and passages (columns).
-        first: number of the first query.
-        start: number of the first passage.
+    """Refuses scores that are not finite; `first` and `start` number the first query and the first passage.
 
     Raises:
         NotFiniteError: a score is not finite; the message names its query and passage.

@@ -134,11 +134,8 @@ class Tile:
     """Some queries, each with a buffer of the keys of its best passages so far.
 
     Args:
-        queries_RC: embeddings of the queries, padded with zeros.
-        first: number of the first query.
-        count: number of queries without the padding.
+        queries_RC: embeddings of the queries from number `first` on, `count` of them, and then zeros.
         width: number of keys that a buffer holds: more than k, or that of all passages.
-        k: number of passages to find.
     """
 
     def __init__(self, queries_RC: Tensor, first: int, count: int, width: int, k: int):
@@ -161,9 +158,8 @@ class Tile:
             return
         row_H = row_R.repeat_interleave(count_R)
         column_H = hits_H - row_H * columns
-        slot_H = (
-            torch.arange(len(hits_H), device=hits_H.device) + (row_R * self.width + self.filled_R - start_R)[row_H]
-        )
+        slot_H = (row_R * self.width + self.filled_R - start_R)[row_H]
+        slot_H += torch.arange(len(hits_H), device=hits_H.device)
         self.keys_RW.view(-1)[slot_H] = pack(scores_RB.take(hits_H), ties_B[column_H])
         self.filled_R += count_R
 

@@ -36,6 +36,7 @@ from torch import Tensor
 from maw.errors import MAWError
 from maw.search.checks import LARGEST, as_tensor, check_arguments, largest, padded, rows_by_tie
 from maw.search.exact import full_precision, top_k
+from maw.search.left_out import leaving_out
 from maw.search.sort_keys import NOTHING, best, pack, scores_of, ties_of
 
 EXTRA = 64  # passages fetched beyond k and an eighth of k: room for ties and rounding at the cut
@@ -60,10 +61,7 @@ def faiss_top_k(
 
     Args:
         kind: "flat", "ivf" or "hnsw".
-        queries: query embeddings; on a CUDA device, FAISS uses it where it can.
-        passages: passage embeddings, an array that may be a memory map.
-        k: how many to return.
-        tie_order: for each passage its place among passages of equal score: 0 to N - 1, each once.
+        queries, passages, k, tie_order: as in `maw.search.exact.top_k`; FAISS uses the queries' CUDA device if it can.
         nprobe: number of lists that a query searches, for ivf.
 
     Shapes:
@@ -126,16 +124,23 @@ def recall(found: np.ndarray, exact: np.ndarray, cutoffs: Sequence[int]) -> dict
 
 
 def sampled_recall(
-    rows: np.ndarray, queries: Tensor, passages: np.ndarray, k: int, tie_order: np.ndarray
+    rows: np.ndarray,
+    queries: Tensor,
+    passages: np.ndarray,
+    k: int,
+    tie_order: np.ndarray,
+    left_out: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Recall of an approximate search at 10, 100 and k, on up to 100 queries spread evenly over all.
 
     Args:
         rows: rows of the passages that the search found for all queries, (Q, K).
         queries, passages, k, tie_order: as in `maw.search.exact.top_k`.
+        left_out: as in `maw.search.left_out.leaving_out`.
     """
     sample = np.unique(np.linspace(0, len(queries) - 1, min(SAMPLE, len(queries))).astype(int))
-    _, exact = top_k(queries[sample], passages, k, tie_order)
+    own = None if left_out is None else left_out[sample]
+    _, exact = leaving_out(lambda size: top_k(queries[sample], passages, size, tie_order), k, own)
     cutoffs = sorted({min(cutoff, k) for cutoff in (10, 100, k)})
     return {"recall": recall(rows[sample], exact.numpy(), cutoffs), "recall_queries": len(sample)}
 

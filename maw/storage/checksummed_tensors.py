@@ -51,9 +51,7 @@ def write_bundle(
 
     Args:
         folder: is made if it is missing; the remains of interrupted writers are removed from it.
-        record: JSON-able.
         tensors: group -> name -> tensor; each group is one file. Other files of these groups are removed.
-        name: file name of the record.
         keep_previous: keep the replaced record and its tensors, for `read_bundle` to fall back on.
 
     Raises:
@@ -83,8 +81,6 @@ def read_bundle(folder: Path, *, name: str = RECORD, repair: bool = False) -> di
     """Reads the record and checks its files. If something is damaged, warns and returns the previous record.
 
     Args:
-        folder: as for `write_bundle`.
-        name: file name of the record.
         repair: overwrite a damaged record with the previous one, so that the next writer keeps the good one.
 
     Raises:

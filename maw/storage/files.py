@@ -21,13 +21,9 @@ from maw.errors import DataError, MAWError, reason, show
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Calls `write` with a temporary path, then renames that file to `path`.
+    """Calls `write`, which writes and closes the file, with a temporary path, then renames that file to `path`.
 
-    If anything fails, `path` keeps its old content.
-
-    Args:
-        path: the file; its folder is created.
-        write: writes and closes the file at the temporary path that it gets.
+    The folder is created. If anything fails, `path` keeps its old content.
 
     Raises:
         MAWError: the disk is full, or the folder cannot be written; names the path.
@@ -63,14 +59,9 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Writes strict, indented JSON; a list of plain values takes one line.
+    """Writes strict, indented JSON, and returns `path`; a list of plain values takes one line.
 
-    Args:
-        path: the file; its folder is created.
-        value: nested dictionaries, lists, tuples, dataclasses, numpy arrays and numbers, paths, and the types of JSON.
-
-    Returns:
-        `path`.
+    `value`: nested dictionaries, lists, tuples, dataclasses, numpy arrays and numbers, paths, and the types of JSON.
 
     Raises:
         MAWError: a number is NaN or infinite, named by its keys; or the path cannot be written.

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maw.config.paths import absolute, check_there, folders_of, found_again
 from maw.config.tier1_config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
 from maw.models.model_files import WEIGHTS
@@ -61,8 +62,6 @@ def save_checkpoint(
     Args:
         epoch: the epoch of the model's weights, from 1; it may be unfinished.
         best_val_metric: validation nDCG@10 of the best epoch so far; None before the first has ended.
-        step: number of batches so far.
-        training: what else resuming needs.
         run: identifies the run and its part; only that can resume from the checkpoint.
         keep_previous: keep the replaced checkpoint, to fall back on if this one gets damaged.
 
@@ -94,7 +93,9 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> BaselineRetriever:
+def load_checkpoint(
+    folder: Path | str, device: torch.device | str = "cpu", moved: Sequence[str] = ()
+) -> BaselineRetriever:
     """The retriever of a checkpoint, in evaluation mode.
 
     The retriever's attribute `checkpoint` has the record, with `epoch` and `training_history`. If a latest checkpoint
@@ -103,14 +104,19 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> B
     Args:
         folder: of the checkpoint, such as logs/tier1/checkpoints/msmarco_maw_best.
         device: of the retriever.
+        moved: where the folder of the pretrained model is now, if it is neither where it was nor where it would be if
+            it had moved together with the run.
 
     Raises:
-        MAWError: there is no checkpoint in the folder, or it is damaged.
-        ModelError: the pretrained model cannot be found, or its weights are not those that were trained.
+        MAWError: there is no checkpoint in the folder, it is damaged, or the folder of its pretrained model is gone.
+        ModelError: the pretrained model cannot be loaded, or its weights are not those that were trained.
     """
-    folder = Path(folder)
+    folder = Path(absolute(folder))
     record = read_record(folder)
-    model = RETRIEVERS[record["retriever"]](Tier1Config.from_dict(record["config"]))
+    config = Tier1Config.from_dict(found_again(record["config"], folder.parent.parent, moved))
+    local = record["pretrained_sha256"] is not None and not config.model.startswith("packaged:")
+    check_there(folder, [config.model] if local else folders_of({"model": config.model}))
+    model = RETRIEVERS[record["retriever"]](config)
     if record["pretrained_sha256"] != _pretrained_sha256(model):
         raise ModelError(f"{folder}: was trained from other weights than those that {model.spec.name} has now")
     model.load_trained_state(read_tensors(folder, record, "weights"))

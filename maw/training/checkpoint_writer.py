@@ -45,15 +45,10 @@ class CheckpointWriter:
     """Writes the checkpoints of one training.
 
     Args:
-        config: says what to keep, and how often to save.
-        folder: of the checkpoints.
         name: the names of the checkpoints begin with it.
-        dataset: for the record.
-        method: for the record.
         run: identifies the run and its part; the training resumes only from checkpoints with the same value.
         resume: whether to look for a checkpoint to resume from.
         only_latest: write no best checkpoint, nor those of epochs.
-        before_save: is called before each save.
     """
 
     def __init__(
@@ -91,10 +86,6 @@ class CheckpointWriter:
         self, model: BaselineRetriever, saved: Saved, *, improved: bool = False, epoch_over: bool = False
     ) -> None:
         """Writes the latest checkpoint and, after an epoch, the other wanted ones.
-
-        Args:
-            improved: whether the epoch is the best so far.
-            epoch_over: whether an epoch has just ended.
 
         Raises:
             MAWError: as `maw.training.checkpoint.save_checkpoint`.

@@ -2,8 +2,8 @@
 
 A batch has B queries, one positive passage for each, and the negatives of the data. Every passage of the batch is a
 candidate for every query (in-batch negatives), except false negatives: passages that are relevant to the query by the
-qrels, and copies of such passages. The order and the choice of positives depend on (seed, epoch) alone, so all methods
-of a run get the same batches.
+qrels, copies of such passages, and the query itself under whichever id. The order and the choice of positives depend
+on (seed, epoch) alone, so all methods of a run get the same batches.
 
 With a `bank`, the passages of that many earlier batches of the epoch are candidates, too, with their embeddings of
 that time (cross-batch memory, Wang et al. 2020): more negatives and finer rewards at the cost of one matrix product.
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from maw.data.collection import RetrievalData
+from maw.data.self_passages import same_texts
 from maw.errors import DataError
 from maw.runtime.devices import to_device
 
@@ -81,31 +82,33 @@ class TrainingPairs:
     """The training queries with their relevant passages and negatives, as integer rows.
 
     Args:
-        data: training split.
         negatives: the most negatives of a query to use; queries may have fewer.
         bank: how many earlier batches of the epoch stay candidates.
 
     Raises:
-        DataError: the corpus lacks a relevant passage or a negative, or there is no query.
+        DataError: the corpus lacks a negative, or there is no query.
     """
 
     def __init__(self, data: RetrievalData, *, negatives: int = 0, seed: int = 0, bank: int = 0):
         if not data.query_ids:
             raise DataError(f"{data.name}: there is no query to train on")
         self.seed, self.bank = seed, bank
+        judged = sorted({document for query in data.query_ids for document in data.qrels[query]})
+        there = {document for document, row in zip(judged, data.corpus.rows_of(judged), strict=True) if row >= 0}
         relevant = [
-            [document for document, grade in data.qrels[query].items() if grade >= 1] for query in data.query_ids
+            [doc for doc, grade in data.qrels[q].items() if grade >= 1 and doc in there] for q in data.query_ids
         ]
         given = [data.negatives.get(query, [])[:negatives] for query in data.query_ids]
         self.corpus_rows, (relevant_rows, negative_rows) = _rows(data, relevant, given)
         self.positives, self.negatives = relevant_rows, negative_rows
         # Equal numbers for texts that differ only in case and white space, (N,).
-        texts = (" ".join(text.lower().split()) for text in data.corpus.take(self.corpus_rows))
+        records = list(data.corpus.records(self.corpus_rows))
+        texts = (" ".join(f"{title} {text}".lower().split()) for _, title, text in records)
         digests = np.array([hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts])
         self.text_class = np.unique(digests, return_inverse=True)[1]
-        self._relevant_codes = np.unique(
-            np.concatenate([self._codes(np.full(len(rows), q), rows) for q, rows in enumerate(relevant_rows)])
-        )
+        own = np.array(list(same_texts(data.queries, records)), np.int64).reshape(-1, 2)
+        codes = [self._codes(np.full(len(rows), q), rows) for q, rows in enumerate(relevant_rows)]
+        self._no_negatives = np.unique(np.concatenate([*codes, self._codes(*own.T)]))
 
     def __len__(self) -> int:
         return len(self.positives)
@@ -146,9 +149,9 @@ class TrainingPairs:
         return Batch(queries, passages, torch.from_numpy(candidate_mask), torch.from_numpy(bank))
 
     def _candidate_mask(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
-        """True where a passage is neither relevant to a query nor a copy of a relevant one, (queries, passages)."""
+        """True where a passage is neither relevant to a query, nor a copy of a relevant one, nor the query itself."""
         codes = self._codes(np.repeat(queries, len(passages)), np.tile(passages, len(queries)))
-        return ~np.isin(codes, self._relevant_codes).reshape(len(queries), len(passages))
+        return ~np.isin(codes, self._no_negatives).reshape(len(queries), len(passages))
 
     def _codes(self, queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
         """One number for each pair of a query and the text of a passage."""

@@ -9,6 +9,7 @@ rule of `maw.data.corpus_sampling`), and "auto" (given for the queries that have
 A negative of a query is never
 
 - a passage that is judged relevant to it (a grade of 1 or more), or a copy of one (equal normalised text);
+- a passage that is the query itself, under whichever id (equal normalised text);
 - a passage with an answer to it, if the data has answers;
 - if it is mined, a passage with a score above `negative_margin` times the positive's score by the same miner, since it
   may be relevant. This is TopK-PercPos. The paper has pairs of a query and one positive; of several positives, the one
@@ -45,6 +46,7 @@ from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.data.hash_sampling import order_key
 from maw.data.normalise import normalise
+from maw.data.self_passages import same_texts
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import DataError, MAWError
 from maw.evaluation.answer_match import contains_answer
@@ -57,7 +59,7 @@ from maw.training.miners import RANKED_PASSAGES, Bm25Miner, DenseMiner, candidat
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """To be raised when the same key gives other negatives, or the file has another format."""
 LOOKED_AT_ONCE = 16
 
@@ -75,9 +77,7 @@ def mine_negatives(
 
     Args:
         data: the training split with its whole corpus.
-        config: source, number, ratio, margin, seed, corpus size and cache folder.
         retriever: the pretrained one, for "dense"; loaded here if not given.
-        activations: stored activations of frozen layers, for "dense".
 
     Returns:
         The split with its negatives, hard ones first; and facts: what was chosen and what was excluded. Counts
@@ -121,11 +121,13 @@ def _key(data: RetrievalData, config: Tier1Config, retriever: BaselineRetriever 
     }
     if config.negative_source == "dense":
         spec = dataclasses.asdict(retriever.spec) | {"folder": None}
+        spec |= {"name": None} if retriever.spec.folder else {}  # where it lies changes no embedding
         key["dense"] = {
             "encoder": json_sha(encoder_parts(retriever.encoder)),
             "tokenizer": tokenizer_sha256(retriever.tokenizer),
             "spec": json_sha(spec),
             "corpus_size": config.corpus_size,
+            "left_out": json_sha(sorted(data.left_out)),
             "embedding_precision": config.embedding_precision,
         }
     return key
@@ -157,12 +159,13 @@ def _choose(
         else:
             miner = Bm25Miner(part, config) if source == "bm25" else DenseMiner(part, config, retriever, activations)
             corpus, candidates = miner.corpus, candidates_of(part, miner, config.negative_margin, kept_out)
-        for query_id, rows in zip(part.query_ids, candidates, strict=True):
-            negatives[query_id] = Screen(data, corpus, query_id, kept_out).first(rows, hard_wanted)
+        for query_id, text, rows in zip(part.query_ids, part.queries, candidates, strict=True):
+            negatives[query_id] = Screen(data, corpus, query_id, text, kept_out).first(rows, hard_wanted)
     hard = sum(map(len, negatives.values()))
     without = sum(not chosen for chosen in negatives.values()) if hard_wanted else 0
-    for query_id in data.query_ids if hard_wanted < config.num_negatives else ():
-        negatives[query_id] += _random(data, query_id, config, negatives[query_id], config.num_negatives - hard_wanted)
+    drawn = config.num_negatives - hard_wanted
+    for query_id, text in zip(data.query_ids, data.queries, strict=True) if drawn else ():
+        negatives[query_id] += _random(data, query_id, text, config, negatives[query_id], drawn)
     facts = {
         "source": config.negative_source,
         "queries_by_source": sources,
@@ -195,17 +198,17 @@ def _given(data: RetrievalData, kept_out: Counter[str]) -> Iterator[np.ndarray]:
 
 
 class Screen:
-    """Excludes relevant passages from the negatives of one query.
+    """Excludes relevant passages, and the query itself, from the negatives of one query.
 
     Args:
-        data: has judgements and answers.
         corpus: of the candidates; relevant passages may be in it or in the corpus of the split.
         query_id: the query.
+        query: its text.
         kept_out: counts the excluded candidates by reason.
     """
 
-    def __init__(self, data: RetrievalData, corpus: Corpus, query_id: str, kept_out: Counter[str]):
-        self.corpus, self.kept_out = corpus, kept_out
+    def __init__(self, data: RetrievalData, corpus: Corpus, query_id: str, query: str, kept_out: Counter[str]):
+        self.corpus, self.query, self.kept_out = corpus, query, kept_out
         self.relevant = set(relevant(data, query_id))
         rows = data.corpus.rows_of(sorted(self.relevant))
         self.texts = {normalise(text) for text in data.corpus.take(rows[rows >= 0])}
@@ -223,8 +226,9 @@ class Screen:
     def _fitting(self, rows: Sequence[int], count: int, besides: Sequence[str]) -> list[str]:
         texts, chosen = self.corpus.take(rows), []
         answering = contains_answer(texts, self.answers) if self.answers else np.zeros(len(rows), bool)
-        for identifier, text, answers in zip(self.corpus.id_of(rows), texts, answering, strict=True):
-            reason = self._reason(identifier, text, bool(answers))
+        own = {place for _, place in same_texts([self.query], self.corpus.records(rows))}
+        for place, (identifier, text) in enumerate(zip(self.corpus.id_of(rows), texts, strict=True)):
+            reason = self._reason(identifier, text, place in own, bool(answering[place]))
             if reason:
                 self.kept_out[reason] += 1
             elif identifier not in besides:
@@ -233,18 +237,22 @@ class Screen:
                 break
         return chosen
 
-    def _reason(self, identifier: str, text: str, answers: bool) -> str | None:
+    def _reason(self, identifier: str, text: str, own: bool, answers: bool) -> str | None:
         if identifier in self.relevant:
             return "judged relevant"
         if normalise(text) in self.texts:
             return "copy of a relevant passage"
+        if own:
+            return "the query itself"
         return "holds an answer" if answers else None
 
 
-def _random(data: RetrievalData, query_id: str, config: Tier1Config, besides: Sequence[str], count: int) -> list[str]:
+def _random(
+    data: RetrievalData, query_id: str, query: str, config: Tier1Config, besides: Sequence[str], count: int
+) -> list[str]:
     """Ids drawn from the whole corpus for one query, none of them in `besides`."""
     hashes, row_of = data.corpus.id_hashes()
-    screen, chosen = Screen(data, data.corpus, query_id, Counter()), list(besides)
+    screen, chosen = Screen(data, data.corpus, query_id, query, Counter()), list(besides)
     for number in range(count):
         point = int.from_bytes(order_key(config.seed, "random negatives", f"{query_id}\0{number}")[:8], "little")
         start = int(np.searchsorted(hashes, np.uint64(point)))

@@ -196,10 +196,7 @@ def build_objective(
     """The objective for an encoder and its router.
 
     Args:
-        encoder: the encoder itself.
         engine: computes; the encoder, or a parallel wrapper of it.
-        config: router, update of the encoder, temperatures, seed.
-        temperature: divides the similarities.
         steps: number of batches in the whole training, for the temperature schedule.
     """
     if not isinstance(encoder, MAWWithGRPOEncoder):

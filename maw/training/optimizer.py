@@ -1,6 +1,6 @@
 """Parameters of a model that are trained, each with its learning rate; and the schedule of the rates.
 
-The way of a rate: a flag or the method's default (`maw.experiment.arm.Arm`), or a trial's value
+The way of a rate: a flag or the method's default (`maw.experiment.method_trainer.MethodTrainer`), or a trial's value
 (`maw.experiment.tuning`), stands in the configuration of one training; `parameter_groups` hands it to AdamW.
 """
 

@@ -12,6 +12,7 @@ from maw.data.collection import Collection
 from maw.data.corpus_sampling import cut_to, judged_rows
 from maw.encoding.activation_cache import ActivationStore
 from maw.models.retriever import BaselineRetriever
+from maw.runtime.run_log import warn_of_data
 from maw.training.hard_negatives import mine_negatives
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,7 @@ def prepare_training(
 
     Args:
         collection: its training split may have a corpus of any size.
-        config: of the run.
         retriever: the pretrained one, for the source "dense".
-        activations: of the run, for "dense".
     """
     train, facts = mine_negatives(collection.train, config, retriever, activations)
     whole, corpora = len(train.corpus), dict(collection.facts.get("corpora", {}))
@@ -46,8 +45,8 @@ def prepare_training(
         against = "passages drawn from the corpus and" if facts["drawn_from_the_corpus"] else "nothing but"
         warnings.append(
             f"{collection.name}: {without} of {len(train)} training queries have no hard negative that may be used, "
-            f"and train against {against} the other passages of their batches"
+            f"and train against {against} the other passages of their batches; a larger negative_margin may keep some"
         )
-        logger.warning(warnings[-1])
+        warn_of_data(logger, warnings[-1])
     facts = collection.facts | {"corpora": corpora, "hard_negatives": facts, "warnings": warnings}
     return replace(collection, train=train, facts=facts)

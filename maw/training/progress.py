@@ -34,10 +34,8 @@ class Progress:
     """History and best weights of one training, and when they are saved.
 
     Args:
-        model: is trained.
         trainer: trains it. If the writer has a saved training, model and trainer are put where that stopped.
         writer: saves the training; None saves nothing.
-        meter: measures the energy, which is saved with the training; None to measure none.
     """
 
     def __init__(

@@ -37,7 +37,6 @@ def read_batch(source: Source, rows: np.ndarray, device: torch.device, parts: Se
     Args:
         source: of the texts.
         rows: of the source, (B,).
-        device: of the inputs.
         parts: sizes of parts of the batch that are also computed alone, and so are divided evenly, too.
     """
     if not distributed.is_distributed():
@@ -93,38 +92,26 @@ def over_processes(engine: nn.Module) -> nn.Module:
 
 
 class SharedEngine(nn.Module):
-    """Is called like an encoder, with inputs of `read_batch`, and returns what that returns for the whole batch.
-
-    Args:
-        engine: computes the texts of this process.
-    """
+    """Is called like an encoder, with inputs of `read_batch`, and returns what that returns for the whole batch."""
 
     def __init__(self, engine: nn.Module):
         super().__init__()
         self.engine = engine
         self.train(engine.training)
 
-    def forward(
-        self,
-        inputs: Mapping[str, Any],
-        mode: str = "embed",
-        *,
-        depths: Sequence[Tensor] | None = None,
-        keys: Tensor | None = None,
-    ) -> Any:
+    def forward(self, inputs: Mapping[str, Any], mode: str = "embed", **options: Tensor | Sequence[Tensor]) -> Any:
         """As the encoder's forward. All processes compute "policy", which reads only gathered states."""
         if mode not in ("embed", "group"):
             return self.engine(inputs, mode)
         device = inputs["attention_mask"].device
         mine, where = _division(inputs[OWNER])
         own_R, place_B = to_device(mine, device), to_device(where, device)
-        options: dict[str, Any] = {}
-        if depths is not None:
-            options["depths"] = [each[own_R] for each in depths]
-        if keys is not None:
-            options["keys"] = keys[own_R]
         own = {name: each[own_R] for name, each in inputs.items() if name != OWNER}
-        found = self.engine(own, mode, **options)
+        chosen = {
+            name: each[own_R] if isinstance(each, Tensor) else [layer[own_R] for layer in each]
+            for name, each in options.items()
+        }
+        found = self.engine(own, mode, **chosen)
         return {
             name: [gather_rows(part, place_B) for part in each]
             if isinstance(each, list)
@@ -161,11 +148,10 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.rows = len(values)
+        whole = torch.cat(distributed.gathered(values.detach()))
         if not values.is_floating_point():
-            whole = torch.cat(distributed.gathered(values.detach()))
             ctx.mark_non_differentiable(whole)
-            return whole
-        return torch.cat(distributed.gathered(values.detach()))
+        return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

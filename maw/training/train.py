@@ -93,7 +93,7 @@ def train_retriever(
             f"{dataset_name} {model_type}".strip() or "training",
             activations,
         )
-        validation = as_retrieval_data(val_data, "validation", config.relevance_level)
+        validation = as_retrieval_data(val_data, "validation", config.relevance_level, config.self_passages)
         progress = Progress(model, trainer, writer, meter)
         history = progress.history
         diagnostics = routing_diagnostics(model, config, device, activations)

@@ -150,21 +150,13 @@ class Trainer:
             if isinstance(source, ActivationSource):
                 source.fill(rows, "texts through the frozen layers")
 
+    @packed_weights(trained=False)
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Trains for one epoch, or the rest of it; returns the epoch's record.
-
-        Args:
-            epoch: from 1.
-            after_step: is called after each batch.
-        """
+        """Trains for one epoch, or the rest of it; returns the epoch's record."""
         if not self._goes_on:
             self.epoch, self.done, self._sums, self._started = epoch, 0, {}, time.perf_counter()
             self._overflows = 0
         self._goes_on = False
-        with packed_weights(trained=False):
-            return self._run_epoch(epoch, after_step)
-
-    def _run_epoch(self, epoch: int, after_step: Callable[[], None]) -> dict[str, Any]:
         batches = list(self.pairs.batches(epoch, self.config.batch_size))
         self.engine.train()
         with bar("training", len(batches), "batch", done=self.done) as progress:

@@ -7,9 +7,10 @@ import torch
 from conftest import FAMILIES, random_texts
 from transformers import AutoModel, AutoTokenizer
 
+from attention.depth_slices import mix_depth, select_depth
 from maw.attention.architectures import architecture_of
 from maw.attention.depth_kernels import DiagonalKernels, LowRankKernels, build_kernels
-from maw.attention.layer import MAWAttentionLayer, attention_5d, mix_depth, select_depth
+from maw.attention.layer import MAWAttentionLayer, attention_5d
 from maw.attention.routers import Routing, build_router
 from maw.errors import ModelError
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder

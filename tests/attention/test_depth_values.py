@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attention.depth_slices import mix_depth, select_depth
 from maw.attention.architectures import architecture_of
 from maw.attention.depth_kernels import LowRankKernels
-from maw.attention.layer import MAWAttentionLayer, mix_depth, select_depth
+from maw.attention.layer import MAWAttentionLayer
 from maw.attention.routers import Routing, build_router
 from maw.models.retriever import MAWRetriever
 

@@ -97,7 +97,7 @@ def test_flags(parse, words, name, value):
 
 
 def test_a_beir_path_may_have_blanks(parse, tmp_path):
-    folder = beir_outline(tmp_path / "my data")
+    folder = beir_outline(tmp_path / "my data" / "small")
     assert parse("--datasets", f"pystdlib,beir:{folder}").datasets == ["pystdlib", f"beir:{folder}"]
 
 

@@ -11,14 +11,14 @@ import pytest
 from conftest import beir_outline
 
 import tier_1
-from maw.cli.config_file import LARGEST_FILE, load_config
+from maw.cli.config_file import LARGEST_FILE, read_settings
 from maw.cli.flags import field_documentation
 from maw.config.layers import parse_layers
 from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
 from maw.config.tier1_config import Tier1Config, cache_folder, gather, group_kind, kernel_noise, kinds
 from maw.errors import ConfigError
-from maw.experiment.validation import validate
+from maw.experiment.config_checks import validate
 from maw.models.pretrained import ModelSpec
 
 
@@ -152,7 +152,7 @@ SWITCHES = [
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",
     "negative_source", "precision", "search", "grpo_group", "router_start", "lora_targets", "diagnostics", "run_files",
-    "embedding_precision", "report_to",
+    "embedding_precision", "report_to", "self_passages",
 ]  # fmt: skip
 AMOUNTS = ["corpus_size", "val_corpus_size"]
 BAD_VALUES = [
@@ -392,7 +392,7 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"datasets": ["beir:" + "x" * 300]}, "datasets", "no such folder"),
         ({"datasets": ["beir:a\0b"]}, "datasets", "no such folder"),
         ({"log_dir": __file__}, "log_dir", "is a file, not a folder"),
-        ({"log_dir": "~/logs"}, "log_dir", "write out the path of the home folder"),
+        ({"log_dir": "~nosuchuser/logs"}, "log_dir", "home directory"),
         ({"cache_dir": __file__}, "cache_dir", "is a file, not a folder"),
         ({"cache_dir": "x" * 300}, "cache_dir", "xxx"),
     ],
@@ -426,7 +426,8 @@ def test_test_judgements_of_a_beir_folder(spec, tmp_path):
     with pytest.raises(ConfigError, match="both be called 'beir_some_dl19'"):
         validate(Tier1Config(datasets=[f"{name}@dl19", f"{name}_dl19"]), spec)
     beir_outline(tmp_path / "some@dl21")
-    assert validate(Tier1Config(datasets=[f"{name}@dl21"]), spec) is spec, "a folder of the whole name wins"
+    with pytest.raises(ConfigError, match="some@dl21': the folder's name becomes"):  # a folder of the whole name wins
+        validate(Tier1Config(datasets=[f"{name}@dl21"]), spec)
 
 
 def test_beir_folders(spec, tmp_path):
@@ -480,20 +481,29 @@ def write(folder, name, text):
     return path
 
 
+def from_file(path):
+    """The settings of a file, as the command line checks them before it looks at data and model."""
+    values, positions = read_settings(path)
+    config, problems = gather(values)
+    if problems:
+        raise ConfigError([f"{positions.get(problem.name, path)}: {problem}" for problem in problems])
+    return config
+
+
 def test_yaml(tmp_path):
     text = "# a run\nseed: 7\nlearning_rate: 1e-5\nmaw_layers: 5,-1\ndatasets: pystdlib\nuse_lora: yes\ncache_dir: ~\n"
-    config = load_config(write(tmp_path, "run.yaml", text))
+    config = from_file(write(tmp_path, "run.yaml", text))
     assert (config.seed, config.learning_rate, config.maw_layers) == (7, 1e-5, [5, -1])
     assert (config.datasets, config.use_lora, config.cache_dir) == (["pystdlib"], True, None)
 
 
 def test_json_and_what_to_dict_wrote(tmp_path):
     config = Tier1Config(seed=9, finetune_layers=[1, 2], learning_rate=2e-4)
-    assert load_config(write(tmp_path, "run.json", json.dumps(config.to_dict(), indent=2))) == config
+    assert from_file(write(tmp_path, "run.json", json.dumps(config.to_dict(), indent=2))) == config
 
 
 def test_an_empty_yaml_file_changes_nothing(tmp_path):
-    assert load_config(write(tmp_path, "run.yml", b"\xef\xbb\xbf# nothing\r\n")) == Tier1Config()
+    assert from_file(write(tmp_path, "run.yml", b"\xef\xbb\xbf# nothing\r\n")) == Tier1Config()
 
 
 @pytest.mark.parametrize(
@@ -526,19 +536,19 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, line, words):
     path = write(tmp_path, name, text)
-    (problem,) = problems_of(lambda: load_config(path))
+    (problem,) = problems_of(lambda: from_file(path))
     assert f"{path}{line}" in problem and words in problem
 
 
 def test_a_file_that_is_not_there_or_is_a_folder(tmp_path):
     (tmp_path / "d.yaml").mkdir()
-    assert "No such file" in problems_of(lambda: load_config(tmp_path / "no.yaml"))[0]
-    assert "directory" in problems_of(lambda: load_config(tmp_path / "d.yaml"))[0]
+    assert "No such file" in problems_of(lambda: from_file(tmp_path / "no.yaml"))[0]
+    assert "directory" in problems_of(lambda: from_file(tmp_path / "d.yaml"))[0]
 
 
 def test_all_problems_of_a_file_are_reported(tmp_path):
     path = write(tmp_path, "c.yaml", "seed: x\nrouter: y\nzzz: 1\ndepth_dim: 4\nfixed_depth: 4\n")
-    problems = problems_of(lambda: load_config(path))
+    problems = problems_of(lambda: from_file(path))
     assert [problem.split(": ")[0] for problem in problems] == [f"{path}:{line}" for line in (1, 2, 3, 5)]
 
 

@@ -398,10 +398,16 @@ class TestRetrievalData:
     def test_a_split_may_be_empty(self):
         assert len(self.make({})) == 0
 
-    @pytest.mark.parametrize("judged", [{}, {"a": 0}, {"b": -1}, {"gone": 1}])
-    def test_each_query_has_a_relevant_passage_in_the_corpus(self, judged):
+    @pytest.mark.parametrize("judged", [{}, {"a": 0}, {"b": -1}])
+    def test_each_query_has_a_relevant_passage(self, judged):
         with pytest.raises(DataError, match=r"test: the query 'q2' has no relevant passage \(grade 1 or more\)"):
             self.make({"q1": {"a": 1, "gone": 1}, "q2": judged})
+
+    def test_only_a_training_query_needs_one_in_the_corpus(self):
+        qrels = {"q1": {"a": 1, "gone": 1}, "q2": {"gone": 1, "b": 0}}
+        assert self.make(qrels).qrels == qrels
+        with pytest.raises(DataError, match=r"train: the query 'q2' has no relevant passage .* in the corpus"):
+            RetrievalData(self.CORPUS, "train", ["q1", "q2"], ["x", "y"], qrels)
 
     @pytest.mark.parametrize(
         "changes",
@@ -420,3 +426,12 @@ class TestRetrievalData:
         one = self.make({"q1": {"a": 1, "b": 0}, "q2": {"b": 2}}).qrels_hash()
         assert one == self.make({"q2": {"b": 2}, "q1": {"b": 0, "a": 1}}).qrels_hash()
         assert one != self.make({"q1": {"a": 1, "b": 0}, "q2": {"b": 1}}).qrels_hash()
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"], ids=["missing", "half", "not text"])
+def test_a_damaged_attachment_says_what_to_do(tmp_path, content):
+    corpus = Corpus.build([("a", "", "a text")], tmp_path / "store", attachments={"counts": {"a": 1}})
+    path = tmp_path / "store" / "counts.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=r"counts\.json: .*; delete the folder$"):
+        corpus.attachment("counts")

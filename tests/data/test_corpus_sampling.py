@@ -29,7 +29,7 @@ from maw.data.corpus_sampling import (
 from maw.data.normalise import normalise
 from maw.data.registry import load_collection
 from maw.errors import ConfigError
-from maw.experiment.validation import validate
+from maw.experiment.config_checks import validate
 from maw.report.text import summary as text
 
 WORDS = [f"w{letter}{other}" for letter in "abcdefgh" for other in "bcdfg"]

@@ -210,7 +210,7 @@ def test_judgements_of_another_kind_are_refused():
 @pytest.mark.parametrize("name", ["nq", "triviaqa", "trec_dl_2019", "trec_dl_2020"])
 def test_public_datasets_that_cannot_be_pooled_are_refused_before_anything_is_loaded(name, models):
     from maw.errors import ConfigError
-    from maw.experiment.validation import validate
+    from maw.experiment.config_checks import validate
 
     settings = {"model": str(models("bert")), "datasets": ["msmarco", name]}
     with pytest.raises(ConfigError, match=f"folds: {name} cannot be divided into folds: its? "):

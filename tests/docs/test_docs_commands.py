@@ -73,6 +73,7 @@ def place(tiny_run, tiny_beir, tmp_path, monkeypatch):
         shutil.copytree(tiny_beir, tmp_path / "path" / "to" / name)
     write_model(tmp_path / "path" / "to" / "folder")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAW_CACHE", str(tmp_path / "maw-cache"))
     monkeypatch.setattr("maw.experiment.plan.plan._rate", lambda *given: "not measured in tests")
     return tmp_path
 

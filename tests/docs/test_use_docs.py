@@ -38,6 +38,7 @@ def place(tiny_run, models, tmp_path, monkeypatch):
     (checkpoints / "beir_small_maw_best").symlink_to(checkpoints / "pystdlib_maw_best")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAW_CACHE", str(tmp_path / "maw-cache"))
     return {'"facebook/contriever"': repr(str(models("bert")))}
 
 

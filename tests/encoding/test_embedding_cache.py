@@ -445,7 +445,7 @@ def test_a_full_disk_stops_nothing(settings, encoded, monkeypatch, caplog, step)
     places = {
         "claim": (os, "posix_fallocate"),
         "flush": (os, "fsync"),
-        "manifest": (cache, "write_manifest"),
+        "manifest": (cache.cache_entry, "write_manifest"),
         "rename": (Path, "rename"),
         "lock": (Path, "mkdir"),
     }

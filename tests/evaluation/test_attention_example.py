@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from attention.depth_slices import select_depth
 from transformers import AutoModel
 
-from maw.attention.layer import select_depth
 from maw.data.from_dicts import as_retrieval_data
 from maw.evaluation.routing.attention_example import LONGEST, SHORT, attention_example, write_examples
 from maw.evaluation.routing.attention_maps import attention_maps, picked_depths

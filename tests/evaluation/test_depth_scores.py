@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,51 @@ def test_joined_matrices():
     part = DepthMatrix(*(np.ones(shape) for shape in ((2, 3), (2,), (2, 2, 3), (2, 2, 3), (2, 3), (2,))))
     whole = DepthMatrix.joined([part, part, part])
     assert (whole.ndcg_QD.shape, whole.greedy_Q.shape, whole.halves_2QD.shape) == ((6, 3), (6,), (2, 6, 3))
+
+
+@pytest.mark.parametrize("passages", [PASSAGES, 16])
+def test_a_passage_that_a_query_leaves_out_is_in_no_ranking(passages):
+    """As if the corpus did not hold it for that query; with few passages a ranking has all of them."""
+    random = np.random.default_rng(1)
+    documents = unit(random.normal(size=(passages, SIZE)))
+    greedy = documents[:8].copy()  # the query is passage 0 to 7, and passage 8 to 15 is relevant
+    every = unit(greedy[:, None] + 0.2 * random.normal(size=(8, DEPTHS, SIZE)))
+    names = [f"n{i}" for i in range(passages)]
+    data = as_retrieval_data(
+        {
+            "queries": {names[i]: f"query {i}" for i in range(8)},
+            "docs": {name: f"passage {name}" for name in names},
+            "qrels": {names[i]: {names[i + 8]: 1} for i in range(8)},
+        }
+    )
+    data = replace(data, left_out=frozenset(names[:6]))
+    own = scorer((data, every, greedy, documents))
+    matrix, query, row = own.of_queries(np.arange(8), every), own.relevance.query, own.relevance.row
+    of_documents = own.of_documents(query, row, np.repeat(documents[row][:, None], DEPTHS, axis=1))
+    plain = scorer((replace(data, left_out=frozenset()), every, greedy, documents))
+    for q in range(8):
+        kept = np.arange(passages) != (q if q < 6 else -1)
+        rows = np.flatnonzero(kept)
+
+        def ndcg(embedding, part, q=q, kept=kept):
+            chosen = np.flatnonzero(kept & part)
+            name = data.query_ids[q]
+            scores = (documents @ embedding)[None, chosen]
+            return compute_metrics([name], [data.corpus.id_of(chosen)], scores, {name: data.qrels[name]})[
+                "ndcg_cut_10"
+            ]
+
+        first = own.first_half_N | (np.arange(passages) == q + 8)
+        second = ~own.first_half_N | (np.arange(passages) == q + 8)
+        assert matrix.greedy_Q[q] == pytest.approx(ndcg(greedy[q], kept))
+        for depth in range(DEPTHS):
+            found = [matrix.ndcg_QD[q, depth], *matrix.halves_2QD[:, q, depth]]
+            assert found == pytest.approx([ndcg(every[q, depth], part) for part in (kept, first, second)])
+        pair = query.tolist().index(q)
+        assert of_documents.greedy_Q[pair] == pytest.approx(matrix.greedy_Q[q])
+        others = torch.from_numpy(np.delete(documents[rows], rows.tolist().index(q + 8), axis=0) @ greedy[q]) / 0.1
+        positive = torch.tensor([[float(documents[q + 8] @ greedy[q]) / 0.1]])
+        expected = float(task_reward("log_prob", positive, others[None, None]))
+        for reward in (matrix.greedy_reward_Q[q], of_documents.greedy_reward_Q[pair]):
+            assert reward == pytest.approx(expected, rel=1e-4)
+    assert matrix.greedy_Q[:6].sum() > plain.of_queries(np.arange(8), every).greedy_Q[:6].sum()

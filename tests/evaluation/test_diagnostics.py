@@ -11,7 +11,7 @@ from maw.encoding.activation_cache import ActivationStore
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.routing.depth_encoder import DepthReader
 from maw.evaluation.routing.diagnostics import RoutingDiagnostics, compare_with_seeds, routing_diagnostics
-from maw.evaluation.routing.split_sides import depth_distance
+from maw.evaluation.routing.routed_texts import depth_distance
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.training.state import History
 from maw.training.train import train_retriever
@@ -106,8 +106,8 @@ def test_the_same_every_time_and_with_stored_activations(tiny_settings, hard_dat
 
 
 def test_a_sample_of_a_larger_split(tiny_settings, hard_data, monkeypatch):
-    monkeypatch.setattr("maw.evaluation.routing.split_sides.MOST_QUERIES", 10)
-    monkeypatch.setattr("maw.evaluation.routing.split_sides.MOST_DOCUMENTS", 7)
+    monkeypatch.setattr("maw.evaluation.routing.routed_texts.MOST_QUERIES", 10)
+    monkeypatch.setattr("maw.evaluation.routing.routed_texts.MOST_DOCUMENTS", 7)
     model, config = retriever(tiny_settings)
     diagnostics, result = diagnosed(model, config, hard_data)
     queries, documents = diagnostics.split.sides

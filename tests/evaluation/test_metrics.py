@@ -211,6 +211,7 @@ def test_metrics_beyond_the_ranking_are_named(top_k, count):
     warning = cutoff_warning(top_k, 5000)
     assert warning.startswith(f"only {top_k} of 5,000 passages were ranked for each query")
     beyond = warning.partition(": ")[2].partition(", and all metrics")[0].split(", ")
+    assert warning.endswith("; top_k 1000 avoids it") and cutoff_warning(1, 7).endswith("; top_k 7 avoids it")
     assert len(beyond) == count and set(beyond) <= set(METRIC_LABELS.values())
     assert {"nDCG@1000", "Recall@1000", "Precision@1000"} <= set(beyond)
     assert ("Recall@100" in beyond) is (top_k < 100) and ("MRR@10" in beyond) is (top_k < 10)

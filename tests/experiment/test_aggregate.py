@@ -10,7 +10,7 @@ import pytest
 from maw.evaluation.metrics import METRICS, EvaluationResult
 from maw.evaluation.significance import paired_test
 from maw.experiment.aggregate import averaged, combine, joined, spread
-from maw.experiment.arm import TrainingResult
+from maw.experiment.method_trainer import TrainingResult
 
 
 def evaluation(values, first=0, **facts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import random_texts
 
+from maw.config.methods import find_method
 from maw.errors import MAWError
-from maw.experiment.dataset_result import _environment
+from maw.runtime.environment import environment_facts
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,7 +257,7 @@ def test_a_single_training_query_is_refused_before_any_method_runs(tiny_settings
     first = data.query_ids[0]
     one = replace(data, query_ids=[first], queries=data.queries[:1], qrels={first: data.qrels[first]})
     run = DatasetRun(replace(graded(1), train=one), config, model_spec(config), torch.device("cpu"))
-    monkeypatch.setattr("maw.experiment.dataset_run.Arm", lambda *words: pytest.fail("a method ran"))
+    monkeypatch.setattr("maw.experiment.dataset_run.MethodTrainer", lambda *words: pytest.fail("a method ran"))
     with pytest.raises(MAWError, match="tiny: there is only one training query"):
         run.run()
 
@@ -291,7 +293,7 @@ def test_plain_dictionaries_have_the_level_of_the_configuration(tiny_settings):
     from maw.evaluation.evaluate import evaluate_retriever
     from maw.models.retriever import BaselineRetriever
 
-    config = tiny_settings(relevance_level=2)
+    config = tiny_settings(relevance_level=2, self_passages="keep")  # the queries are passages, and judged
     model, data = BaselineRetriever(config), graded(2).test
     docs = dict(zip(data.corpus.ids, data.corpus.take(range(len(data.corpus)))))
     plain = {"queries": dict(zip(data.query_ids, data.queries)), "docs": docs, "qrels": data.qrels}
@@ -325,7 +327,42 @@ def test_warnings_depend_on_level_and_name():
 @pytest.mark.parametrize("began_with", ["python tier_1.py --seed 1", None])
 def test_a_resumed_run_is_told_of_by_the_command_that_began_it(monkeypatch, began_with):
     """Nobody can repeat an experiment with --resume."""
-    monkeypatch.setattr(
-        "maw.experiment.dataset_result.environment_facts", lambda: {"command": "python tier_1.py --resume last"}
-    )
-    assert _environment(began_with) == {"command": began_with or "python tier_1.py --resume last"}
+    monkeypatch.setattr("maw.runtime.environment.command", lambda: "python tier_1.py --resume last")
+    assert environment_facts(began_with)["command"] == (began_with or "python tier_1.py --resume last")
+
+
+@pytest.mark.parametrize("protocol", [{}, {"folds": 3}])
+def test_a_run_over_judgements_of_missing_passages(beir, tiny_settings, tmp_path, protocol):
+    """ArguAna's kind: some relevant passages are not in the corpus. The numbers are those of pytrec_eval."""
+    import ir_measures
+    import pytrec_eval
+
+    from maw.experiment.benchmark import run_complete_benchmark
+
+    folder = shutil.copytree(beir, tmp_path / "tiny")
+    queries = {}
+    for split in ("train", "dev", "test"):
+        path = folder / "qrels" / f"{split}.tsv"
+        first, second, *rest = path.read_text().splitlines()[1:]
+        queries[split] = first.split("\t")[0], second.split("\t")[0]
+        rows = [f"{queries[split][0]}\tgone\t1", second, f"{queries[split][1]}\tlost\t2", *rest]
+        path.write_text("\n".join(["query-id\tcorpus-id\tscore", *rows, "nobody\tgone\t1\n"]))
+    config = tiny_settings(datasets=[f"beir:{folder}"], methods=["zero_shot", "lora", "maw"], num_epochs=1, **protocol)
+    result = run_complete_benchmark(config)["beir_tiny"]
+    (runs,) = Path(config.log_dir).glob("beir_tiny_*/runs")
+    judged = {}
+    for each in ir_measures.read_trec_qrels(str(runs / "beir_tiny_qrels.trec")):
+        judged.setdefault(each.query_id, {})[each.doc_id] = each.relevance
+    assert judged[queries["test"][0]] == {"gone": 1} and judged[queries["test"][1]]["lost"] == 2
+    for name in config.methods:
+        ranked = {}
+        for each in ir_measures.read_trec_run(str(runs / f"beir_tiny_{name}.trec")):
+            ranked.setdefault(each.query_id, {})[each.doc_id] = each.score
+        expected = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "recall.10", "map"}).evaluate(ranked)
+        assert expected.keys() == judged.keys() and expected[queries["test"][0]]["recall_10"] == 0
+        found = result["results"][find_method(name).key]
+        for key in ("ndcg_cut_10", "recall_10", "map"):
+            mean = sum(each[key] for each in expected.values()) / len(expected)
+            assert found["metrics"][key] == pytest.approx(mean, abs=1e-9), (name, key)
+    assert result["data"]["counted"] == {"unknown_queries": 3}
+    assert any("judgements of test queries name passages that are not" in each for each in result["data"]["warnings"])

@@ -21,7 +21,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.errors import MAWError
-from maw.evaluation.routing.split_sides import MOST_DOCUMENTS
+from maw.evaluation.routing.routed_texts import MOST_DOCUMENTS
 from maw.experiment.plan import encoding_speed
 from maw.experiment.plan.encoding_speed import Rate
 from maw.experiment.plan.plan import make_plan
@@ -454,7 +454,9 @@ def test_a_dry_run_shows_the_plan_and_nothing_else(tmp_path, tiny_settings, caps
     before = sorted(tmp_path.rglob("*"))
     assert run_complete_benchmark(tiny_settings(datasets=[f"beir:{folder}"], dry_run=True)) == {}
     assert capsys.readouterr().out.startswith("Plan\n====")
-    assert sorted(tmp_path.rglob("*")) == before
+    cache = tmp_path / "cache"
+    assert [path for path in sorted(tmp_path.rglob("*")) if not path.is_relative_to(cache)] == before
+    assert {path.name for path in cache.iterdir()} == {"corpora", "checks"}, "the passages that a run then uses"
 
 
 def test_a_dry_run_from_the_shell_leaves_nothing_behind(tmp_path, models, capsys):

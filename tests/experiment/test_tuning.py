@@ -16,7 +16,7 @@ from maw.config.methods import find_method, in_order
 from maw.data.collection import RetrievalData
 from maw.data.from_dicts import as_retrieval_data
 from maw.errors import MAWError, NotFiniteError
-from maw.experiment.arm import Arm
+from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.tuning import RateSearch, Trial, at_edge, best_of, tune
 from maw.training.optimizer import rates
 
@@ -141,7 +141,7 @@ def data(tiny_data):
 
 
 def arm_of(name, config):
-    return Arm(find_method(name), config, CPU)
+    return MethodTrainer(find_method(name), config, CPU)
 
 
 def test_what_an_arm_has_to_tune(tiny_settings):
@@ -167,7 +167,7 @@ def test_the_rates_reach_the_optimizers(tiny_settings):
 def test_every_arm_gets_exactly_as_many_trainings(tiny_settings, data, trials, monkeypatch):
     """Failures count: an arm that diverges often gets no more trials than another."""
     calls = {}
-    real = Arm.train
+    real = MethodTrainer.train
 
     def counted(self, model, *rest, **options):
         calls.setdefault(self.method.name, []).append(model.config)
@@ -175,11 +175,11 @@ def test_every_arm_gets_exactly_as_many_trainings(tiny_settings, data, trials, m
             raise NotFiniteError("loss nan")
         return real(self, model, *rest, **options)
 
-    monkeypatch.setattr(Arm, "train", counted)
+    monkeypatch.setattr(MethodTrainer, "train", counted)
     config = tiny_settings(tune=trials, num_epochs=1)
     for method in in_order(config.methods):
         if method.trained:
-            found = tune(Arm(method, config, CPU), *data, "tiny", trials, config.seed)
+            found = tune(MethodTrainer(method, config, CPU), *data, "tiny", trials, config.seed)
             assert len(found.trials) == len(found.record["trials"]) == trials
             assert found.rates == found.record["chosen"] == found.trials[found.record["chosen_trial"] - 1].rates
             assert best_of(found.trials).rates == found.rates
@@ -191,7 +191,7 @@ def test_a_test_embedding_that_is_not_finite_is_said_of_dataset_and_method(tiny_
     def evaluate(*words, **options):
         raise NotFiniteError("the embedding of text 3 (test documents) is not finite")
 
-    monkeypatch.setattr("maw.experiment.arm.evaluate_retriever", evaluate)
+    monkeypatch.setattr("maw.experiment.method_trainer.evaluate_retriever", evaluate)
     collection = SimpleNamespace(name="tiny", train=data[0], validation=data[1], test=data[1])
     with pytest.raises(NotFiniteError, match=r"^tiny zero_shot: the embedding of text 3"):
         arm_of("zero_shot", tiny_settings()).run(collection, 42)
@@ -234,7 +234,7 @@ def test_a_training_that_diverges_is_a_failed_trial_and_all_of_them_an_error(tin
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
     with pytest.raises(MAWError, match=r"tiny lora: all 3 trials diverged \(.*not finite"):
         tune(arm, *data, "tiny", 3, 42)
-    monkeypatch.setattr(Arm, "train", lambda *_, **__: (_ for _ in ()).throw(MAWError("the disk is full")))
+    monkeypatch.setattr(MethodTrainer, "train", lambda *_, **__: (_ for _ in ()).throw(MAWError("the disk is full")))
     with pytest.raises(MAWError, match="the disk is full"):
         tune(arm, *data, "tiny", 3, 42)
 

@@ -15,8 +15,8 @@ from faults.runs import RunServer, beir_folder, outcome, stray_files
 from maw.config.methods import find_method
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
-from maw.experiment import arm as arm_module
-from maw.experiment.arm import Arm
+from maw.experiment import method_trainer
+from maw.experiment.method_trainer import MethodTrainer
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime import energy
 from maw.training.state import Saved
@@ -252,11 +252,11 @@ def test_a_training_that_goes_on_counts_the_time_that_it_took_before(tiny_settin
     config = tiny_settings(**SMALL, methods=["lora"])
     stopped = Memory(stop=2)
     with pytest.raises(StoppedError):
-        Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=stopped)
+        MethodTrainer(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=stopped)
     saved = stopped.states[-1]
     assert 0 < saved.state["seconds"] < 500
     resumed = Memory(saved=Saved(saved.weights, saved.state | {"seconds": 1000.0}))
-    run = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=resumed)
+    run = MethodTrainer(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=resumed)
     assert 1000 < run.record["training_seconds"] < run.record["runtime_seconds"] < 1500
     assert min(each.state["seconds"] for each in resumed.states) > 1000, "and when it is interrupted again"
 
@@ -278,11 +278,11 @@ def test_a_training_that_goes_on_counts_the_energy_that_it_took_before(
     monkeypatch.setattr(energy, "_find_counters", counters)
     stopped = Memory(stop=2)
     with pytest.raises(StoppedError):
-        Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=stopped)
+        MethodTrainer(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=stopped)
     saved = stopped.states[-1]
     assert saved.state.pop("joules") == {"processors": 0.0}
     resumed = Memory(saved=Saved(saved.weights, saved.state | ({} if before is None else {"joules": before})))
-    evaluate = arm_module.evaluate_retriever
+    evaluate = method_trainer.evaluate_retriever
 
     def evaluated(*arguments, **options):
         amounts["microjoules"] += 2_000_000
@@ -292,9 +292,13 @@ def test_a_training_that_goes_on_counts_the_energy_that_it_took_before(
         amounts["microjoules"] += 5_000_000
         return train_retriever(*arguments, **options)
 
-    monkeypatch.setattr(arm_module, "evaluate_retriever", evaluated)
-    monkeypatch.setattr(arm_module, "train_retriever", trained)
-    record = Arm(find_method("lora"), config, torch.device("cpu")).run(collection, 42, writer=resumed).record["energy"]
+    monkeypatch.setattr(method_trainer, "evaluate_retriever", evaluated)
+    monkeypatch.setattr(method_trainer, "train_retriever", trained)
+    record = (
+        MethodTrainer(find_method("lora"), config, torch.device("cpu"))
+        .run(collection, 42, writer=resumed)
+        .record["energy"]
+    )
     evaluation = 2.0 if devices else None
     whole = training + evaluation if devices else None
     assert record == {

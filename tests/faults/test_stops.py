@@ -282,7 +282,10 @@ def test_other_code_libraries_weights_and_data_are_refused(server, interrupted, 
     path = {"model": "model.json", "data": "01/data.json", "negatives": "01/data.json"}.get(change, "run.json")
     record = read_signed(folder / "state" / path)
     if change == "code":
-        record["code"]["maw/experiment/arm.py"], named = "0" * 16, "code maw/experiment/arm.py: was 0000"
+        record["code"]["maw/experiment/method_trainer.py"], named = (
+            "0" * 16,
+            "code maw/experiment/method_trainer.py: was 0000",
+        )
     elif change == "libraries":
         record["libraries"]["torch"], named = "1.0", "libraries torch: was 1.0"
     elif change == "model":

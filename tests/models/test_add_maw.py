@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from attention.depth_slices import mix_depth
 from conftest import FAMILIES, random_texts, tiny_config
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from transformers import AttentionInterface, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -134,7 +135,7 @@ def test_the_model_uses_the_slice_that_was_picked(models, model_type, route_by):
         model(**batch)
     weights, value = layer.reference(*seen["args"], **seen["kwargs"])
     torch.testing.assert_close(weights, maw.attention_maps(model, batch))
-    mixed = attention.mix_depth(weights, value, picks).transpose(1, 2).flatten(2)
+    mixed = mix_depth(weights, value, picks).transpose(1, 2).flatten(2)
     expected = layer.architecture.output(layer.base, mixed)
     torch.testing.assert_close(real(batch, seen["out"]), real(batch, expected), atol=1e-5, rtol=0)
 

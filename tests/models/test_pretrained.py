@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -330,7 +331,7 @@ def test_a_folder_is_taken_before_an_id(write, monkeypatch):
     monkeypatch.chdir(folder)
     assert find_model("org/model") is None  # a file of that name would be refused, were it here
     (folder / "org" / "model").mkdir(parents=True)
-    assert find_model("org/model") == Path("org/model")
+    assert find_model("org/model") == folder / "org" / "model"
 
 
 # ---------------------------------------------------------------------------------------------------------- weights
@@ -501,3 +502,16 @@ def test_local_models_do_not_need_the_hub_library(write, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", guarded)
     model_spec(Tier1Config(model=write({"config.json": BERT})))
+
+
+def test_a_known_model_in_a_folder_is_known_however_the_folder_is_written(models, tmp_path, monkeypatch):
+    folder = tmp_path / "facebook" / "contriever"
+    shutil.copytree(models("bert"), folder)
+    (folder / "modules.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    for name in ("facebook/contriever", "./facebook/contriever/", str(folder)):
+        assert model_spec(Tier1Config(model=name)).similarity == "dot", name
+    monkeypatch.chdir(folder.parent)
+    assert model_spec(Tier1Config(model="contriever")).similarity == "dot"
+    shutil.copytree(folder, tmp_path / "other" / "contriever")
+    assert model_spec(Tier1Config(model="../other/contriever")).similarity == "cosine"

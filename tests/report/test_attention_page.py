@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from maw.report.chart_data import SHADES, Grid, grids
 from maw.report.html.heatmap import grid_table, heat_map
 from maw.report.html.page import environment, report_page
-from maw.report.series import SHADES, Grid, grids
 from report.test_page import HOSTILE, Page, parts, whole_result
 
 

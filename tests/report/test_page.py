@@ -16,11 +16,11 @@ from markupsafe import Markup
 from maw.config.methods import METHODS, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory, method_pairs
+from maw.report.chart_data import COLOURS, Bar, Series
 from maw.report.html import page as page_module
 from maw.report.html.charts import _ticks, bar_chart, histogram, line_chart
 from maw.report.html.page import environment, report_page
 from maw.report.html.tables import Table
-from maw.report.series import COLOURS, Bar, Series
 from report.test_report import make_evaluations, make_result
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\u202e</style></title><!-- &lt;b&gt; \x1b[2J'
@@ -233,10 +233,11 @@ def verdict(p, difference, datasets=("pystdlib",)):
 
 def test_the_answer_says_who_wins_and_how_sure_it_is():
     assert "MAW is significantly better than LoRA in nDCG@10." in verdict(0.001, 0.02)
-    assert "MAW Fine-tuned is worse than LoRA Fine-tuned by -0.0200 nDCG@10" in verdict(0.001, -0.02)
+    assert "MAW is significantly worse than LoRA (-0.0200 nDCG@10" in verdict(0.001, -0.02)
+    assert "MAW and LoRA do not differ significantly (+0.0000 nDCG@10" in verdict(0.001, 0.0)
     text = verdict(0.4, 0.01)
     assert "MAW and LoRA do not differ significantly in nDCG@10." in text
-    assert "do not differ significantly (+0.0100 nDCG@10" in text and "would have been found with" in text
+    assert "MAW and LoRA do not differ significantly (+0.0100 nDCG@10" in text and "would have been found with" in text
     text = verdict(0.03, 0.02, ("pystdlib", "msmarco"))
     assert "2 comparisons: significantly better in 0, significantly worse in 0, no" in text, "0.03 is 0.06 of two"
     assert "p 0.0600 after Holm's correction in the run" in text

@@ -12,6 +12,7 @@ from matplotlib.patches import PathPatch
 
 from maw.config.methods import METHODS
 from maw.errors import MAWError
+from maw.report import chart_data
 from maw.report.figures import paper_figures
 from maw.report.html import charts
 from maw.report.significance_marks import look_of
@@ -72,7 +73,7 @@ def test_the_numbers_are_those_of_the_result(written):
     expected = [record["metrics"]["recall_1000"] for record in result["results"].values()]
     assert [line.get_ydata()[-1] for line in figure.axes[0].lines] == expected
     figure = Figure()
-    by_head, by_depth, *_ = paper_figures.grids(an_attention()["maw"])
+    by_head, by_depth, *_ = chart_data.grids(an_attention()["maw"])
     paper_figures._maps(figure, [by_head, by_depth])
     cells = [sum(len(patch.get_path().vertices) // 5 for patch in shades(axis)) for axis in figure.axes[:2]]
     assert cells == [np.count_nonzero(by_head.values), np.count_nonzero(by_depth.values)]

@@ -25,7 +25,7 @@ def test_values_best_and_letters(run):
         assert [cell.text for cell in cells] == [f"{results[0]['results'][key]['metrics'][m]:.4f}" for m in COLUMNS]
     for column in range(len(COLUMNS)):
         texts = [cells[column].text for _, cells in first.rows]
-        assert [cells[column].best for _, cells in first.rows] == [text == max(texts) for text in texts]
+        assert [cells[column].strong for _, cells in first.rows] == [text == max(texts) for text in texts]
     assert second.name == "msmarco" and len(claims.rows) == 2
 
 
@@ -42,7 +42,7 @@ def test_letters_go_by_the_corrected_p_of_the_run(run):
         row["p_holm"] = p
         test["p_holm"] = 1 - p
         table = next(table for table in paper_tables(results, families) if table.name == "pystdlib")
-        letters = table.rows[2][1][COLUMNS.index("map")].marks
+        letters = table.rows[2][1][COLUMNS.index("map")].letters
         assert ("a" in letters) == bool(marks)
     alone = next(table for table in paper_tables(results) if table.name == "pystdlib")
     assert "in the dataset" in alone.caption and "in the run" in table.caption

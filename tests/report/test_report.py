@@ -272,6 +272,14 @@ def test_the_verdict_has_the_numbers_of_each_comparison():
     ]
 
 
+@pytest.mark.parametrize("p", [0.2, 0.00001])
+def test_no_line_of_the_verdict_ends_inside_of_a_p_value(p):
+    for length in range(1, 80):
+        results = [{**claimed(0.02, p=p)[0], "dataset": name} for name in ("d" * length, "e")]
+        assert "p = " in text.claim(results) or "p <" in text.claim(results)
+        assert not any(line.endswith((" p", "=")) for line in text.claim(results).splitlines())
+
+
 def test_a_difference_or_p_that_is_no_number_is_not_called_significant():
     for difference, p in ((0.02, math.nan), (math.nan, 0.01)):
         assert verdict(claimed(difference, p=p), {}) == "MAW and LoRA do not differ significantly in nDCG@10."

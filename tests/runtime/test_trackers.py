@@ -12,7 +12,7 @@ import pytest
 from maw.config.tier1_config import Tier1Config
 from maw.errors import ConfigError
 from maw.experiment.benchmark import run_complete_benchmark
-from maw.experiment.validation import validate
+from maw.experiment.config_checks import validate
 from maw.runtime import console, signals, trackers
 from maw.training.trainer import Trainer
 

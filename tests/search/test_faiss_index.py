@@ -11,7 +11,7 @@ import torch
 
 from maw.errors import MAWError
 from maw.evaluation.evaluate import evaluate_retriever
-from maw.experiment.validation import validate
+from maw.experiment.config_checks import validate
 from maw.models.retriever import BaselineRetriever
 from maw.search import faiss_index
 from maw.search.exact import top_k

@@ -381,7 +381,7 @@ def test_queries_without_a_negative_are_warned_of(config, caplog):
         got = prepare_training(make_collection(make_train()), config(negative_margin=0.001))
     assert got.facts["warnings"] == [
         "tiny: 10 of 10 training queries have no hard negative that may be used, and train against nothing but the "
-        "other passages of their batches"
+        "other passages of their batches; a larger negative_margin may keep some"
     ]
     assert got.facts["warnings"][0] in caplog.text
 
@@ -394,7 +394,7 @@ def test_a_query_with_drawn_negatives_alone_has_no_hard_one(config):
     assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 10
     assert got.facts["warnings"] == [
         "tiny: 10 of 10 training queries have no hard negative that may be used, and train against passages drawn "
-        "from the corpus and the other passages of their batches"
+        "from the corpus and the other passages of their batches; a larger negative_margin may keep some"
     ]
 
 

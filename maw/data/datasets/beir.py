@@ -7,13 +7,16 @@
     DIR/qrels/train.tsv   the same; needed by methods that train
     DIR/qrels/NAME.tsv    with @NAME: the test judgements, in place of test.tsv
 
-What is malformed stops the run with one line that names file and line. What is merely unusable is counted, in
-the facts of the collection and in a warning:
+What is malformed stops the run with one line that names file and line, unless it is in the judgements of a split that
+no method of the run uses. What is merely unusual is counted, in the facts of the collection and in a warning with the
+first examples, and read as `maw.data.beir_format` and `maw.data.splits` say:
 
-- queries without a relevant passage (a grade of 1 or more) in a split are left out of it;
+- judgements of passages that corpus.jsonl lacks are kept, and count against recall;
+- judged queries that queries.jsonl lacks, and queries without a relevant passage (a grade of 1 or more) in a split are
+  left out of it;
 - questions that occur in two splits, by id or normalised text, stay in test before validation before train;
-- a judgement that is repeated with the same grade counts once;
-- passages without any text are kept, since they are part of the corpus.
+- a judgement that is repeated with the same grade counts once; with another grade the last one counts;
+- passages and queries without any text are kept.
 
 Grades of 0 are judged not relevant, and kept for the metrics that tell them from unjudged ones; passages with grades
 below 0 are unjudged in every metric, as trec_eval has it. From which grade a passage is relevant in the binary metrics
@@ -29,24 +32,25 @@ The SHA-256 of what was parsed is in the store's manifest and in the facts.
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maw.config.methods import trained_methods
-from maw.config.tier1_config import SAFE_NAME, Tier1Config, beir_parts, cache_folder, is_folder
-from maw.data.beir_format import HEADER, Judgements, line_finder, qrels_rows, read_corpus, read_qrels, read_queries
+from maw.config.paths import absolute, beir_parts, is_folder, look_alike, no_folder, short_path
+from maw.config.tier1_config import LETTERS, SAFE_NAME, Tier1Config, cache_folder
+from maw.data.beir_format import Counts, Judgements, line_finder, read_corpus, read_qrels, read_queries
 from maw.data.collection import Collection
-from maw.data.corpus import Corpus
+from maw.data.corpus import Corpus, RepeatedIdsError
 from maw.data.leakage import drop_overlap
 from maw.data.splits import Pool, draw_splits, hold_out
-from maw.data.store import Record
+from maw.data.store import Record, Where
 from maw.errors import DataError, show
-
-logger = logging.getLogger(__name__)
-
-LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
+from maw.runtime.progress_bars import track
+from maw.storage.cache_entry import read_manifest
 
 
 def load(folder: str | Path, config: Tier1Config) -> Collection:
@@ -57,44 +61,115 @@ def load(folder: str | Path, config: Tier1Config) -> Collection:
         config: sample sizes, seed, methods, relevance level and cache folder are used.
 
     Raises:
-        DataError: a missing or malformed file, a judgement of something unknown, a split without any relevant
-            passage, or no training queries for a method that trains.
+        DataError: a missing or malformed file, no test query that can be measured, or no training queries for a method
+            that trains.
     """
-    folder, name, judgements = _checked_folder(folder)
-    judged = {split: read_qrels(path) for split, path in _qrels_files(folder, judgements, config).items()}
+    found = read(folder, config)
+    corpus = open_corpus(found.folder / "corpus.jsonl", cache_folder(config) / "corpora")
+    splits, split_facts, warnings = draw_splits(config, corpus, found.pools, found.name)
+    kept = corpus.folder is not None and (corpus.folder / "counts.json").is_file()  # not in stores of older versions
+    counts = Counts(corpus.attachment("counts") if kept else {})
+    facts = {
+        "source": f"BEIR folder {found.folder.name}",
+        "version": corpus.fingerprint[:12],
+        "folder": str(found.folder),
+        "passages": len(corpus),
+        "empty_passages": corpus.empty,
+        "corpus_sha256": corpus.fingerprint,
+        "corpus_rule": "all passages of corpus.jsonl, for every split",
+        "split_rule": found.split_rule,
+        "test_judgements": found.test_judgements,
+        "relevance_level": splits["test"].relevance_level,
+        "splits": split_facts,
+        "skipped": found.skipped,
+        "warnings": [
+            *found.warnings,
+            *([f"{found.name}: {corpus.empty} passages have no text; they are kept"] if corpus.empty else []),
+            *(f"{found.name}: {text}" for text in counts.warnings()),
+            *warnings,
+        ],
+    }
+    counted: Counter[str] = Counter()
+    for kind, each in (*found.counts.items(), *counts.items()):
+        counted[kind] += each["count"]
+    return Collection(
+        f"beir_{found.name}",
+        f"{found.name} (BEIR folder)",
+        **splits,
+        facts=facts | ({"counted": dict(counted)} if counted else {}),
+    )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a folder holds beside its passages: the queries of each split, before any are drawn.
+
+    Attributes:
+        folder: the folder.
+        name: of its results.
+        pools: split -> its queries with their judgements.
+        split_rule: how the splits came about.
+        test_judgements: name of the file.
+        skipped: what was left out -> number, some by split.
+        counts: what is unusual.
+        warnings: lines about both.
+    """
+
+    folder: Path
+    name: str
+    pools: dict[str, Pool]
+    split_rule: str
+    test_judgements: str
+    skipped: dict[str, Any]
+    counts: Counts
+    warnings: list[str]
+
+
+def read(folder: str | Path, config: Tier1Config) -> Outline:
+    """Reads queries and judgements of a folder completely, and checks all but the passages.
+
+    Raises:
+        DataError: as `load`.
+    """
+    folder, name, judgements = checked_folder(folder)
+    judged, warnings, counts = {}, [], Counts()
+    for split, path in _qrels_files(folder, judgements, config).items():
+        try:
+            judged[split] = read_qrels(path, counts)
+        except DataError as error:
+            if _is_used(split, config):
+                raise
+            warnings.append(f"{name}: the {split} judgements are left out, since no method uses them ({error})")
     wanted = {query_id for each in judged.values() for query_id in each.qrels}
-    queries, empty_queries = read_queries(folder / "queries.jsonl", wanted)
-    corpus = open_corpus(folder / "corpus.jsonl", cache_folder(config) / "corpora")
-    for each in judged.values():
-        _check_known(each, queries, corpus, folder)
-    pools = {split: _pool(each, queries) for split, each in judged.items()}
-    without = {split: len(each.qrels) - len(pools[split]) for split, each in judged.items()}
+    queries, empty_queries = read_queries(folder / "queries.jsonl", wanted, counts)
+    unknown = wanted - queries.keys()
+    forms = {unicodedata.normalize(form, each) for each in unknown for form in ("NFC", "NFD")}
+    there = read_queries(folder / "queries.jsonl", forms, Counts())[0] if forms - unknown else {}
+    pools, without = {}, {}
+    for split, each in judged.items():
+        known = {query_id: grades for query_id, grades in each.qrels.items() if query_id in queries}
+        for query_id in (query_id for query_id in each.qrels if query_id not in known):
+            counts.add("unknown_queries", f"{show(query_id)} in {each.path.name}{look_alike(query_id, there)}")
+        relevant = [query_id for query_id, grades in known.items() if max(grades.values()) >= 1]
+        if not relevant and _is_used(split, config):
+            raise _nothing_relevant(each, known, there)
+        pools[split] = Pool({i: queries[i] for i in relevant}, {i: known[i] for i in relevant})
+        without[split] = len(known) - len(relevant)
     pools, shared = drop_overlap(pools)
     split_rule = _complete(pools, shared, config, folder)
-    splits, split_facts, warnings = draw_splits(config, corpus, pools, name)
     skipped = {
         "queries_without_relevant_passage": without,
         "queries_shared_with_another_split": shared,
         "repeated_judgements": {split: each.repeated for split, each in judged.items()},
         "empty_queries_without_judgements": empty_queries,
     }
-    warnings = _skip_warnings(name, skipped, corpus.empty) + warnings
-    facts = {
-        "source": f"BEIR folder {folder.name}",
-        "version": corpus.fingerprint[:12],
-        "folder": str(folder),
-        "passages": len(corpus),
-        "empty_passages": corpus.empty,
-        "corpus_sha256": corpus.fingerprint,
-        "corpus_rule": "all passages of corpus.jsonl, for every split",
-        "split_rule": split_rule,
-        "test_judgements": judged["test"].path.name,
-        "relevance_level": splits["test"].relevance_level,
-        "splits": split_facts,
-        "skipped": skipped,
-        "warnings": warnings,
-    }
-    return Collection(f"beir_{name}", f"{name} (BEIR folder)", **splits, facts=facts)
+    warnings += _skip_warnings(name, skipped) + [f"{name}: {text}" for text in counts.warnings()]
+    return Outline(folder, name, pools, split_rule, judged["test"].path.name, skipped, counts, warnings)
+
+
+def _is_used(split: str, config: Tier1Config) -> bool:
+    """Whether a run reads the queries of a split."""
+    return split == "test" or bool(trained_methods(config) or config.folds)
 
 
 def open_corpus(path: Path, stores: Path) -> Corpus:
@@ -103,15 +178,43 @@ def open_corpus(path: Path, stores: Path) -> Corpus:
     Raises:
         DataError: the file is missing, malformed, or changes while it is read.
     """
-    source = {"format": "beir", "path": str(path.resolve()), "stat": _stat(path)}
-    key = store_key(path)
+    source, folder = _source(path), stores / f"beir-{store_key(path)}"
+    counts: Counts = Counts()
+    earlier: set[int] = set()
 
     def records() -> Iterator[Record]:
-        yield from read_corpus(path)
-        if _stat(path) != source["stat"]:
+        counts.clear()
+        total = _estimated_lines(path)
+        for row, record in enumerate(track(read_corpus(path, counts), f"reading {path.name}", "passage", total=total)):
+            if row not in earlier:
+                yield record
+        if file_state(path) != source["stat"]:
             raise DataError(f"{path}: the file changed while it was read; start again when it is whole")
+        for identifier in repeated:
+            counts.add("repeated_passage_ids", identifier)
 
-    return Corpus.cached(stores / f"beir-{key}", source, lambda: (records(), line_finder(path), {}))
+    def make() -> tuple[Iterator[Record], Where, dict[str, Any]]:
+        return records(), line_finder(path), {"counts": counts}
+
+    repeated: list[str] = []
+    try:
+        return Corpus.cached(folder, source, make)
+    except RepeatedIdsError as error:  # BEIR's loader keeps the last passage of an id
+        earlier.update(error.earlier)
+        repeated += error.ids
+        return Corpus.cached(folder, source, make)
+
+
+def is_stored(path: Path, stores: Path) -> bool:
+    """Whether `open_corpus` finds the passages of a corpus.jsonl in their store."""
+    try:
+        return read_manifest(stores / f"beir-{store_key(path)}")["source"] == _source(path)
+    except DataError:  # no store, or one that is built again
+        return False
+
+
+def _source(path: Path) -> dict[str, Any]:
+    return {"format": "beir", "path": str(path.resolve()), "stat": file_state(path)}
 
 
 def store_key(path: Path) -> str:
@@ -119,7 +222,18 @@ def store_key(path: Path) -> str:
     return hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _stat(path: Path) -> list[int]:
+def _estimated_lines(path: Path) -> int:
+    """About how many lines a file has, for the progress bar, from its size and its first megabyte."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+        return path.stat().st_size * head.count(b"\n") // max(1, len(head))
+    except OSError:  # reading will say what is wrong
+        return 0
+
+
+def file_state(path: Path) -> list[int]:
+    """Size and times of change of a file, which tell whether it is still the one that was read; [] if missing."""
     try:
         stat = path.stat()
     except OSError:  # reading will say what is wrong
@@ -127,15 +241,18 @@ def _stat(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-def _checked_folder(text: str | Path) -> tuple[Path, str, str | None]:
-    """The folder, the name of its results, and that of the test judgements, if the text gives one."""
+def checked_folder(text: str | Path) -> tuple[Path, str, str | None]:
+    """The folder, the name of its results, and that of the test judgements, if the text gives one.
+
+    Raises:
+        DataError: there is no such folder, or a name that no file of results can have.
+    """
     text = str(text)
     where = f"beir:{show(text)[1:-1]}"
     folder, judgements = beir_parts(text)
     if not is_folder(folder):
-        raise DataError(f"{where}: there is no such folder; write beir:DIR with a folder in BEIR layout")
-    path = Path(folder).expanduser()
-    name = path.name if path.name not in ("", "..") else path.resolve().name
+        raise DataError(f"{where}: {no_folder(folder)}; write beir:DIR with a folder in BEIR layout")
+    path, name = Path(short_path(folder)), Path(absolute(folder)).name
     if not SAFE_NAME.fullmatch(name):
         text = "the folder's name becomes that of the results, so it may hold only"
         raise DataError(f"{where}: {text} {LETTERS}; rename it or link to it")
@@ -150,7 +267,7 @@ def _checked_folder(text: str | Path) -> tuple[Path, str, str | None]:
 def _qrels_files(folder: Path, judgements: str | None, config: Tier1Config) -> dict[str, Path]:
     qrels = folder / "qrels"
     dev, validation = qrels / "dev.tsv", qrels / "validation.tsv"
-    if dev.exists() and validation.exists():
+    if dev.exists() and validation.exists() and _is_used("validation", config):
         raise DataError(f"{validation}: there is a dev.tsv too and both are the validation split; keep one of them")
     files = {"train": qrels / "train.tsv", "validation": dev if dev.exists() else validation}
     files = {split: path for split, path in files.items() if path.exists()}
@@ -166,33 +283,12 @@ def _qrels_files(folder: Path, judgements: str | None, config: Tier1Config) -> d
     return files | {"test": test}
 
 
-def _check_known(judged: Judgements, queries: dict[str, str], corpus: Corpus, folder: Path) -> None:
-    strange = {query_id for query_id in judged.qrels if query_id not in queries}
-    if strange:
-        raise _unknown(judged.path, 0, strange, folder / "queries.jsonl")
-    passages = list(dict.fromkeys(passage for each in judged.qrels.values() for passage in each))
-    missing = {passages[i] for i in (corpus.rows_of(passages) < 0).nonzero()[0]}
-    if missing:
-        raise _unknown(judged.path, 1, missing, folder / "corpus.jsonl")
-
-
-def _unknown(path: Path, column: int, ids: set[str], home: Path) -> DataError:
-    number, row = next((number, row) for number, row in qrels_rows(path) if row[column] in ids)
-    more = f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""
-    return DataError(
-        f"{path}:{number}: the {HEADER[column]} {show(row[column])}{more} is not in {home.name}; "
-        "add it there or remove the judgement"
-    )
-
-
-def _pool(judged: Judgements, queries: dict[str, str]) -> Pool:
-    ids = [query_id for query_id, each in judged.qrels.items() if max(each.values()) >= 1]
-    if not ids:
-        raise DataError(
-            f"{judged.path}:{judged.last_line}: the file ends and no query has a relevant passage; at least "
-            "one needs a score of 1 or more"
-        )
-    return Pool({i: queries[i] for i in ids}, {i: judged.qrels[i] for i in ids})
+def _nothing_relevant(judged: Judgements, known: Mapping[str, Any], there: Mapping[str, Any]) -> DataError:
+    where = f"{judged.path}:{judged.last_line}: the file ends and no query"
+    if not known:
+        alike = next(filter(None, (look_alike(each, there) for each in judged.qrels)), "")
+        return DataError(f"{where} that it judges is in queries.jsonl{alike}; are the two files of one version?")
+    return DataError(f"{where} has a relevant passage; at least one needs a score of 1 or more")
 
 
 def _complete(pools: dict[str, Pool], shared: dict[str, int], config: Tier1Config, folder: Path) -> str:
@@ -216,7 +312,7 @@ def _complete(pools: dict[str, Pool], shared: dict[str, int], config: Tier1Confi
     return rule
 
 
-def _skip_warnings(name: str, skipped: dict[str, Any], empty_passages: int) -> list[str]:
+def _skip_warnings(name: str, skipped: dict[str, Any]) -> list[str]:
     counts: Iterable[tuple[str, int]] = [
         *(
             (f"{split} queries have no relevant passage and are left out", n)
@@ -231,9 +327,5 @@ def _skip_warnings(name: str, skipped: dict[str, Any], empty_passages: int) -> l
             for split, n in skipped["repeated_judgements"].items()
         ),
         ("queries without judgements are empty and are ignored", skipped["empty_queries_without_judgements"]),
-        ("passages have no text; they are kept", empty_passages),
     ]
-    warnings = [f"{name}: {n} {what}" for what, n in counts if n]
-    for warning in warnings:
-        logger.warning(warning)
-    return warnings
+    return [f"{name}: {n} {what}" for what, n in counts if n]

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from maw.config.tier1_config import Tier1Config
-from maw.data.beir_format import line_finder
+from maw.data.beir_format import Counts, line_finder
 from maw.data.datasets import irds
 from maw.data.datasets.irds import Judged
 from maw.data.download.corpus_source import Source, read_tsv
@@ -92,8 +92,9 @@ def questions(dataset: str, config: Tier1Config) -> Judged:
         texts[prefix + query.query_id] = query.text
         answers[prefix + query.query_id] = list(query.answers)
     path = irds.qrels_path(dataset, file, config)
-    relevant, repeated = irds.trec_qrels(path, lowest=1)
-    found = irds.judged(dataset, path, texts, {prefix + i: graded for i, graded in relevant.items()}, repeated)
+    counts = Counts()
+    relevant, repeated = irds.trec_qrels(path, counts, lowest=1)
+    found = irds.judged(dataset, path, texts, {prefix + i: graded for i, graded in relevant.items()}, counts, repeated)
     pool = replace(found.pool, answers={i: answers[i] for i in found.pool.queries if answers[i]})
     return replace(found, pool=pool, without=len(texts) - len(pool))
 

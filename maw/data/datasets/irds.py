@@ -12,14 +12,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import LARGEST_GRADE, Tier1Config
-from maw.data.beir_format import LONGEST_LINE, read_qrels, unfit
+from maw.data.beir_format import LONGEST_LINE, Counts, read_qrels, unfit
 from maw.data.collection import Collection
 from maw.data.corpus import Corpus
 from maw.data.dataset_table import Dataset
@@ -31,7 +31,7 @@ from maw.data.leakage import drop_overlap
 from maw.data.splits import SAMPLE_FIELDS, Pool, draw_splits, hold_out
 from maw.errors import DataError, show
 
-_LONGEST_GRADE = 9  # digits
+_LONGEST_GRADE = 1000  # digits
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Judged:
         path: the qrels, for messages.
         without: queries for which no passage is judged relevant.
         repeated: judgements that were given twice, with the same grade.
+        counts: what else is unusual.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Judged:
     path: Path
     without: int
     repeated: int
+    counts: Counts = field(default_factory=Counts)
 
 
 def read_queries(dataset: str, file: Published, config: Tier1Config) -> Iterator[Any]:
@@ -130,61 +132,68 @@ def text_of(path: Path, number: int, identifier: bytes) -> str:
     return text
 
 
-def trec_qrels(path: Path, lowest: int | None = None) -> tuple[dict[str, dict[str, int]], int]:
+def trec_qrels(path: Path, counts: Counts, lowest: int | None = None) -> tuple[dict[str, dict[str, int]], int]:
     """Judgements of grade `lowest` or more, all if it is None, and how many were given twice.
 
+    Of several grades for one pair the last counts.
+
     Raises:
-        DataError: a malformed line, or two grades for one pair.
+        DataError: a malformed line.
     """
     qrels: dict[str, dict[str, int]] = {}
-    rows = 0
+    repeated = 0
     for number, *ids, grade in trec_rows(path):
         if lowest is not None and grade < lowest:
             continue
         query, passage = (text_of(path, number, each) for each in ids)
         graded = qrels.setdefault(query, {})
-        if graded.setdefault(passage, grade) != grade:
-            raise DataError(
-                f"{path}:{number}: {show(passage)} has two grades for the query {show(query)}, {graded[passage]} and "
-                f"{grade}; the file is damaged"
-            )
-        rows += 1
-    return qrels, rows - sum(map(len, qrels.values()))
+        before = graded.get(passage)
+        repeated += before == grade
+        if before not in (None, grade):
+            both = f"{before}, then {grade} in {path.name}:{number}"
+            counts.add("contradictory_judgements", f"{show(passage)} for the query {show(query)}: {both}")
+        graded[passage] = grade
+    return qrels, repeated
 
 
 def judged_in_beir(dataset: str, path: Path, texts: Mapping[str, str]) -> Judged:
     """A split whose judgements are in BEIR's format."""
-    found = read_qrels(path)
-    return judged(dataset, path, texts, found.qrels, found.repeated)
+    counts = Counts()
+    found = read_qrels(path, counts)
+    return judged(dataset, path, texts, found.qrels, counts, found.repeated)
 
 
 def judged(
-    dataset: str, path: Path, texts: Mapping[str, str], qrels: Mapping[str, dict[str, int]], repeated: int = 0
+    dataset: str,
+    path: Path,
+    texts: Mapping[str, str],
+    qrels: Mapping[str, dict[str, int]],
+    counts: Counts,
+    repeated: int,
 ) -> Judged:
-    """A split of queries with a relevant passage.
+    """A split of queries with a relevant passage; judged queries that have no text are counted and left out.
 
     Args:
-        dataset: its name in ir_datasets.
-        path: where the judgements come from.
         texts: query id -> text; queries that are not in `qrels` are not used.
-        qrels: query id -> passage id -> grade.
+        counts: what is unusual in `qrels`.
         repeated: judgements given twice.
 
     Raises:
-        DataError: a judged query without text, or no query with a relevant passage.
+        DataError: no query with a text has a relevant passage.
     """
-    strange = [query for query in qrels if query not in texts]
-    if strange:
-        more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+    for query in (query for query in qrels if query not in texts):
+        counts.add("unknown_queries", f"{show(query)} in {path.name}")
+    known = {query: graded for query, graded in qrels.items() if query in texts}
+    ids = [query for query, graded in known.items() if max(graded.values()) >= 1]
+    if qrels and not known:
         raise DataError(
-            f"{path}: the query {show(strange[0])}{more} is judged and {dataset} has no such query; remove the file, "
-            "and it is fetched again"
+            f"{path}: the query {show(next(iter(qrels)))} and all others are judged and {dataset} has none of them; "
+            "remove the file, and it is fetched again"
         )
-    ids = [query for query, graded in qrels.items() if max(graded.values()) >= 1]
     if not ids:
         raise DataError(f"{path}: no query has a relevant passage; remove the file, and it is fetched again")
-    pool = Pool({i: texts[i] for i in ids}, {i: qrels[i] for i in ids})
-    return Judged(dataset, pool, path, len(qrels) - len(ids), repeated)
+    pool = Pool({i: texts[i] for i in ids}, {i: known[i] for i in ids})
+    return Judged(dataset, pool, path, len(known) - len(ids), repeated, counts)
 
 
 def separate(splits: Mapping[str, Judged], config: Tier1Config) -> tuple[dict[str, Pool], dict[str, Any]]:
@@ -229,19 +238,14 @@ def finish(
     corpora: Mapping[str, Corpus],
     facts: Mapping[str, Any],
 ) -> Collection:
-    """Draws the samples, after a look whether the passages judged for them are there, and gathers the facts.
+    """Draws the samples and gathers the facts.
 
     Args:
-        config: sample sizes and seed are used.
         dataset: its title, the name of its results and its relevance level are used.
-        splits: what was published, for messages and facts.
         pools: by `separate`.
         corpora: the passages of each split in `pools`; others are given those of the test split.
         facts: of the loader; they come first.
     """
-    for split in pools:
-        published_as = splits[split if split in splits else "train"]  # of which a validation split is held out
-        _check_known(pools[split].only(drawn(pools, config, split)), corpora[split], published_as)
     everywhere = {split: corpora.get(split, corpora["test"]) for split in SAMPLE_FIELDS}
     drawn_splits, split_facts, warnings = draw_splits(
         config, everywhere, pools, dataset.collection_name, dataset.relevance_level
@@ -251,22 +255,12 @@ def finish(
         **_corpus_facts({split: corpora[split] for split in pools}),
         "splits": split_facts,
         "verified": "MD5 and counts as published" if config.verify_sources else "no: verify_sources is off",
-        "warnings": warnings,
+        "warnings": [
+            *(f"{dataset.collection_name}: {text}" for each in splits.values() for text in each.counts.warnings()),
+            *warnings,
+        ],
     }
     return Collection(dataset.collection_name, dataset.title, **drawn_splits, facts=found)
-
-
-def _check_known(pool: Pool, corpus: Corpus, split: Judged) -> None:
-    pairs = [(query, passage) for query, graded in pool.qrels.items() for passage in graded]
-    pairs += [(query, passage) for query, passages in pool.negatives.items() for passage in passages]
-    missing = (corpus.rows_of([passage for _, passage in pairs]) < 0).nonzero()[0]
-    if missing.size:
-        query, passage = pairs[missing[0]]
-        more = f" (and {missing.size - 1} more)" if missing.size > 1 else ""
-        raise DataError(
-            f"{split.path}: the passage {show(passage)}{more}, judged for the query {show(query)} of {split.id}, is "
-            f"not in the corpus stored in {corpus.folder}; the two are not of one version, remove both"
-        )
 
 
 def _corpus_facts(corpora: Mapping[str, Corpus]) -> dict[str, Any]:
@@ -291,9 +285,6 @@ def needs_of(
     """What a dataset needs, without fetching anything.
 
     Args:
-        name: in `config.datasets`.
-        config: for the cache folder.
-        sources: its corpora.
         files: all source files that a run would use.
         queries: split -> name in ir_datasets; None for a split that is held out of another.
         unpacked: bytes that unpacking queries and judgements takes, where it matters.

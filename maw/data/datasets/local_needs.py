@@ -16,8 +16,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from maw.config.tier1_config import Tier1Config, beir_parts, cache_folder
-from maw.data.dataset_table import BEIR
+from maw.config.paths import BEIR, beir_parts
+from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.datasets.beir import store_key
 from maw.data.download.needs import Needs
 from maw.errors import DataError

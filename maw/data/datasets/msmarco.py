@@ -21,7 +21,7 @@ from pathlib import Path
 
 from maw.config.methods import trained_methods
 from maw.config.tier1_config import Tier1Config
-from maw.data.beir_format import line_finder
+from maw.data.beir_format import Counts, line_finder
 from maw.data.collection import Collection
 from maw.data.dataset_table import Dataset
 from maw.data.datasets import irds
@@ -119,6 +119,7 @@ def _test_id(name: str) -> str:
 
 def _split(dataset: str, queries: Published, qrels: Published, config: Tier1Config) -> Judged:
     path = irds.qrels_path(dataset, qrels, config)
-    graded, repeated = irds.trec_qrels(path)  # first, since ir_datasets reads them too and names no line
+    counts = Counts()
+    graded, repeated = irds.trec_qrels(path, counts)  # first, since ir_datasets reads them too and names no line
     texts = {query.query_id: query.text for query in irds.read_queries(dataset, queries, config)}
-    return irds.judged(dataset, path, texts, graded, repeated)
+    return irds.judged(dataset, path, texts, graded, counts, repeated)

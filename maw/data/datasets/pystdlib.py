@@ -22,7 +22,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import io
 import os
 import platform
 import re
@@ -284,9 +283,8 @@ def _module_name(relative: Path) -> str:
 
 
 def _source(path: Path) -> str:
-    data = path.read_bytes()
-    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-    return re.sub("\r\n?", "\n", data.decode(encoding))
+    with tokenize.open(path) as file:
+        return file.read()
 
 
 def _parse(source: str) -> ast.Module:

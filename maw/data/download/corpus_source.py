@@ -33,8 +33,6 @@ class Source:
     """A corpus as its publisher serves it.
 
     Attributes:
-        id: its name in ir_datasets.
-        file: the published file.
         read: unpacks what is needed; returns the passages and row -> "file:line".
         mean_characters: mean length of a passage, measured or from the size of the published file.
         unpacked: unpacked files that are read in place of `file`, with their size in bytes.

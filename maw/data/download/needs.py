@@ -16,7 +16,6 @@ class SourceFile:
 
     Attributes:
         name: for display, such as "collectionandqueries.tar.gz".
-        url: download address.
         path: local path after the download; a copy may be placed there by hand.
         size: bytes; None if the publisher does not say.
     """
@@ -37,7 +36,6 @@ class Needs:
     """Requirements of one dataset.
 
     Attributes:
-        dataset: its name in `config.datasets`.
         files: all source files, present ones included.
         passages: corpus name -> published number of passages, such as {"wikipedia 2018": 21015324}.
         disk_bytes: disk space for missing unpacked sources, stores and indexes, without the downloads.

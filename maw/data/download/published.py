@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+import ijson
 from filelock import FileLock
 
 from maw.config.tier1_config import Tier1Config, cache_folder
@@ -174,10 +175,22 @@ def require(files: Sequence[Published], config: Tier1Config, dataset: str) -> No
         if file.md5 and not file.path.is_file() and not file.unpacked:
             _fetch(file, config)
         if file.md5 and file.path.is_file():
-            if config.verify_sources:
-                verify(file, config)
-            else:
-                look_through(file, config)
+            check_file(file, config)
+
+
+def check_file(file: Published, config: Tier1Config) -> None:
+    """Checks a file that is here against its MD5 or, without `verify_sources`, for harmful contents; once.
+
+    Raises:
+        DataError: as `verify` and `look_through`.
+    """
+    (verify if config.verify_sources else look_through)(file, config)
+
+
+def is_checked(file: Published, config: Tier1Config) -> bool:
+    """Whether `check_file` has been done and the file is unchanged since, so that it is not read again."""
+    known, state = _read_marker(file, config), _state(file)
+    return known == state or (not config.verify_sources and known == state | {"looked_through": True})
 
 
 def refuse_without_network(missing: Sequence[SourceFile], dataset: str) -> None:
@@ -224,7 +237,7 @@ def verify(file: Published, config: Tier1Config) -> None:
         DataError: it is another file, or cannot be read.
     """
     with reading(file.path), lock(f"{file.group}-{file.key}", config):
-        if _read_marker(file, config) == _state(file):
+        if is_checked(file, config):
             return
         logger.info("checking the MD5 of %s", file.path)
         _compare(file, file.path, "remove it to download it again, or use it anyway with --no-verify-sources")
@@ -238,11 +251,10 @@ def look_through(file: Published, config: Tier1Config) -> None:
         DataError: it is damaged or harmful.
     """
     with reading(file.path), lock(f"{file.group}-{file.key}", config):
-        looked = _state(file) | {"looked_through": True}
-        if file.unpacked or _read_marker(file, config) in (looked, _state(file)):
+        if file.unpacked or is_checked(file, config):
             return
         archives.look_through(file.path)
-        write_json(_marker(file, config), looked)
+        write_json(_marker(file, config), _state(file) | {"looked_through": True})
 
 
 def _compare(file: Published, path: Path, advice: str) -> None:
@@ -291,20 +303,12 @@ def reading(path: Path | Inside, url: str = "") -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (*DAMAGED, *MISREAD, *_of_libraries()) as error:
+    except (*DAMAGED, *MISREAD, ijson.JSONError) as error:  # an error of requests is an OSError
         raise DataError(f"{path}: {_problem(error, url)}") from error
-
-
-def _of_libraries() -> tuple[type[Exception], ...]:
-    import ijson
-    import requests
-
-    return ijson.JSONError, requests.RequestException
 
 
 def _problem(error: Exception, url: str) -> str:
     reason = _reason(error)
-
     if url or type(error).__module__.startswith("requests"):
         return f"could not be downloaded from {url or 'its publisher'} ({reason}); try again, or place a copy there"
     if isinstance(error, DAMAGED) or type(error).__module__.startswith("ijson"):

@@ -48,8 +48,6 @@ class AttentionExample:
     """A text, and the pretrained model's attention on it.
 
     Attributes:
-        query_id: id of the query.
-        text: text of the query.
         inputs: the model's inputs, (1, Q).
         tokens: the tokens as readable strings.
         cut: whether the text has more tokens.

@@ -72,9 +72,7 @@ class DepthReader:
 
     Args:
         engine: MAW encoder, or a parallel wrapper of one.
-        source: the texts.
         batch_size: most texts of a batch on a GPU, samples included.
-        device: the encoder's device.
     """
 
     def __init__(self, engine: nn.Module, source: Source, *, batch_size: int, device: torch.device):

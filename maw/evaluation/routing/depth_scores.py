@@ -15,8 +15,9 @@ all, one half, the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ import torch
 from maw.data.collection import RetrievalData
 from maw.evaluation.reward import task_reward
 from maw.search.exact import top_k
+from maw.search.left_out import leaving_out
 
 CUTOFF = 10
 LISTED = 100
@@ -66,13 +68,17 @@ class Relevance:
     def __init__(self, data: RetrievalData):
         self.passages = len(data.corpus)
         judged = [
-            (q, doc, grade) for q, query in enumerate(data.query_ids) for doc, grade in data.qrels[query].items()
+            (number, doc, grade)
+            for number, query in enumerate(data.query_ids)
+            for doc, grade in data.qrels[query].items()
+            if grade >= 1
         ]
-        judged = [each for each in judged if each[2] >= 1]
         query = np.array([each[0] for each in judged])
         grade = np.array([each[2] for each in judged], dtype=np.float64)
         row = data.corpus.rows_of([each[1] for each in judged])
-        self.ideal_Q = self._ideal(query, grade, len(data.query_ids))
+        best = np.lexsort((-grade, query))  # the ideal ranking has passages outside of the corpus too, as in trec_eval
+        rank = 1 + np.arange(len(query)) - np.searchsorted(query[best], query[best])
+        self.ideal_Q = np.bincount(query[best], grade[best] * discount(rank), minlength=len(data.query_ids))
         there = row >= 0
         self.query, self.row = query[there], row[there]
         order = np.argsort(self.query * self.passages + self.row)
@@ -83,10 +89,10 @@ class Relevance:
         """The relevant rows of each query, best grade first."""
 
     def gains(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Grades of corpus rows for queries, 0 if not relevant; the arguments broadcast."""
+        """Grades of corpus rows for queries, 0 if not relevant or no row (-1); the arguments broadcast."""
         codes = query * self.passages + rows
         place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        return np.where(self._codes[place] == codes, self._gains[place], 0.0)
+        return np.where((self._codes[place] == codes) & (rows >= 0), self._gains[place], 0.0)
 
     def unrelated(self, order: np.ndarray, most: int) -> np.ndarray:
         """Chooses pairs, in this order, so that each query and each passage occurs once; their indices ascending.
@@ -106,14 +112,6 @@ class Relevance:
                 rows.add(row)
         return np.sort(chosen)
 
-    @staticmethod
-    def _ideal(query: np.ndarray, grade: np.ndarray, count: int) -> np.ndarray:
-        """DCG@10 of the ideal ranking of all judged passages, in the corpus or not, as in trec_eval."""
-        order = np.lexsort((-grade, query))
-        query, grade = query[order], grade[order]
-        rank = 1 + np.arange(len(query)) - np.searchsorted(query, query)
-        return np.bincount(query, grade * discount(rank), minlength=count)
-
 
 def discount(rank: np.ndarray) -> np.ndarray:
     """The discount of DCG@10 at a rank from 1: 1 / log2(1 + rank), and 0 below rank 10."""
@@ -124,13 +122,9 @@ class DepthScorer:
     """Scores texts at every depth against a corpus.
 
     Args:
-        data: the split.
         queries_QC: embeddings of all its queries at greedy depths.
         documents_NC: embeddings of its corpus at greedy depths; may be a memory map.
-        temperature: temperature of the similarity.
-        normalize: whether embeddings have length one.
         reward: kind of `maw.evaluation.reward.task_reward`.
-        device: device of the search.
         seed: seed of the halves, and of the permutation of `_moved`.
     """
 
@@ -150,28 +144,26 @@ class DepthScorer:
         self.temperature, self.normalize, self.reward = temperature, normalize, reward
         self.device, self.seed = device, seed
         self.relevance = Relevance(data)
-        self.ties_N = data.corpus.tie_order()
+        self.ties_N, self.left_out_Q = data.corpus.tie_order(), data.left_out_rows()
         self.first_half_N = np.random.default_rng([seed, 0]).random(len(data.corpus)) < 0.5
 
     def of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
         """Scores queries at every depth, with all documents at greedy depths."""
-        parts = _parts(len(rows_Q), every_QDC.shape[1] + 1)
-        return DepthMatrix.joined([self._of_queries(rows_Q[part], every_QDC[part]) for part in parts])
+        return DepthMatrix.joined(_in_parts(self._of_queries, every_QDC.shape[1] + 1, rows_Q, every_QDC))
 
     def of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
         """Scores the pairs' positives at every depth, with their queries and all other documents at greedy depths."""
-        parts = _parts(len(query_Q), every_QDC.shape[1] + 1)
-        return DepthMatrix.joined([self._of_documents(query_Q[p], row_Q[p], every_QDC[p]) for p in parts])
+        return DepthMatrix.joined(_in_parts(self._of_documents, every_QDC.shape[1] + 1, query_Q, row_Q, every_QDC))
 
     def ndcg_of_queries(self, rows_Q: np.ndarray, every_QGC: np.ndarray) -> np.ndarray:
         """nDCG@10 of queries with any embeddings, (Q, G)."""
-        parts = _parts(len(rows_Q), every_QGC.shape[1])
-        return np.concatenate([self._ranked(rows_Q[part], every_QGC[part])[0][0] for part in parts])
+        parts = _in_parts(self._ranked, every_QGC.shape[1], rows_Q, every_QGC)
+        return np.concatenate([ndcg_SQG[0] for ndcg_SQG, _ in parts])
 
     def ndcg_of_documents(self, query_Q: np.ndarray, row_Q: np.ndarray, every_QGC: np.ndarray) -> np.ndarray:
         """nDCG@10 of the queries of pairs with any embeddings of the positives, (Q, G)."""
-        parts = _parts(len(query_Q), every_QGC.shape[1])
-        return np.concatenate([self._inserted(query_Q[p], row_Q[p], every_QGC[p])[0][0] for p in parts])
+        parts = _in_parts(self._inserted, every_QGC.shape[1], query_Q, row_Q, every_QGC)
+        return np.concatenate([ndcg_SQG[0] for ndcg_SQG, _ in parts])
 
     def _of_queries(self, rows_Q: np.ndarray, every_QDC: np.ndarray) -> DepthMatrix:
         every_QEC = np.concatenate((every_QDC, self.queries_QC[rows_Q][:, None]), axis=1)
@@ -192,16 +184,10 @@ class DepthScorer:
     def _ranked(self, rows_Q: np.ndarray, every_QEC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """nDCG@10 (S, Q, E), and the rankings as corpus rows (Q, E, K)."""
         count, size = every_QEC.shape[:2]
-        listed = min(LISTED, self.relevance.passages)
-        while True:
-            rows = self._top(every_QEC.reshape(count * size, -1), listed)[0].reshape(count, size, -1)
-            gains = self.relevance.gains(rows_Q[:, None, None], rows)
-            kept_S = self._parts_of_corpus(rows, gains)
-            if self._long_enough(kept_S, listed):
-                break
-            listed = min(4 * listed, self.relevance.passages)
-        dcg = [(gains * kept * discount(kept.cumsum(-1))).sum(-1) for kept in kept_S]
-        return np.array(dcg) / self.relevance.ideal_Q[rows_Q, None], rows
+        queries = every_QEC.reshape(count * size, -1)
+        rows, _, gains, kept_S = self._long_rankings(np.repeat(rows_Q, size), queries)
+        dcg = [(gains * kept * discount(kept.cumsum(-1))).sum(-1).reshape(count, size) for kept in kept_S]
+        return np.array(dcg) / self.relevance.ideal_Q[rows_Q, None], rows.reshape(count, size, -1)
 
     def _inserted(
         self, query_Q: np.ndarray, row_Q: np.ndarray, every_QEC: np.ndarray
@@ -215,15 +201,7 @@ class DepthScorer:
             nDCG@10, and corpus rows and scores (Q, K) of the ranking at greedy depths.
         """
         score_QE1 = np.einsum("qec,qc->qe", every_QEC, self.queries_QC[query_Q])[..., None]
-        listed = min(LISTED, self.relevance.passages)
-        while True:
-            rows, scores = self._top(self.queries_QC[query_Q], listed)
-            gains = self.relevance.gains(query_Q[:, None], rows)
-            other = rows != row_Q[:, None]
-            kept_S = [kept & other for kept in self._parts_of_corpus(rows, gains)]
-            if self._long_enough(kept_S, listed):
-                break
-            listed = min(4 * listed, self.relevance.passages)
+        rows, scores, gains, kept_S = self._long_rankings(query_Q, self.queries_QC[query_Q], row_Q)
         difference = scores[:, None] - score_QE1
         tied = np.abs(difference) <= _SAME_SCORE * np.maximum(1, np.abs(score_QE1))
         first = (self.ties_N[rows] < self.ties_N[row_Q][:, None])[:, None]
@@ -236,18 +214,31 @@ class DepthScorer:
             dcg.append(others + own * discount(1 + (above_QEK & kept[:, None]).sum(-1)))
         return np.array(dcg) / self.relevance.ideal_Q[query_Q, None], (rows, scores)
 
-    def _parts_of_corpus(self, rows: np.ndarray, gains: np.ndarray) -> list[np.ndarray]:
-        """Whether each listed passage is in the corpus and in each half; relevant passages are in both halves."""
-        first, relevant = self.first_half_N[rows], gains > 0
-        return [np.ones_like(first), first | relevant, ~first | relevant]
+    def _long_rankings(
+        self, query_B: np.ndarray, queries_BC: np.ndarray, without_B: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rankings of B embeddings of queries that have `CUTOFF` passages of each part, if the part has so many.
 
-    def _long_enough(self, kept_S: list[np.ndarray], listed: int) -> bool:
-        return listed == self.relevance.passages or min(int(kept.sum(-1).min()) for kept in kept_S) >= CUTOFF
+        They lack the passages that the queries leave out.
 
-    def _top(self, queries: np.ndarray, listed: int) -> tuple[np.ndarray, np.ndarray]:
-        on_device = torch.from_numpy(np.ascontiguousarray(queries)).to(self.device)
-        scores, rows = top_k(on_device, self.documents_NC, listed, self.ties_N)
-        return rows.numpy(), scores.numpy()
+        Returns:
+            Corpus rows, scores and grades, (B, K); and whether each passage counts in each part, (S, B, K): relevant
+            passages are in both halves, and `without_B`, one passage for each ranking, is in none.
+        """
+        on_device = torch.from_numpy(np.ascontiguousarray(queries_BC)).to(self.device)
+        own = None if self.left_out_Q is None else self.left_out_Q[query_B]
+        listed = min(LISTED, self.relevance.passages)
+        while True:
+            found = leaving_out(lambda k: top_k(on_device, self.documents_NC, k, self.ties_N), listed, own)
+            scores, rows = (each.numpy() for each in found)
+            gains = self.relevance.gains(query_B[:, None], rows)
+            first, relevant = self.first_half_N[rows], gains > 0
+            kept_S = np.stack([np.ones_like(first), first | relevant, ~first | relevant]) & (rows >= 0)
+            if without_B is not None:
+                kept_S &= rows != without_B[:, None]
+            if listed == self.relevance.passages or kept_S.sum(-1).min() >= CUTOFF:
+                return rows, scores, gains, kept_S
+            listed = min(4 * listed, self.relevance.passages)
 
     def _moved(self, every_QDC: np.ndarray) -> np.ndarray:
         """Each text's mean embedding plus the deviations of another text's depths: noise that suits no text.
@@ -272,6 +263,7 @@ class DepthScorer:
             candidates = np.asarray(self.documents_NC[candidates_QK[part]])
             scores_QEK = np.einsum("qec,qkc->qek", every_QEC[part], candidates, optimize=True)
             irrelevant = self.relevance.gains(rows_Q[part, None], candidates_QK[part]) == 0
+            irrelevant &= candidates_QK[part] >= 0
             others = np.where(irrelevant[:, None], scores_QEK, -np.inf)
             for query, every_EC, others_EK in zip(rows_Q[part], every_QEC[part], others, strict=True):
                 positives = np.asarray(self.documents_NC[self.relevance.rows[query][:MOST_POSITIVES]])
@@ -295,6 +287,7 @@ def _matrix(ndcg_SQE: np.ndarray, noise_SQD: np.ndarray, reward_QE: np.ndarray) 
     )
 
 
-def _parts(count: int, rows_each: int) -> list[np.ndarray]:
-    """Positions in nearly equal parts of at most `ROWS_AT_ONCE` rankings."""
-    return np.array_split(np.arange(count), max(1, -(-count * rows_each // ROWS_AT_ONCE)))
+def _in_parts(score: Callable[..., Any], rankings: int, *arrays: np.ndarray) -> list[Any]:
+    """`score` of nearly equal parts of the arrays, each with at most `ROWS_AT_ONCE` rankings, `rankings` a row."""
+    count = max(1, -(-len(arrays[0]) * rankings // ROWS_AT_ONCE))
+    return [score(*part) for part in zip(*(np.array_split(array, count) for array in arrays), strict=True)]

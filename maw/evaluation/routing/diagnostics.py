@@ -28,7 +28,7 @@ from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.routing.headroom import oracle_null
-from maw.evaluation.routing.split_sides import Facts, Side, SplitSides
+from maw.evaluation.routing.routed_texts import Facts, RoutedSplit, RoutedTexts
 from maw.models.encode import Embeddings
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime import distributed
@@ -64,12 +64,12 @@ class RoutingDiagnostics:
     ):
         self.model, self.config, self.device, self.activations = model, config, device, activations
         self.engine = replicate(model.encoder, config, device)
-        self.split: SplitSides | None = None
-        self._best: SplitSides | None = None
+        self.split: RoutedSplit | None = None
+        self._best: RoutedSplit | None = None
 
     def __call__(self, data: RetrievalData, queries: Embeddings, documents: Embeddings) -> None:
         """Stores the data and embeddings of an evaluation."""
-        self.split = SplitSides(
+        self.split = RoutedSplit(
             self.model,
             self.engine,
             self.config,
@@ -80,16 +80,16 @@ class RoutingDiagnostics:
             documents.embeddings,
         )
 
-    def _sides(self) -> Sequence[Side]:
+    def _sides(self) -> Sequence[RoutedTexts]:
         assert self.split is not None, "evaluate first"
         return self.split.sides
 
     def cheap(self) -> dict[str, Facts]:
-        """Cheap diagnostics of "query" and "document"; see `Side.policy` and `depth_distance`."""
+        """Cheap diagnostics of "query" and "document"; see `RoutedTexts.policy` and `depth_distance`."""
         return {side.kind: side.policy() | side.distance(TEXTS_FOR_DISTANCE) for side in self._sides()}
 
     def full(self) -> dict[str, Facts]:
-        """Diagnostics of "query" and "document" at every depth; see `Side.headroom`."""
+        """Diagnostics of "query" and "document" at every depth; see `RoutedTexts.headroom`."""
         return {side.kind: side.distance() | side.headroom() for side in self._sides()}
 
     def after_epoch(self, record: Facts, improved: bool) -> None:
@@ -117,7 +117,7 @@ class RoutingDiagnostics:
         self.split = None
 
     def evidence(self, best_record: Facts) -> dict[str, Facts]:
-        """Tests of "query" and "document" on the split evaluated last, the test split; see `Side.evidence`.
+        """Tests of "query" and "document" on the split evaluated last, the test split; see `RoutedTexts.evidence`.
 
         Args:
             best_record: record of the kept epoch; its best depth on validation is the fixed depth to compare with.

@@ -24,14 +24,7 @@ _WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_mode
 
 @dataclass(frozen=True)
 class Rate:
-    """A measurement of encoding speed.
-
-    Attributes:
-        texts: number of texts encoded.
-        tokens: number of tokens in them.
-        seconds: time taken.
-        device: kind of device used.
-    """
+    """A measurement of encoding speed."""
 
     texts: int
     tokens: int

@@ -33,6 +33,7 @@ from maw.experiment.plan.disk_space import (
 from maw.experiment.plan.encoding_speed import Rate, measure, weights_are_here
 from maw.experiment.plan.workload import FLOAT_BYTES, Work, make_work
 from maw.models.pretrained import ModelSpec
+from maw.models.retriever import load_tokenizer
 from maw.storage.disk import GIGABYTE
 
 PROGRAM_BYTES = int(1.0 * GIGABYTE)  # torch and the other libraries
@@ -44,8 +45,8 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-        config: the run's configuration.
-        model: the model's name, and whether its weights must be downloaded.
+        spec: the model, and how it is used.
+        fetched: whether the model's weights must be downloaded.
         works: the work on each dataset.
         files: files to download, each once.
         disks: disk space needed, by file system.
@@ -54,7 +55,8 @@ class Plan:
     """
 
     config: Tier1Config
-    model: tuple[str, bool]
+    spec: ModelSpec
+    fetched: bool
     works: tuple[Work, ...]
     files: tuple[SourceFile, ...]
     disks: tuple[Disk, ...]
@@ -86,9 +88,12 @@ def make_plan(config: Tier1Config, spec: ModelSpec, needs: Sequence[Needs] | Non
     works = tuple(make_work(each, config, spec) for each in needs)
     files = tuple({file.path: file for each in needs for file in each.files if not file.present}.values())
     here = weights_are_here(spec)
+    if here:
+        load_tokenizer(spec)  # a tokenizer that the model cannot use stops the plan, not only the run
     return Plan(
         config=config,
-        model=(spec.name, not here),
+        spec=spec,
+        fetched=not here,
         works=works,
         files=files,
         disks=disks_of([*requirements_of(config, spec, works, files), *([] if here else [model_requirement(spec)])]),

@@ -7,6 +7,9 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from maw.config.methods import trained_methods
+from maw.config.paths import short_path
+from maw.data.check import Checked
+from maw.data.self_passages import RULES
 from maw.experiment.plan.plan import Plan
 from maw.experiment.plan.workload import Work
 from maw.report.text.format import as_table, bullet, clean, heading, wrapped
@@ -20,27 +23,46 @@ def plan_text(plan: Plan) -> str:
     """The plan as text, at most 100 columns wide; estimates are marked as such."""
     rows = []
     for work in plan.works:
-        name, folder = work.needs.dataset, work.needs.dataset.removeprefix("beir:")
-        rows.append(_row(name if name == folder else f"beir:{PurePath(folder).name}", [work], plan))
+        rows.append(_row(short_name(work.needs.dataset), [work], plan))
     rows += [_row("total", plan.works, plan)] if len(rows) > 1 else []
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in plan.memory.items())
     disks = []
     for disk in plan.disks:
         disks.append(f"{size_text(disk.size)} of {size_text(disk.free)} free")
-        disks += [f"  {size_text(each.size)} for {each.what} in {each.folder}" for each in disk.requirements]
+        disks += [
+            f"  {size_text(each.size)} for {each.what} in {short_path(each.folder)}" for each in disk.requirements
+        ]
     memory = f"about {size_text(sum(plan.memory.values()))}, an estimate: {parts}"
     lines = [
         heading("Plan", "="),
         as_table(["Dataset", "download", "passages", "searched", "queries", "texts encoded", "time"], rows),
         "",
+        *_part("Model", [_model(plan)]),
         *_part("Download", _downloads(plan)),
         *_part("Disk", disks),
         *_part("Memory", [memory]),
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
+        *_part("Ranking", [_ranking(plan.config.self_passages)]),
         *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
     ]
     return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
+
+
+def data_text(checks: Iterable[Checked], *, warnings: bool) -> str:
+    """What the check of the data found, as a part of the plan."""
+    texts = []
+    for each in checks:
+        found = "cannot be used; the error says why" if each.problem else each.text
+        texts.append(f"{short_name(each.name)}: {found}")
+        texts += [f"  {text}" for text in each.warnings if warnings]
+    return "\n".join(_part("Data", texts))
+
+
+def short_name(dataset: str) -> str:
+    """A dataset's name in the plan: of a folder in BEIR layout only its last part."""
+    folder = dataset.removeprefix("beir:")
+    return dataset if dataset == folder else f"beir:{PurePath(folder).name}"
 
 
 def _part(name: str, texts: Iterable[str]) -> list[str]:
@@ -75,13 +97,22 @@ def _download_size(sizes: Sequence[int | None]) -> str:
 
 
 def _downloads(plan: Plan) -> list[str]:
-    name, fetched = plan.model
-    texts = [f"the model {name}, from its hub"] if fetched else []
+    texts = [f"the model {plan.spec.name}, from its hub"] if plan.fetched else []
     for file in plan.files[:MOST_FILES]:
         size = "size not known" if file.size is None else size_text(file.size)
         texts.append(f"{file.name} ({size}) from {urlsplit(file.url).hostname or file.url}")
     rest = len(plan.files) - MOST_FILES
     return [*texts, *([f"and {rest} more files"] if rest > 0 else [])] or ["nothing"]
+
+
+def _model(plan: Plan) -> str:
+    """How the model is used, and by whose settings."""
+    names = ("pooling", "similarity", "temperature", "query_prefix", "document_prefix")
+    names += ("max_query_length", "max_document_length")
+    values = {name: getattr(plan.spec, name) for name in names}
+    used = ", ".join(f"{name} {ascii(each) if 'prefix' in name else each}" for name, each in values.items())
+    flags = [f"--{name.replace('_', '-')}" for name in names if getattr(plan.config, name) is not None]
+    return f"{used.replace('_', ' ')}; by {plan.spec.source}" + (f", except {', '.join(flags)}" if flags else "")
 
 
 def _encoding(plan: Plan) -> list[str]:
@@ -111,6 +142,11 @@ def _time(plan: Plan) -> str:
         f"about {_duration(sum(known))} of encoding and training, an estimate: {rate.texts / rate.seconds:,.0f} texts "
         f"of {length:.0f} tokens a second on {rate.device}, measured with {rate.texts} texts"
     )
+
+
+def _ranking(rule: str) -> str:
+    counted = "" if rule == "keep" else "; how many there are is known when the data are loaded"
+    return f"{RULES[rule]} (--self-passages {rule}){counted}"
 
 
 def _duration(seconds: float) -> str:

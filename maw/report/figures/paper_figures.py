@@ -26,22 +26,8 @@ import numpy as np
 
 from maw.evaluation.confirmatory import METRIC
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.series import (
-    COLOURS,
-    RECALL,
-    SHADES,
-    SIDES,
-    Grid,
-    Series,
-    bars,
-    by_epoch,
-    depth_shares,
-    grids,
-    histories,
-    kept_epoch,
-    recall,
-    sides,
-)
+from maw.report import chart_data
+from maw.report.chart_data import COLOURS, RECALL, SHADES, Grid, Series
 from maw.report.significance_marks import methods_of
 from maw.report.text.format import clean
 from maw.storage.files import write_atomically
@@ -106,14 +92,14 @@ def _figures(result: Result, attention: Mapping[str, Mapping[str, Any]]) -> Iter
     methods = methods_of(result)
     yield METRIC, 0.45 + 0.22 * len(methods), lambda figure: _bars(figure, result)
     yield "recall", 2.2 + 0.13 * -(-len(methods) // 2), lambda figure: _recall(figure, result)
-    if any(True for _ in histories(result)):
+    if any(True for _ in chart_data.histories(result)):
         yield "training", 3.4 + 0.13 * -(-len(methods) // 2), lambda figure: _training(figure, result)
-    for method, history in histories(result):
+    for method, history in chart_data.histories(result):
         if "val_routing" in history[0]:
             yield f"routing_{method.name}", 4.6, lambda figure, h=history: _routing(figure, h)
     for method in methods:
         if method.name in attention:
-            shown = grids(attention[method.name])
+            shown = chart_data.grids(attention[method.name])
             tokens = [each for each in shown if each.row_name == "token"]
             across = [each for each in shown if each.row_name != "token"]
             yield f"attention_{method.name}", 5.2, lambda figure, g=across: _maps(figure, g)
@@ -121,7 +107,7 @@ def _figures(result: Result, attention: Mapping[str, Mapping[str, Any]]) -> Iter
 
 
 def _bars(figure: Any, result: Result) -> None:
-    axis, every = figure.subplots(), bars(result)
+    axis, every = figure.subplots(), chart_data.bars(result)
     for place, bar in enumerate(every):
         axis.barh(place, bar.value, height=0.7, color=COLOURS[bar.look % len(COLOURS)], alpha=0.75)
         low, high = (bar.value, bar.value) if bar.low is None else (bar.low, bar.high)
@@ -138,7 +124,7 @@ def _bars(figure: Any, result: Result) -> None:
 
 def _recall(figure: Any, result: Result) -> None:
     axis = figure.subplots()
-    for line in recall(result):
+    for line in chart_data.recall(result):
         _line(axis, line.points, line.look, line.name)
     axis.set_xscale("log")
     axis.set_xticks(_TICKS, [str(k) for k in _TICKS])
@@ -152,18 +138,18 @@ def _training(figure: Any, result: Result) -> None:
     axes = figure.subplots(2, 1, sharex=True)
     facts = {f"val_{METRIC}": f"validation {_LABEL}", "train_loss": "training loss"}
     for axis, (key, name) in zip(axes, facts.items(), strict=True):
-        _epochs(axis, by_epoch(result, key), name)
+        _epochs(axis, chart_data.by_epoch(result, key), name)
     axes[0].set_xlabel("")
     _legend(figure, axes[0])
 
 
 def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
     entropy, effective, picks = figure.subplots(3, 1)
-    _epochs(entropy, sides(history, "policy_entropy"), "policy entropy (nats)", from_zero=True)
-    _epochs(effective, sides(history, "effective_depths"), "effective depths", from_zero=True)
-    kept = kept_epoch(history)
-    for place, (side, name) in enumerate(SIDES.items()):
-        shares = depth_shares(kept, side)
+    _epochs(entropy, chart_data.sides(history, "policy_entropy"), "policy entropy (nats)", from_zero=True)
+    _epochs(effective, chart_data.sides(history, "effective_depths"), "effective depths", from_zero=True)
+    kept = chart_data.kept_epoch(history)
+    for place, (side, name) in enumerate(chart_data.SIDES.items()):
+        shares = chart_data.depth_shares(kept, side)
         picks.bar(np.arange(len(shares)) + 0.4 * place - 0.2, shares, width=0.4, color=COLOURS[place], label=name)
     picks.set_xlabel(f"depth, epoch {kept['epoch']}")
     picks.set_ylabel("share of greedy picks")

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.methods import METHODS
+from maw.report import chart_data
+from maw.report.chart_data import SIDES
 from maw.storage.files import write_atomically
 
 COLOURS = {"query": "#1f6fb4", "document": "#d9660c"}
-NAMES = {"query": "queries", "document": "documents"}
 _GREY, _WIDTH, _ROW = "#666666", 11.0, 2.9  # inches
 _LINES = {
     "oracle": ("oracle", "#2a8f4f", "-"),
@@ -38,12 +38,11 @@ def write_routing_plots(folder: Path, result: Mapping[str, Any]) -> list[Path]:
         MAWError: a path cannot be written.
     """
     written = []
-    for method in METHODS:
-        record = result["results"].get(method.key, {})
-        history = record.get("training_history", [])
-        if history and "val_routing" in history[0]:
+    for method, history in chart_data.histories(result):
+        if "val_routing" in history[0]:
             path = folder / f"routing_{method.name}.png"
-            write_routing_plot(path, f"{record.get('approach', method.approach)}, {result['venue']}", history)
+            approach = result["results"][method.key].get("approach", method.approach)
+            write_routing_plot(path, f"{approach}, {result['venue']}", history)
             written.append(path)
     return written
 
@@ -57,7 +56,7 @@ def write_routing_plot(path: Path, title: str, history: History) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # imported late, since it is slow; without pyplot's global state
 
-    kept = max(history, key=lambda record: (record["val_ndcg_cut_10"], -record["epoch"]))
+    kept = chart_data.kept_epoch(history)
     panels = _panels(history, kept)
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(_WIDTH, _ROW * rows + 0.5), dpi=120, layout="constrained")
@@ -95,9 +94,10 @@ def _panels(history: History, kept: Mapping[str, Any]) -> list[tuple[str, Callab
         panels.append(("Cosine distance between depths", sides("depth_distance")))
     if len(panels) % 2:
         panels.append(("Share of the depth picked most", sides("top_share", 1.0)))
-    panels += [(f"Greedy picks, {NAMES[side]}", partial(_histogram, routing[side], side)) for side in NAMES]
-    for side in (side for side in NAMES if "per_depth" in routing[side]):
-        panels.append((f"nDCG@10 with {NAMES[side]} at one depth", partial(_per_depth, routing[side], side)))
+    panels += [(f"Greedy picks, {name}", partial(_histogram, kept, side)) for side, name in SIDES.items()]
+    for side, name in SIDES.items():
+        if "per_depth" in routing[side]:
+            panels.append((f"nDCG@10 with {name} at one depth", partial(_per_depth, routing[side], side)))
     return panels
 
 
@@ -123,22 +123,21 @@ def _validation(axis: Any, history: History) -> None:
 
 def _sides(axis: Any, history: History, key: str, limit: float | None, limit_name: str) -> None:
     """A statistic of queries and of documents by epoch, averaged over MAW layers, with a line at its limit."""
-    for side, marker in (("query", "o"), ("document", "D")):
-        facts = [record["val_routing"][side].get(key) for record in history]
-        values = [None if each is None else float(np.mean(each)) for each in facts]
-        _curve(axis, history, values, color=COLOURS[side], marker=marker, fillstyle="none", label=NAMES[side])
+    for line, colour, marker in zip(chart_data.sides(history, key), COLOURS.values(), "oD", strict=True):
+        values = [value for _, value in line.points]
+        _curve(axis, history, values, color=colour, marker=marker, fillstyle="none", label=line.name)
     if limit is not None:
         axis.axhline(limit, color=_GREY, linewidth=0.8, linestyle="--", label=limit_name or None)
     axis.set_ylim(bottom=0)
     axis.legend(fontsize=8, frameon=False)
 
 
-def _histogram(facts: Mapping[str, Any], side: str, axis: Any) -> None:
-    share = np.asarray(facts["depth_histogram"]).mean(0)
-    axis.bar(np.arange(len(share)), share, color=COLOURS[side], width=0.8)
+def _histogram(kept: Mapping[str, Any], side: str, axis: Any) -> None:
+    shares = chart_data.depth_shares(kept, side)
+    axis.bar(np.arange(len(shares)), shares, color=COLOURS[side], width=0.8)
     axis.set_xlabel("depth", fontsize=8)
     axis.set_ylabel("share of picks", fontsize=8)
-    axis.set_ylim(0, max(1.05 * share.max(), 0.1))
+    axis.set_ylim(0, max(1.05 * max(shares), 0.1))
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maw.report.series import COLOURS, Bar, Series
+from maw.report.chart_data import COLOURS, Bar, Series
 
 WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
@@ -56,15 +56,7 @@ def y_axis_name(name: str, middle: float) -> Shape:
 def line_chart(
     title: str, series: Sequence[Series], *, x_name: str, y_name: str, log_x: bool = False, from_zero: bool = False
 ) -> Chart | None:
-    """Lines with markers; nothing where no series has a point.
-
-    Args:
-        title: above the chart.
-        series: the lines.
-        x_name, y_name: of the axes.
-        log_x: whether x is on a logarithmic scale.
-        from_zero: whether y begins at 0.
-    """
+    """Lines with markers; nothing where no series has a point."""
     points = [(x, y) for each in series for x, y in each.points if y is not None]
     if not points:
         return None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from maw.report.chart_data import SHADES, Grid
 from maw.report.html.charts import WIDTH, Chart, Shape, shape, y_axis_name
 from maw.report.html.tables import Table
-from maw.report.series import SHADES, Grid
 
 MORE, LESS, AMOUNT = "heat s1", "heat s0", "heat s5"
 _LEFT, _RIGHT, _TOP, _MOST_ROW, _MOST_HEIGHT = 92, 10, 8, 22, 330

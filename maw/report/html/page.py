@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from maw.config.methods import METHODS, comparisons
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report import series, significance_marks
+from maw.report import chart_data, significance_marks
 from maw.report.html import charts, heatmap, tables
 from maw.report.significance_marks import RunValues, corrected_p, label_of, methods_of, run_p_values
 from maw.report.text import costs
-from maw.report.text.format import p_value
+from maw.report.text.format import number, p_value
 from maw.report.text.summary import NOTES
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": tables.number, "p_value": p_value, "fact": fact, "label_of": label_of}
+    made.filters |= {"number": number, "p_value": p_value, "fact": fact, "label_of": label_of}
     made.globals |= {
         "charts": charts,
         "costs": costs,
         "heatmap": heatmap,
         "highest": highest,
         "marks": significance_marks,
-        "series": series,
+        "chart_data": chart_data,
         "tables": tables,
         "LABEL": METRIC_LABELS[METRIC],
         "LEVEL": LEVEL,

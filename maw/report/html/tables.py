@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from maw.config.methods import Method
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report import series
-from maw.report.series import Result
+from maw.report import chart_data
+from maw.report.chart_data import Result
 from maw.report.significance_marks import (
     LETTERS,
     RunValues,
@@ -22,8 +22,8 @@ from maw.report.significance_marks import (
     methods_of,
     methods_of_run,
 )
-from maw.report.text.costs import costs, energy_devices, size, watt_hours
-from maw.report.text.format import p_value
+from maw.report.text.costs import costs, energy_devices, index, size, watt_hours
+from maw.report.text.format import number, p_value
 
 
 class Cell(NamedTuple):
@@ -51,11 +51,6 @@ class Table:
     header: Sequence[str | Cell]
     rows: Sequence[Sequence[str | Cell]]
     numbers_from: int = 1
-
-
-def number(value: float | None, form: str) -> str:
-    """A number in a form of `format`; a dash where there is none."""
-    return "-" if value is None else f"{value:{form}}"
 
 
 def overview(results: Sequence[Result]) -> Table:
@@ -132,8 +127,8 @@ def _test(
 
 def recall(result: Result) -> Table:
     """Recall at each cutoff."""
-    rows = [[line.name, *(f"{value:.4f}" for _, value in line.points)] for line in series.recall(result)]
-    return Table(["Method", *(f"@{k}" for k in series.RECALL)], rows)
+    rows = [[line.name, *(f"{value:.4f}" for _, value in line.points)] for line in chart_data.recall(result)]
+    return Table(["Method", *(f"@{k}" for k in chart_data.RECALL)], rows)
 
 
 def cost(result: Result) -> Table:
@@ -148,9 +143,6 @@ def cost(result: Result) -> Table:
     def evaluation(each: Mapping[str, Any]) -> Cell:
         cached = each["embeddings"] == "from cache"
         return Cell(number(each["evaluation_seconds"], ",.1f"), below="embeddings from cache" if cached else "")
-
-    def index(each: Mapping[str, Any]) -> str:
-        return each["search"] if each["index_bytes"] is None else f"{size(each['index_bytes'])} {each['search']}"
 
     rows = [
         [METRIC_LABELS[METRIC], *(f"{record['metrics'][METRIC]:.4f}" for record in records)],

@@ -17,6 +17,7 @@ from typing import Any
 
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS
+from maw.report.html.tables import Cell
 from maw.report.significance_marks import (
     LETTERS,
     RunValues,
@@ -26,7 +27,7 @@ from maw.report.significance_marks import (
     methods_of_run,
     run_p_values,
 )
-from maw.report.text.format import clean, p_value
+from maw.report.text.format import clean, number, p_value
 
 COLUMNS = ("ndcg_cut_10", "map", "recip_rank_10", "recall_100", "P_10", "success_5")
 """Metrics of a dataset's table; the other reports have all ten tested metrics."""
@@ -40,15 +41,6 @@ _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#!|~&]")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number as a table shows it."""
-
-    text: str
-    best: bool = False
-    marks: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ def _rows(methods: Sequence[Any], columns: Sequence[Sequence[Cell]]) -> tuple[tu
 def _column(result: Mapping[str, Any], metric: str, over_run: RunValues, methods: Sequence[Any]) -> list[Cell]:
     marks = beaten(result, methods, over_run)
     values = [result["results"].get(method.key, {}).get("metrics", {}).get(metric) for method in methods]
-    texts = ["-" if value is None else f"{value:.4f}" for value in values]
+    texts = [number(value, ".4f") for value in values]
     best = max((text for text in texts if text != "-"), default=None)
     return [
         Cell(text, text == best, marks.get((method.short, metric), ""))
@@ -124,14 +116,13 @@ def _claims(families: Sequence[Mapping[str, Any] | None]) -> list[Table]:
     rows = []
     for row in family["comparisons"]:
         new, old = map(label_of, row["comparison"].split("_vs_"))
-        smallest = row.get("minimum_detectable_effect")
         cells = (
             Cell(f"{row['mean_difference']:+z.4f}", row["significant"]),
             Cell(f"[{row['ci_low']:+z.4f}, {row['ci_high']:+z.4f}]"),
             Cell(p_value(row["p_value"])),
             Cell(p_value(row["p_holm"]), row["significant"]),
-            Cell("-" if row["effect_size"] is None else f"{row['effect_size']:+z.3f}"),
-            Cell("-" if smallest is None else f"{smallest:.4f}"),
+            Cell(number(row["effect_size"], "+z.3f")),
+            Cell(number(row.get("minimum_detectable_effect"), ".4f")),
         )
         rows.append((f"{clean(row['dataset'])}: {new} - {old}", cells))
     size = f"{len(rows)} comparison{'s' * (len(rows) != 1)}"
@@ -156,8 +147,8 @@ def _reading(over_run: RunValues) -> str:
 def _latex(table: Table) -> str:
     def cell(each: Cell) -> str:
         text = each.text if each.text == "-" else re.sub(r"[-+<]", lambda sign: f"${sign[0]}$", each.text)
-        text = rf"\textbf{{{text}}}" if each.best else text
-        return f"{text}$^{{{each.marks}}}$" if each.marks else text
+        text = rf"\textbf{{{text}}}" if each.strong else text
+        return f"{text}$^{{{each.letters}}}$" if each.letters else text
 
     lines = [" & ".join([_in_latex(name), *map(cell, cells)]) + r" \\" for name, cells in table.rows]
     header = " & ".join(map(_in_latex, table.header)) + r" \\"
@@ -181,8 +172,8 @@ def _latex(table: Table) -> str:
 
 def _markdown(table: Table) -> str:
     def cell(each: Cell) -> str:
-        text = f"**{each.text}**" if each.best else each.text
-        return f"{text} <sup>{each.marks}</sup>" if each.marks else text
+        text = f"**{each.text}**" if each.strong else each.text
+        return f"{text} <sup>{each.letters}</sup>" if each.letters else text
 
     lines = [[_in_markdown(name), *map(cell, cells)] for name, cells in table.rows]
     header = [list(map(_in_markdown, table.header)), ["---", *["---:"] * (len(table.header) - 1)]]

@@ -48,7 +48,6 @@ class RunFiles:
     """The files of one dataset.
 
     Attributes:
-        dataset: its name, the prefix of every file name.
         data: the test split: judgements and corpus.
         by_seed: method -> seed -> its evaluation, with the ranking.
         form: "auto", "plain", "gzip", or "none" for no rankings.
@@ -78,8 +77,8 @@ class RunFiles:
                 rows_QK, scores_QK = evaluation.run["rows"], evaluation.run["scores"]
                 is_long = self.form == "gzip" or (self.form == "auto" and rows_QK.size > _LONG)
                 path = folder / f"{self.dataset}_{name}.trec{'.gz' if is_long else ''}"
-                ids = self.data.corpus.ids_of(rows_QK)
-                written.append(write_run(path, evaluation.query_ids, ids, scores_QK, name))
+                ids, scores = self.data.corpus.rankings(rows_QK, scores_QK)
+                written.append(write_run(path, evaluation.query_ids, ids, scores, name))
         return written
 
 
@@ -88,15 +87,8 @@ def write_run(
 ) -> Path:
     """Writes a ranking in the order given, best passage first; compressed if the name ends in .gz.
 
-    Args:
-        path: the file.
-        query_ids: the queries.
-        doc_ids: ranked passages of each query.
-        scores: float32, of each passage.
-        tag: the last column.
-
     Shapes:
-        query_ids (Q,), doc_ids (Q, K), scores (Q, K).
+        query_ids (Q,), doc_ids (Q, K), scores (Q, K) float32.
 
     Raises:
         MAWError: the path cannot be written.

@@ -18,21 +18,9 @@ from maw.runtime.energy import SOURCES
 from maw.storage.disk import size_text
 
 COST_HEADER = (
-    "dataset",
-    "method",
-    METRIC,
-    "trained_parameters",
-    "steps",
-    "training_seconds",
-    "evaluation_seconds",
-    "runtime_seconds",
-    "embeddings",
-    "embedding_bytes",
-    "search",
-    "index_bytes",
-    "energy_joules",
-    "measured_joules",
-    "measured_devices",
+    *("dataset", "method", METRIC, "trained_parameters", "steps", "training_seconds", "evaluation_seconds"),
+    *("runtime_seconds", "embeddings", "embedding_bytes", "search", "index_bytes"),
+    *("energy_joules", "measured_joules", "measured_devices"),
 )
 """Columns of costs.csv; the last three are left out where no method has a measurement. `embeddings` is "from cache"
 where evaluation did not compute the documents', so that its seconds and joules are not what they cost; `index_bytes`
@@ -42,10 +30,9 @@ SHARED_NOTE = "Methods share stored activations of the frozen layers: the first 
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method took: the columns of `COST_HEADER` behind the metric; None for what an earlier version left out.
+    """What a method took, from its entry in dataset.json's "results": the columns of `COST_HEADER` behind the metric.
 
-    Args:
-        record: its entry in dataset.json's "results".
+    None stands for what an earlier version left out.
     """
     trained, facts = compute(record), record.get("evaluation") or {}
     return {
@@ -82,12 +69,7 @@ def cost_table(result: Mapping[str, Any]) -> str:
         return ""
     devices = energy_devices(result)
     rows = [
-        [
-            label,
-            size(each["embedding_bytes"]),
-            each["search"] if each["index_bytes"] is None else f"{size(each['index_bytes'])} {each['search']}",
-            *([watt_hours(each["energy_joules"])] if devices else []),
-        ]
+        [label, size(each["embedding_bytes"]), index(each), *([watt_hours(each["energy_joules"])] if devices else [])]
         for label, each in took.items()
     ]
     table = as_table(["Cost", "embeddings searched", "index", *([f"Wh, {devices}"] if devices else [])], rows)
@@ -107,6 +89,11 @@ def cost_note(result: Mapping[str, Any]) -> str:
         return SHARED_NOTE
     how = " and ".join(f"that of {kind}, measured by {SOURCES[kind]}" for kind in devices.split(" and "))
     return f"Energy is {how}; nothing else is in it. {SHARED_NOTE}"
+
+
+def index(took: Mapping[str, Any]) -> str:
+    """What was searched, with its size if it is more than the embeddings; `took` is from `costs`."""
+    return took["search"] if took["index_bytes"] is None else f"{size(took['index_bytes'])} {took['search']}"
 
 
 def size(count: int | None) -> str:

@@ -9,7 +9,7 @@ from maw.config.methods import comparisons
 from maw.evaluation.confirmatory import METRIC, SUBJECT, key_of
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report.significance_marks import RunValues, label_of, methods_of
-from maw.report.text.format import as_table, clean, p_value, wrapped
+from maw.report.text.format import as_table, clean, number, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
@@ -123,7 +123,7 @@ def cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
     """A test's cells under `COLUMNS`, with its corrected p."""
     return [
         f"{test['mean_difference']:+z.4f}",
-        "-" if test["relative"] is None else f"{test['relative']:+z.1%}",
+        number(test["relative"], "+z.1%"),
         f"[{test['ci_low']:+z.4f}, {test['ci_high']:+z.4f}]",
         p_value(test["p_value"]),
         p_value(corrected),
@@ -131,17 +131,13 @@ def cells(test: Mapping[str, Any], corrected: float | None) -> list[str]:
 
 
 def _found(test: Mapping[str, Any]) -> list[str]:
-    return [_number(test.get("minimum_detectable_effect"), ".4f"), *more_cells(test)]
+    return [number(test.get("minimum_detectable_effect"), ".4f"), *more_cells(test)]
 
 
 def more_cells(test: Mapping[str, Any]) -> list[str]:
     """A test's cells under `MORE`."""
     found = (("effect_size", "+z.3f"), ("queries_needed", ",d"))
-    return [p_value(test.get("t_p_value")), *(_number(test.get(key), form) for key, form in found)]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+    return [p_value(test.get("t_p_value")), *(number(test.get(key), form) for key, form in found)]
 
 
 def _signs(section: Mapping[str, Any]) -> str:

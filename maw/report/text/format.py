@@ -80,6 +80,11 @@ def p_value(p: float | None) -> str:
     return "-" if p is None else "<0.0001" if p < 0.00005 else f"{p:.4f}"
 
 
+def number(value: float | None, form: str) -> str:
+    """A number in a form of `format`; a dash for None."""
+    return "-" if value is None else f"{value:{form}}"
+
+
 def bullet(text: str) -> list[str]:
     """Lines of one item of a list."""
     return wrapped("  - ", clean(text))

@@ -9,9 +9,11 @@ add to dataset.json appears under its own name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from maw.config.methods import METHODS, Method
+from maw.config.paths import short_path
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report.significance_marks import (
@@ -25,7 +27,7 @@ from maw.report.significance_marks import (
 )
 from maw.report.text.costs import cost_table
 from maw.report.text.differences import dataset_differences, run_differences
-from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, wrapped
+from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, number, wrapped
 from maw.report.text.trainings import compute_table, rate_range, seeds_table, spread_line, tuning_table
 
 _HEADLINE = PRIMARY[0]
@@ -108,16 +110,9 @@ def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None
 def answers(results: Sequence[Mapping[str, Any]], families: Iterable[Mapping[str, Any] | None] = ()) -> str:
     """The output of a quiet run: metrics, differences and warnings of each dataset."""
     over_run = run_p_values(families)
-    texts = [
-        text
-        for each in results
-        for text in (
-            _title(each),
-            _metrics_table(each, over_run),
-            dataset_differences(each, over_run),
-            _warnings(each),
-        )
-    ]
+    texts = []
+    for each in results:
+        texts += [_title(each), _metrics_table(each, over_run), dataset_differences(each, over_run), _warnings(each)]
     return "\n\n".join(text for text in texts if text)
 
 
@@ -132,7 +127,8 @@ def benchmark_summary(
     parts = [heading("Benchmark summary", "="), overview]
     parts += [run_differences(family)] if family and len(results) > 1 else []
     parts += [dataset_summary(result, over_run) for result in results]
-    return "\n\n\n".join([*parts, reading_notes()]) + "\n"
+    notes = [heading("How to read the numbers", "-"), *(line for note in NOTES for line in bullet(note))]
+    return "\n\n\n".join([*parts, "\n".join(notes)]) + "\n"
 
 
 def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
@@ -140,16 +136,16 @@ def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None
     if not any(result.get("significance") for result in results):
         return ""
     lines = (
-        clean(line).replace("p = ", "p\N{NBSP}=\N{NBSP}") for line in verdict_lines(results, run_p_values([family]))
+        clean(line).replace("p = ", "p\N{NBSP}=\N{NBSP}").replace("p <", "p\N{NBSP}<")  # no break inside
+        for line in verdict_lines(results, run_p_values([family]))
     )
-    return "\n".join(part for line in lines for part in wrapped("", line)).replace(
-        "\N{NBSP}", " "
-    )  # no break in p = 1
+    return "\n".join(part for line in lines for part in wrapped("", line)).replace("\N{NBSP}", " ")
 
 
-def reading_notes() -> str:
-    """Notes on how to read the numbers."""
-    return "\n".join([heading("How to read the numbers", "-"), *(line for note in NOTES for line in bullet(note))])
+def conclusion(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None, log_dir: str) -> str:
+    """The last words of a run: the verdict, and where its summary is."""
+    where = f"Summary of the run: {short_path(Path(log_dir, 'summary', 'benchmark_summary.txt'))}"
+    return "\n" + "\n".join(line for line in (claim(results, family), where) if line)
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
@@ -235,8 +231,7 @@ def _answer_match(result: Mapping[str, Any]) -> str:
     first = next(iter(found.values()))
     cutoffs = [key for key in first if key.startswith("top_")]
     rows = [
-        [f"Top-{key.removeprefix('top_')}"]
-        + ["-" if match[key] is None else f"{match[key]:.4f}" for match in found.values()]
+        [f"Top-{key.removeprefix('top_')}", *(number(match[key], ".4f") for match in found.values())]
         for key in cutoffs
     ]
     table = as_table([_ANSWER_MATCH, *(method.label for method in found)], rows)

@@ -47,7 +47,6 @@ def start_from_clusters(
     Args:
         sources: sources of the encoder's inputs: queries and passages.
         rows: rows of the training texts in each source.
-        seed: seed of the choice of texts and of k-means.
         sharpness: the Gaussians' variance is the clusters' variance divided by this.
     """
     if not any(isinstance(attention.router, PolicyRouter) for attention in encoder.maw_attention):

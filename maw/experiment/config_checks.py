@@ -13,8 +13,9 @@ from pathlib import Path
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
 from maw.config.methods import find_method, trained_methods
-from maw.config.tier1_config import ONE_DECISION, SAFE_NAME, Tier1Config, beir_parts, gather, is_folder
-from maw.data.dataset_table import BEIR, DATASETS, results_name
+from maw.config.paths import BEIR, NO_FOLDER, beir_parts, is_folder, no_folder
+from maw.config.tier1_config import LETTERS, ONE_DECISION, SAFE_NAME, Tier1Config, gather
+from maw.data.dataset_table import DATASETS, results_name
 from maw.errors import ConfigError, ModelError, reason, show, suggestion
 from maw.models.model_files import NotCachedError
 from maw.models.pretrained import ModelSpec, disagreements, read_spec
@@ -26,11 +27,7 @@ def validate(config: Tier1Config, spec: ModelSpec | None = None) -> ModelSpec:
     """Checks a whole run before anything is loaded, and brings changed settings into their final form.
 
     Args:
-        config: the run's configuration.
         spec: its model; read from the model's files if None.
-
-    Returns:
-        The model's specification.
 
     Raises:
         ConfigError: every mistake found, a model that cannot be used included; one line each.
@@ -54,15 +51,13 @@ def find_problems(
     """All problems of a run, the known ones first, and the model's specification if it could be read.
 
     Args:
-        config: the run's configuration.
         known: problems found already; their settings, and what follows from them, are not judged again.
         unsure: more settings not to judge.
-        spec: the model's specification, if it was read already.
         mistaken: whether there are mistakes elsewhere. After any mistake the network is not used, so a model that must
             be downloaded is not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
-    found = _dataset_problems(config) + _distractor_problems(config) + _process_problems(config)
+    found = _dataset_problems(config) + distractor_problems(config) + _process_problems(config)
     found += _method_problems(config) + _folder_problems(config) + _package_problems(config) + _fold_problems(config)
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
@@ -109,15 +104,16 @@ def _process_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _dataset_problems(config: Tier1Config) -> list[Problem]:
-    found = [_dataset_problem(name) for name in config.datasets]
-    names = [results_name(name) for name in config.datasets if not _dataset_problem(name)]
+    found = [dataset_problem(name) for name in config.datasets]
+    names = [results_name(name) for name in config.datasets if not dataset_problem(name)]
     alike = sorted({name for name in names if names.count(name) > 1})
     if alike:
         found.append(f"the results of two datasets would both be called {show(alike[0])}; rename a BEIR folder")
     return [Problem("datasets", text) for text in found if text]
 
 
-def _dataset_problem(name: str) -> str | None:
+def dataset_problem(name: str) -> str | None:
+    """Why a run cannot use a dataset of this name, as far as names and sizes of files tell; None if it can."""
     if name in DATASETS:
         return None
     if not name.startswith(BEIR):
@@ -129,9 +125,12 @@ def _dataset_problem(name: str) -> str | None:
         return "beir: needs a folder, as in beir:path/to/scifact"
     folder, judgements = beir_parts(name.removeprefix(BEIR))
     if not is_folder(folder):
-        return f"{show(name)}: there is no such folder"
+        return f"{show(name)}: {no_folder(folder)}"
     if judgements is not None and not SAFE_NAME.fullmatch(judgements):
         return f"{show(name)}: the text after @ names the judgements qrels/NAME.tsv; {show(judgements)} is not a name"
+    if not SAFE_NAME.fullmatch(results_name(name).removeprefix("beir_")):
+        text = "the folder's name becomes that of the results, so it may hold only"
+        return f"{show(name)}: {text} {LETTERS}; rename it or link to it"
     files = {"corpus.jsonl": "passages", "queries.jsonl": "queries"}
     files[f"qrels/{judgements or 'test'}.tsv"] = "test judgements"
     for file, what in files.items():
@@ -152,16 +151,20 @@ def _lacks(path: Path) -> str | None:
         return f"cannot be read ({reason(error)})"
 
 
-def _distractor_problems(config: Tier1Config) -> list[Problem]:
+def distractor_problems(config: Tier1Config) -> list[Problem]:
+    """What is wrong with the folders of distractors, as far as names and sizes of files tell."""
     found, names = [], []
     for name in config.distractors or ():
         try:
             folder = Path(name.removeprefix(BEIR)).expanduser().resolve()
             there = folder.is_dir() and _lacks(folder / "corpus.jsonl") is None
         except (OSError, RuntimeError, ValueError):  # name too long, ~ of an unknown user, a NUL
-            folder, there = Path(), False
+            folder, there = Path("\0"), False
         if not there:
-            found.append(f"{show(name)}: no such folder with passages in corpus.jsonl; give folders in BEIR layout")
+            meant = "" if is_folder(folder) else no_folder(name.removeprefix(BEIR)).removeprefix(NO_FOLDER)
+            found.append(
+                f"{show(name)}: no such folder with passages in corpus.jsonl{meant}; give folders in BEIR layout"
+            )
         elif folder.name in names:
             found.append(
                 f"two folders are called {show(folder.name)}, so their passages could not be told apart; rename one"
@@ -193,9 +196,6 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
 
 def _folder_problems(config: Tier1Config) -> list[Problem]:
     found = []
-    if config.log_dir.startswith("~"):
-        text = f"{show(config.log_dir)} would create a folder called ~; write out the path of the home folder"
-        found.append(Problem("log_dir", text))
     for name in ("log_dir", "cache_dir"):
         folder = getattr(config, name)
         try:

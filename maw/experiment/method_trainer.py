@@ -1,7 +1,7 @@
 """One training of a method: one seed, one training split, measured on one test split.
 
-    arm = Arm(find_method("lora"), config, device, activations)
-    run = arm.run(collection, seed=43, rates={"learning_rate": 1e-3})
+    trainer = MethodTrainer(find_method("lora"), config, device, activations)
+    run = trainer.run(collection, seed=43, rates={"learning_rate": 1e-3})
     run.evaluation["ndcg_cut_10"], run.record["training_history"]
 
 `maw.config.methods` has the settings and default learning rate of each method, `maw.training.trainer` the training
@@ -60,13 +60,10 @@ class TrainingResult:
     attention: dict[str, Any] | None = None
 
 
-class Arm:
+class MethodTrainer:
     """A method ready to run on a dataset.
 
     Args:
-        method: the method to train.
-        config: the benchmark's configuration.
-        device: where to compute.
         activations: store of the frozen layers' output, shared by all methods.
     """
 
@@ -140,8 +137,6 @@ class Arm:
         """Trains the model, if the method is trained, and evaluates it on the test queries.
 
         Args:
-            collection: the dataset's three splits.
-            seed: the training's seed.
             rates: learning rates by setting; the method's defaults if None.
             fold: for the record.
             writer: writes checkpoints and has the one of an interrupted training; None to write none.

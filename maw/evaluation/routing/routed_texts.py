@@ -1,7 +1,7 @@
-"""The two sides of a split, queries and their relevant documents, for `maw.evaluation.routing.diagnostics`.
+"""Queries and relevant documents of a split at routed and at other depths, for `maw.evaluation.routing.diagnostics`.
 
-A side computes its texts' embeddings and values at greedy depths, at every depth and at other texts' depths, each at
-its first use.
+Each of the two computes its embeddings and values at greedy depths, at every depth and at other texts' depths, at
+their first use.
 
 Letters: B texts, Q rows of a matrix (queries, or pairs of a query and a positive), D depths, U chosen depths,
 C embedding size, N documents, G permutations or other sets of embeddings.
@@ -46,13 +46,11 @@ _ZERO_VARIANCE = 1e-6
 Facts = dict[str, Any]
 
 
-class SplitSides:
-    """The sides of an evaluated split.
+class RoutedSplit:
+    """The routed texts of an evaluated split: `sides`, its queries and its documents.
 
     Args:
-        model: the evaluated model.
         engine: its encoder, possibly inside a parallel wrapper.
-        activations: stored activations of the frozen layers.
         queries_QC, documents_NC: embeddings at greedy depths.
     """
 
@@ -81,12 +79,14 @@ class SplitSides:
         )
         random, relevance = np.random.default_rng([config.seed, 5]), self.scorer.relevance
         most = max(16, MOST_NUMBERS // (config.depth_dim * queries_QC.shape[1]))
-        queries = np.sort(random.permutation(len(data))[: min(most, MOST_QUERIES)])
+        order = random.permutation(len(data))
+        order = order[np.isin(order, relevance.query)]  # a query whose relevant passages are missing is no evidence
+        queries = np.sort(order[: min(most, MOST_QUERIES)])
         pairs = relevance.unrelated(random.permutation(len(relevance.row)), min(most, MOST_DOCUMENTS))
         self.sides = (Queries(self, queries), Documents(self, relevance.query[pairs], relevance.row[pairs]))
 
 
-class Side(ABC):
+class RoutedTexts(ABC):
     """Texts of one kind.
 
     Args:
@@ -96,7 +96,7 @@ class Side(ABC):
 
     kind = ""
 
-    def __init__(self, split: SplitSides, texts: Texts, rows_B: np.ndarray):
+    def __init__(self, split: RoutedSplit, texts: Texts, rows_B: np.ndarray):
         self.rows_B, self.scorer, self.config = rows_B, split.scorer, split.config
         plain, stored = split.model.source(texts, self.kind), split.activations
         self.reader = DepthReader(
@@ -235,12 +235,12 @@ class Side(ABC):
         return self.ndcg(self.reader.at_depths(self.rows_B, depths_U))
 
 
-class Queries(Side):
+class Queries(RoutedTexts):
     """Queries; each is a row of the matrix."""
 
     kind = "query"
 
-    def __init__(self, split: SplitSides, rows_Q: np.ndarray):
+    def __init__(self, split: RoutedSplit, rows_Q: np.ndarray):
         super().__init__(split, ListTexts(split.data.queries), rows_Q)
 
     @cached_property
@@ -251,7 +251,7 @@ class Queries(Side):
         return self.scorer.ndcg_of_queries(self.rows_B, every_BGC)
 
 
-class Documents(Side):
+class Documents(RoutedTexts):
     """Relevant documents, each paired with one of its queries; each pair is a row of the matrix.
 
     `query_Q` and `row_Q` are the pairs' queries and corpus rows, each once.
@@ -259,7 +259,7 @@ class Documents(Side):
 
     kind = "document"
 
-    def __init__(self, split: SplitSides, query_Q: np.ndarray, row_Q: np.ndarray):
+    def __init__(self, split: RoutedSplit, query_Q: np.ndarray, row_Q: np.ndarray):
         super().__init__(split, split.data.corpus, np.sort(row_Q))
         self.place_Q = np.searchsorted(self.rows_B, row_Q)
         self.query_Q, self.row_Q = query_Q, row_Q
