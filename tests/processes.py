@@ -62,6 +62,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "maw_tokens": ("maw", {"route_by": "token", "maw_layers": [2, 3], "bank_batches": 1}),
     "maw_mcl": ("maw", {"encoder_update": "mcl", "grpo_reference": "slow", "router_balance": 0.1}),
     "maw_all": ("maw", {"grpo_group": "all", "encoder_update": "mcl_sampled"}),
+    "maw_distinct": ("maw", {"grpo_group": "distinct", "encoder_update": "all_group"}),
     "maw_soft": ("maw", {"router": "soft", "route_by": "head"}),
     "maw_random": ("maw", {"router": "random"}),
     "maw_supervised": ("maw", {"router": "supervised"}),

@@ -52,13 +52,11 @@ class DiagonalKernels(nn.Module):
         """The kernels over all E features."""
         return torch.cat((self.weight, self.weight), dim=-1) if self.rotary else self.weight
 
-    def features(self, hidden_BTC: Tensor) -> None:
-        """None: a diagonal kernel reads only the query."""
-
-    def forward(self, query_BHTE: Tensor, features: None, depth: Tensor) -> Tensor:
+    def forward(self, query_BHTE: Tensor, hidden_BTC: Tensor | None, depth: Tensor) -> Tensor:
         """The query times the kernels of the depths, (B, G, H, T, E).
 
         Args:
+            hidden_BTC: what the layer's query was computed from; a diagonal kernel reads only the query.
             depth: int64 depths (B, G, h, t), or weights over all depths (B, G, h, t, D).
         """
         change_HDE = self.kernels_HDE - 1
@@ -85,6 +83,9 @@ class LowRankKernels(nn.Module):
 
     `down` starts at random and `up` at zero: every depth starts as ordinary attention, and the gradients of the depths
     differ from the first step.
+
+    Args:
+        shared_rank: rank of one more change, which every depth has and every text trains; 0 for none.
     """
 
     def __init__(
@@ -95,30 +96,49 @@ class LowRankKernels(nn.Module):
         *,
         hidden_size: int,
         rank: int = 4,
+        shared_rank: int = 0,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         scale = hidden_size**-0.5
         self.down = nn.Parameter(scale * torch.randn(num_depths, rank, hidden_size, generator=generator))
         self.up = nn.Parameter(torch.zeros(heads, num_depths, rank, head_size))
+        self.shared_rank = shared_rank
+        if shared_rank:
+            self.shared_down = nn.Parameter(scale * torch.randn(shared_rank, hidden_size, generator=generator))
+            self.shared_up = nn.Parameter(torch.zeros(heads, shared_rank, head_size))
 
-    def features(self, hidden_BTC: Tensor) -> Tensor:
-        """down[d] hidden for every depth, (B, T, D, R); all samples of a text share it."""
-        return F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
-
-    def forward(self, query_BHTE: Tensor, features: Tensor, depth: Tensor) -> Tensor:
-        """As `DiagonalKernels.forward`, with `features` from `LowRankKernels.features`."""
-        up = self.up.flatten(1, 2)  # (H, D*R, E)
+    def forward(self, query_BHTE: Tensor, hidden_BTC: Tensor, depth: Tensor) -> Tensor:
+        """As `DiagonalKernels.forward`."""
+        query_BHTE = self._shared(query_BHTE, hidden_BTC)
+        if depth.shape[2:] == (1, 1):  # one depth for each text: its factors alone are read
+            depth_BG = depth[:, :, 0, 0]
+            down_BGRC = F.embedding(depth_BG, self.down.flatten(1)).unflatten(-1, self.down.shape[1:])
+            up = F.embedding(depth_BG, self.up.transpose(0, 1).flatten(1))
+            up_BGHRE = up.unflatten(-1, (len(self.up), *self.up.shape[2:]))
+            features = (hidden_BTC @ down_BGRC.flatten(1, 2).mT).unflatten(-1, down_BGRC.shape[1:3])  # (B, T, G, R)
+            return query_BHTE[:, None] + features.transpose(1, 2)[:, :, None] @ up_BGHRE
+        features = self._features(hidden_BTC)
         if not depth.is_floating_point():
             depth = F.one_hot(depth, self.up.shape[1]).to(features.dtype)
         weighted = depth[..., None] * features[:, None, None]  # (B, G, h, T, D, R)
-        change = weighted.flatten(-2).to(features.dtype) @ up  # broadcasts h to H: (B, G, H, T, E)
+        change = weighted.flatten(-2).to(features.dtype) @ self.up.flatten(1, 2)  # broadcasts h to H: (B, G, H, T, E)
         return query_BHTE[:, None] + change
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
         """The query at every depth, (B, H, T, D, E)."""
-        change = torch.einsum("btdr,hdre->bhtde", self.features(hidden_BTC), self.up)
-        return query_BHTE[..., None, :] + change
+        change = torch.einsum("btdr,hdre->bhtde", self._features(hidden_BTC), self.up)
+        return self._shared(query_BHTE, hidden_BTC)[..., None, :] + change
+
+    def _features(self, hidden_BTC: Tensor) -> Tensor:
+        """down[d] hidden for every depth, (B, T, D, R)."""
+        return F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
+
+    def _shared(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """The query with the change that all depths share."""
+        if not self.shared_rank:
+            return query_BHTE
+        return query_BHTE + F.linear(hidden_BTC, self.shared_down)[:, None] @ self.shared_up
 
 
 def build_kernels(
@@ -131,6 +151,7 @@ def build_kernels(
     rotary: bool,
     rank: int,
     init_std: float,
+    shared_rank: int = 0,
     mixture_D: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
@@ -144,5 +165,6 @@ def build_kernels(
             heads, head_size, num_depths, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator
         )
     if family == "low_rank":
-        return LowRankKernels(heads, head_size, num_depths, hidden_size=hidden_size, rank=rank, generator=generator)
+        ranks = {"rank": rank, "shared_rank": shared_rank}
+        return LowRankKernels(heads, head_size, num_depths, hidden_size=hidden_size, **ranks, generator=generator)
     raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

@@ -64,8 +64,8 @@ class MAWAttentionLayer(nn.Module):
     The layer is called like the module that it replaces, with one more keyword, `routing`. Without it the layer uses
     its greedy depths, so the model also works when it is called directly.
 
-    For G samples of each text the first MAW layer receives every text G times and computes projections and kernel
-    features once for each text. Above it the hidden states differ between samples.
+    For G samples of each text the first MAW layer receives every text G times and computes projections once for each
+    text. Above it the hidden states differ between samples.
 
     Args:
         attention: the pretrained attention module; its weights are shared, not copied.
@@ -133,10 +133,9 @@ class MAWAttentionLayer(nn.Module):
         depth = self.router(query, routing)  # (B, G, h, t) or (B, G, h, t, D)
         if copies != depth.shape[1]:
             depth = depth.flatten(0, 1)[:, None]  # above the first MAW layer the hidden states hold every sample
-        weighted = self.kernels(query, self.kernels.features(hidden), depth).to(key.dtype)  # (texts, samples, H, T, E)
+        weighted = self.kernels(query, hidden, depth).to(key.dtype)  # (texts, samples, H, T, E)
         if self.value_kernels is not None:
-            features = self.value_kernels.features(hidden)
-            value = self.value_kernels(value, features, depth).to(key.dtype).flatten(0, 1)
+            value = self.value_kernels(value, hidden, depth).to(key.dtype).flatten(0, 1)
         elif weighted.shape[1] > 1 and not self.architecture.rotary and _same_for_all_queries(attention_mask):
             return self._attend_together(weighted, key, value, inputs), None
         elif copies > 1:

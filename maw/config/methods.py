@@ -77,17 +77,19 @@ class Method:
 def static_low_rank(config: Any) -> Settings:
     """Settings of one low-rank depth that no router picks, of all depth kernels' size together.
 
-    With low-rank kernels it has the sum of their ranks. Diagonal kernels have D * C numbers in a layer and a low-rank
-    change 2 * C for each rank, so it has half as many ranks as there are depths, rounded up. `maw.models.retriever`
-    limits the rank to the hidden size. With rotary positions diagonal kernels are tied in pairs, and the
-    change is twice their size.
+    With low-rank kernels it has the sum of their ranks, that of a shared change included. Diagonal kernels have D * C
+    numbers in a layer and a low-rank change 2 * C for each rank, so it has half as many ranks as there are depths,
+    rounded up. `maw.models.retriever` limits the rank to the hidden size. With rotary positions diagonal kernels are
+    tied in pairs, and the change is twice their size.
     """
     low_rank = config.depth_kernel == "low_rank"
-    total = config.depth_dim * config.kernel_rank if low_rank else (config.depth_dim + 1) // 2
+    each = config.depth_dim * config.kernel_rank + config.kernel_shared_rank
+    total = each if low_rank else (config.depth_dim + 1) // 2
     return {
         "depth_dim": 1,
         "depth_kernel": "low_rank",
         "kernel_rank": min(total, LARGEST_RANK),
+        "kernel_shared_rank": 0,
         "depth_values": False,
         "router": "fixed",
         "fixed_depth": 0,

@@ -35,6 +35,8 @@ LARGEST_GRADE = 1000
 """Limit of qrels grades, also below zero: pytrec_eval's time and memory grow with it, and past 2**31 it crashes."""
 KERNEL_NOISE = 0.02
 """Default standard deviation of the noise that makes diagonal depths differ."""
+ONE_DECISION = ("distinct", "all")
+"""GRPO groups for one depth a text: one MAW layer, routed by sequence."""
 
 Count = Annotated[int, Range(1, 1_000_000)]
 CountOrZero = Annotated[int, Range(0, 1_000_000)]
@@ -176,6 +178,8 @@ class Tier1Config:
     """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
     kernel_rank: Annotated[int, Range(1, LARGEST_RANK)] = 4
     """Rank of each low_rank depth kernel."""
+    kernel_shared_rank: Annotated[int, Range(0, LARGEST_RANK)] = 0
+    """Rank of one more change of the query, which all low_rank depths share and all texts train; 0: none."""
     kernel_init_std: Share | None = None
     """Standard deviation of the initial noise of diagonal depths; unset: 0.02, or 0 for a start from clusters."""
     depth_values: bool = False
@@ -197,8 +201,10 @@ class Tier1Config:
     """Learning rate of the router."""
     grpo_group_size: Annotated[int, Range(2, 1024)] = 8
     """Routings per text in a GRPO group; the group's mean reward is the baseline."""
-    grpo_group: Literal["auto", "sampled", "all"] = "auto"
-    """Group: sampled routings, or each depth once (exact expected reward); auto: all, if the group is large enough."""
+    grpo_group: Literal["auto", "sampled", "distinct", "all"] = "auto"
+    """Group: sampled routings, different depths, or each depth once; auto: all, if the group is large enough."""
+    grpo_exploration: Share = 0.1
+    """Share of uniform depths in the distribution that distinct groups are drawn from."""
     grpo_inner_epochs: Annotated[int, Range(2, 100)] = 2
     """Router updates per batch of routings; with one the clipped ratio would have no effect."""
     grpo_clip: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
@@ -383,8 +389,11 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.router_start == "uniform" and config.depth_kernel == "diagonal" and config.kernel_init_std == 0:
         text = "0 keeps all depths equal; set it above 0, or set router_start clusters"
         found.append(Problem("kernel_init_std", text, ("router_start", "depth_kernel")))
-    if config.grpo_group == "all" and config.route_by != "sequence":
-        text = f"all needs route_by sequence, not {config.route_by}; or use sampled"
+    if config.kernel_shared_rank and config.depth_kernel != "low_rank":
+        text = "diagonal depths share no change; set depth_kernel low_rank, or 0"
+        found.append(Problem("kernel_shared_rank", text, ("depth_kernel",)))
+    if config.grpo_group in ONE_DECISION and config.route_by != "sequence":
+        text = f"{config.grpo_group} needs route_by sequence, not {config.route_by}; or use sampled"
         found.append(Problem("grpo_group", text, ("route_by",)))
     if config.use_lora and config.train_layers:
         text = "LoRA does not train whole layers; choose use_lora or train_layers"
@@ -412,15 +421,16 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
 
 
-def group_is_exact(config: Tier1Config, maw_layers: int) -> bool:
-    """Whether a GRPO group holds every depth once, with this number of MAW layers.
+def group_kind(config: Tier1Config, maw_layers: int) -> str:
+    """What a GRPO group holds, with this number of MAW layers: "sampled", "distinct" or "all".
 
     Sampled groups can hold one depth only and give no gradient. A group of all depths avoids this. `auto` uses it if
     each text has one depth (one MAW layer, routed by sequence) and `grpo_group_size` is at least the number of depths.
     """
-    if config.grpo_group != "auto":
-        return config.grpo_group == "all"
-    return config.route_by == "sequence" and maw_layers == 1 and config.depth_dim <= config.grpo_group_size
+    fits = config.depth_dim <= config.grpo_group_size
+    if config.grpo_group == "auto":
+        return "all" if fits and config.route_by == "sequence" and maw_layers == 1 else "sampled"
+    return "all" if fits and config.grpo_group == "distinct" else config.grpo_group
 
 
 def kernel_noise(config: Tier1Config) -> float:

@@ -14,7 +14,7 @@ from maw.config.fields import Problem
 from maw.config.layers import parse_layers
 from maw.config.methods import find_method, trained_methods
 from maw.config.paths import BEIR, NO_FOLDER, beir_parts, is_folder, no_folder
-from maw.config.tier1_config import LETTERS, SAFE_NAME, Tier1Config, gather
+from maw.config.tier1_config import LETTERS, ONE_DECISION, SAFE_NAME, Tier1Config, gather
 from maw.data.dataset_table import DATASETS, results_name
 from maw.errors import ConfigError, ModelError, reason, show, suggestion
 from maw.models.model_files import NotCachedError
@@ -214,12 +214,13 @@ def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
             parse_layers(getattr(config, name), spec.num_layers, name)
         except ConfigError as error:
             found += [Problem(name, text.removeprefix(f"{name}: "), ("model",)) for text in error.problems]
-    if config.grpo_group == "all" and config.router == "grpo" and not any(p.name == "maw_layers" for p in found):
+    group, bad = config.grpo_group, any(problem.name == "maw_layers" for problem in found)
+    if group in ONE_DECISION and config.router == "grpo" and not bad:
         layers = parse_layers(config.maw_layers, spec.num_layers)
         if len(layers) > 1:
-            text = f"all needs one decision for each text, but there are {len(layers)} MAW layers; use sampled"
+            text = f"{group} needs one decision for each text, but there are {len(layers)} MAW layers; use sampled"
             found.append(Problem("grpo_group", text, ("maw_layers",)))
-    for name in ("lora_rank", "kernel_rank"):
+    for name in ("lora_rank", "kernel_rank", "kernel_shared_rank"):
         rank = getattr(config, name)
         if rank > spec.hidden_dim:
             text = f"rank {rank} is more than the model's hidden size {spec.hidden_dim}"

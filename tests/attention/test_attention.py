@@ -45,12 +45,13 @@ def maw_encoder(
     std=0.5,
     values=False,
 ):
+    shared = {"family": "low_rank", "shared_rank": 1} if family == "shared" else {"family": family}
     return MAWWithGRPOEncoder(
         backbone,
         architecture_of(model_type),
         maw_layers=layers,
         depths=DEPTHS,
-        kernels={"family": family, "rank": 2, "init_std": std},
+        kernels={"rank": 2, "init_std": std} | shared,
         router={"name": router, "route_by": route_by},
         seed=0,
         depth_values=values,
@@ -79,7 +80,7 @@ def test_running_the_layers_ourselves_is_the_models_own_forward(models, model_ty
     torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_step_zero_is_the_pretrained_model(models, model_type, family):
     plain, tokenizer = load(models, model_type)
@@ -92,7 +93,7 @@ def test_step_zero_is_the_pretrained_model(models, model_type, family):
 
 
 @with_values
-@pytest.mark.parametrize("family", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
@@ -184,7 +185,7 @@ def test_one_hot_kernels_are_the_outer_product_form():
 
 
 @with_values
-@pytest.mark.parametrize("family", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
 def test_a_group_is_its_samples_one_by_one(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
@@ -249,10 +250,14 @@ def test_hard_gates_are_one_hot_soft_gates(route_by):
     heads, tokens = (1 if route_by == "sequence" else 2), (5 if route_by == "token" else 1)
     hard = torch.randint(DEPTHS, (3, 4, heads, tokens), generator=generator)
     soft = torch.nn.functional.one_hot(hard, DEPTHS).float()
-    for kernels in (DiagonalKernels(2, 8, DEPTHS, init_std=1.0), LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3)):
+    low_rank = {"hidden_size": 16, "rank": 3}
+    for kernels in (
+        DiagonalKernels(2, 8, DEPTHS, init_std=1.0),
+        LowRankKernels(2, 8, DEPTHS, **low_rank),
+        LowRankKernels(2, 8, DEPTHS, **low_rank, shared_rank=2),
+    ):
         perturb(kernels)
-        features = kernels.features(hidden)
-        torch.testing.assert_close(kernels(query, features, hard), kernels(query, features, soft))
+        torch.testing.assert_close(kernels(query, hidden, hard), kernels(query, hidden, soft))
 
 
 def test_depth_zero_starts_at_exactly_one_and_the_others_apart():
@@ -320,9 +325,31 @@ def test_low_rank_depths_start_apart():
     kernels = LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3, generator=generator)
     hidden, query = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 2, 5, 8, generator=generator)
     gate = torch.full((3, 1, 1, 1, DEPTHS), 1 / DEPTHS)
-    kernels(query, kernels.features(hidden), gate).square().sum().backward()
+    kernels(query, hidden, gate).square().sum().backward()
     by_depth = kernels.up.grad.transpose(0, 1).flatten(1)
     assert (torch.cdist(by_depth, by_depth) + torch.eye(DEPTHS)).min() > 0.01
+
+
+def test_a_shared_change_is_one_more_that_every_depth_has_and_changes_no_other_number():
+    """Against the same kernels without it and the change written out; its gradient is that of all texts."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, query = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 2, 5, 8, generator=generator)
+    depth = torch.tensor([0, 2, 1]).view(3, 1, 1, 1)
+    plain, shared = (
+        LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3, shared_rank=rank, generator=generator.manual_seed(1))
+        for rank in (0, 2)
+    )
+    assert torch.equal(plain.down, shared.down) and set(plain.state_dict()) == {"down", "up"}
+    torch.testing.assert_close(shared(query, hidden, depth)[:, 0], query)
+    with torch.no_grad():
+        for kernels in (plain, shared):
+            kernels.up.normal_(generator=generator.manual_seed(2))
+        shared.shared_up.normal_(generator=generator)
+    change = torch.einsum("btc,rc,hre->bhte", hidden, shared.shared_down, shared.shared_up)
+    torch.testing.assert_close(shared(query, hidden, depth)[:, 0], plain(query, hidden, depth)[:, 0] + change)
+    shared(query, hidden, depth).square().sum().backward()
+    own = shared.up.grad.abs().amax((0, 2, 3))
+    assert (own[:3] > 0).all() and not own[3:].any() and shared.shared_up.grad.abs().min() > 0
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -16,7 +16,7 @@ from maw.cli.flags import field_documentation
 from maw.config.layers import parse_layers
 from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
-from maw.config.tier1_config import Tier1Config, cache_folder, gather, group_is_exact, kernel_noise, kinds
+from maw.config.tier1_config import Tier1Config, cache_folder, gather, group_kind, kernel_noise, kinds
 from maw.errors import ConfigError
 from maw.experiment.config_checks import validate
 from maw.models.pretrained import ModelSpec
@@ -132,6 +132,7 @@ INTEGERS = [
     "hidden_dim", "num_heads", "num_layers", "max_query_length", "max_document_length", "train_samples", "val_samples",
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
+    "kernel_shared_rank",
     "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe", "bank_batches",
     "seeds", "tune", "folds", "max_log_files",
 ]  # fmt: skip
@@ -140,6 +141,7 @@ FLOATS = [
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
     "prefix_cache_gb", "hard_negative_ratio", "negative_margin", "embedding_cache_gb",
     "router_balance", "router_sharpness", "router_entropy_floor", "mcl_start_temperature", "save_every",
+    "grpo_exploration",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
@@ -241,6 +243,12 @@ def test_all_problems_are_reported_together():
         ({"methods": ["all"], "route_by": "token"}, "route_by: all query tokens share the values"),
         ({"router_start": "clusters", "kernel_init_std": 0.1}, "router_start: clusters needs depths that start equal"),
         ({"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 keeps all depths equal"),
+        ({"kernel_shared_rank": 4}, "kernel_shared_rank: diagonal depths share no change"),
+        (
+            {"grpo_group": "all", "route_by": "head"},
+            "grpo_group: all needs route_by sequence, not head; or use sampled",
+        ),
+        ({"grpo_group": "distinct", "route_by": "token"}, "grpo_group: distinct needs route_by sequence, not token"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, problem):
@@ -263,18 +271,20 @@ def test_the_noise_of_depths_follows_from_the_start_of_the_router(settings, nois
 
 
 @pytest.mark.parametrize(
-    ("settings", "layers", "exact"),
+    ("settings", "layers", "kind"),
     [
-        ({"depth_dim": 8, "grpo_group_size": 8}, 1, True),
-        ({"depth_dim": 9, "grpo_group_size": 8}, 1, False),
-        ({"depth_dim": 8, "grpo_group_size": 8}, 2, False),
-        ({"depth_dim": 4, "route_by": "head"}, 1, False),
-        ({"depth_dim": 32, "grpo_group": "all"}, 1, True),
-        ({"depth_dim": 4, "grpo_group": "sampled"}, 1, False),
+        ({"depth_dim": 8, "grpo_group_size": 8}, 1, "all"),
+        ({"depth_dim": 9, "grpo_group_size": 8}, 1, "sampled"),
+        ({"depth_dim": 8, "grpo_group_size": 8}, 2, "sampled"),
+        ({"depth_dim": 4, "route_by": "head"}, 1, "sampled"),
+        ({"depth_dim": 32, "grpo_group": "all"}, 1, "all"),
+        ({"depth_dim": 4, "grpo_group": "sampled"}, 1, "sampled"),
+        ({"depth_dim": 9, "grpo_group": "distinct"}, 1, "distinct"),
+        ({"depth_dim": 8, "grpo_group": "distinct"}, 1, "all"),
     ],
 )
-def test_a_group_is_exact_where_that_takes_no_more_passes(settings, layers, exact):
-    assert group_is_exact(Tier1Config(**settings), layers) is exact
+def test_a_group_is_exact_where_that_takes_no_more_passes(settings, layers, kind):
+    assert group_kind(Tier1Config(**settings), layers) == kind
 
 
 def test_all_methods():
@@ -363,6 +373,13 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"num_layers": 12}, "num_layers", "m has 6"),
         ({"lora_rank": 33}, "lora_rank", "hidden size 32"),
         ({"kernel_rank": 33}, "kernel_rank", "hidden size 32"),
+        ({"kernel_shared_rank": 33, "depth_kernel": "low_rank"}, "kernel_shared_rank", "hidden size 32"),
+        (
+            {"grpo_group": "all", "maw_layers": "all"},
+            "grpo_group",
+            "all needs one decision for each text, but there are 6",
+        ),
+        ({"grpo_group": "distinct", "maw_layers": "5,6"}, "grpo_group", "distinct needs one decision for each text"),
         ({"batch_size": 1}, "batch_size", "at least 2"),
         ({"train_samples": 1}, "train_samples", "at least 2"),
         ({"datasets": ["msmarko"]}, "datasets", "(did you mean msmarco?)"),

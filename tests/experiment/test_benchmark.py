@@ -134,9 +134,8 @@ def test_the_results_have_the_users_keys(finished):
     assert len(result["tested_on"]["corpus_sha256"]) == len(result["tested_on"]["qrels_sha256"]) == 64
     history = result["results"][keys[2]]["training_history"]
     assert [record["epoch"] for record in history] == [1, 2]
-    assert {"policy_entropy", "kl", "clip_fraction", "reward_mean", "zero_variance_share", "train_loss"} <= set(
-        history[0]
-    )
+    seen = {"policy_entropy", "kl", "reward_mean", "zero_variance_share", "flat_group_share", "weighted_reward_std"}
+    assert seen | {"clip_fraction", "train_loss", "document_flat_group_share"} <= set(history[0])
     assert len(history[0]["val_routing"]["query"]["depth_histogram"][0]) == 4
     best = max(history, key=lambda each: (each["val_ndcg_cut_10"], -each["epoch"]))
     for side, found in result["results"][keys[2]]["routing_test"].items():

@@ -229,6 +229,7 @@ def test_matched_lora_by_hand_and_its_scale(build):
     ("changes", "rank"),
     [
         ({"depth_kernel": "low_rank", "depth_dim": 4, "kernel_rank": 3}, 12),
+        ({"depth_kernel": "low_rank", "depth_dim": 4, "kernel_rank": 3, "kernel_shared_rank": 2}, 14),
         ({"depth_kernel": "low_rank", "depth_dim": 16, "kernel_rank": 3}, 16),  # no more than the hidden size
         ({"depth_dim": 8}, 4),
         ({"depth_dim": 7}, 4),

@@ -26,8 +26,9 @@ METHODS = {
     "maw_soft": (MAWRetriever, {"router": "soft"}),
     "maw_supervised": (MAWRetriever, {"router": "supervised"}),
     "maw_all": (MAWRetriever, {"grpo_group": "all"}),
+    "maw_distinct": (MAWRetriever, {"grpo_group": "distinct"}),
 }
-REWARDED = ("maw", "maw_supervised", "maw_all")
+REWARDED = ("maw", "maw_supervised", "maw_all", "maw_distinct")
 VALUES = {"NaN": math.nan, "infinity": math.inf, "minus infinity": -math.inf}
 STEPS_AN_EPOCH = 3  # 24 queries by 8
 

@@ -46,6 +46,7 @@ np.savez("found.npz", **found)
 CASES = [
     *((kind, "maw", {"route_by": "token" if "roberta" in kind else "head"}) for kind in FAMILIES),
     ("bert", "maw", {"route_by": "sequence", "maw_layers": [1, 3], "depth_kernel": "low_rank"}),
+    ("bert", "maw", {"route_by": "head", "depth_kernel": "low_rank", "kernel_shared_rank": 3}),
     ("bert", "maw", {"route_by": "token"}),
     ("modernbert", "maw", {"depth_kernel": "low_rank", "route_by": "token"}),
     ("bert", "maw_qv", {"route_by": "head"}),

@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import random_texts
 
-from maw.attention.noise import noise_keys
+from maw.attention.noise import noise_keys, uniform_noise
 from maw.models.retriever import MAWRetriever
 from maw.training.contrastive import Batch
 from maw.training.objective import LearnedRoutingObjective, RandomRoutingObjective
+from maw.training.router.distinct import distinct_weights, draw_distinct
 from maw.training.router.grpo import GRPOLearner, group_advantages
-from maw.training.router.rollout import try_routings
+from maw.training.router.rollout import Rollout, try_routings
 from maw.training.router.supervised import SupervisedLearner
 
 B, P, G, D = 4, 6, 3, 4
@@ -415,3 +416,96 @@ def test_mcl_sampled_draws_by_the_weights_of_mcl(tiny_settings):
     for step in range(600):
         counts[torch.arange(B), objective._picked(rollout, batch, step, 2, 0.3)] += 1
     assert (counts / 600 - (rollout.reward_BG / 0.3).softmax(1)).abs().max() < 0.08
+
+
+def distinct(tiny_settings, **changes):
+    """A model of one MAW layer whose groups are different depths, and what its learner makes of a batch."""
+    changes = {"maw_layers": [3], "grpo_group": "distinct", "depth_dim": 6, "router_learning_rate": 0.05} | changes
+    model, config, queries, passages, batch = setting(tiny_settings, **changes)
+    learner = GRPOLearner(model.encoder, model.encoder, config, TAU)
+    before = copy.deepcopy(model.encoder.maw_attention[0].router)
+    return model, config, queries, passages, batch, before, learner.step(queries, passages, batch, 5)
+
+
+def test_a_distinct_group_is_drawn_from_the_old_policy_and_weighted(tiny_settings):
+    model, config, queries, passages, batch, before, (*rollouts, statistics) = distinct(tiny_settings)
+    spreads = []
+    sides = (queries, {n: each[:B] for n, each in passages.items()})
+    for stream, (rollout, inputs) in enumerate(zip(rollouts, sides, strict=True)):
+        policy = before.logits(rollout.states[0]).log_softmax(-1)[:, 0, 0, 0].detach()
+        noise = uniform_noise(noise_keys(config.seed, 5, torch.from_numpy(batch.queries), 1, stream), 0, 1, 1, 6)
+        group = draw_distinct(policy, noise[:, 0, 0, 0], G, 0.1)
+        assert torch.equal(rollout.depths[0][..., 0, 0], group)
+        assert all(len(set(each)) == G for each in group.tolist())
+        torch.testing.assert_close(rollout.share_BG, distinct_weights(policy, group, 0.1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(rollout.old_log_prob[0][..., 0, 0], policy.gather(1, group))
+        assert set(rollout.drawn_B.tolist()) <= set(range(G))
+        at(model, inputs, rollout.depths)
+        for reward, share in zip(rollout.reward_BG.tolist(), rollout.share_BG.tolist(), strict=True):
+            mean = sum(r * s for r, s in zip(reward, share)) / sum(share)
+            spreads.append(math.sqrt(sum(s * (r - mean) ** 2 for r, s in zip(reward, share)) / sum(share)))
+    assert float(statistics["weighted_reward_std"]) == pytest.approx(np.mean(spreads), abs=1e-5)
+    assert float(statistics["query_weighted_reward_std"]) == pytest.approx(np.mean(spreads[:B]), abs=1e-5)
+    assert float(statistics["flat_group_share"]) == np.mean(np.array(spreads) < 0.005)
+
+
+def test_a_distinct_step_updates_the_router_by_its_weights(tiny_settings):
+    changes = {"grpo_inner_epochs": 2, "grpo_kl": 0.5, "grpo_clip": 0.1}
+    model, *_, before, (*rollouts, _) = distinct(tiny_settings, **changes)
+    router = copy.deepcopy(before)
+    optimizer = torch.optim.AdamW(router.parameters(), lr=0.05, weight_decay=0.0)
+    for _ in range(2):
+        losses = []
+        for rollout in rollouts:
+            for b in range(B):
+                new, old = (each.logits(rollout.states[0][b]).log_softmax(-1)[0, 0, 0] for each in (router, before))
+                share, reward = rollout.share_BG[b], rollout.reward_BG[b]
+                advantage = (reward - (share * reward).sum() / share.sum()) / (reward.std() + 1e-4)
+                depths = rollout.depths[0][b, :, 0, 0]
+                ratio = (new - old.detach())[depths].exp()
+                gain = share @ torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
+                losses.append(0.5 * (new.exp() * (new + math.log(6))).sum() - gain)
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        optimizer.step()
+    for got, want in zip(model.encoder.maw_attention[0].router.parameters(), router.parameters()):
+        torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
+
+
+def test_a_texts_group_does_not_depend_on_its_batch(tiny_settings):
+    *_, batch, _, whole = distinct(tiny_settings)
+    model, config, queries, passages, _ = setting(tiny_settings, maw_layers=[3], grpo_group="distinct", depth_dim=6)
+    rows = [2, 0]
+    part = Batch(batch.queries[rows], np.array(rows), torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 0).bool())
+    queries, passages = ({n: each[rows] for n, each in inputs.items()} for inputs in (queries, passages))
+    got = GRPOLearner(model.encoder, model.encoder, config, TAU).step(queries, passages, part, 5)
+    for two, four in zip(got[:2], whole[:2], strict=True):
+        assert torch.equal(two.depths[0], four.depths[0][rows])
+        assert torch.equal(two.drawn_B, four.drawn_B[rows])
+
+
+def test_a_distinct_group_as_large_as_the_depths_is_all_of_them(tiny_settings):
+    steps = [every_depth_tried(tiny_settings, grpo_group=kind, grpo_group_size=D) for kind in ("all", "distinct")]
+    routers = [model.encoder.maw_attention[0].router for model, *_ in steps]
+    assert all(torch.equal(*pair) for pair in zip(*(each.parameters() for each in routers)))
+
+
+def test_what_a_distinct_group_draws_for_the_encoder_follows_the_policy(tiny_settings):
+    """Its weights average to the policy; normalised within a group, as here, nearly."""
+    model, config, queries, _, batch = setting(tiny_settings, maw_layers=[3], grpo_group="distinct", depth_dim=6)
+    learner = GRPOLearner(model.encoder, model.encoder, config, TAU)
+    with torch.no_grad():
+        states = model.encoder(queries, mode="group")["states"]
+        policy = model.encoder({"states": states}, mode="policy")[0][:, 0, 0, 0]
+    count, index, row = 2000, torch.from_numpy(batch.queries), torch.arange(B)
+    drawn, mean = torch.zeros(B, 6), torch.zeros(B, 6)
+    for step in range(count):
+        keys = noise_keys(0, step, index, 1)
+        depths = draw_distinct(policy, uniform_noise(keys, 0, 1, 1, 6)[:, 0, 0, 0], G, 0.1)
+        rollout = Rollout([depths[..., None, None]], states, torch.zeros(B, G), queries["attention_mask"], policy)
+        with torch.no_grad():
+            learner._remember(rollout, keys)
+        drawn[row, depths[row, rollout.drawn_B]] += 1 / count
+        mean.scatter_add_(1, depths, rollout.share_BG / count)
+    assert (mean - policy.exp()).abs().max() < 0.02
+    assert (drawn - policy.exp()).abs().max() < 0.06

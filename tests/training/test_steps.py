@@ -27,6 +27,7 @@ ARMS = {
     "lora": (BaselineRetriever, {"use_lora": True}),
     "maw": (MAWRetriever, {"maw_layers": [2, 3], "route_by": "token"}),
     "maw_all": (MAWRetriever, {"grpo_group": "all", "encoder_update": "mcl_sampled", "grpo_reference": "slow"}),
+    "maw_distinct": (MAWRetriever, {"grpo_group": "distinct"}),
     "maw_supervised": (MAWRetriever, {"router": "supervised"}),
     "accumulated": (MAWRetriever, {"gradient_accumulation_steps": 3, "bank_batches": 1, "num_negatives": 1}),
 }

@@ -79,8 +79,7 @@ class AttentionExample:
         every_HQKD = attention_maps(model, self.inputs, layer=self.layer)[0].cpu()
 
         def in_use(query: Tensor, hidden: Tensor) -> Tensor:
-            features = layer.kernels.features(hidden)
-            return layer.kernels(query.clone(), features, depth)[:, 0, :, :, None]  # kernels may change the query
+            return layer.kernels(query.clone(), hidden, depth)[:, 0, :, :, None]  # kernels may change the query
 
         used_HQK = _attention(model, self.inputs, self.layer, in_use)
         distance_HD = _total_variation(every_HQKD, used_HQK[..., None]).mean(1)

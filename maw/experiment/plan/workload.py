@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from maw.attention.routers import ROUTERS
 from maw.config.methods import find_method, trained_methods
-from maw.config.tier1_config import Tier1Config, group_is_exact
+from maw.config.tier1_config import Tier1Config, group_kind
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs
 from maw.data.splits import SAMPLE_FIELDS
@@ -155,7 +155,7 @@ def _training_passes(method: str, config: Tier1Config) -> int:
     config = find_method(method).configure(config)
     if find_method(method).retriever != "maw":
         return BACKWARD
-    size = config.depth_dim if group_is_exact(config, 1) else config.grpo_group_size
+    size = config.depth_dim if group_kind(config, 1) == "all" else config.grpo_group_size
     trained_by = ROUTERS[config.router].trained_by
     group = {"reward": size, "labels": config.depth_dim}.get(trained_by, 0)
     samples = size if trained_by == "reward" and config.encoder_update in ("all_group", "mcl") else 1

@@ -34,6 +34,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoModel
 
 from maw.attention.routers import Router
@@ -107,7 +108,7 @@ def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
         settings["use_cache"] = False  # routers read whole texts, so a cache is of no use
     made = kind(kind.config_class(**settings, maw=depth_settings(model.encoder)))
     state = {name.replace(".base.", "."): each for name, each in backbone.state_dict().items()}
-    made.load_state_dict(state, strict=True)
+    made.load_state_dict(_with_shared_part(state), strict=True)
     made.save_pretrained(folder)
     config = read_json(folder / "config.json")
     module = MODELING.removesuffix(".py")
@@ -127,12 +128,23 @@ def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
         "layers": list(encoder.maw_layers),
         "depths": layer.router.num_depths,
         "kernel": "low_rank" if low_rank else "diagonal",
-        "rank": layer.kernels.down.shape[1] if low_rank else None,
+        "rank": layer.kernels.down.shape[1] + layer.kernels.shared_rank if low_rank else None,
         "values": layer.value_kernels is not None,
         "router": layer.router.name,
         "route_by": layer.router.route_by,
         "fixed_depth": getattr(layer.router, "fixed_depth", 0),
     }
+
+
+def _with_shared_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the change that all depths share as a part of every depth's own."""
+    for name in [name for name in state if name.endswith(".shared_down")]:
+        kernels = name.removesuffix("shared_down")
+        for part, dim in (("down", 1), ("up", 2)):
+            shared, own = state.pop(f"{kernels}shared_{part}"), state[kernels + part]
+            shared = shared.unsqueeze(dim - 1).expand(*own.shape[:dim], *shared.shape[dim - 1 :])
+            state[kernels + part] = torch.cat((own, shared), dim)
+    return state
 
 
 def _write_plain(model: BaselineRetriever, folder: Path) -> None:

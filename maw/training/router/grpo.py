@@ -23,8 +23,10 @@ One step, before the encoder's update (`GRPOLearner.step`):
 With `grpo_group="all"` (or "auto" if there are no more depths than samples) a group holds every depth once, and
 expectations under the old policy replace means over samples: the same objective without sampling noise, for D forward
 passes. The advantage is then (r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), where std is over depths and unweighted:
-std stays above zero even when the policy nearly always picks one depth. This is possible with one depth for each
-text: one MAW layer, routed by sequence.
+std stays above zero even when the policy nearly always picks one depth. `grpo_group="distinct"` is the same for G
+passes: G different depths, each with a weight in place of pi_old (`maw.training.router.distinct`). Both are possible
+with one depth for each text: one MAW layer, routed by sequence. Where a text has several (heads, tokens, layers),
+samples of a group differ in all of them, and groups are sampled.
 
 Two terms against collapse can be added to the loss: `router_balance` times KL(mean policy of the batch || uniform),
 and the amount by which a policy's entropy is below `router_entropy_floor`.
@@ -44,17 +46,20 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.noise import gumbel_argmax, noise_keys, uniform_noise
-from maw.config.tier1_config import Tier1Config, group_is_exact
+from maw.config.tier1_config import Tier1Config, group_kind
 from maw.evaluation.reward import ZERO_VARIANCE
 from maw.runtime.devices import to_device
 from maw.training.contrastive import Batch
+from maw.training.router.distinct import distinct_weights, draw_distinct
 from maw.training.router.learner import RouterLearner
-from maw.training.router.rollout import Rollout
+from maw.training.router.rollout import Options, Rollout
 from maw.training.state import State
 
 ADVANTAGE_EPSILON = 1e-4
 MOST_LOG_RATIO = 20.0
 """Largest log-ratio of new to old probability, far above the clipping; an infinite ratio times a share of 0 is NaN."""
+FLAT = 0.005
+"""A group whose rewards have a smaller standard deviation by the loss's weights is flat."""
 SIDES = ("query", "document")
 
 
@@ -65,18 +70,26 @@ def group_advantages(reward_BG: Tensor, share_BG: Tensor | None = None) -> tuple
 
     Args:
         reward_BG: reward of each sample or, with `share_BG`, of each depth.
-        share_BG: the old policy's probability of each depth; None for samples, which have equal weights.
+        share_BG: weight of each depth (`Rollout.share_BG`); None for samples, which have equal weights.
 
     Raises:
         ValueError: groups of fewer than two samples.
     """
     if share_BG is None and reward_BG.shape[1] < 2:
         raise ValueError(f"a group needs at least 2 samples, got {reward_BG.shape[1]}")
-    expected = reward_BG.mean(1, keepdim=True) if share_BG is None else (share_BG * reward_BG).sum(1, keepdim=True)
+    expected, _ = weighted_moments(reward_BG, share_BG)
     std = reward_BG.std(1, unbiased=True, keepdim=True)
     varied = std > ZERO_VARIANCE
     advantage = (reward_BG - expected) / (std + ADVANTAGE_EPSILON)
     return torch.where(varied, advantage, 0), varied[:, 0]
+
+
+def weighted_moments(reward_BG: Tensor, share_BG: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each group by the loss's weights of its samples, (B, 1) each; None: equal."""
+    share_BG = torch.ones_like(reward_BG) if share_BG is None else share_BG
+    share_BG = share_BG / share_BG.sum(1, keepdim=True).clamp(min=torch.finfo(share_BG.dtype).tiny)
+    mean = (share_BG * reward_BG).sum(1, keepdim=True)
+    return mean, (share_BG * (reward_BG - mean) ** 2).sum(1, keepdim=True).sqrt()
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ def grpo_loss(
         clip: epsilon.
         beta: weight of KL(policy || reference).
         weight: weight of each action, broadcastable to (B, G, h, t); 0 for padding.
-        share_BG: weight of each sample in its group, summing to one over G; None for equal weights.
+        share_BG: weight of each sample's gain (`Rollout.share_BG`); None for equal weights, 1 / G.
     """
     weight = torch.ones_like(old_log_prob) if weight is None else weight.expand_as(old_log_prob)
     log_policy = log_policy.expand(*action.shape, -1)
@@ -122,7 +135,7 @@ def grpo_loss(
     kl = (log_policy.exp() * (log_policy - log_reference)).sum(-1)
     clipped = ((ratio < 1 - clip) & (advantage < 0)) | ((ratio > 1 + clip) & (advantage > 0))
     return PolicyLoss(
-        loss=_sample_mean(beta * kl - gain, weight, share_BG),
+        loss=beta * _sample_mean(kl, weight) - _sample_mean(gain, weight, share_BG),
         kl=_sample_mean(kl, weight).detach(),
         clip_fraction=_sample_mean(clipped.float(), weight, share_BG),
     )
@@ -190,9 +203,11 @@ class GRPOLearner(RouterLearner):
         """
         config = self.config
         index = to_device(torch.from_numpy(batch.queries), batch.candidate_mask.device)
-        samples = 1 if self.tries_all else config.grpo_group_size
+        kind = group_kind(config, len(self.routers))
+        samples = config.grpo_group_size if kind == "sampled" else 1
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
-        rollouts = self._rollouts(queries, passages, batch, bank_KC, None if self.tries_all else keys)
+        make = {"all": None, "distinct": self._drawn, "sampled": lambda each: {"keys": each}}[kind]
+        rollouts = self._rollouts(queries, passages, batch, bank_KC, make and [make(each) for each in keys])
         with torch.no_grad():
             for rollout, key_BG in zip(rollouts, keys, strict=True):
                 self._remember(rollout, key_BG)
@@ -203,23 +218,34 @@ class GRPOLearner(RouterLearner):
                     slow.lerp_(fast, 1 - config.grpo_reference_decay)
         return *rollouts, statistics
 
-    @property
-    def tries_all(self) -> bool:
-        """Whether a group holds every depth once."""
-        return group_is_exact(self.config, len(self.routers))
+    def _drawn(self, key_B1: Tensor) -> Options:
+        """Makes a group of different depths for each text from the states of the only MAW layer."""
+
+        def options(states: list[Tensor]) -> dict[str, object]:
+            log_policy_BD = self.engine({"states": [states[0][: len(key_B1)]]}, mode="policy")[0][:, 0, 0, 0]
+            noise_BD = uniform_noise(key_B1, 0, 1, 1, log_policy_BD.shape[1])[:, 0, 0, 0]
+            size, exploration = self.config.grpo_group_size, self.config.grpo_exploration
+            return {"depths": [draw_distinct(log_policy_BD, noise_BD, size, exploration)[..., None, None]]}
+
+        return options
 
     def _remember(self, rollout: Rollout, key_BG: Tensor) -> None:
-        """Adds the old policy's log-probabilities and, if a group holds every depth, the depth that it draws."""
+        """Adds the old policy's log-probabilities and, if depths differ, their weights and one depth drawn by them."""
         policies = self.engine({"states": rollout.states}, mode="policy")
         rollout.old_log_prob = [
             p.expand(*a.shape, -1).gather(-1, a[..., None]).squeeze(-1)
             for p, a in zip(policies, rollout.depths, strict=True)
         ]
-        if self.tries_all:
-            log_share_BD = rollout.old_log_prob[0][:, :, 0, 0]
-            rollout.share_BG = log_share_BD.exp()
-            noise = uniform_noise(key_BG, 0, 1, 1, log_share_BD.shape[1])[:, 0, 0, 0]
-            rollout.drawn_B = gumbel_argmax(log_share_BD, noise)
+        kind = group_kind(self.config, len(self.routers))
+        if kind == "sampled":
+            return
+        rollout.share_BG = rollout.old_log_prob[0][:, :, 0, 0].exp()
+        if kind == "distinct":
+            policy_BD, depths_BG = policies[0][:, 0, 0, 0], rollout.depths[0][:, :, 0, 0]
+            rollout.share_BG = distinct_weights(policy_BD, depths_BG, self.config.grpo_exploration)
+        # The numbers of layer 0 have drawn the group, so those of layer 1 draw from it.
+        noise = uniform_noise(key_BG, int(kind == "distinct"), 1, 1, rollout.share_BG.shape[1])[:, 0, 0, 0]
+        rollout.drawn_B = gumbel_argmax(rollout.share_BG.log(), noise)
 
     def _update(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
         """Updates the routers from the rollouts; the states are detached, so only routers get gradients."""
@@ -229,14 +255,17 @@ class GRPOLearner(RouterLearner):
             sides = [self._terms(rollout, each) for rollout, (each, _) in zip(rollouts, advantages, strict=True)]
             loss = _mean(sides, "loss") + _mean(sides, "penalty")
             self._step(loss, rewards)
+        spreads = [weighted_moments(rollout.reward_BG, rollout.share_BG)[1] for rollout in rollouts]
         by_side = [
             {name: _mean([layers], name) for name in ("kl", "clip_fraction", "policy_entropy")}
             | {
                 "reward_mean": rollout.reward_BG.mean(),
                 "reward_std": rollout.reward_BG.std(1).mean(),
                 "zero_variance_share": 1 - varied.float().mean(),
+                "weighted_reward_std": spread.mean(),
+                "flat_group_share": (spread < FLAT).float().mean(),
             }
-            for layers, rollout, (_, varied) in zip(sides, rollouts, advantages, strict=True)
+            for layers, rollout, (_, varied), spread in zip(sides, rollouts, advantages, spreads, strict=True)
         ]
         both = {name: torch.stack([each[name] for each in by_side]).mean() for name in by_side[0]}
         apart = {

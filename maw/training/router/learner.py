@@ -20,7 +20,7 @@ from maw.attention.routers import same_depth
 from maw.config.tier1_config import Tier1Config
 from maw.errors import NotFiniteError
 from maw.training.contrastive import Batch
-from maw.training.router.rollout import Rollout, try_routings
+from maw.training.router.rollout import Options, Rollout, try_routings
 from maw.training.sharded_batch import average_gradients
 from maw.training.state import State, load_optimizer_state
 
@@ -91,15 +91,13 @@ class RouterLearner:
         passages: Mapping[str, Tensor],
         batch: Batch,
         bank_KC: Tensor | None,
-        keys: Sequence[Tensor] | None = None,
+        options: Sequence[Options] | None = None,
     ) -> tuple[Rollout, Rollout]:
-        """Rollouts of queries and positives: with noise keys of both, sampled depths; without, every depth once."""
-        masks = [inputs["attention_mask"] for inputs in (queries, passages)]
-        if keys is None:
+        """Rollouts of queries and positives, with the options of both (`try_routings`); without, every depth once."""
+        if options is None:
+            masks = [inputs["attention_mask"] for inputs in (queries, passages)]
             size, depths_D = len(batch.queries), torch.arange(self.routers[0].num_depths, device=masks[0].device)
             options = [{"depths": same_depth(self.routers, depths_D, size, mask.shape[1])} for mask in masks]
-        else:
-            options = [{"keys": each} for each in keys]
         return try_routings(
             self.engine,
             queries,

@@ -6,7 +6,7 @@ Letters: B texts, G samples, P passages, K passages in the bank, C embedding siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,8 +29,9 @@ class Rollout:
         padding_BT: 1 for a token, 0 for padding.
         embedding_BC: the side's embeddings at greedy depths.
         old_log_prob: the old policy's log-probability of each depth, (B, G, h, t).
-        share_BG: the old policy's probability of each sample if a group holds every depth; else None.
-        drawn_B: index of the sample that the policy drew if a group holds every depth; else None.
+        share_BG: weight of each sample if a group holds different depths, as an estimate of the sum over all depths
+            by the old policy's probability; None for samples of the policy.
+        drawn_B: index of the sample that was drawn by these weights; None where there are none.
     """
 
     depths: list[Tensor]
@@ -50,6 +51,10 @@ class Rollout:
         return self.padding_BT[:, None, None].expand_as(depths).float()
 
 
+Options = Mapping[str, object] | Callable[[list[Tensor]], Mapping[str, object]]
+"""Options of the encoder's "group" mode, or a function that makes them from the routers' states at greedy depths."""
+
+
 def try_routings(
     engine: nn.Module,
     queries: Mapping[str, Tensor],
@@ -58,8 +63,8 @@ def try_routings(
     *,
     temperature: float,
     reward: str,
-    query_options: Mapping[str, object],
-    passage_options: Mapping[str, object],
+    query_options: Options,
+    passage_options: Options,
     bank_KC: Tensor | None = None,
 ) -> tuple[Rollout, Rollout]:
     """Rewards of samples of each query against greedy passages, and of each positive against greedy queries.
@@ -69,13 +74,14 @@ def try_routings(
         queries: encoder inputs of the B queries.
         passages: encoder inputs of the P passages, the B positives first.
         query_options: `keys` or `depths` of the encoder's "group" mode, for the queries.
-        passage_options: the same for the positives.
+        passage_options: the same for the positives; a function gets the states of all passages.
         bank_KC: embeddings of earlier batches' passages, as further candidates.
     """
     size = len(batch.queries)
     positives = {name: each[:size] for name, each in passages.items()}
     with evaluating(engine), torch.no_grad(), packed_weights():
-        query_BC, passage_PC = engine(queries)["embedding"], engine(passages)["embedding"]
+        query_BC, query_options = _greedy(engine, queries, query_options)
+        passage_PC, passage_options = _greedy(engine, passages, passage_options)
         query_group = engine(queries, mode="group", **query_options)
         positive_group = engine(positives, mode="group", **passage_options)
         others = batch.candidate_mask.clone()
@@ -99,3 +105,11 @@ def try_routings(
         Rollout(group["depths"], group["states"], value, inputs["attention_mask"], embedding)
         for group, value, inputs, embedding in sides
     )
+
+
+def _greedy(engine: nn.Module, inputs: Mapping[str, Tensor], options: Options) -> tuple[Tensor, Mapping[str, object]]:
+    """The embeddings at greedy depths, and the options made from the states there."""
+    if not callable(options):
+        return engine(inputs)["embedding"], options
+    found = engine(inputs, mode="group")
+    return found["embedding"][:, 0], options(found["states"])
