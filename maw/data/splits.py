@@ -99,14 +99,8 @@ def draw_splits(
             text = f"{size_field} asks for {asked} queries and {name} has {len(ids)}; all are used"
             warnings.append(f"{dataset}: {text}")
         corpus, used = corpora[name] if isinstance(corpora, Mapping) else corpora, pool.only(ids)
-        missing = _missing(used.qrels, corpus)
-        found = answerable(used.qrels, corpus) if missing else used.qrels.keys()
-        if ids and not found and (name == "test" or trained_methods(config)):
-            text = f"none of the {len(ids)} {name} queries has a relevant passage that is in the corpus"
-            first = _examples(missing[:1], corpus)
-            raise DataError(f"{dataset}: {text}, which has no {first}; are the two of one version?")
-        lost = len(ids) - len(found)
-        drawn = used if name == "test" else used.only(each for each in ids if each in found)
+        needed = name == "test" or bool(trained_methods(config))
+        drawn, missing, texts = with_passages(used, corpus, name, dataset, needed=needed)
         splits[name] = RetrievalData(
             corpus,
             name,
@@ -117,11 +111,43 @@ def draw_splits(
             drawn.answers,
             (relevance_level if name == "test" else None) or config.relevance_level,
         )
-        warnings += [f"{dataset}: {text}" for text in _missing_warnings(name, missing, lost, corpus)]
-        facts[name] = split_facts(splits[name], available=len(pool))
-        if missing:
-            facts[name] |= {"judged_passages_missing": len(missing), "queries_without_passage": lost}
+        warnings += texts
+        facts[name] = split_facts(splits[name], available=len(pool)) | missing
     return splits, facts, warnings
+
+
+def with_passages(
+    pool: Pool, corpus: Corpus, name: str, where: str, *, needed: bool = True
+) -> tuple[Pool, dict[str, int], list[str]]:
+    """The queries of a split that can be used with a corpus, which may lack passages that they are judged by.
+
+    Args:
+        name: of the split; from "train" and "validation" the queries without a relevant passage there are left out.
+        where: the start of messages.
+        needed: whether the split must keep a query.
+
+    Returns:
+        The queries; facts, and warnings, of judged passages that the corpus lacks.
+
+    Raises:
+        DataError: no query has a relevant passage in the corpus.
+    """
+    missing = _missing(pool.qrels, corpus)
+    if not missing:
+        return pool, {}, []
+    found = answerable(pool.qrels, corpus)
+    if needed and not found:
+        text = f"none of the {len(pool)} {name} queries has a relevant passage that is in the corpus"
+        first = _examples(missing[:1], corpus)
+        raise DataError(f"{where}: {text}, which has no {first}; are the two of one version?")
+    lost, learned = len(pool) - len(found), name in ("train", "validation")
+    first = f"{len(missing)} judgements of {name} queries name passages that are not in the corpus"
+    texts = [f"{first}; a relevant one counts as not found, as in trec_eval: {_examples(missing, corpus)}"]
+    what = "they are left out" if learned else "they score 0, as in trec_eval"
+    texts += [f"{lost} {name} queries have no relevant passage in the corpus; {what}"] * bool(lost)
+    facts = {"judged_passages_missing": len(missing), "queries_without_passage": lost}
+    used = pool.only(each for each in pool.queries if each in found) if learned else pool
+    return used, facts, [f"{where}: {text}" for text in texts]
 
 
 def _missing(qrels: Mapping[str, Mapping[str, int]], corpus: Corpus) -> list[tuple[str, str]]:
@@ -138,15 +164,6 @@ def _examples(missing: Sequence[tuple[str, str]], corpus: Corpus) -> str:
         there = [form for form, row in zip(forms, corpus.rows_of(forms), strict=True) if row >= 0]
         texts.append(f"{show(passage)} for the query {show(query)}{look_alike(passage, there)}")
     return ", ".join(texts)
-
-
-def _missing_warnings(name: str, missing: Sequence[tuple[str, str]], lost: int, corpus: Corpus) -> list[str]:
-    if not missing:
-        return []
-    first = f"{len(missing)} judgements of {name} queries name passages that are not in the corpus"
-    texts = [f"{first}; a relevant one counts as not found, as in trec_eval: {_examples(missing, corpus)}"]
-    what = "they score 0, as in trec_eval" if name == "test" else "they are left out"
-    return texts + [f"{lost} {name} queries have no relevant passage in the corpus; {what}"] * bool(lost)
 
 
 def split_facts(split: RetrievalData, available: int) -> dict[str, Any]:

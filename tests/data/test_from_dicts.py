@@ -88,8 +88,15 @@ def test_empty_documents_are_counted():
         ({"qrels": {0: {0: float("nan")}}}, "qrels[0][0]: the grade nan is not an integer"),
         ({"qrels": {0: {0: 10**12}}}, "qrels[0][0]: the grade 1000000000000 is out of range"),
         ({"qrels": {0: {0: 1001}}}, "qrels[0][0]: the grade 1001 is out of range; write -1000 to 1000"),
-        ({"qrels": {0: {0: 1}}}, "qrels['1']: the query has no relevant document"),
-        ({"qrels": {0: {0: 1}, 1: {2: 0}}}, "qrels['1']: the query has no relevant document"),
+        ({"qrels": {}}, "qrels: no query that it judges is in queries; qrels is empty"),
+        ({"qrels": {0: {}}}, "qrels: no query has a relevant document; at least one needs a grade of 1 or more"),
+        ({"qrels": {0: {0: 0}, 1: {2: -1}}}, "qrels: no query has a relevant document"),
+        ({"qrels": {0: {0: 1, 3: 1}}}, "qrels[0][3]: 3 is no position in docs; they go from 0 to 2"),
+        ({"qrels": {0: {"gone": 1}}}, "qrels[0]['gone']: 'gone' is no position in docs"),
+        ({"qrels": {0: {0: 1}, "gone": {0: 1}}}, "qrels['gone']: 'gone' is no position in queries"),
+        ({"docs": {"x": {"title": "only a title"}}}, "docs['x']: a text is needed, not None (NoneType)"),
+        ({"docs": {"x": {"title": 7, "text": "x"}}}, "docs['x']: a text is needed, not 7 (int)"),
+        ({"queries": {"0": {"text": "question"}}}, "queries['0']: a text is needed, not {'text': 'question'} (dict)"),
         ({"qrels": {0: [0], 1: {2: 1}}}, "qrels[0]: a dictionary is needed, not [0] (list)"),
         ({"qrels": {0.0: {0: 1}}}, "qrels[0.0]: an id is a text or an integer, not 0.0 (float)"),
         ({"qrels": {True: {0: 1}}}, "qrels[True]: an id is a text or an integer"),
@@ -130,9 +137,128 @@ def test_a_missing_key_is_named(key):
         as_retrieval_data(data, "test")
 
 
-def test_an_unknown_id_is_named():
-    with pytest.raises(DataError, match=r"qrels\['qc'\]: there is no 'qc' in queries; add it"):
-        as_retrieval_data(IDS | {"qrels": {"qc": {"x": 1}}}, "test")
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_judged_document_that_is_not_there_is_kept_and_counted(caplog):
+    gone = {f"gone{i}": 1 for i in range(4)}
+    data = as_retrieval_data(IDS | {"qrels": {"qa": {"x": 1} | gone, "qb": {"lost": 2}}}, "test")
+    assert (data.query_ids, data.qrels) == (["qa", "qb"], {"qa": {"x": 1} | gone, "qb": {"lost": 2}})
+    first, second = warnings(caplog)
+    assert first == (
+        "test data, qrels: 5 judgements of test queries name passages that are not in the corpus; a relevant one "
+        "counts as not found, as in trec_eval: "
+        "'gone0' for the query 'qa', 'gone1' for the query 'qa', 'gone2' for the query 'qa'"
+    )
+    assert second.endswith("1 test queries have no relevant passage in the corpus; they score 0, as in trec_eval")
+
+
+@pytest.mark.parametrize("qrels", [{"qc": {"x": 1}}, {"qc": {"x": 0}}, {"qc": {"gone": 1}}, {"qc": {}}])
+def test_a_judged_query_that_is_not_there_is_left_out_and_counted(qrels, caplog):
+    extra = {"negatives": {"qc": ["y"], "qb": ["y"]}, "answers": {"qc": ["ten"], "qa": ["two"]}}
+    data = as_retrieval_data(IDS | extra | {"qrels": IDS["qrels"] | qrels}, "test")
+    assert (data.query_ids, data.qrels) == (["qa", "qb"], IDS["qrels"])
+    assert (data.negatives, data.answers) == ({"qb": ["y"]}, {"qa": ["two"]})
+    text = "test data, qrels: 1 judged queries are not among the queries and are left out: 'qc'"
+    assert warnings(caplog) == [text]
+
+
+@pytest.mark.parametrize("judged", [{}, {"x": 0}, {"y": -1, "gone": 0}, None])
+@pytest.mark.parametrize("data", [IDS, LISTS])
+def test_a_query_without_a_relevant_document_is_left_out_and_counted(data, judged, caplog):
+    first, second = (str(query) for query in data["qrels"])
+    judged = (
+        judged and {{"x": 0, "y": 1, "gone": 2}[doc]: grade for doc, grade in judged.items()}
+        if data is LISTS
+        else judged
+    )
+    qrels = {second: data["qrels"][next(reversed(data["qrels"]))]} | ({} if judged is None else {first: judged})
+    found = as_retrieval_data(data | {"qrels": qrels, "negatives": {first: []}}, "test")
+    assert (found.query_ids, found.negatives) == ([second], {})
+    assert f"1 queries have no relevant document (grade 1 or more) and are left out: '{first}'" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_nothing_is_learned_from_a_query_whose_documents_are_not_there(name, caplog):
+    extra = {"negatives": {"qa": ["y"], "qb": ["y"]}}
+    data = as_retrieval_data(IDS | extra | {"qrels": {"qa": {"x": 1, "gone": 1}, "qb": {"lost": 2, "y": 0}}}, name)
+    assert (data.query_ids, data.qrels, data.negatives) == (["qa"], {"qa": {"x": 1, "gone": 1}}, {"qa": ["y"]})
+    assert warnings(caplog)[1].endswith(f"1 {name} queries have no relevant passage in the corpus; they are left out")
+
+
+@pytest.mark.parametrize("name", ["test", "train", "validation", "dev"])
+@pytest.mark.parametrize(
+    "qrels, message",
+    [
+        ({"qc": {"x": 1}}, "no query that it judges is in queries: there is no 'qc'; are the two of one version?"),
+        (
+            {"qa": {"gone": 1}, "qc": {"x": 1}},
+            "none of the 1 {name} queries has a relevant passage that is in the corpus, "
+            "which has no 'gone' for the query 'qa'; are the two of one version?",
+        ),
+        (
+            {"qa": {"gone": 1, "x": 0}, "qb": {"lost": 1}},
+            "none of the 2 {name} queries has a relevant passage that is in "
+            "the corpus, which has no 'gone' for the query 'qa'; are the two of one version?",
+        ),
+    ],
+)
+def test_data_of_which_nothing_is_left_is_refused(name, qrels, message):
+    with pytest.raises(DataError) as caught:
+        as_retrieval_data(IDS | {"qrels": qrels}, name)
+    assert str(caught.value) == f"{name} data, qrels: {message.format(name=name)}"
+
+
+def test_ids_that_differ_in_unicode_normalisation_are_named(caplog):
+    data = {"queries": {"caf\u00e9": "a", "b": "b"}, "docs": {"x\u00e9": "x", "y": "y"}}
+    as_retrieval_data(data | {"qrels": {"cafe\u0301": {"y": 1}, "b": {"xe\u0301": 1, "y": 1}}}, "test")
+    unknown, without, missing = warnings(caplog)
+    assert "differs only in Unicode normalisation (NFC/NFD)" in unknown
+    assert without.endswith("are left out: 'caf\u00e9'")
+    assert "differs only in Unicode normalisation (NFC/NFD)" in missing
+
+
+@pytest.mark.parametrize("key", ["negatives", "answers"])
+def test_an_unknown_id_that_qrels_do_not_judge_is_named(key):
+    with pytest.raises(DataError, match=rf"{key}\['qc'\]: there is no 'qc' in queries; add it"):
+        as_retrieval_data(IDS | {key: {"qc": ["x"]}}, "test")
+
+
+def test_an_unknown_negative_is_named():
+    with pytest.raises(DataError, match=r"negatives\['qa'\]: there is no 'gone' in docs; add it"):
+        as_retrieval_data(IDS | {"negatives": {"qa": ["gone"]}}, "test")
+
+
+def test_documents_as_beirs_loader_gives_them():
+    docs = {"x": {"text": "doc zero", "title": "A title"}, "y": {"text": "doc one", "title": None}, "z": {"text": ""}}
+    corpus = as_retrieval_data(IDS | {"docs": docs}, "test").corpus
+    assert list(corpus.records([0, 1, 2])) == [("x", "A title", "doc zero"), ("y", "", "doc one"), ("z", "", "")]
+    plain = as_retrieval_data(IDS | {"docs": {"x": "doc zero", "y": "doc one", "z": ""}}, "test").corpus
+    assert corpus.take([1, 2]) == plain.take([1, 2]) and corpus.take([0]) != plain.take([0])
+
+
+def test_metrics_with_documents_that_are_not_there_are_those_of_pytrec_eval(tiny_settings):
+    """Recall and ideal DCG count relevant documents that are not there; a query without any other scores 0."""
+    import pytrec_eval
+
+    from maw.evaluation.evaluate import evaluate_retriever
+    from maw.models.retriever import BaselineRetriever
+
+    qrels = {"qa": {"x": 1, "gone": 2, "y": 0, "lost": 0}, "qb": {"gone": 1}, "qc": {"x": 1}}
+    config = tiny_settings()
+    found = evaluate_retriever(BaselineRetriever(config), IDS | {"qrels": qrels}, config)
+    run = {
+        query: {"xyz"[row]: float(score) for row, score in zip(rows, scores)}
+        for query, rows, scores in zip(found.query_ids, found.run["rows"], found.run["scores"])
+    }
+    measures = {"ndcg_cut.10", "ndcg", "recall.10", "bpref", "P.10"}
+    expected = pytrec_eval.RelevanceEvaluator({q: qrels[q] for q in ("qa", "qb")}, measures).evaluate(run)
+    assert found.query_ids == ["qa", "qb"]
+    for key in ("ndcg_cut_10", "ndcg", "recall_10", "bpref", "P_10"):
+        assert found.per_query[key].tolist() == [expected["qa"][key], expected["qb"][key]], key
+        assert found[key] == (expected["qa"][key] + expected["qb"][key]) / 2, key
+    assert found.per_query["recall_10"].tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 5])

@@ -373,3 +373,18 @@ def test_a_model_that_no_method_describes_needs_a_rate(tiny_settings, tiny_data)
     model.encoder.backbone.encoder.layer[2].attention.self.query.weight.requires_grad_(True)
     with pytest.raises(ConfigError, match="learning_rate: no method describes what is trained"):
         train_retriever(model, tiny_data, tiny_data, config)
+
+
+def test_training_is_that_without_the_judgements_of_what_is_not_there(tiny_data, tiny_settings):
+    """A missing document is no positive, and a query without another one, or without a text, is not trained on."""
+    queries, docs = (dict(enumerate(tiny_data[key])) for key in ("queries", "docs"))
+    clean = {"queries": queries, "docs": docs, "qrels": tiny_data["qrels"]}
+    judged = {query: grades | {"gone": 2} for query, grades in clean["qrels"].items()}
+    marred = {"queries": queries | {"lost": "a lost query"}, "docs": docs}
+    marred["qrels"] = judged | {"lost": {"gone": 1, 0: 0}, "unknown": {0: 1}}
+    histories = []
+    for data in (clean, marred):
+        model, config = build(tiny_settings, "lora", num_epochs=1)
+        history = train_retriever(model, data, clean, config, "cpu")
+        histories.append([(record["train_loss"], record["steps"]) for record in history])
+    assert histories[0] == histories[1]
