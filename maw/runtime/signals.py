@@ -77,6 +77,10 @@ def handlers() -> Iterator[None]:
     sys.unraisablehook = show_others
     try:
         yield
+    except Exception as error:
+        if _asked.stop is None:
+            raise
+        raise Stopped(_asked.stop) from error  # code in C that was importing made another error of it
     finally:
         sys.unraisablehook = show
         for number, handler in before.items():

@@ -63,6 +63,24 @@ def test_a_signal_inside_a_destructor_is_raised_at_the_next_check_and_says_nothi
     assert told == [ZeroDivisionError]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_a_library_made_another_error_of_is_still_one(number):
+    """As an import of a module in C does: "ImportError: initialization failed"."""
+
+    def imported():
+        with signals.handlers():
+            try:
+                send(number)
+            except signals.Stopped:
+                raise ImportError("initialization failed") from None
+
+    with pytest.raises(signals.Stopped) as caught:
+        imported()
+    assert caught.value.number == number and isinstance(caught.value.__cause__, ImportError)
+    with pytest.raises(ImportError), signals.handlers():
+        raise ImportError("without a signal it stays what it is")
+
+
 def test_what_is_held_back_comes_at_the_next_check():
     done = []
 
