@@ -211,12 +211,12 @@ def tokens(text):
 
 @pytest.mark.parametrize("language", unspaced.LANGUAGES)
 def test_a_sentence_finds_its_passage_in_languages_without_blanks(language, tmp_path):
-    """200 sentences of 600 passages, whole and without their first and last sixth, which cuts words."""
-    passages = unspaced.passages(language, 600)
+    """200 sentences of 400 passages, whole and without their first and last sixth, which cuts words."""
+    passages = unspaced.passages(language, 400)
     texts = [unspaced.text_of(language, sentences) for sentences in passages]
     index = Bm25Index.cached(corpus_of(texts), tmp_path)
     source = random.Random(1)
-    homes = source.sample(range(600), 200)
+    homes = source.sample(range(400), 200)
     queries = [source.choice(passages[home]) for home in homes]
     inner = [query[len(query) // 6 : -len(query) // 6] for query in queries]
     assert not set(inner) & set(queries)

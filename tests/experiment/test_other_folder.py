@@ -205,7 +205,7 @@ def test_another_model_is_still_refused(interrupted, tmp_path, models, capsys):
     assert "have changed since it started" in capsys.readouterr().err, "its weights are others"
 
 
-@pytest.mark.parametrize("name", ["a,b", "a b", "-a", "#a", "100%", "cafe\u0301"])
+@pytest.mark.parametrize("name", ["-a,b", "#a 100% cafe\u0301"])
 def test_a_whole_run_under_an_odd_name(models, tiny_beir, tmp_path, monkeypatch, name):
     (tmp_path / name).mkdir()
     lay_out(tmp_path / name, models, tiny_beir)
