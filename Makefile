@@ -1,6 +1,6 @@
 # make run    .venv, the packages, and the whole experiment on real text without network
 # make test   .venv, the packages, the linter and the tests
-# make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md)
+# make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md), every export
 # make docs   .venv, the packages, and the documentation as a site in site/
 # make bench  .venv, the packages, every measurement (an hour; nothing else should run), and docs/performance.md
 
@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/faults --faults-full -m ""
+	$(BIN)/python -m pytest tests/faults tests/models/test_export_module.py --faults-full -m ""
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -188,7 +188,7 @@ def python_paragraphs(page):
 
 
 def test_the_readmes_lines_of_python_work(place, monkeypatch, capsys):
-    """They are what `make run` does, too: with tiny data, to the end, and what is shown is what README shows."""
+    """They are what `make run` does, too: with tiny data, to the end, and docs/console.md shows what is shown."""
     assert f"$(BIN)/{RUN} --preset offline" in (ROOT / "Makefile").read_text()
     offline = {"datasets": ["beir:path/to/nq"], "model": "path/to/folder", "depth_dim": 4, "num_epochs": 1}
     monkeypatch.setitem(PRESETS, "offline", offline | {"permutations": 200, "device": "cpu", "precision": "float32"})
@@ -198,7 +198,7 @@ def test_the_readmes_lines_of_python_work(place, monkeypatch, capsys):
     assert set(found["results"]) == {"beir_nq"}
     shown = capsys.readouterr().out
     for words in ("Confirmatory:", "Exploratory:", "Training compute", "Runtime Summary:"):
-        assert words in shown and words in (ROOT / "README.md").read_text()
+        assert words in shown and words in (ROOT / "docs" / "console.md").read_text()
 
 
 def test_other_tools_read_a_run_as_evidence_says(place, monkeypatch):

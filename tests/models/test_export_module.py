@@ -38,7 +38,12 @@ CASES = [
 ]
 every_export = pytest.mark.parametrize("case", CASES, ids=["-".join(case) for case in CASES])
 _FIRST = list({case[0]: case for case in reversed(CASES)}.values())[::-1]
-every_family = pytest.mark.parametrize("case", _FIRST, ids=["-".join(case) for case in _FIRST])
+_ALWAYS = ("bert", "modernbert", "qwen3")  # each has an attention of its own; the others are like BERT's
+every_family = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case[0] in _ALWAYS else pytest.mark.faults) for case in _FIRST],
+    ids=["-".join(case) for case in _FIRST],
+)
 one_of_each = pytest.mark.parametrize("case", [CASES[2], CASES[8], CASES[10]], ids=["bert", "modernbert", "qwen3"])
 
 
