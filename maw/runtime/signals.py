@@ -77,10 +77,10 @@ def handlers() -> Iterator[None]:
     sys.unraisablehook = show_others
     try:
         yield
-    except Exception as error:
+    except ImportError as error:  # what an import of a module in C makes of `Stopped`
         if _asked.stop is None:
             raise
-        raise Stopped(_asked.stop) from error  # code in C that was importing made another error of it
+        raise Stopped(_asked.stop) from error
     finally:
         sys.unraisablehook = show
         for number, handler in before.items():

@@ -81,6 +81,18 @@ def test_a_signal_that_a_library_made_another_error_of_is_still_one(number):
         raise ImportError("without a signal it stays what it is")
 
 
+def test_another_error_is_not_hidden_by_a_signal_that_waits():
+    """Such as a full disk during the save that the stop waits for."""
+
+    def save():
+        with signals.handlers(), signals.held_back():
+            send(signal.SIGTERM)
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk"):
+        save()
+
+
 def test_what_is_held_back_comes_at_the_next_check():
     done = []
 
