@@ -26,16 +26,21 @@ from maw.data.datasets import beir
 from maw.data.download.published import Published, check_file, is_checked
 from maw.data.folds import divide
 from maw.data.registry import load_splits, needs_of
+from maw.data.self_passages import leave_out_of
 from maw.errors import DataError, MAWError, show
 from maw.storage.checksummed import read_signed, write_signed
 from maw.storage.disk import size_text
 from maw.storage.files import json_sha, sha256
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 PARSED_QUICKLY = 300 << 20
 HASHED_QUICKLY = 4 << 30
 """Bytes of a corpus.jsonl, and of a published file, that are read in about ten seconds."""
-_SETTINGS = ("train_samples", "val_samples", "test_samples", "seed", "folds", "relevance_level")
+_SETTINGS = (
+    *("train_samples", "val_samples", "test_samples", "seed", "folds", "relevance_level"),
+    *("num_negatives", "negative_source", "self_passages"),
+)
+"""What else than files and methods decides whether a run refuses a folder."""
 UNREAD = "not read (`doctor --full` and a run read it)"
 
 
@@ -117,8 +122,7 @@ def _folder(name: str, config: Tier1Config, full: bool) -> Checked:
         queries = ", ".join(f"{len(pool):,} {split}" for split, pool in outline.pools.items())
         return Checked(name, f"queries: {queries}; passages: {unread}", outline.warnings, [str(corpus)])
     collection = load_splits(name, config)
-    if config.folds:
-        divide(collection, config)
+    divide(collection, config) if config.folds else leave_out_of(collection, config)
     drawn = ", ".join(f"{each['queries']:,} {split}" for split, each in collection.facts["splits"].items())
     return Checked(name, f"{collection.facts['passages']:,} passages; queries: {drawn}", collection.facts["warnings"])
 

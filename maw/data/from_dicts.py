@@ -230,4 +230,10 @@ def as_retrieval_data(
         return data
     found = replace(_Reader(name, data).read(), relevance_level=relevance_level)
     have_ids = all(isinstance(data[key], Mapping) for key in ("queries", "docs"))
-    return leave_out(found, self_passages)[0] if have_ids else found
+    if not have_ids:
+        return found
+    found, counts = leave_out(found, self_passages)
+    if counts["queries_left_out"]:
+        text = "queries are left out: each has no relevant document but itself"
+        logger.warning("%s data, qrels: %d %s", name, counts["queries_left_out"], text)
+    return found

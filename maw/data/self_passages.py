@@ -85,9 +85,6 @@ def leave_out(data: RetrievalData, rule: str, *, judgements: bool = True) -> tup
         if not stay:
             text = "each query's only relevant passage is the query itself, which is left out"
             raise DataError(f"{data.name}: {text}; set self_passages keep to rank it")
-        if alone:
-            text = "queries are left out: the only relevant passage of each is the query itself"
-            logger.warning("%s: %d %s", data.name, len(alone), text)
         kept = data.only(stay) if alone else data
         data = replace(kept, qrels={query: qrels.get(query, kept.qrels[query]) for query in stay})
     return replace(data, left_out=frozenset(ids).intersection(data.query_ids)), found

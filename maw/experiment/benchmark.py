@@ -71,7 +71,7 @@ def run_complete_benchmark(config: Tier1Config | None = None) -> dict[str, Any]:
 def _run(config: Tier1Config) -> dict[str, Any]:
     if config.resume:
         config = replace(config, log_dir=str(find_run(config.resume)))
-    validate(config)
+    validate(config)  # messages name paths as the user wrote them
     config = absolute_paths(config)
     spec = validate(config)
     device = pick_device(config)

@@ -41,6 +41,15 @@ BROKEN = {
     "two validation files": ({"qrels/validation.tsv": GOOD[DEV]}, "there is a dev.tsv too"),
     "a folder packed with gzip": ({CORPUS: b"\x1f\x8b\x08\0\0"}, "corpus.jsonl:1: byte 2 is not UTF-8"),
     "all training queries in test": ({TRAIN: HEADER + "q5\td5\t1\n"}, "qrels: no train query is left"),
+    "test queries that find themselves alone": (
+        {
+            CORPUS: GOOD[CORPUS]
+            + json.dumps({"_id": "q5", "text": json.loads(GOOD[QUERIES].splitlines()[5])["text"]})
+            + "\n",
+            TEST: HEADER + "q5\tq5\t1\n",
+        },
+        "each query's only relevant passage is the query itself",
+    ),
     "an id that is no text": ({CORPUS: lines(GOOD[CORPUS], (2, '{"_id": [1], "text": ""}'))}, ':2: "_id" is [1]'),
 }
 
@@ -96,6 +105,14 @@ def test_doctor_dry_run_and_run_refuse_the_same(words, tmp_path, monkeypatch, ca
     with pytest.raises(DataError) as caught:
         load_collection(f"beir:{folder}", config)
     assert message in str(caught.value)
+
+
+def test_a_second_look_with_other_settings_is_a_look_of_its_own(words, tmp_path, monkeypatch, capsys):
+    folder = written(tmp_path / "tiny")
+    assert tier_1.main(["doctor", *words(folder)]) == 0
+    given = words(folder, "--negative-source", "given", "--num-negatives", "1")
+    for code, said in check_all(given, monkeypatch, capsys).values():
+        assert code == 1 and said.count("negative_source given: the data has no negatives") == 1
 
 
 @pytest.mark.parametrize("name", ["my data", "caf\u00e9", "-rf"])

@@ -85,11 +85,21 @@ def test_training_keeps_judgements_and_so_positives():
 
 
 def test_a_query_that_only_finds_itself_is_left_out(caplog):
+    """The count is said once: by `with_counts` of a collection, and for dictionaries where they are read."""
     qrels = QRELS | {"1": {"1": 1, "2c": 0}}
     found, facts = leave_out(split(qrels=qrels), "auto")
     assert found.query_ids == ["2", "7", "8", "q"] and found.left_out == {"2"} and "1" not in found.qrels
     assert facts == {"judgements_left_out": 2, "queries_left_out": 1}
-    assert "test: 1 queries are left out: the only relevant passage of each is the query itself" in caplog.text
+    assert not caplog.records
+    plain = {
+        "queries": {"a": "one", "b": "two"},
+        "docs": {"a": "one", "b": "two"},
+        "qrels": {"a": {"a": 1}, "b": {"a": 1}},
+    }
+    assert as_retrieval_data(plain, "test", 1, "auto").query_ids == ["b"]
+    assert [each.getMessage() for each in caplog.records] == [
+        "test data, qrels: 1 queries are left out: each has no relevant document but itself"
+    ]
     with pytest.raises(DataError, match=r"only relevant passage is the query itself.*self_passages keep"):
         leave_out(split({"1": QUERIES["1"]}, qrels), "auto")
     assert leave_out(split({"1": QUERIES["1"]}, qrels), "keep")[0].query_ids == ["1"]
