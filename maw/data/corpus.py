@@ -41,6 +41,11 @@ class RepeatedIdsError(DataError):
         super().__init__(f"{where(second)}: {text}; give each passage its own id")
 
 
+def one_text(title: str, text: str) -> str:
+    """Title, blank and text of a passage; only one of them if the other is empty."""
+    return f"{title} {text}" if title and text else title or text
+
+
 class Corpus:
     """Passages in a memory-mapped Arrow store, addressed by row.
 
@@ -71,7 +76,7 @@ class Corpus:
         """The texts at `rows`: title, blank and text; only one of them if the other is empty."""
         table = self._gather(rows)
         pairs = zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True)
-        return [f"{title} {text}" if title and text else title or text for title, text in pairs]
+        return [one_text(title, text) for title, text in pairs]
 
     def id_of(self, rows: Rows) -> list[str]:
         """The ids at `rows`."""

@@ -44,7 +44,7 @@ from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.bm25 import SETTINGS
 from maw.data.collection import RetrievalData
-from maw.data.corpus import Corpus
+from maw.data.corpus import Corpus, one_text
 from maw.data.corpus_sampling import many
 from maw.data.hash_sampling import order_key
 from maw.data.normalise import normalise
@@ -232,11 +232,12 @@ class Screen:
         return chosen
 
     def _fitting(self, rows: Sequence[int], count: int, besides: Sequence[str]) -> list[str]:
-        texts, chosen = self.corpus.take(rows), []
+        found = list(self.corpus.records(rows))
+        texts, chosen = [one_text(title, text) for _, title, text in found], []
         answering = contains_answer(texts, self.answers) if self.answers else np.zeros(len(rows), bool)
-        own = {place for _, place in same_texts([self.query], self.corpus.records(rows))}
-        for place, (identifier, text) in enumerate(zip(self.corpus.id_of(rows), texts, strict=True)):
-            reason = self._reason(identifier, text, place in own, bool(answering[place]))
+        own = {place for _, place in same_texts([self.query], found)}
+        for place, (identifier, _, _) in enumerate(found):
+            reason = self._reason(identifier, texts[place], place in own, bool(answering[place]))
             if reason:
                 self.kept_out[reason] += 1
             elif identifier not in besides:
