@@ -19,7 +19,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
-from maw.models.usage import DEFAULT_MAX_LENGTH, DEFAULT_TEMPERATURE, KNOWN, SHORTEST, Usage, read_usage
+from maw.models.usage import DEFAULT_MAX_LENGTH, DEFAULT_TEMPERATURE, KNOWN, SHORTEST, PooledModule, Usage, read_usage
 from maw.storage.files import sha256
 
 _OWN_SCORES = (
@@ -39,7 +39,8 @@ class ModelSpec:
     name proves nothing: it is recognised by the SHA-256 of its weights if they have the size of a known model);
     `weights_sha256` is the expected hash, None if unknown; `max_positions` is the most tokens of its position
     embeddings, `vocab_size` the number of its token embeddings (None if config.json does not say); `lower_case` says
-    whether its tokenizer must lower-case texts; `source` names where the settings come from that no flag gives.
+    whether its tokenizer must lower-case texts; `after_pooling` are the modules behind the pooling; `source` names
+    where the settings come from that no flag gives.
     """
 
     name: str
@@ -60,7 +61,13 @@ class ModelSpec:
     max_positions: int = DEFAULT_MAX_LENGTH
     vocab_size: int | None = None
     lower_case: bool = False
+    after_pooling: tuple[PooledModule, ...] = ()
     source: str = Usage.source
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers of an embedding."""
+        return self.after_pooling[-1].out_features if self.after_pooling else self.hidden_dim
 
     def was_trained_on(self, collection: str) -> bool:
         """Whether the model was trained on a collection or its source dataset; see `source_of`."""
@@ -93,6 +100,8 @@ def disagreements(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
         if getattr(spec, name) > spec.max_positions:
             text = f"{getattr(spec, name)} tokens are too many: {spec.name} has positions for {spec.max_positions}"
             found.append(Problem(name, text, ("model",)))
+    if config.train_dense and not any(each.kind != "Normalize" for each in spec.after_pooling):
+        found.append(Problem("train_dense", f"{spec.name} has no Dense and no LayerNorm module", ("model",)))
     return found
 
 
@@ -135,6 +144,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
         max_positions=positions,
         vocab_size=_positive(name, settings, "vocab_size") if "vocab_size" in settings else None,
         lower_case=usage.lower_case,
+        after_pooling=usage.after_pooling,
         source=usage.source,
     )
 

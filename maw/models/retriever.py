@@ -21,6 +21,7 @@ from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
 from maw.config.tier1_config import Tier1Config, absolute_paths, kernel_noise
 from maw.errors import ConfigError, ModelError, reason
+from maw.models.after_pooling import load_after_pooling
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
@@ -59,6 +60,8 @@ class BaselineRetriever(nn.Module):
         self.tokenizer = load_tokenizer(self.spec)
         backbone, architecture = load_backbone(self.spec)
         self.encoder = self._build(backbone, architecture).eval()
+        if config.train_dense and self.encoder.after_pooling is not None and self.trained_parameters:
+            self.encoder.after_pooling.requires_grad_(True)
         self.encoder.round_frozen_weights()
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
@@ -96,7 +99,13 @@ class BaselineRetriever(nn.Module):
             "normalize": self.spec.similarity == "cosine",
             "prefix_layers": self.layers["prefix"],
             "precision": pick_precision(self.config.precision, pick_device(self.config)),
+            "after_pooling": self._after_pooling(),
         }
+
+    def _after_pooling(self) -> nn.Sequential | None:
+        if not self.spec.after_pooling:
+            return None
+        return load_after_pooling(self.spec.name, self.spec.folder, self.spec.after_pooling)
 
     @property
     def precision(self) -> torch.dtype:

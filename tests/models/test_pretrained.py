@@ -248,7 +248,7 @@ def test_another_similarity_is_refused_unless_overridden(write):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"modules.json": sentence_transformer("Transformer", "Pooling", "Dense")}, "lists a module 'Dense'"),
+        ({"modules.json": sentence_transformer("Transformer", "Pooling", "CNN")}, "lists a module 'CNN'"),
         ({"modules.json": ["x"]}, "lists a module 'x'"),
         ({"modules.json": [{"type": "a.Transformer", "path": "0_Transformer"}]}, "transformer in the folder '0_Tr"),
         ({"modules.json": sentence_transformer("Transformer", "Pooling")}, "1_Pooling/config.json, which"),

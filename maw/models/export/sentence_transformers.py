@@ -39,9 +39,10 @@ from transformers import AutoModel
 
 from maw.attention.routers import Router
 from maw.errors import ConfigError, MAWError, ModelError, reason
+from maw.models.after_pooling import write_after_pooling
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.export.modeling_maw import MODELS, ROUTERS
-from maw.models.pretrained import ModelSpec, base_model
+from maw.models.pretrained import base_model
 from maw.models.retriever import BaselineRetriever, load_tokenizer, quiet_transformers
 from maw.storage.files import give_usual_mode, read_json, write_json, write_text
 
@@ -80,7 +81,7 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         else:
             _write_plain(made, temporary)
         load_tokenizer(made.spec).save_pretrained(temporary)
-        _write_sentence_files(made.spec, temporary)
+        _write_sentence_files(made, temporary)
         if card is not None:
             write_text(temporary / "README.md", card)
     return Path(folder)
@@ -184,16 +185,20 @@ def _write_adapter(model: BaselineRetriever, folder: Path) -> None:
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
-    kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.similarity == "cosine" else [])
-    paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
+def _write_sentence_files(model: BaselineRetriever, folder: Path) -> None:
+    spec, behind = model.spec, model.encoder.after_pooling
+    written = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    if behind is not None:
+        written += write_after_pooling(behind, spec.after_pooling, folder)
+    if spec.similarity == "cosine":
+        written.append(("Normalize", f"{len(written)}_Normalize"))
+        (folder / written[-1][1]).mkdir()
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+        for index, (kind, path) in enumerate(written)
     ]
     write_json(folder / "modules.json", modules)
-    for path in paths[1:]:
-        (folder / path).mkdir()
+    (folder / "1_Pooling").mkdir()
     wanted = _POOLING_OF[spec.pooling]
     pooling: dict[str, bool | int] = {f"pooling_mode_{mode}": mode == wanted for mode in _POOLING}
     pooling |= {"word_embedding_dimension": spec.hidden_dim, "include_prompt": True}
