@@ -122,9 +122,9 @@ class NonMAWEncoder(nn.Module):
                 inputs = None
             if inputs is None:
                 inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
-            # The Hugging Face layer hands `routing`, a keyword that it does not know, on to its attention module:
-            # `MAWAttentionLayer.forward` in maw/attention/layer.py.
-            hidden = layer(hidden, **inputs[index], **({"routing": routing and routing.at(passed)} if is_maw else {}))
+            # The Hugging Face layer hands `routing` on to `MAWAttentionLayer.forward` in maw/attention/layer.py.
+            at = {"routing": routing and routing.at(passed)} if is_maw else {}
+            hidden = self.architecture.run(layer, hidden, inputs[index], **at)
             passed += is_maw
         return hidden
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
@@ -188,6 +188,7 @@ class MAWRetriever(BaselineRetriever):
     """
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
+        check_depths(self.spec.name, architecture)
         if not self.layers["maw"]:
             raise ConfigError(
                 ["maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"]
@@ -225,10 +226,17 @@ def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
 
 
 def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Iterable[int]) -> None:
-    """Unfreezes all weights of some layers (from 1)."""
+    """Unfreezes the weights of some layers (from 1)."""
     layers = architecture.layers(backbone)
     for number in numbers:
-        layers[number - 1].requires_grad_(True)
+        for parameter in architecture.own_parameters(layers[number - 1]):
+            parameter.requires_grad_(True)
+
+
+def check_depths(name: str, architecture: Architecture) -> None:
+    """Raises ModelError for a family that cannot carry depth attention, with the reason."""
+    if architecture.no_depths:
+        raise ModelError(f"model {name} cannot carry MAW: {architecture.no_depths}")
 
 
 def count_maw_parameters(
@@ -236,7 +244,7 @@ def count_maw_parameters(
 ) -> int:
     """The number of parameters that MAW trains in a plain backbone: whole layers, depth kernels and routers."""
     modules = architecture.layers(backbone)
-    trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
+    trained = [each for number in layers["finetune"] for each in architecture.own_parameters(modules[number - 1])]
     options = depth_options(config, backbone) | {"depth_values": False}
     for number in layers["maw"]:
         attention = build_depth_attention(backbone, architecture, number, **options)
@@ -256,7 +264,7 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     with quiet_transformers(), _reading(f"model {spec.name}"):
         if spec.folder and (spec.folder / WEIGHTS).exists():  # safetensors reports an unreadable file as missing
             (spec.folder / WEIGHTS).open("rb").close()
-        backbone = AutoModel.from_pretrained(
+        backbone = architecture.loader().from_pretrained(
             spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
         )
     if hasattr(backbone, "pooler"):
