@@ -109,7 +109,6 @@ SETTINGS_OF = {
         "relative_attention": True,
         "pos_att_type": ["c2p", "p2c"],
         "share_att_key": True,
-        "position_biased_input": False,
         "position_buckets": 4,
         "norm_rel_ebd": "layer_norm",
         "conv_kernel_size": 3,

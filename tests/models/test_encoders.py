@@ -135,6 +135,19 @@ def test_a_family_in_short(models, tiny_settings, tiny_data, model_type):
     assert has_maps(models(model_type), model_type)
 
 
+@pytest.mark.parametrize("model_type", ["mpnet", "t5"])
+@pytest.mark.parametrize("method", ["full", "maw"])
+def test_no_method_trains_the_bias_of_relative_positions(tiny_settings, model_type, method):
+    """It is one table for all layers; T5 has it inside the first."""
+    changes = {"maw_layers": "all", "finetune_layers": "all"}
+    model = build(tiny_settings, method, model_type, **changes)
+    bias = {name: each.requires_grad for name, each in model.named_parameters() if "relative_attention_bias" in name}
+    assert list(bias.values()) == [False]
+    plain = architecture_of(model_type).loader().from_pretrained(model.spec.folder)
+    added = maw.add_maw(plain, layers="all", train_layers="all", depths=4)
+    assert not any(each.requires_grad for name, each in added.named_parameters() if "relative_attention_bias" in name)
+
+
 # ------------------------------------------------------------------------------------- families that cannot carry MAW
 
 
