@@ -55,6 +55,21 @@ def test_a_link_that_leads_nowhere_fails(tmp_path, planted):
     assert done.returncode != 0 and "nowhere" in done.stderr
 
 
+def broken_links(page: Path, text: str) -> list[str]:
+    """The links to files that are not there; mkdocs checks those of docs/."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    return [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "examples/README.md"])
+def test_the_links_of_a_page_outside_of_the_site_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert broken_links(ROOT / name, text) == []
+    assert broken_links(ROOT / name, text + "[a](docs/nowhere.md) [b](nowhere.ipynb#there)") == [
+        "docs/nowhere.md", "nowhere.ipynb",
+    ]  # fmt: skip
+
+
 def test_pages_written_by_hand_are_short():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "docs").glob("*.md")}
     assert not {name: length for name, length in lengths.items() if name not in GENERATED and length >= 250}
