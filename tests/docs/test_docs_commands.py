@@ -27,7 +27,7 @@ from maw.cli.flags import parse_command_line
 from maw.config.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = "python tier_1.py"
 STARTS = (
     "python ",
