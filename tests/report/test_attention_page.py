@@ -98,7 +98,7 @@ def test_what_is_shown_are_differences():
     assert by_depth.values[2] == pytest.approx([0.75, -0.25, -0.25, -0.25])
     assert pretrained.values[0] == [0.25] * 4 and not pretrained.signed
     assert moved.values == [[0.0] * 4] * 4 and moved.signed
-    assert farthest.values[3] == pytest.approx([0.75, -0.25, -0.25, -0.25]) and "Depth 2" in farthest.title
+    assert farthest.values[3] == pytest.approx([0.75, -0.25, -0.25, -0.25]) and "depth, 2" in farthest.title
 
 
 @pytest.mark.parametrize(
