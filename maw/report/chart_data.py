@@ -224,6 +224,11 @@ def kept_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(history, key=lambda each: (each[f"val_{METRIC}"], -each["epoch"]))
 
 
+def routes(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a method has several depths to choose from."""
+    return "val_routing" in history[0] and len(depth_shares(history[0], "query")) > 1
+
+
 def depth_shares(record: Mapping[str, Any], side: str) -> list[float]:
     """The share of texts at each greedy depth in an epoch, the mean over MAW layers."""
     return np.asarray(record["val_routing"][side]["depth_histogram"]).mean(0).tolist()

@@ -173,7 +173,7 @@ def power_sentence(tests: Sequence[Mapping[str, Any]]) -> str:
         return ""
     ends = [f"{each:.4f}" for each in (min(known), max(known))]
     size = f"a difference of {ends[0]}" if ends[0] == ends[1] else f"differences of {ends[0]} to {ends[1]}"
-    counts = sorted({test["queries"] for test in tests})
+    counts = sorted({test["queries"] for test, each in zip(tests, effects, strict=True) if each is not None})
     queries = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     of_all = f" (known for {len(known)} of {len(effects)} comparisons)" if len(known) < len(effects) else ""
     return (

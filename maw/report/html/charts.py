@@ -158,7 +158,7 @@ def _names_beside(points: Sequence[tuple[Cost, float, float]], bottom: float) ->
             *(("halo", x - 4, y + shift, x - 4) for shift in (-10, 19)),
         )
         for kind, text_x, text_y, first in places:
-            box = (first, text_y - 12, first + wide, text_y - 12 + _TEXT)
+            box = (first - 3, text_y - 12, first + wide + 3, text_y - 12 + _TEXT)
             inside = box[0] >= _LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= bottom
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
