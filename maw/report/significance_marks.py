@@ -129,8 +129,8 @@ def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Verdic
         summary = "This run has no test between methods."
     elif not planned:
         summary = (
-            "This run has no planned comparison, which needs MAW and a control such as LoRA. What follows is "
-            "exploratory: a test between the two methods with the highest means."
+            "This run has no planned comparison, which needs MAW and a control such as LoRA. The test between the two "
+            "methods with the highest means is exploratory."
         )
     elif len(signs) > 1 and not any(signs):
         summary = (

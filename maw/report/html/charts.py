@@ -85,7 +85,7 @@ def interval_chart(title: str, bars: Sequence[Bar], *, name: str) -> Chart | Non
     if not bars:
         return None
     row, right = min(44.0, max(27.0, 190 / len(bars))), 58
-    left = 22 + _LETTER * max(len(each.name) for each in bars)
+    left = min(190.0, 22 + _LETTER * max(len(each.name) for each in bars))
     bottom = _TOP + row * len(bars)
     ends = [end for each in bars for end in (each.value, each.low, each.high) if end is not None]
     ticks = _ticks(min(ends), max(ends), 4)
