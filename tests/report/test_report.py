@@ -209,7 +209,7 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
     write_summary(tmp_path, results[:1])
     assert not (folder / "confirmatory.json").exists(), "an earlier run's is of other results"
     assert not (folder / "exploratory.json").exists()
-    assert "all 2 tests of the run." not in " ".join((folder / "benchmark_summary.txt").read_text().split())
+    assert "correction over all 2 tests" not in " ".join((folder / "benchmark_summary.txt").read_text().split())
 
 
 def test_one_run_has_one_p_for_each_test(tmp_path, evaluations):
@@ -362,12 +362,10 @@ def test_the_end_of_a_run_fits_a_screen(evaluations):
     result["confirmatory"] = section
     shown = f"{text.dataset_screen(result)}\n\nWritten to logs\n{text.conclusion([result], [], 'logs/tier1')}"
     assert len(shown.splitlines()) <= 40 and max(map(len, shown.splitlines())) <= 100
-    for part in ("Metric  ", "Runtime Summary:", "Warnings", "detects a difference of ", "MAW is significantly"):
-        assert part in shown, part
-    for part in ("t-test", "Exploratory", "Learning rate", "embeddings searched", "Training compute"):
-        assert part not in shown and part in text.dataset_summary(result) + "Training compute embeddings searched", (
-            part
-        )
+    for part in ("Metric ", "Runtime Summary:", "Warnings", "detects a difference of ", "MAW is significantly"):
+        assert part in " ".join(shown.split()), part
+    for part in ("t-test", "Exploratory", "Learning rate"):
+        assert part not in shown and part in text.dataset_summary(result), part
     *_, page, last = shown.splitlines()
     assert page == "Report of the run:  logs/tier1/summary/report.html"
     assert last == "Summary of the run: logs/tier1/summary/benchmark_summary.txt"
