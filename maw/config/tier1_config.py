@@ -254,6 +254,8 @@ class Tier1Config:
 
     quiet: bool = False
     """Print only warnings, errors and the results."""
+    verbose: bool = False
+    """Print all tables of a dataset's results; without it they are in the summary file and the report."""
     json_progress: bool = False
     """Write progress and messages to standard error as JSON, one object a line."""
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
@@ -474,6 +476,7 @@ RESULT_NEUTRAL = (
     "save_epoch_checkpoints",
     "save_every",
     "store_embeddings_on_disk",
+    "verbose",
     "verify_sources",
 )
 """Settings that change no result; a resumed run may change them."""
