@@ -168,6 +168,9 @@ class Tier1Config:
     adapt_maw_layers: bool = False
     """Let a BaselineRetriever adapt the MAW layers too (for Python; lora_matched and full of a run set it)."""
 
+    train_dense: bool = False
+    """Let every trained method train the model's Dense and LayerNorm modules behind the pooling, too."""
+
     maw_layers: Layers = None
     """Layers with depth attention, from 1: last, all, none, numbers like 5,6, or -1 for the last; unset: last."""
     finetune_layers: Layers = None
