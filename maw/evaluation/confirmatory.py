@@ -1,4 +1,4 @@
-"""Confirmatory tests, fixed before the run: nDCG@10 of MAW against each control, on every dataset.
+"""Confirmatory tests, planned before the run: nDCG@10 of MAW against each control, on every dataset.
 
 All other tests of a run are exploratory (`maw.evaluation.exploratory`). The family of confirmatory tests is corrected
 by Holm's procedure: over all datasets in `summary/confirmatory.json`, and within a dataset in the dataset's own file.

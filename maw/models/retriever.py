@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.install import build_depth_attention
 from maw.config.tier1_config import Tier1Config, absolute_paths, kernel_noise
 from maw.errors import ConfigError, ModelError, reason
+from maw.models.after_pooling import load_after_pooling
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
 from maw.models.lora import add_lora, matched_rank
@@ -59,6 +60,8 @@ class BaselineRetriever(nn.Module):
         self.tokenizer = load_tokenizer(self.spec)
         backbone, architecture = load_backbone(self.spec)
         self.encoder = self._build(backbone, architecture).eval()
+        if config.train_dense and self.encoder.after_pooling is not None and self.trained_parameters:
+            self.encoder.after_pooling.requires_grad_(True)
         self.encoder.round_frozen_weights()
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
@@ -96,7 +99,13 @@ class BaselineRetriever(nn.Module):
             "normalize": self.spec.similarity == "cosine",
             "prefix_layers": self.layers["prefix"],
             "precision": pick_precision(self.config.precision, pick_device(self.config)),
+            "after_pooling": self._after_pooling(),
         }
+
+    def _after_pooling(self) -> nn.Sequential | None:
+        if not self.spec.after_pooling:
+            return None
+        return load_after_pooling(self.spec.name, self.spec.folder, self.spec.after_pooling)
 
     @property
     def precision(self) -> torch.dtype:
@@ -179,6 +188,7 @@ class MAWRetriever(BaselineRetriever):
     """
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
+        check_depths(self.spec.name, architecture)
         if not self.layers["maw"]:
             raise ConfigError(
                 ["maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"]
@@ -216,10 +226,17 @@ def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
 
 
 def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Iterable[int]) -> None:
-    """Unfreezes all weights of some layers (from 1)."""
+    """Unfreezes the weights of some layers (from 1)."""
     layers = architecture.layers(backbone)
     for number in numbers:
-        layers[number - 1].requires_grad_(True)
+        for parameter in architecture.own_parameters(layers[number - 1]):
+            parameter.requires_grad_(True)
+
+
+def check_depths(name: str, architecture: Architecture) -> None:
+    """Raises ModelError for a family that cannot carry depth attention, with the reason."""
+    if architecture.no_depths:
+        raise ModelError(f"model {name} cannot carry MAW: {architecture.no_depths}")
 
 
 def count_maw_parameters(
@@ -227,7 +244,7 @@ def count_maw_parameters(
 ) -> int:
     """The number of parameters that MAW trains in a plain backbone: whole layers, depth kernels and routers."""
     modules = architecture.layers(backbone)
-    trained = [each for number in layers["finetune"] for each in modules[number - 1].parameters()]
+    trained = [each for number in layers["finetune"] for each in architecture.own_parameters(modules[number - 1])]
     options = depth_options(config, backbone) | {"depth_values": False}
     for number in layers["maw"]:
         attention = build_depth_attention(backbone, architecture, number, **options)
@@ -247,7 +264,7 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     with quiet_transformers(), _reading(f"model {spec.name}"):
         if spec.folder and (spec.folder / WEIGHTS).exists():  # safetensors reports an unreadable file as missing
             (spec.folder / WEIGHTS).open("rb").close()
-        backbone = AutoModel.from_pretrained(
+        backbone = architecture.loader().from_pretrained(
             spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
         )
     if hasattr(backbone, "pooler"):

@@ -1,4 +1,4 @@
-"""Significance letters in tables, and the verdict on MAW against its controls.
+"""Significance letters in tables, and the verdict of a run: its planned comparisons of MAW with its controls.
 
 A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
 below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
@@ -11,16 +11,20 @@ Results of an earlier version that have no corrected p are marked by their uncor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from maw.config.methods import METHODS, Method, comparisons
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.text.format import p_value
+from maw.report.text.format import clean, p_value
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOST_LINES = 4
-"""Confirmatory comparisons of which each has a line in the verdict, significant or not."""
+"""Planned comparisons of which each has a line in the verdict, significant or not."""
+
+NBSP = "\N{NO-BREAK SPACE}"
+"""In the verdict it keeps p and its value on one line."""
 
 RunValues = Mapping[tuple[str, str, str], float]
 """(dataset, comparison, metric) -> p corrected over the run."""
@@ -49,6 +53,16 @@ def methods_of_run(results: Sequence[Mapping[str, Any]]) -> list[Method]:
 def label_of(short: str) -> str:
     """The label of the method with that short name; the short name itself if there is no such method."""
     return next((method.label for method in METHODS if method.short == short), short)
+
+
+def short_label(short: str) -> str:
+    """The method's label in sentences and in names of comparisons, such as LoRA."""
+    return label_of(short).removesuffix(" Fine-tuned")
+
+
+def versus(key: str) -> str:
+    """A comparison by its methods, such as "MAW vs LoRA"; `key` is its name in files."""
+    return " vs ".join(map(short_label, key.split("_vs_")))
 
 
 def look_of(method: Method) -> int:
@@ -81,61 +95,120 @@ def beaten(
     return found
 
 
-def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
-    """The confirmatory comparisons: the content of the dataset.json that has each, and its key."""
-    return [(result, key) for result in results for key in result.get("confirmatory", {}).get("comparisons", {})]
+@dataclass(frozen=True)
+class Verdict:
+    """What a run shows, in sentences. Parts that do not apply are empty.
+
+    Attributes:
+        summary: counts the outcomes of several comparisons, or says that none was planned.
+        claims: a comparison's outcome, and its numbers; of more than four comparisons only the significant ones.
+        power: the smallest difference that the planned tests detect.
+        caution: what a difference that is not significant means.
+    """
+
+    summary: str
+    claims: Sequence[tuple[str, str]]
+    power: str
+    caution: str
+
+    def lines(self) -> list[str]:
+        """The verdict as paragraphs, a single one if it has one comparison."""
+        claims = [f"{outcome}: {numbers}" for outcome, numbers in self.claims]
+        lines = [line for line in (self.power, self.summary, *claims, self.caution) if line]
+        return lines if self.summary else [" ".join(lines)]
 
 
-def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
-    """The result of all confirmatory comparisons in one sentence, without their numbers."""
-    found = [(result, *outcome(result, key, over_run)) for result, key in comparisons_claimed(results)]
-    if not found:
-        return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests are exploratory."
-    if len(found) == 1:
-        result, sentence, _ = found[0]
-        return f"{_where(result, results)}{sentence} in {METRIC_LABELS[METRIC]}."
-    better, worse = (sum(sign == wanted for *_, sign in found) for wanted in (1, -1))
+def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Verdict:
+    """The verdict of a run on its planned comparisons; without any, on the two best methods of each dataset."""
+    planned = [(each, key) for each in results for key in each.get("confirmatory", {}).get("comparisons", {})]
+    shown = planned or [(each, key) for each in results for key in _best_two(each)]
+    outcomes = [_outcome(result, key, over_run) for result, key in shown]
+    signs = [sign for _, sign in outcomes]
+    summary = ""
+    if not shown:
+        summary = "This run has no test between methods."
+    elif not planned:
+        summary = (
+            "This run has no planned comparison, which needs MAW and a control such as LoRA. The test between the two "
+            "methods with the highest means is exploratory."
+        )
+    elif len(signs) > 1 and not any(signs):
+        summary = (
+            f"In {METRIC_LABELS[METRIC]}, MAW does not differ significantly from its controls in any of "
+            f"{len(signs)} planned comparisons."
+        )
+    elif len(signs) > 1:
+        summary = (
+            f"In {METRIC_LABELS[METRIC]}, MAW is significantly better than its control in {signs.count(1)} of "
+            f"{len(signs)} planned comparisons, significantly worse in {signs.count(-1)}, and not significantly "
+            f"different in {signs.count(0)}."
+        )
+    claims = [
+        (f"{clean(result['dataset'])}: " * (len(results) > 1) + outcome, _numbers(result, key, over_run, shown))
+        for (outcome, sign), (result, key) in zip(outcomes, shown, strict=True)
+        if sign or len(planned) <= MOST_LINES
+    ]
+    caution = ""
+    if 0 in signs:
+        caution = "This does not show that they are equal."
+        if len(signs) > 1:
+            caution = "A difference that is not significant does not show that two methods are equal."
+    return Verdict(summary, claims, power_sentence(planned_tests(results)), caution)
+
+
+def planned_tests(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The planned tests of a run."""
+    return [test for each in results for test in each.get("confirmatory", {}).get("comparisons", {}).values()]
+
+
+def power_sentence(tests: Sequence[Mapping[str, Any]]) -> str:
+    """What planned tests detect, known before their results; empty if it is known for none of them.
+
+    Args:
+        tests: each with "minimum_detectable_effect", "queries" and "power".
+    """
+    effects = [test.get("minimum_detectable_effect") for test in tests]
+    known = [each for each in effects if each is not None]
+    if not known:
+        return ""
+    ends = [f"{each:.4f}" for each in (min(known), max(known))]
+    size = f"a difference of {ends[0]}" if ends[0] == ends[1] else f"differences of {ends[0]} to {ends[1]}"
+    counts = sorted({test["queries"] for test, each in zip(tests, effects, strict=True) if each is not None})
+    queries = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    of_all = f" (known for {len(known)} of {len(effects)} comparisons)" if len(known) < len(effects) else ""
     return (
-        f"MAW against its controls in {METRIC_LABELS[METRIC]}, {len(found)} comparisons: significantly better in "
-        f"{better}, significantly worse in {worse}, no significant difference in {len(found) - better - worse}."
+        f"With {queries} test queries, this run detects {size} {METRIC_LABELS[METRIC]} in {tests[0]['power']:.0%} of "
+        f"cases{of_all}."
     )
 
 
-def verdict_lines(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> list[str]:
-    """The result of each confirmatory comparison with its numbers.
-
-    Of more than four comparisons only the significant ones have a line, below a first line that counts them all.
-    """
-    confirmed = comparisons_claimed(results)
-    if not confirmed:
-        return [verdict(results, over_run)]
-    lines, signs = [], []
-    for result, key in confirmed:
-        family, test = result["confirmatory"], result["confirmatory"]["comparisons"][key]
-        sentence, sign = outcome(result, key, over_run)
-        shown = p_value(corrected_p(result, key, METRIC, over_run))
-        corrected = max(len(confirmed), family.get("run_family_size", 1)) > 1 and "p_holm" in test
-        lines.append(
-            f"{_where(result, results)}{sentence}: {METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} "
-            f"(95% interval {test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}, "
-            f"{'corrected ' * corrected}p {shown if shown.startswith('<') else f'= {shown}'})."
-        )
-        signs.append(sign)
-    if len(lines) <= MOST_LINES:
-        return lines
-    return [verdict(results, over_run), *(line for line, sign in zip(lines, signs, strict=True) if sign)]
+def _best_two(result: Mapping[str, Any]) -> list[str]:
+    """The key of the test between the two methods with the highest means; empty without such a test."""
+    means = {method: result["results"][method.key]["metrics"][METRIC] for method in methods_of(result)}
+    best = sorted(means, key=lambda method: -means[method])[:2]
+    keys = [key_of(*pair) for pair in comparisons(method.name for method in best)]
+    return [key for key in keys if METRIC in result.get("significance", {}).get(key, {})]
 
 
-def _where(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    return f"{result['dataset']}: " if len(results) > 1 else ""
-
-
-def outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
+def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
     """Which of two methods is significantly better, as a sentence, and the sign of its difference; 0 if neither is."""
-    new, old = (label_of(short).removesuffix(" Fine-tuned") for short in key.split("_vs_"))
-    difference = result["confirmatory"]["comparisons"][key]["mean_difference"]
+    new, old = map(short_label, key.split("_vs_"))
+    difference = result["significance"][key][METRIC]["mean_difference"]
     p = corrected_p(result, key, METRIC, over_run)
-    if p < LEVEL and (difference > 0 or difference < 0):  # neither holds for NaN
+    if p is not None and p < LEVEL and (difference > 0 or difference < 0):  # neither holds for NaN
         word, sign = ("better", 1) if difference > 0 else ("worse", -1)
         return f"{new} is significantly {word} than {old}", sign
     return f"{new} and {old} do not differ significantly", 0
+
+
+def _numbers(result: Mapping[str, Any], key: str, over_run: RunValues, shown: Sequence[Any]) -> str:
+    """The difference, its interval and p, with a full stop; `shown` are all comparisons of the verdict."""
+    test, p = result["significance"][key][METRIC], corrected_p(result, key, METRIC, over_run)
+    planned = key in result.get("confirmatory", {}).get("comparisons", {})
+    family = result.get("confirmatory" if planned else "exploratory", {})
+    several = max(len(shown), family.get("run_family_size", 1)) > 1 and "p_holm" in test
+    p_text = f"p {'' if p_value(p).startswith('<') else '= '}{p_value(p)}".replace(" ", NBSP)
+    return (
+        f"{METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} (95% interval {test['ci_low']:+z.4f} to "
+        f"{test['ci_high']:+z.4f}, {'corrected ' * several}{p_text})."
+    )
