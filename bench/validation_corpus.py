@@ -31,7 +31,7 @@ from bench.common import claim, quick_parser, report, results_folder
 from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection, RetrievalData
-from maw.data.corpus_sampling import choose
+from maw.data.corpus_sampling import choose, cut_to, judged_rows
 from maw.data.registry import load_collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import NotFiniteError
@@ -107,7 +107,7 @@ class SavedTrials:
             )
             found.append(with_all.run["rows"].astype(np.int32))
 
-        few = first_queries(validation, 8)  # the training's own validation decides nothing here
+        few = first_queries(validation, 8, config)  # the training's own validation decides nothing here
         try:
             train_retriever(
                 model,
@@ -130,10 +130,17 @@ def _save(path: Path, rows: np.ndarray) -> None:
         np.savez_compressed(file, rows=rows)
 
 
-def first_queries(data: RetrievalData, count: int) -> RetrievalData:
-    """A split of the first queries, with the same corpus."""
+def first_queries(data: RetrievalData, count: int, config: Tier1Config) -> RetrievalData:
+    """A split of the first queries, with their judged passages as the corpus."""
     ids = data.query_ids[:count]
-    return replace(data, query_ids=ids, queries=data.queries[:count], qrels={each: data.qrels[each] for each in ids})
+    some = replace(
+        data,
+        query_ids=ids,
+        queries=data.queries[:count],
+        qrels={each: data.qrels[each] for each in ids},
+        left_out=data.left_out & set(ids),
+    )
+    return replace(some, corpus=cut_to(data.corpus, judged_rows(some).tolist(), config))
 
 
 def restricted(rows_QK: np.ndarray, part: np.ndarray, passages: int) -> np.ndarray:
@@ -197,13 +204,13 @@ def main() -> None:
     parser.add_argument("--seeds", help="seeds, separated by commas (default: 42,43,44)", type=_numbers, default=SEEDS)
     arguments: argparse.Namespace = parser.parse_args()
     quick = arguments.quick
-    small = {"train_samples": 32, "val_samples": 16, "num_epochs": 2} if quick else {}
-    sizes, trials, seeds = ((200, 400), 3, (42,)) if quick else (SIZES, TRIALS, arguments.seeds)
+    small = {"train_samples": 32, "val_samples": 16, "num_epochs": 2, "val_corpus_size": 300} if quick else {}
+    sizes, trials, seeds = ((50, 100), 3, (42,)) if quick else (SIZES, TRIALS, arguments.seeds)
     folder = results_folder(quick) / "validation_corpus"
     losses: dict[int, list[float]] = {size: [] for size in sizes}
     rows = []
     for seed in seeds:
-        config = Tier1Config.from_preset("offline", seed=seed, val_corpus_size="full", **small)
+        config = Tier1Config.from_preset("offline", **{"seed": seed, "val_corpus_size": "full"} | small)
         device = pick_device(config)
         data = load_collection(config.datasets[0], config)
         with (
