@@ -266,7 +266,7 @@ class Tier1Config:
     cache_dir: Line | None = None
     """Folder of built corpora, activations and embeddings; unset: $MAW_CACHE, or ~/.cache/maw."""
     prefix_cache_gb: Annotated[float, Range(0, 1e6)] = 20.0
-    """Most disk space for activations of layers that no method trains; 0: compute them again."""
+    """Most disk space for activations of layers that no method trains, kept for later runs; 0: compute them again."""
     embedding_cache_gb: Annotated[float, Range(0, 1e6)] = 10.0
     """Most disk space for embeddings of untrained encoders, kept for later runs; 0: encode again."""
     keep_only_best_checkpoint: bool = True

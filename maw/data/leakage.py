@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from maw.data.collection import RetrievalData
 from maw.data.normalise import normalise, words
@@ -79,6 +77,9 @@ def connected(labels: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """
     if not labels:
         return {}
+    from scipy.sparse import coo_array  # here, because only a new store or folds need them
+    from scipy.sparse.csgraph import connected_components
+
     pairs = [(number, label) for number, each in enumerate(labels.values()) for label in each]
     names = sorted({label for _, label in pairs})
     node = {label: number + len(labels) for number, label in enumerate(names)}

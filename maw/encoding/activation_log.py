@@ -1,9 +1,9 @@
-"""Log of the texts that passed through the frozen layers together, so that a resumed run repeats their last bits.
+"""Log of the texts that were stored together, so that a resumed run stores the same ones and repeats their last bits.
 
-The last bits of a text's activations depend on its batch, and batches depend on which texts were requested at once. A
-run computes each text when a method first reads it, but a resumed run skips finished methods. So an
-`maw.encoding.activation_cache.ActivationStore` logs every request, the run saves the log (`maw.experiment.run_state`),
-and a resumed run repeats the requests of a source before it reads the source.
+Texts beyond the limit of disk space are computed each time, in whatever batch they are in, and which ones these are
+depends on what was requested before. A run stores each text when a method first reads it, but a resumed run skips
+finished methods. So an `maw.encoding.activation_cache.ActivationStore` logs every request, the run saves the log
+(`maw.experiment.run_state`), and a resumed run repeats the requests of a source before it reads the source.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class DatasetRun:
         """Runs the methods, writes the dataset's folder and shows its summary; returns the content of dataset.json."""
         started = self._begin()
         limit_gb = self.config.prefix_cache_gb / distributed.this_process().local_count  # each process has a store
-        with ActivationStore(cache_folder(self.config) / "activations", limit_gb) as activations:
+        with ActivationStore(cache_folder(self.config) / "activations", limit_gb, lasting=True) as activations:
             if self.state:
                 self.state.track_activations(activations)
             with stage("negatives"), distributed.main_first():

@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.stats import qmc
 
 from maw.data.collection import RetrievalData
 from maw.errors import MAWError, NotFiniteError
@@ -78,6 +77,8 @@ class RateSearch:
     """Chooses the rates of each trial; `seed` is that of the quasi-random points."""
 
     def __init__(self, defaults: Mapping[str, float], trials: int, seed: int):
+        from scipy.stats import qmc  # here, because it takes a second to import
+
         self.defaults, self.names = dict(defaults), tuple(defaults)
         self.range = {name: (value / FACTOR, min(value * FACTOR, HIGHEST)) for name, value in defaults.items()}
         self.drawn = trials - trials // 3

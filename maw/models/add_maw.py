@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from maw.attention.architectures import Architecture, architecture_of
@@ -101,6 +100,8 @@ def add_maw(
     )
     if not numbers:
         raise ConfigError(["layers: none leaves the model as it is; name a layer"])
+    from peft.tuners.tuners_utils import BaseTunerLayer  # here, because it takes seconds to import
+
     if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):  # PEFT has frozen the rest
         backbone.requires_grad_(False)
     for number in trained:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -24,8 +24,11 @@ _NOT_COMPUTED_WITH = {"name_or_path", *vars(nn.Module())}
 
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over name, type, shape and bytes of all parameters and buffers, non-persistent buffers included."""
-    sha = hashlib.sha256()
-    tensors = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    return _sha256(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+
+
+def _sha256(*named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    sha, tensors = hashlib.sha256(), chain(*named)
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         values = tensor.detach().cpu().contiguous()
         sha.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode("ascii"))
@@ -38,19 +41,53 @@ def encoder_parts(encoder: Any) -> dict[str, Any]:
 
     It includes settings that are not weights: an adapter's scale, a norm's epsilon, whether an adapter is disabled.
     """
-    config = json.loads(encoder.backbone.config.to_json_string(use_diff=False))
     return {
         "weights": weights_sha256(encoder),
-        "config": {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL},
-        "attention": encoder.backbone.config._attn_implementation,
-        "modules": json_sha(
-            [[name, type(each).__qualname__, _settings(each)] for name, each in encoder.named_modules() if name]
-        ),  # without the encoder's own settings, some of which state what is trained
+        **_configured(encoder),
+        # Without the encoder's own settings, some of which state what is trained.
+        "modules": _modules_sha256((name, each) for name, each in encoder.named_modules() if name),
         "encoder": [type(encoder).__qualname__, type(encoder.architecture).__qualname__],
         "pooling": encoder.pooling,
         "normalize": encoder.normalize,
         "precision": str(encoder.precision).removeprefix("torch."),
     }
+
+
+def frozen_parts(encoder: Any) -> dict[str, Any]:
+    """Everything that determines the output of an encoder's prefix layers, given token ids.
+
+    All methods of a run have the same, because weights and modules of the layers above are left out.
+    """
+    layers = encoder.architecture.layers(encoder.backbone)[encoder.prefix_layers :]
+    above = {each for layer in layers for each in layer.modules()}
+    modules = [(name, each) for name, each in encoder.backbone.named_modules() if each not in above]
+    named = [(f"{name}.", each) for name, each in modules]
+    return {
+        "weights": _sha256(
+            *(
+                ((path + name, each) for name, each in module.named_parameters(recurse=False))
+                for path, module in named
+            ),
+            *(((path + name, each) for name, each in module.named_buffers(recurse=False)) for path, module in named),
+        ),
+        **_configured(encoder),
+        "modules": _modules_sha256((name, each) for name, each in modules if name),
+        "architecture": type(encoder.architecture).__qualname__,
+        "layers": encoder.prefix_layers,
+        "precision": str(encoder.precision).removeprefix("torch."),
+    }
+
+
+def _configured(encoder: Any) -> dict[str, Any]:
+    config = json.loads(encoder.backbone.config.to_json_string(use_diff=False))
+    return {
+        "config": {name: value for name, value in config.items() if name not in _NOT_OF_THE_MODEL},
+        "attention": encoder.backbone.config._attn_implementation,
+    }
+
+
+def _modules_sha256(named: Iterable[tuple[str, nn.Module]]) -> str:
+    return json_sha([[name, type(each).__qualname__, _settings(each)] for name, each in named])
 
 
 def tokenizer_sha256(tokenizer: Any) -> str | None:

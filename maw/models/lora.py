@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from maw.attention.architectures import Architecture
@@ -32,6 +31,8 @@ def add_lora(
     Raises:
         ValueError: a layer that the backbone does not have, or unknown targets.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # here, because it takes seconds to import
+
     names = {id(module): name for name, module in backbone.named_modules()}
     modules = [names[id(each)] for each in _maps(backbone, architecture, layers, targets)]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=modules)

@@ -117,7 +117,7 @@ class TextSource:
 
     def batch(self, rows: Rows) -> dict[str, Tensor]:
         """{"input_ids", "attention_mask"}, each int64 (B, T), padded on the right to a multiple of `LENGTH_STEP`."""
-        return self._padded(self._tokens(rows))
+        return self.padded(self.tokens(rows))
 
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
         """Yields pairs of rows and their inputs; every row of `order` occurs once.
@@ -126,11 +126,11 @@ class TextSource:
             order: rows, by descending length.
             budget: most tokens of a batch, padding included; None for no limit. A longer text is a batch of its own.
         """
-        for rows, tokens in ahead(windows(order), lambda rows: (rows, self._tokens(rows))):
+        for rows, tokens in ahead(windows(order), lambda rows: (rows, self.tokens(rows))):
             for part in cut(np.array([len(each) for each in tokens]), size, budget):
-                yield rows[part], self._padded([tokens[i] for i in part])
+                yield rows[part], self.padded([tokens[i] for i in part])
 
-    def _tokens(self, rows: Rows) -> list[list[int]]:
+    def tokens(self, rows: Rows) -> list[list[int]]:
         """The token ids of each text, without padding.
 
         A tokenizer without special tokens returns no token for an empty text; the text becomes one padding token.
@@ -141,7 +141,8 @@ class TextSource:
             tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
         return [each or [self.tokenizer.pad_token_id] for each in tokens]
 
-    def _padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The inputs, as `batch`, of texts that `tokens` returned."""
         lengths = torch.tensor([len(each) for each in tokens])
         mask_BT = torch.arange(min(self.max_length, padded_length(int(lengths.max())))) < lengths[:, None]
         ids_BT = torch.full(mask_BT.shape, self.tokenizer.pad_token_id)

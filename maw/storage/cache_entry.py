@@ -19,7 +19,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,15 @@ def new_folder(folder: Path, what: str = "the passage store") -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_manifest(folder: Path, **values: Any) -> dict[str, Any]:
-    """Writes manifest.json: `values`, and size and SHA-256 of every file in the folder."""
-    files = {path.name: [path.stat().st_size, sha256(path)] for path in sorted(folder.glob("[!.]*"))}
+def write_manifest(folder: Path, *, unhashed: Collection[str] = (), **values: Any) -> dict[str, Any]:
+    """Writes manifest.json: `values`, and size and SHA-256 of every file in the folder.
+
+    `unhashed` names files whose parts have checksums elsewhere; the manifest has only their size.
+    """
+    files = {
+        path.name: [path.stat().st_size, None if path.name in unhashed else sha256(path)]
+        for path in sorted(folder.glob("[!.]*"))
+    }
     manifest = {"version": STORE_VERSION, **values, "files": files}
     write_entry_json(folder / _MANIFEST, manifest | {"sha256": json_sha(manifest)})
     return manifest
@@ -137,7 +143,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], *, once: bool = False
             raise DataError(f"{path}: the file cannot be read ({reason(error)}); delete the folder") from error
         seen = (str(path), stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, sha)
         good = stat.st_size == size
-        if good and not (once and seen in _COMPARED):
+        if good and sha is not None and not (once and seen in _COMPARED):
             good = sha256(path) == sha
             if good and size > VERIFY_BYTES:
                 _COMPARED.add(seen)
@@ -164,8 +170,14 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def make_room(folder: Path, size: int, limit: int) -> None:
+def make_room(
+    folder: Path, size: int, limit: int, *, keep_free: int = 0, setting: str = "--embedding-cache-gb"
+) -> None:
     """Removes the entries that were read longest ago, until `size` more bytes fit in `limit`.
+
+    Args:
+        keep_free: bytes that must stay free on the disk.
+        setting: flag of the limit, for messages.
 
     Also removes what killed runs left, and lock files without an entry. Call it inside `only_one`.
 
@@ -186,15 +198,24 @@ def make_room(folder: Path, size: int, limit: int) -> None:
                 last_read = (path / _MANIFEST).stat().st_mtime_ns
             entries.append((last_read, _size(path), path))
             total += entries[-1][1]
+    if keep_free:
+        limit = min(limit, total + shutil.disk_usage(folder).free - keep_free)
     for _, entry_size, path in sorted(entries):
         if total + size <= limit:
             break
-        logger.info("removing %s, the embeddings read longest ago, to make room", path)
+        logger.info("removing %s, the entry read longest ago, to make room", path)
         shutil.rmtree(path, ignore_errors=True)
         total -= 0 if path.exists() else entry_size
     _clear_locks(folder)
     if total + size > limit:
-        raise OSError(errno.ENOSPC, "what other runs are writing leaves too little of --embedding-cache-gb")
+        raise OSError(errno.ENOSPC, f"what other runs are writing, or the disk, leaves too little of {setting}")
+
+
+def entries_bytes(folder: Path) -> int:
+    """Bytes of all entries in a folder, which may not exist."""
+    with contextlib.suppress(OSError):
+        return sum(_size(path) for path in folder.iterdir() if path.is_dir())
+    return 0
 
 
 def _clear_locks(folder: Path) -> None:

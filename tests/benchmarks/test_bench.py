@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, TrainerControl, TrainerState
 
-from bench import common, encoding, metrics, offline, performance, plan, training
+from bench import common, encoding, metrics, offline, performance, plan, training, validation_corpus
 from bench.flops import encoder_flops, matmul_flops
 from bench.stacking import stack_layers
 from maw.config.tier1_config import Tier1Config
@@ -428,3 +428,31 @@ def test_recall_is_one_where_everything_is_looked_at():
     assert {size for size, *_ in rows} == {50, 100, 200, 400}
     assert all(0 < found <= again <= 1 for _, _, found, again in rows)
     assert all(again > 0.99 for _, name, _, again in rows if name in ("float16", "8 bits"))
+
+
+# ------------------------------------------------------------------------------------------------ validation corpus
+
+
+def test_what_is_left_of_a_ranking_is_the_ranking_of_the_part():
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(7, 60))
+    part = random.choice(60, 25, replace=False)
+    whole = np.argsort(-scores, axis=1)[:, :50]
+    alone = part[np.argsort(-scores[:, part], axis=1)[:, :10]]
+    assert (validation_corpus.restricted(whole, part, 60) == alone).all()
+    with pytest.raises(ValueError, match="--top-k"):
+        validation_corpus.restricted(whole[:, :12], part, 60)
+
+
+def test_the_smaller_corpus_costs_what_its_choice_has_less_on_the_full_one():
+    full = np.array([[0.50, 0.53], [0.52, np.nan], [0.53, 0.51]])
+    assert validation_corpus.choice(full) == (0, 1)  # of equal ones the first
+    small = np.array([[0.70, 0.71], [0.75, np.nan], [0.60, 0.72]])
+    assert validation_corpus.lost(full, small) == pytest.approx(0.01)
+    assert validation_corpus.lost(full, full) == 0
+
+
+def test_the_smallest_size_is_one_at_which_no_choice_loses_more():
+    losses = {1000: [0, 0.003], 1500: [0.002, 0], 2000: [0, 0]}
+    assert validation_corpus.smallest(losses) == 1500
+    assert validation_corpus.smallest({1000: [0.1]}) is None

@@ -80,8 +80,8 @@ def test_no_more_is_stored_again_where_progress_bars_are_off(model, tmp_path, mo
         after.resume(*before.activation_log.content())
         with console.configured(quiet=True):
             assert torch.equal(ask(after, model, [("document", rows)])[0], expected[0])
-        (stored,) = ({*np.flatnonzero(each.offset >= 0)} for each in before._sources.values())
-        (again,) = ({*np.flatnonzero(each.offset >= 0)} for each in after._sources.values())
+        (stored,) = ({*np.flatnonzero(each.part > 0)} for each in before._sources.values())
+        (again,) = ({*np.flatnonzero(each.part > 0)} for each in after._sources.values())
         assert again == stored and 0 < len(stored) < len(rows)
 
 

@@ -107,7 +107,8 @@ def test_a_source_appends_while_a_thread_reads_ahead(tiny_settings, tmp_path, mo
         length = maw.encoding.activation_cache.padded_length
 
         def append(tokens):
-            source._map = None
+            for file in source.files.files:
+                file._map = None
             return length(tokens)
 
         monkeypatch.setattr("maw.encoding.activation_cache.padded_length", append)

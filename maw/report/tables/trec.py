@@ -33,6 +33,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -47,7 +48,6 @@ FOLDER = "runs"
 _LONG = 100_000  # lines, about five megabytes: "auto" compresses longer files
 _LEVEL = 6
 _CODED = re.compile(r"[\s%]")
-_CODES = re.compile("|".join(quote(each, safe="") for each in map(chr, range(0x110000)) if _CODED.match(each)))
 _EMPTY = "%"
 Number = TypeVar("Number", int, float)
 
@@ -191,7 +191,13 @@ def token(identifier: str) -> str:
 
 def identifier(token: str) -> str:
     """The id that `token` wrote as this column."""
-    return "" if token == _EMPTY else _CODES.sub(lambda found: unquote(found[0]), token)
+    return "" if token == _EMPTY else _codes().sub(lambda found: unquote(found[0]), token)
+
+
+@cache
+def _codes() -> re.Pattern[str]:
+    """Everything that `token` writes for a character; here, because all of Unicode is looked through."""
+    return re.compile("|".join(quote(each, safe="") for each in map(chr, range(0x110000)) if _CODED.match(each)))
 
 
 def _write(path: Path, blocks: Iterable[str]) -> Path:

@@ -25,7 +25,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from maw.attention.routers import PolicyRouter
@@ -69,6 +68,8 @@ def start_from_clusters(
 
 def cluster_policy(state_NF: Tensor, num_depths: int, seed: int, sharpness: float) -> tuple[Tensor, Tensor]:
     """The linear map (F, D) and bias (D,) of the policy of the clusters of `state_NF`."""
+    from scipy.cluster.vq import kmeans2  # here, because it takes a second to import
+
     mean_F = state_NF.mean(0)
     _, _, directions = torch.linalg.svd(state_NF - mean_F, full_matrices=False)
     directions_FR = directions[:DIRECTIONS].T
