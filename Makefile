@@ -1,6 +1,7 @@
 # make run    .venv, the packages, and the whole experiment on real text without network
 # make test   .venv, the packages, the linter and the tests
-# make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md), every export
+# make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md), and every test
+#             that takes long
 # make docs   .venv, the packages, and the documentation as a site in site/
 # make bench  .venv, the packages, every measurement (an hour; nothing else should run), and docs/performance.md
 
@@ -23,7 +24,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/faults tests/models tests/attention tests/experiment/test_methods.py --faults-full -m ""
+	$(BIN)/python -m pytest tests/faults --faults-full -m ""
+	$(BIN)/python -m pytest --ignore tests/faults -m faults
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

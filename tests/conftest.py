@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,6 +20,7 @@ import pytest
 import torch
 
 from maw.attention.architectures import ARCHITECTURES
+from maw.report import rebuild
 
 WORDS = [
     "a",
@@ -190,8 +195,41 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=f"needs {wanted} CUDA GPU{'s' * (wanted > 1)}, has {there}"))
 
 
+def pytest_collection_finish(session):
+    """Thousands of collected tests are no garbage: statsmodels collects it at each correction of p-values."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--faults-full", action="store_true", help="try each fault of tests/faults as often as it says")
+
+
+_draw = rebuild._draw
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_figures():
+    """Runs in the tests' own process draw no figures, which take longer than the runs; see `drawing`."""
+    with mock.patch.object(rebuild, "_draw"):
+        yield
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Runs inside the block draw their figures."""
+    with mock.patch.object(rebuild, "_draw", _draw):
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """`forks.run("tier_1.py", "--help", cwd=ROOT)`: a command in a fork of a process that has loaded the libraries."""
+    from forks import Forks
+
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")

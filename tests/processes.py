@@ -15,7 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forks import Forks
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -31,15 +34,9 @@ def start(count: int, jobs: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, env=known, cwd=folder, **pipes)
 
 
-def launch(count: int, jobs: str, folder: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Runs the jobs to their end."""
-    with start(count, jobs, folder) as process:
-        try:
-            output, said = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-    return subprocess.CompletedProcess(process.args, process.returncode, output, said)
+def launch(forks: Forks, count: int, jobs: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the jobs to their end, without the time that the imports of a new process take."""
+    return forks.run(__file__, count, jobs, folder, cwd=folder, path=(ROOT, TESTS))
 
 
 def results(folder: Path, job: str, count: int) -> list[dict[str, Any]]:
@@ -223,8 +220,10 @@ def _load_everything() -> None:
     import transformers.models.bert.modeling_bert  # noqa: F401
 
     import maw.experiment.benchmark
-    import maw.training.trainer  # noqa: F401
+    import maw.report.rebuild
+    import maw.training.trainer
 
+    maw.report.rebuild._draw = lambda *_: None  # figures take longer than the run
     torch.set_num_threads(1)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import drawing
 
 import maw
 import tier_1
@@ -164,7 +165,8 @@ def test_report_makes_the_same_tables_and_tests_again(old):
     before = [path.read_bytes() for path in files]
     for path in files:
         path.unlink()
-    assert tier_1.main(["report", "logs"]) == 0
+    with drawing():
+        assert tier_1.main(["report", "logs"]) == 0
     assert [path.read_bytes() for path in files] == before
     assert Path("logs/summary/report.html").stat().st_size > 10_000
     assert len([*dataset_folder("logs").glob("figures/*.svg")]) >= 5

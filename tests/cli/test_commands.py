@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_texts
+from conftest import drawing, random_texts
 
 import tier_1
 from maw.config.methods import find_method
@@ -65,7 +65,8 @@ def runs(models, tmp_path_factory):
     with contextlib.redirect_stdout(io.StringIO()):
         for name, changes in variants.items():
             config = Tier1Config(datasets=datasets, log_dir=str(tmp / name), **(SETTINGS | places | changes))
-            run_complete_benchmark(config)
+            with drawing() if name == "a" else contextlib.nullcontext():
+                run_complete_benchmark(config)
     return tmp / "a", tmp / "b"
 
 
@@ -351,13 +352,18 @@ def test_all_reasons_are_given_at_once_and_other_datasets_are_no_common_ones(run
     assert "no dataset in common" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["report", "a run"])
-def test_a_reader_that_has_seen_enough_is_no_mistake(run, models, tmp_path, what):
-    folder = make_beir(tmp_path / "small", 5) if what == "a run" else None
-    words = ["--datasets", f"beir:{folder}", "--model", models("bert"), "--device", "cpu", "--dry-run", "--quiet"]
-    command = [sys.executable, str(ROOT / "tier_1.py"), *(words if folder else ["report", str(run)])]
+def test_a_reader_that_has_seen_enough_is_no_mistake(runs):
+    command = [sys.executable, str(ROOT / "tier_1.py"), "compare", *map(str, runs)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
         process.stdout.close()
         said = process.stderr.read()
         assert process.wait(240) == 141 and said == ""
+
+
+def test_a_run_whose_reader_has_seen_enough_is_no_mistake(forks, models, tmp_path):
+    folder = make_beir(tmp_path / "small", 5)
+    words = [f"--datasets=beir:{folder}", f"--model={models('bert')}", "--device=cpu", "--dry-run", "--quiet"]
+    code = "import os, sys\nreads, writes = os.pipe()\nos.close(reads)\nos.dup2(writes, 1)\n"
+    done = forks.run("-c", f"{code}import tier_1\nsys.exit(tier_1.main({words}))", cwd=tmp_path, path=(ROOT,))
+    assert (done.returncode, done.stderr) == (141, "")

@@ -750,9 +750,9 @@ def check_valid(data):
     "name, passages, sizes, judgements",
     [("msmarco", 41180, (2113, 407, 409), (2158, 417, 421)), ("nq", 4898, (2794, 618, 604), (2888, 640, 623))],
 )
-def test_the_real_collections_have_their_published_counts(tmp_path, name, passages, sizes, judgements):
+def test_the_real_collections_have_their_published_counts(real_cache, name, passages, sizes, judgements):
     config = Tier1Config(
-        cache_dir=str(tmp_path), train_samples=5000, val_samples=5000, test_samples=5000, methods=["zero_shot"]
+        cache_dir=real_cache, train_samples=5000, val_samples=5000, test_samples=5000, methods=["zero_shot"]
     )
     data = load_collection(f"beir:{SHARED / name}", config)
     splits = [data.facts["splits"][split] for split in ("train", "validation", "test")]
@@ -768,11 +768,17 @@ def test_the_real_collections_have_their_published_counts(tmp_path, name, passag
     assert collection.Corpus.open(data.test.corpus.folder).fingerprint == data.facts["corpus_sha256"]
 
 
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory):
+    """The stores of the real collections, each built once."""
+    return str(tmp_path_factory.mktemp("real"))
+
+
 @pytest.mark.parametrize("name, queries, grades", [("dl19", 43, (1591, 1592, 1788, 692)), ("dl20", 54, None)])
-def test_graded_judgements_of_real_queries(tmp_path, name, queries, grades):
+def test_graded_judgements_of_real_queries(real_cache, name, queries, grades):
     if not (SHARED / "msmarco" / "qrels" / f"{name}.tsv").is_file():
         pytest.skip(f"there is no {SHARED / 'msmarco'} with {name}.tsv")
-    config = Tier1Config(cache_dir=str(tmp_path), methods=["zero_shot"], relevance_level=2)
+    config = Tier1Config(cache_dir=real_cache, methods=["zero_shot"], relevance_level=2)
     data = load_collection(f"beir:{SHARED / 'msmarco'}@{name}", config)
     assert (data.name, len(data.test)) == (f"beir_msmarco_{name}", queries)
     assert all(max(judged.values()) >= 2 for judged in data.test.qrels.values())

@@ -211,19 +211,19 @@ def tokens(text):
 
 @pytest.mark.parametrize("language", unspaced.LANGUAGES)
 def test_a_sentence_finds_its_passage_in_languages_without_blanks(language, tmp_path):
-    """200 sentences of 400 passages, whole and without their first and last sixth, which cuts words."""
-    passages = unspaced.passages(language, 400)
+    """60 sentences of 200 passages, whole and without their first and last sixth, which cuts words."""
+    passages = unspaced.passages(language, 200)
     texts = [unspaced.text_of(language, sentences) for sentences in passages]
     index = Bm25Index.cached(corpus_of(texts), tmp_path)
     source = random.Random(1)
-    homes = source.sample(range(400), 200)
+    homes = source.sample(range(200), 60)
     queries = [source.choice(passages[home]) for home in homes]
     inner = [query[len(query) // 6 : -len(query) // 6] for query in queries]
     assert not set(inner) & set(queries)
     for asked in (queries, inner):
         rows, _ = index.search(asked, 10)
-        assert sum(home in row for home, row in zip(homes, rows, strict=True)) >= 190
-        assert (rows >= 0).sum() >= 10 * 190
+        assert sum(home in row for home, row in zip(homes, rows, strict=True)) >= 57
+        assert (rows >= 0).sum() >= 10 * 57
 
 
 @pytest.mark.parametrize(
@@ -310,11 +310,12 @@ def test_symbols_stay_apart():
 
 
 def test_rankings_of_english_are_those_of_tantivys_own_tokenizer(tmp_path, monkeypatch):
-    """The library's functions and docstrings, as the index read them before it knew other scripts: the same bits."""
-    functions, _ = pystdlib.read_library(pystdlib.library_folder(), pystdlib.library_files(pystdlib.library_folder()))
+    """Functions and docstrings of the library, as the index read them before it knew other scripts: the same bits."""
+    library = pystdlib.library_folder()
+    functions, _ = pystdlib.read_library(library, pystdlib.library_files(library)[::4])
     texts = [each.passage for each in functions] + [each.query for each in functions]
-    queries = [each.query for each in functions[::40]]
-    assert len(texts) > 10_000 and len(queries) > 100
+    queries = [each.query for each in functions[::20]]
+    assert len(texts) > 2000 and len(queries) > 50
     rows, scores = Bm25Index.cached(corpus_of(texts), tmp_path / "new").search(queries, 30)
     assert (rows >= 0).all(1).mean() > 0.9
 

@@ -410,11 +410,9 @@ def test_a_proxy_is_asked_in_place_of_the_server(monkeypatch):
     assert network._server("http://a.example:8080/x") == ("a.example", 8080)
 
 
-def test_the_main_command_without_network(tmp_path):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "IR_DATASETS_HOME": str(tmp_path / "home")}
-    words = ["--preset", "offline", "--datasets", "nq", "--log-dir", str(tmp_path / "logs"), "--device", "cpu"]
-    command = [sys.executable, "tier_1.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+def test_the_main_command_without_network(forks, tmp_path):
+    words = ["--preset", "offline", "--datasets", "nq", "--log-dir", tmp_path / "logs", "--device", "cpu"]
+    done = forks.run("tier_1.py", *words, cwd=ROOT, IR_DATASETS_HOME=tmp_path / "home")
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and f"at {tmp_path}/home/beir/nq/source.zip" in lines[0]

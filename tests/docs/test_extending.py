@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -24,6 +21,8 @@ RUN = (
     "tier_1.py", "--device", "cpu", "--precision", "float32", "--num-epochs", "1", "--batch-size", "8",
     "--depth-dim", "4", "--permutations", "200", "--log-dir", "logs", "--cache-dir", "cache",
 )  # fmt: skip
+
+UNDRAWN = "import maw.report.rebuild\nmaw.report.rebuild._draw = lambda *_: None  # figures take longer than the run"
 
 
 def steps(section: str) -> list[re.Match[str]]:
@@ -47,18 +46,27 @@ def do(step: re.Match[str], folder: Path) -> None:
         path.write_text(f"{text}\n\n{code}" if text else code)
 
 
-def run(folder: Path, *words: str) -> str:
-    """What Python says there; it must succeed."""
-    known = os.environ | {"PYTHONPATH": f"{folder}:{folder / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=known, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(forks):
+    """`run(folder, "tier_1.py", "--help")` is what Python says there; it must succeed."""
+
+    def call(folder: Path, *words: str) -> str:
+        done = forks.run(*words, cwd=folder, path=(folder, folder / "tests"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return call
 
 
-def passed(folder: Path, words: str, *files: str) -> list[str]:
-    """The tests of these files that the words select, all of which must pass there."""
-    said = run(folder, "-m", "pytest", "-rp", "-p", "no:cacheprovider", *files, "-k", words)
-    return re.findall(r"^PASSED (.*)$", said, re.M)
+@pytest.fixture
+def passed(run):
+    """`passed(folder, "ernie", "tests/test_a.py")`: the selected tests of these files; all of them must pass there."""
+
+    def call(folder: Path, words: str, *files: str) -> list[str]:
+        said = run(folder, "-m", "pytest", "-rp", "-p", "no:cacheprovider", *files, "-k", words)
+        return re.findall(r"^PASSED (.*)$", said, re.M)
+
+    return call
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def test_every_section_has_short_blocks():
     assert len(STEP.findall(PAGE)) == len(blocks), "a block says no place"
 
 
-def test_a_dataset(extended, models):
+def test_a_dataset(extended, run, models):
     folder = extended("Adding a dataset")
     sizes = {"train": 12, "validation": 5, "test": 6}
     notes = {}
@@ -106,7 +114,7 @@ def test_a_dataset(extended, models):
     assert "notes" in run(folder, "tier_1.py", "--help") and "notes" in run(folder, "tier_1.py", "completion", "bash")
 
 
-def test_a_method(extended, models, tiny_beir):
+def test_a_method(extended, run, models, tiny_beir):
     folder = extended("Adding a method")
     where = ("--datasets", f"beir:{tiny_beir}", "--model", str(models("bert")))
     run(folder, *RUN, *where, "--methods", "lora,lora_wide")
@@ -119,12 +127,13 @@ def test_a_method(extended, models, tiny_beir):
     assert "lora_wide" in run(folder, "tier_1.py", "--help")
 
 
-def test_a_router(extended, models, tiny_beir):
+def test_a_router(extended, run, passed, models, tiny_beir):
     folder = extended("Adding a router")
     model = str(models("bert"))
     words = [*RUN[1:], "--datasets", f"beir:{tiny_beir}", "--model", model, "--methods", "maw", "--router", "length"]
     code = f"""
 import maw, tier_1, transformers as tf
+{UNDRAWN}
 assert tier_1.main({words}) == 0
 model = maw.add_maw(tf.AutoModel.from_pretrained({model!r}), depths=4, router="length")
 texts = ["a", "a " * 4, "a " * 30]
@@ -136,11 +145,12 @@ print([depths.flatten().tolist() for depths in maw.picked_depths(model, batch).v
     assert len(passed(folder, "length or names", "tests/attention/test_routers.py")) == 5
 
 
-def test_an_encoder_family(extended, tiny_beir):
+def test_an_encoder_family(extended, run, passed, tiny_beir):
     folder = extended("Adding an encoder family")
     words = [*RUN[1:], "--datasets", f"beir:{tiny_beir}", "--model", "model", "--methods", "lora,maw"]
     code = f"""
 import conftest, pathlib, tier_1
+{UNDRAWN}
 conftest.write_model(pathlib.Path("model"), "ernie")
 assert tier_1.main({words}) == 0
 """

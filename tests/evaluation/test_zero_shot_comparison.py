@@ -12,7 +12,7 @@ from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.metrics import METRICS, compute_metrics
 from maw.models.retriever import BaselineRetriever
 
-PASSAGES = 600
+PASSAGES = 300
 
 
 @pytest.fixture(scope="module")

@@ -426,7 +426,9 @@ def test_sizes(size, text):
 # -------------------------------------------------------------------------------------------------------- a run
 
 
-@pytest.mark.parametrize("protocol", [{}, {"seeds": 2, "tune": 2}, {"seeds": 2, "tune": 1, "folds": 3}])
+@pytest.mark.parametrize(
+    "protocol", [{}, {"seeds": 2, "tune": 2, "num_epochs": 1}, {"tune": 1, "folds": 3, "num_epochs": 1}]
+)
 def test_a_run_encodes_what_the_plan_says(tmp_path, tiny_settings, monkeypatch, capsys, protocol):
     import maw.encoding.embedding_cache
     import maw.experiment.benchmark

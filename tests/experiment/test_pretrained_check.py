@@ -73,11 +73,17 @@ def test_a_hub_model_whose_weights_alone_are_in_the_cache(models, tmp_path):
     absent.mkdir(parents=True)
     (absent / "config_sentence_transformers.json").touch()
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(Path(tier_1.__file__)), "doctor", "--model", "org/model", "--datasets", "pystdlib"]
-    for words in ("its weights are here", "its tokenizer is missing: the local cache has no tokenizer.json"):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert words in done.stdout, done.stdout + done.stderr
-        (snapshot / "tokenizer.json").unlink(missing_ok=True)
+    code = (
+        "import pathlib, sys, tier_1\nwords = ['doctor', '--model', 'org/model', '--datasets', 'pystdlib']\n"
+        "tier_1.main(words)\nprint('without')\npathlib.Path(sys.argv[1]).unlink()\ntier_1.main(words)"
+    )
+    command = [sys.executable, "-c", code, str(snapshot / "tokenizer.json")]
+    environment["PYTHONPATH"] = str(Path(tier_1.__file__).parent)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    whole, _, without = done.stdout.partition("\nwithout\n")
+    missing = "its tokenizer is missing: the local cache has no tokenizer.json"
+    assert "its weights are here" in whole and missing not in whole, done.stdout + done.stderr
+    assert missing in without, done.stdout + done.stderr
 
 
 def test_texts_in_words_that_the_tokenizer_does_not_know(tiny_settings, tmp_path, caplog):
@@ -101,7 +107,8 @@ def test_the_check_changes_no_number(tiny_settings, tiny_beir, tmp_path, monkeyp
     found = []
     for name in ("checked", "unchecked"):
         places = {"log_dir": str(tmp_path / name / "logs"), "cache_dir": str(tmp_path / name / "cache")}
-        config = tiny_settings(datasets=[f"beir:{tiny_beir}"], methods=["zero_shot", "lora", "maw"], **places)
+        methods = ["zero_shot", "lora", "maw"]
+        config = tiny_settings(datasets=[f"beir:{tiny_beir}"], methods=methods, num_epochs=1, **places)
         (result,) = run_complete_benchmark(config).values()
         found.append({method: each["metrics"] for method, each in result["results"].items()})
         monkeypatch.setattr(dataset_run, "checked_retriever", lambda *arguments: None)

@@ -53,14 +53,14 @@ def place(tmp_path_factory):
     return folder, [*COMMON, "--model", str(model), "--datasets", f"beir:{data}"]
 
 
-def run_many(place, count, name, *flags, light=False):
+def run_many(forks, place, count, name, *flags, light=False):
     """What so many processes leave and say."""
     folder, common = place
     work = folder / name
     work.mkdir()
     flags = [*common, "--log-dir", str(work / "logs"), "--cache-dir", str(work / "cache"), *flags]
     (work / "settings.json").write_text(json.dumps({"flags": flags, "light": light}))
-    return launch(count, "main", work), work
+    return launch(forks, count, "main", work), work
 
 
 def metrics_of(logs: Path) -> dict[str, dict[str, list[float]]]:
@@ -70,8 +70,8 @@ def metrics_of(logs: Path) -> dict[str, dict[str, list[float]]]:
     return {name: each["metrics"] for name, each in results["results"].items()}
 
 
-def check_a_run(place, count, *flags):
-    done, work = run_many(place, count, f"many{count}", *flags)
+def check_a_run(forks, place, count, *flags):
+    done, work = run_many(forks, place, count, f"many{count}", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads((work / "codes.json").read_text()) == [0] * count
     assert done.stdout.count("Summary of the run:") == 1 and done.stdout.count("Runtime Summary:") == 1
@@ -88,8 +88,8 @@ def check_a_run(place, count, *flags):
     return one, work
 
 
-def test_a_run_of_two_processes_leaves_what_one_leaves(place):
-    one, two = check_a_run(place, 2, "--methods", "zero_shot,maw", "--num-epochs", "1")
+def test_a_run_of_two_processes_leaves_what_one_leaves(forks, place):
+    one, two = check_a_run(forks, place, 2, "--methods", "zero_shot,maw", "--num-epochs", "1")
     names = [
         sorted(str(p.relative_to(w)) for p in (w / "logs" / "checkpoints").rglob("checkpoint.json"))
         for w in (one, two)
@@ -107,17 +107,17 @@ def test_training_goes_on_with_as_many_processes_only(tiny_settings):
     assert Tier1Config().methods != ["zero_shot"]
 
 
-def test_a_wrong_setting_is_said_by_each_and_ends_all(place):
-    done, work = run_many(place, 2, "wrong", "--maw-layers", "9", light=True)
+def test_a_wrong_setting_is_said_by_each_and_ends_all(forks, place):
+    done, work = run_many(forks, place, 2, "wrong", "--maw-layers", "9", light=True)
     assert json.loads((work / "codes.json").read_text()) == [2, 2]
     assert done.stderr.count("no layer 9") == 2 and "process 1: tier_1.py: cannot run:" in done.stderr
     assert not (work / "logs").exists()
 
 
-def killed(folder, count, victim, how, others):
+def killed(forks, folder, count, victim, how, others):
     folder.mkdir()
     (folder / "settings.json").write_text(json.dumps({"victim": victim, "how": how, "others": others, "light": True}))
-    done = launch(count, "killed", folder)
+    done = launch(forks, count, "killed", folder)
     at = float((folder / "killed_at").read_text())
     for rank in set(range(count)) - {victim}:
         ended = folder / f"ended-{rank}"
@@ -125,33 +125,30 @@ def killed(folder, count, victim, how, others):
     return done, time.time() - at, json.loads((folder / "codes.json").read_text())
 
 
-def check_the_end(folder, count, victim, how, others):
-    done, seconds, codes = killed(folder, count, victim, how, others)
+def check_the_end(forks, folder, count, victim, how, others):
+    done, seconds, codes = killed(forks, folder, count, victim, how, others)
     assert seconds < LIMIT and all(codes), (codes, done.stderr)
     cause = "ended without a word" if how == "kill" else "RuntimeError: the planted failure"
     said = [line for line in done.stderr.splitlines() if f"process {victim} of {count}" in line and cause in line]
     assert len(said) == count - 1, done.stderr
 
 
-def test_the_others_end_when_one_is_killed(tmp_path):
-    check_the_end(tmp_path / "killed", 2, 1, "kill", "wait")
+def test_the_others_end_when_one_is_killed(forks, tmp_path):
+    check_the_end(forks, tmp_path / "killed", 2, 1, "kill", "wait")
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("others", ["wait", "work"])
 @pytest.mark.parametrize("how", ["kill", "raise"])
 @pytest.mark.parametrize("victim", [0, 2])
-def test_the_others_end_whatever_they_do(tmp_path, victim, how, others):
-    check_the_end(tmp_path / "killed", 4, victim, how, others)
+def test_the_others_end_whatever_they_do(forks, tmp_path, victim, how, others):
+    check_the_end(forks, tmp_path / "killed", 4, victim, how, others)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [2, 4])
-def test_runs_of_more_processes_and_methods(place, count, request):
-    folder, flags = place
-    check_a_run(
-        (folder, flags), count, "--methods", "zero_shot,lora,full,maw", "--num-epochs", "3", "--seed", str(count)
-    )
+def test_runs_of_more_processes_and_methods(forks, place, count):
+    check_a_run(forks, place, count, "--methods", "zero_shot,lora,full,maw", "--num-epochs", "3", "--seed", str(count))
 
 
 @pytest.mark.faults
@@ -183,7 +180,7 @@ def test_under_torchrun(place, tmp_path, victim):
 
 
 @pytest.mark.faults
-def test_a_signal_to_one_saves_in_all_and_the_run_goes_on(place):
+def test_a_signal_to_one_saves_in_all_and_the_run_goes_on(forks, place):
     folder, common = place
     work = folder / "stopped"
     work.mkdir()
@@ -203,12 +200,12 @@ def test_a_signal_to_one_saves_in_all_and_the_run_goes_on(place):
     assert 0 < record["step"] < 240
     assert tier_1.main(["--resume", str(logs)]) == 2, "one process would train on otherwise"
     (work / "settings.json").write_text(json.dumps({"flags": ["--resume", str(logs)]}))
-    done = launch(2, "main", work)
+    done = launch(forks, 2, "main", work)
     assert done.returncode == 0 and "goes on in epoch" in done.stderr, done.stderr
     assert [len(each["training_history"]) for each in trained(logs)] == [60]
     whole = [*common, *own[4:], *accumulate, "--num-epochs", "60", "--log-dir", str(work / "whole")]
     (work / "settings.json").write_text(json.dumps({"flags": [*whole, "--cache-dir", str(work / "cache")]}))
-    assert launch(2, "main", work).returncode == 0
+    assert launch(forks, 2, "main", work).returncode == 0
     for name, values in metrics_of(work / "whole").items():
         np.testing.assert_allclose(
             list(metrics_of(logs)[name].values()), list(values.values()), atol=1e-4, err_msg=name

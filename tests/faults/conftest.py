@@ -16,11 +16,21 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from faults.runs import RunServer
+
 COUNTS = pytest.StashKey[Counter]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[COUNTS] = Counter()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[RunServer]:
+    """The process that starts runs."""
+    server = RunServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
 
 
 @pytest.fixture

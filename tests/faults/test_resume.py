@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from faults.runs import RunServer, beir_folder, outcome, stray_files
+from faults.runs import beir_folder, outcome, stray_files
 from maw.config.methods import find_method
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
@@ -29,13 +29,6 @@ from maw.training.trainer import Trainer
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory):
     return beir_folder(tmp_path_factory.mktemp("data") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = RunServer(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 KINDS = {

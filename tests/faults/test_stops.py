@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.runs import ROOT, RunServer, beir_folder, outcome
+from faults.runs import ROOT, beir_folder, outcome
 from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config, kinds
 from maw.errors import ConfigError
 from maw.experiment import run_state
@@ -24,13 +24,6 @@ from maw.storage.checksummed import read_signed, write_signed
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 CODES = {TERM: 143, INT: 130}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = RunServer(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def flags(data, models, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def make(log_dir: Path, *more) -> list:
-        small = ["--num-epochs", 8, "--patience", 0, "--batch-size", 4, "--depth-dim", 4, "--grpo-group-size", 3]
+        small = ["--num-epochs", 5, "--patience", 0, "--batch-size", 4, "--depth-dim", 4, "--grpo-group-size", 3]
         where = ["--device", "cpu", "--log-dir", log_dir, "--cache-dir", cache, "--methods", "maw", "--top-k", 20]
         return [
             "--datasets",
@@ -132,15 +125,14 @@ def test_a_warning_saves_and_the_run_goes_on(server, flags, whole, tmp_path):
     assert done.in_saves > quiet.in_saves, "there was a save more than without the warnings"
 
 
-def test_nothing_is_installed_by_importing():
+def test_nothing_is_installed_by_importing(forks):
     code = (
         "import signal\nnumbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)\n"
         "before = [signal.getsignal(each) for each in numbers]\n"
         "import maw.runtime.signals, tier_1\nfrom tier_1 import run_complete_benchmark\n"
         "print([signal.getsignal(each) for each in numbers] == before)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    done = forks.run("-c", code, cwd=ROOT)
     assert done.stdout == "True\n", done.stderr
 
 

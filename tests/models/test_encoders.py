@@ -42,7 +42,7 @@ SEEN_CLOSELY = ("lora", "full", "maw")
 
 
 def build(settings, method, model_type, **changes):
-    changes = {"num_epochs": 1, "learning_rate": 0.01, "num_negatives": 0} | changes
+    changes = {"num_epochs": 1, "learning_rate": 0.01, "num_negatives": 0, "diagnostics": "none"} | changes
     config = find_method(method).configure(settings(model_type, **changes))
     return RETRIEVERS[find_method(method).retriever](config)
 

@@ -54,7 +54,7 @@ def retriever(tiny_settings, model_type="bert", **changes):
 def test_threads_encode_texts_of_different_limits(tiny_settings, eager_threads, model_type):
     """A tokenizer keeps the limit of its last call."""
     model = retriever(tiny_settings, model_type, max_query_length=5, max_document_length=40)
-    jobs = [(texts, kind) for texts in TEXTS for kind in ("query", "document")] * 12
+    jobs = [(texts, kind) for texts in TEXTS for kind in ("query", "document")] * 6
     expected = {(tuple(texts), kind): model.encode(texts, kind) for texts, kind in jobs[:8]}
     for found, (texts, kind) in zip(eager_threads.map(lambda job: model.encode(*job), jobs), jobs, strict=True):
         np.testing.assert_allclose(found, expected[tuple(texts), kind], atol=1e-5)

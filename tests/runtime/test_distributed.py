@@ -66,17 +66,17 @@ def written(folder, found):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(forks, tmp_path_factory):
     """The settings, what one process gives, and what each of two does."""
-    return compared(tmp_path_factory.mktemp("two"), 2, QUICK_ARMS)
+    return compared(forks, tmp_path_factory.mktemp("two"), 2, QUICK_ARMS)
 
 
-def compared(folder, count, arms):
+def compared(forks, folder, count, arms):
     found = settings(folder, arms)
     together = written(
         folder / "together", found | {"config": found["config"] | {"cache_dir": str(folder / "cache2")}}
     )
-    done = launch(count, "encoding,search,train,random", together)
+    done = launch(forks, count, "encoding,search,train,random", together)
     assert done.returncode == 0, done.stderr
     alone = {job: json.loads(json.dumps(JOBS[job](found, folder))) for job in ("encoding", "search", "train")}
     return found, alone, {job: results(together, job, count) for job in (*alone, "random")}
@@ -207,8 +207,8 @@ def test_shared_search_with_one_process_is_the_search(two):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_every_arm_with_more_processes(tmp_path, count):
-    _, alone, together = compared(tmp_path, count, list(ARMS))
+def test_every_arm_with_more_processes(forks, tmp_path, count):
+    _, alone, together = compared(forks, tmp_path, count, list(ARMS))
     check_training(alone, together)
     check_encoding(alone, together)
     assert all(many == alone["search"] for many in together["search"])
