@@ -261,11 +261,11 @@ def build_parser() -> argparse.ArgumentParser:
         default, line = defaults[name], documentation.get(name, "")
         line = line.replace("{names}", ", ".join(_NAMES.get(name, ())))
         shown = ",".join(default) if isinstance(default, list) else str(default)
-        text = line.replace("%", "%%") + ("" if default is None else f" (default: {shown})")
+        text = line.replace("%", "%%") + ("" if default in (None, {}) else f" (default: {shown})")
         if kind.base is bool:
             group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
             continue
-        metavar = {int: "N", float: "X", str: "TEXT", list: "A,B", "layers": "LAYERS"}[kind.base]
+        metavar = {int: "N", float: "X", str: "TEXT", list: "A,B", dict: "NAME=X", "layers": "LAYERS"}[kind.base]
         choices = kind.choices or ((metavar, kind.word) if kind.word else (metavar,))
         group.add_argument(flag_of(name), metavar="|".join(choices), help=text)
     return parser

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
-from maw.config.methods import find_method, trained_methods
+from maw.config.method_files import load_methods
+from maw.config.methods import claim, find_method, in_order, is_known, subject_of, trained_methods
 from maw.config.paths import BEIR, NO_FOLDER, beir_parts, is_folder, no_folder
 from maw.config.tier1_config import LETTERS, ONE_DECISION, SAFE_NAME, Tier1Config, gather
 from maw.data.dataset_table import DATASETS, results_name
@@ -57,8 +58,17 @@ def find_problems(
             be downloaded is not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
+    if "methods" not in bad:
+        known = known + [Problem("", text) for text in load_methods(config.methods)]
+        bad |= {"methods"} if any(not is_known(name) for name in config.methods) else set()
     found = _dataset_problems(config) + distractor_problems(config) + _process_problems(config)
-    found += _method_problems(config) + _folder_problems(config) + _package_problems(config) + _fold_problems(config)
+    found += (
+        _compare_problems(config)
+        + _method_problems(config)
+        + _folder_problems(config)
+        + _package_problems(config)
+        + _fold_problems(config)
+    )
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -192,6 +202,22 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
             text += f"name a layer, or take {which} out of methods"
             found.append(Problem(name, text, ("methods",)))
     return found
+
+
+def _compare_problems(config: Tier1Config) -> list[Problem]:
+    """What is wrong with the comparisons that are to be fixed beforehand."""
+    if config.compare is None:
+        return []
+    (subject, controls), names = subject_of(config.compare), [each.name for each in in_order(config.methods)]
+    for name in (subject, *(controls or ())):
+        if name not in names:
+            text = f"{show(name)} is no method of this run{suggestion(name, names)}; it has {', '.join(names)}"
+            return [Problem("compare", text, ("methods",))]
+    if subject in (controls or ()):
+        return [Problem("compare", f"{subject} cannot be its own control")]
+    if claim(config) is None:
+        return [Problem("compare", f"there is no trained method to compare {subject} with; name one", ("methods",))]
+    return []
 
 
 def _folder_problems(config: Tier1Config) -> list[Problem]:

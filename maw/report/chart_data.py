@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.methods import Method
+from maw.config.method import Method
+from maw.config.methods import look_of, methods_of
 from maw.evaluation.confirmatory import METRIC
-from maw.report.significance_marks import look_of, methods_of
 
 NAMED_SHARE = 0.005  # a smaller share of picks is not named
 

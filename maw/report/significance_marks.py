@@ -1,4 +1,4 @@
-"""Significance letters in tables, and the verdict on MAW against its controls.
+"""Significance letters in tables, and the verdict on the subject of a run against its controls.
 
 A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
 below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import METHODS, Method, comparisons
+from maw.config.method import Method
+from maw.config.methods import METHODS, comparisons, find_method, is_known, subject_of
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report.text.format import p_value
@@ -36,24 +37,15 @@ def run_p_values(families: Iterable[Mapping[str, Any] | None]) -> dict[tuple[str
     }
 
 
-def methods_of(result: Mapping[str, Any]) -> list[Method]:
-    """The methods that ran, in order."""
-    return [method for method in METHODS if method.key in result["results"]]
-
-
-def methods_of_run(results: Sequence[Mapping[str, Any]]) -> list[Method]:
-    """The methods that ran on any dataset, in order."""
-    return [method for method in METHODS if any(method.key in result["results"] for result in results)]
-
-
 def label_of(short: str) -> str:
     """The label of the method with that short name; the short name itself if there is no such method."""
-    return next((method.label for method in METHODS if method.short == short), short)
+    name = {each.short: each.name for each in METHODS}.get(short, short)
+    return find_method(name).label if is_known(name) else short
 
 
-def look_of(method: Method) -> int:
-    """Index of a method's colour, dash and marker, the same in every chart."""
-    return METHODS.index(method)
+def subject_in(result: Mapping[str, Any]) -> str:
+    """The name of the method whose comparisons were fixed before the run."""
+    return subject_of(result.get("configuration", {}).get("compare"))[0]
 
 
 def corrected_p(result: Mapping[str, Any], key: str, metric: str, over_run: RunValues | None = None) -> float | None:
@@ -88,16 +80,25 @@ def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapp
 
 def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
     """The result of all confirmatory comparisons in one sentence, without their numbers."""
-    found = [(result, *outcome(result, key, over_run)) for result, key in comparisons_claimed(results)]
+    claimed = comparisons_claimed(results)
+    found = [(result, *outcome(result, key, over_run)) for result, key in claimed]
     if not found:
-        return "No comparison of this run was fixed beforehand: it takes MAW and a control. All tests are exploratory."
+        planned = results[0].get("configuration", {}).get("compare") or ""
+        if planned.endswith(":"):
+            name = _plain(subject_in(results[0]))
+            return f"The run did not fix the comparisons of {name} beforehand. All tests are exploratory."
+        takes = f"it takes {_plain(subject_in(results[0]))} and a control"
+        return f"No comparison of this run was fixed beforehand: {takes}. All tests are exploratory."
     if len(found) == 1:
         result, sentence, _ = found[0]
         return f"{_where(result, results)}{sentence} in {METRIC_LABELS[METRIC]}."
-    better, worse = (sum(sign == wanted for *_, sign in found) for wanted in (1, -1))
+    subject = subject_in(results[0])
+    signs = [sign if _is_first(subject, key) else -sign for (_, key), (*_, sign) in zip(claimed, found, strict=True)]
+    better, worse = (signs.count(wanted) for wanted in (1, -1))
     return (
-        f"MAW against its controls in {METRIC_LABELS[METRIC]}, {len(found)} comparisons: significantly better in "
-        f"{better}, significantly worse in {worse}, no significant difference in {len(found) - better - worse}."
+        f"{_plain(subject)} against its controls in {METRIC_LABELS[METRIC]}, {len(found)} comparisons: significantly "
+        f"better in {better}, significantly worse in {worse}, no significant difference in "
+        f"{len(found) - better - worse}."
     )
 
 
@@ -132,10 +133,23 @@ def _where(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> s
 
 def outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
     """Which of two methods is significantly better, as a sentence, and the sign of its difference; 0 if neither is."""
-    new, old = (label_of(short).removesuffix(" Fine-tuned") for short in key.split("_vs_"))
+    new, old = (_short(label_of(short)) for short in key.split("_vs_"))
     difference = result["confirmatory"]["comparisons"][key]["mean_difference"]
     p = corrected_p(result, key, METRIC, over_run)
     if p < LEVEL and (difference > 0 or difference < 0):  # neither holds for NaN
         word, sign = ("better", 1) if difference > 0 else ("worse", -1)
         return f"{new} is significantly {word} than {old}", sign
     return f"{new} and {old} do not differ significantly", 0
+
+
+def _plain(name: str) -> str:
+    return _short(find_method(name).label) if is_known(name) else name
+
+
+def _short(label: str) -> str:
+    return label.removesuffix(" Fine-tuned")
+
+
+def _is_first(subject: str, key: str) -> bool:
+    """Whether the subject is the first method of a comparison's key."""
+    return is_known(subject) and key.startswith(f"{find_method(subject).short}_vs_")

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from maw.config.methods import METHODS, comparisons
+from maw.config.methods import comparisons, in_order, look_of, methods_of
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report import chart_data, significance_marks
 from maw.report.html import charts, heatmap, tables
-from maw.report.significance_marks import RunValues, corrected_p, label_of, methods_of, run_p_values
+from maw.report.significance_marks import RunValues, corrected_p, label_of, run_p_values
 from maw.report.text import costs
 from maw.report.text.format import number, p_value
 from maw.report.text.summary import NOTES
@@ -76,7 +76,8 @@ def environment() -> Environment:
         "tables": tables,
         "LABEL": METRIC_LABELS[METRIC],
         "LEVEL": LEVEL,
-        "METHODS": METHODS,
+        "in_order": in_order,
+        "look_of": look_of,
         "METRIC": METRIC,
         "METRIC_LABELS": METRIC_LABELS,
         "NOTES": NOTES,

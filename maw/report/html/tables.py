@@ -7,21 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from maw.config.methods import Method
+from maw.config.method import Method
+from maw.config.methods import look_of, methods_of
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report import chart_data
 from maw.report.chart_data import Result
-from maw.report.significance_marks import (
-    LETTERS,
-    RunValues,
-    beaten,
-    corrected_p,
-    label_of,
-    look_of,
-    methods_of,
-    methods_of_run,
-)
+from maw.report.significance_marks import LETTERS, RunValues, beaten, corrected_p, label_of
 from maw.report.text.costs import costs, energy_devices, index, size, watt_hours
 from maw.report.text.format import number, p_value
 
@@ -55,7 +47,7 @@ class Table:
 
 def overview(results: Sequence[Result]) -> Table:
     """The headline metric, datasets by methods."""
-    methods, rows = methods_of_run(results), []
+    methods, rows = methods_of(*results), []
     for result in results:
         records = [result["results"].get(method.key) for method in methods]
         values = [record["metrics"][METRIC] if record else None for record in records]

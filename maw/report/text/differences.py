@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import comparisons
-from maw.evaluation.confirmatory import METRIC, SUBJECT, key_of
+from maw.config.methods import comparisons, methods_of
+from maw.evaluation.confirmatory import METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import RunValues, label_of, methods_of
+from maw.report.significance_marks import RunValues, label_of, subject_in
 from maw.report.text.format import as_table, clean, number, p_value, wrapped
 
 BASELINE = "zero_shot"
@@ -50,12 +50,13 @@ def dataset_differences(result: Mapping[str, Any], over_run: RunValues | None = 
 
 def run_differences(family: Mapping[str, Any]) -> str:
     """The confirmatory family over all datasets of a run, from `maw.evaluation.confirmatory.over_run`."""
-    rows = []
+    rows, firsts = [], list({row["comparison"].partition("_vs_")[0] for row in family.get("comparisons", ())})
     for row in family.get("comparisons", ()):
-        name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=True)}"
+        name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=len(firsts) == 1)}"
         rows.append([name, *cells(row, row.get("p_holm")), *_found(row)])
+    who = label_of(firsts[0]).removesuffix(" Fine-tuned") if len(firsts) == 1 else "the subject"
     about = (
-        f"Confirmatory: MAW against its controls, corrected by Holm over all {len(rows)} comparisons of the "
+        f"Confirmatory: {who} against its controls, corrected by Holm over all {len(rows)} comparisons of the "
         f"run{_signs(family)}"
     )
     return "\n".join([*wrapped("", about), _confirmatory_table(rows)]) if rows else ""
@@ -77,10 +78,11 @@ def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
 
 
 def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
-    """MAW against each method and each method against zero-shot; all other pairs are in the JSON files only."""
+    """The subject against each method, each against zero-shot; all other pairs are in the JSON files only."""
     confirmed = result.get("confirmatory", {}).get("comparisons", {})
     pairs = list(comparisons(method.name for method in methods_of(result)))
-    shown = [(new, old) for new, old in pairs if SUBJECT in (new.name, old.name) or old.name == BASELINE] or pairs
+    subject = subject_in(result)
+    shown = [(new, old) for new, old in pairs if subject in (new.name, old.name) or old.name == BASELINE] or pairs
     rows = []
     for new, old in shown:
         key = key_of(new, old)

@@ -12,19 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maw.config.methods import METHODS, Method
+from maw.config.method import Method
+from maw.config.methods import methods_of
 from maw.config.paths import short_path
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import (
-    LETTERS,
-    RunValues,
-    beaten,
-    methods_of,
-    methods_of_run,
-    run_p_values,
-    verdict_lines,
-)
+from maw.report.significance_marks import LETTERS, RunValues, beaten, run_p_values, verdict_lines
 from maw.report.text.costs import cost_table
 from maw.report.text.differences import dataset_differences, run_differences
 from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, number, wrapped
@@ -57,7 +50,7 @@ NOTES = (
 def method_heading(method: Method, dataset: str) -> str:
     """The heading of a method on the console."""
     number = method.key.partition("_")[0]  # controls have none
-    approach = f"approach {number}" if number.isdigit() else "control"
+    approach = f"approach {number}" if number.isdigit() else "control" if method.origin is None else "method"
     return f"\n{clean(dataset)}, {approach}: {method.approach}\n{method.description}."
 
 
@@ -150,7 +143,7 @@ def conclusion(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] |
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
     """Table of nDCG@10, datasets by methods, with notes on sampled corpora and dates."""
-    methods = methods_of_run(results)
+    methods = methods_of(*results)
     rows = []
     for result in results:
         records = [result["results"].get(method.key) for method in methods]
@@ -253,7 +246,7 @@ def _runtimes(result: Mapping[str, Any]) -> str:
     records = result["results"]
     lines = [
         (method.label, summary.get(f"{method.short}_seconds"), _cached(records.get(method.key, {})))
-        for method in METHODS
+        for method in methods_of(result)
     ]
     lines.append(("Total (dataset)", summary.get("total_dataset_seconds"), ""))
     lines = [line for line in lines if line[1] is not None]
