@@ -93,7 +93,8 @@ def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
     config, problems = gather(settings | given | {"log_dir": str(folder), "resume": str(folder)})
     changed = run_state.changes(record, config)
     mistakes = [run_state.refusal(folder), *changed] if changed else []
-    mistakes += [_describe(problem, sources.positions) for problem in find_problems(config, problems)[0]]
+    unsure = {"methods"} if changed else set()  # whose code may be what has changed: it is then not executed
+    mistakes += [_describe(problem, sources.positions) for problem in find_problems(config, problems, unsure)[0]]
     gone = [each for each in folders_of(vars(config) | {"cache_dir": None}) if not is_folder(each)]
     if gone:
         text = f"the run needs {gone[0]}, which is not there. If it moved, say where a folder of this name is now"

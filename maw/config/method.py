@@ -138,10 +138,10 @@ class Method:
         return self.settings(config) if callable(self.settings) else self.settings
 
 
-def implemented_by(target: str) -> Callable[[Any, Any, Any], Any]:
+def implemented_by(target: str) -> Callable[..., Any]:
     """A method's `adapt` or `merge` that is "module:function", imported when it is called: it needs torch."""
 
-    def call(self: Method, backbone: Any, context: Any) -> Any:
+    def call(_: Method, backbone: Any, context: Any) -> Any:
         module, _, function = target.partition(":")
         return getattr(importlib.import_module(module), function)(backbone, context)
 

@@ -57,7 +57,7 @@ def as_reference(value: Any) -> Any:
     match = _IN_FILE.fullmatch(value) if isinstance(value, str) else None
     if match:
         return f"{absolute(match['file'])}:{match['name']}"
-    if isinstance(value, str) and value not in METHOD_NAMES and value in installed():
+    if isinstance(value, str) and value not in (*METHOD_NAMES, "all") and value in installed():
         return f"{INSTALLED}{value}"
     return value
 

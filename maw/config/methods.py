@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from maw.config.method import Method, Origin, Settings, implemented_by
+from maw.config.method import Method as Method
+from maw.config.method import Origin, Settings, implemented_by
 
 LARGEST_RANK = 4096
 """Of LoRA adapters and of depth kernels."""

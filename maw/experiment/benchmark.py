@@ -15,18 +15,15 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from maw.config.methods import in_order
 from maw.config.tier1_config import Tier1Config, absolute_paths
 from maw.data.check import check_data, refuse
 from maw.data.registry import check_sources
 from maw.evaluation import confirmatory, exploratory
 from maw.experiment.config_checks import validate
-from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.plan.plan import make_plan
 from maw.experiment.plan.plan_text import data_text, plan_text
 from maw.experiment.run_datasets import run_datasets
@@ -39,7 +36,6 @@ from maw.runtime.precision import fixed_precision, name_of, numerics, pick_preci
 from maw.runtime.run_log import log_event
 from maw.storage.files import check_writable
 from maw.storage.locks import run_lock
-from maw.training.method_checks import check_method
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +86,6 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         check_writable(config.log_dir)
         described = replace(config, resume=None, restart=False).to_dict()
         log_event(logger, "run", schema=console.SCHEMA, configuration=described)
-        _check_methods(config, device)
     if not config.resume and not plan.too_small():
         _check_data(config)
     if config.dry_run:
@@ -121,18 +116,6 @@ def _run(config: Tier1Config) -> dict[str, Any]:
         console.answer(summary.answers(found, [family, exploratory.over_run(found)]))
     console.answer(summary.conclusion(found, family, config.log_dir))
     return results
-
-
-def _check_methods(config: Tier1Config, device: torch.device) -> None:
-    """Tries each user's method on two texts, before minutes of data and other methods.
-
-    Raises:
-        ModelError: a method has a mistake.
-    """
-    for method in in_order(config.methods):
-        if method.origin is not None:
-            trainer = MethodTrainer(method, config, device)
-            check_method(method, partial(trainer.build, trainer.configure(config.seed)))
 
 
 def _check_data(config: Tier1Config) -> None:

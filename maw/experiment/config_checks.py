@@ -12,7 +12,7 @@ from pathlib import Path
 
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
-from maw.config.method_files import load_methods
+from maw.config.method_files import PYTHON, load_methods, place_of
 from maw.config.methods import claim, find_method, in_order, is_known, subject_of, trained_methods
 from maw.config.paths import BEIR, NO_FOLDER, beir_parts, is_folder, no_folder
 from maw.config.tier1_config import LETTERS, ONE_DECISION, SAFE_NAME, Tier1Config, gather
@@ -59,7 +59,7 @@ def find_problems(
     """
     bad = {problem.name for problem in known} | set(unsure)
     if "methods" not in bad:
-        known = known + [Problem("", text) for text in load_methods(config.methods)]
+        known = known + [Problem("", text) for text in [*load_methods(config.methods), *_own_settings(config)]]
         bad |= {"methods"} if any(not is_known(name) for name in config.methods) else set()
     found = _dataset_problems(config) + distractor_problems(config) + _process_problems(config)
     found += (
@@ -107,6 +107,10 @@ def _package_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _process_problems(config: Tier1Config) -> list[Problem]:
+    here = [name for name in config.methods if name.startswith(PYTHON)]
+    if config.parallel_datasets and here:
+        text = f"other processes cannot load {here[0]}; put the class into a file, or leave parallel_datasets out"
+        return [Problem("parallel_datasets", text, ("methods",))]
     if not config.parallel_datasets or distributed.launched().count == 1:
         return []
     text = "the processes of torchrun already share each dataset; leave it out, or start one process"
@@ -201,6 +205,17 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
             text = f"none leaves the method{'s' * (len(without) > 1)} {which} {what}; "
             text += f"name a layer, or take {which} out of methods"
             found.append(Problem(name, text, ("methods",)))
+    return found
+
+
+def _own_settings(config: Tier1Config) -> list[str]:
+    """One line for each user's method whose `settings` are wrong."""
+    found = []
+    for method in in_order(config.methods):
+        try:
+            method.configure(config)
+        except (ConfigError, TypeError) as error:
+            found += [f"{place_of(method)}: {method.name}: settings: {reason(error)}"] if method.origin else []
     return found
 
 

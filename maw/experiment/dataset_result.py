@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from maw.config.method import Method
-from maw.config.methods import Described, find_method, in_order, subject_of
+from maw.config.methods import Described, Method, find_method, in_order, subject_of
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.dataset_table import source_of

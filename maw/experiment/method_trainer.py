@@ -34,6 +34,7 @@ from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage, watch
 from maw.training.checkpoint import RETRIEVERS
 from maw.training.checkpoint_writer import CheckpointWriter
+from maw.training.method_checks import watched
 from maw.training.optimizer import rates, with_rates
 from maw.training.state import VALIDATION_METRIC, History
 from maw.training.train import train_retriever
@@ -113,7 +114,8 @@ class MethodTrainer:
         Raises:
             NotFiniteError: the training diverged.
         """
-        with stage("training"), mistakes_of(self.method):
+        watching = watched(model, train, model.config, self.activations)
+        with stage("training"), mistakes_of(self.method), watching:
             return train_retriever(
                 model,
                 train,

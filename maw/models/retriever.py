@@ -141,7 +141,7 @@ class BaselineRetriever(nn.Module):
         """Makes the parameters that a method names trainable, and all others not."""
         if trained is None:
             trained = [each for each in backbone.parameters() if each.requires_grad]
-        by_rate = trained if isinstance(trained, Mapping) else {"learning_rate": trained}
+        by_rate: dict[str, Any] = dict(trained) if isinstance(trained, Mapping) else {"learning_rate": trained}
         backbone.requires_grad_(False)
         for rate, parameters in by_rate.items():
             for parameter in parameters:

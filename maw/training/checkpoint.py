@@ -150,10 +150,12 @@ def given_method(owner: Path, facts: Mapping[str, Any] | None, given: type[Metho
     if facts is None:
         return None if given is None else load_method(as_reference(given))
     name, digest = facts["name"], facts["origin"]["digest"]
-    method = find_method(name) if given is None and is_known(name) else None
-    if given is not None:
-        method = load_method(as_reference(given))
-    if method is None or isinstance(method, Described) or (given is None and method.origin.digest != digest):
+    method = None if given is None else load_method(as_reference(given))
+    if given is None and is_known(name):
+        known = find_method(name)
+        there = None if known.origin is None or isinstance(known, Described) else known.origin.digest
+        method = known if there == digest else None
+    if method is None or method.origin is None:
         reference = facts["origin"]["reference"]
         raise ModelError(
             f"{owner}: was adapted by the method {name}, and no code is loaded from a place that a file names; if you "

@@ -3,13 +3,14 @@
 - `check_method` tries the method on two texts, before the data are loaded.
 - `cache_disagreement` compares the output from stored activations of the frozen layers with that from tokens, at the
   start of a training and after one step of the optimizer.
-- `Frozen` compares what is not trained before and after a training.
+- `watched` does so for a training, and compares what is not trained before and after it.
 
 Tests hold the benchmark's own methods to the same rules, so that a run spends no time on them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -20,11 +21,18 @@ from maw.attention.noise import text_keys
 from maw.config.method import Method
 from maw.config.method_files import mistakes_of, place_of
 from maw.config.tier1_config import Tier1Config
+from maw.data.collection import RetrievalData
+from maw.encoding.activation_cache import ActivationStore
 from maw.errors import ModelError
 from maw.models.changes import frozen_hashes
-from maw.models.retriever import PROBE, BaselineRetriever
-from maw.training.contrastive import contrastive_loss
+from maw.models.retriever import AGREES, PROBE, BaselineRetriever
+from maw.models.tokenized import ListTexts
+from maw.runtime import distributed
+from maw.runtime.devices import to_device
+from maw.training.contrastive import TrainingPairs, contrastive_loss
 from maw.training.optimizer import parameter_groups
+
+logger = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Tensor]
 
@@ -96,8 +104,8 @@ def _stored(encoder: torch.nn.Module, tokens: Inputs) -> dict[str, Tensor]:
 
 @contextmanager
 def _undone(model: BaselineRetriever) -> Iterator[None]:
-    """Puts trained parameters, buffers, gradients and random numbers back to what they were before the block."""
-    changing = [each for each in model.parameters() if each.requires_grad] + list(model.buffers())
+    """Puts parameters, buffers, gradients and random numbers back to what they were before the block."""
+    changing = [*model.parameters(), *model.buffers()]
     before = [each.detach().clone() for each in changing]
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -111,27 +119,55 @@ def _undone(model: BaselineRetriever) -> Iterator[None]:
                     each.grad = None
 
 
-class Frozen:
-    """What a user's method does not train, as it is now."""
+@contextmanager
+def watched(
+    model: BaselineRetriever, data: RetrievalData, config: Tier1Config, activations: ActivationStore | None
+) -> Iterator[None]:
+    """Watches the training of a user's method, in the block; a method of the benchmark is not watched.
 
-    def __init__(self, model: BaselineRetriever):
-        self.model = model
-        self.wanted = model.method is not None and model.method.origin is not None
-        self._before = frozen_hashes(model.encoder) if self.wanted else {}
+    A model that stored activations would give another output reads none: none of its layers then counts as frozen.
 
-    def check(self) -> None:
-        """Compares it with what it was.
+    Args:
+        data: the training split.
+        config: of the training.
+        activations: stored activations of the frozen layers; None where the training has none.
 
-        Raises:
-            ModelError: a frozen parameter or a buffer has changed.
-        """
-        if not self.wanted or self.model.method is None:
-            return
-        now = frozen_hashes(self.model.encoder)
-        changed = [name for name in self._before if now.get(name) != self._before[name]]
-        if changed:
+    Raises:
+        ModelError: at the end, if a frozen parameter or a buffer has changed.
+    """
+    method, encoder = model.method, model.encoder
+    if method is None or method.origin is None:
+        yield
+        return
+    place = f"{place_of(method)}: {method.name}"
+    if activations is not None and encoder.prefix_layers and len(data) > 1:
+        found = cache_disagreement(model, *_first_texts(model, data, config), config)
+        (differs,) = distributed.any_process(found > AGREES)
+        if differs:
+            encoder.prefix_layers = 0
             text = (
-                f"{changed[0]} is not trained, but training has changed it, and checkpoints hold only what is trained"
+                "%s: its output from stored activations of the frozen layers differs from that from tokens (by %.2g, "
             )
-            way = "return it from adapt, or leave it as it is"
-            raise ModelError(f"{place_of(self.model.method)}: {self.model.method.name}: {text}; {way}")
+            text += "at the start or after one step), so nothing is stored for it: every text passes all layers"
+            logger.warning(text, place, found)
+    before = frozen_hashes(encoder)
+    yield
+    now = frozen_hashes(encoder)
+    changed = [name for name in before if now.get(name) != before[name]]
+    if changed:
+        raise ModelError(
+            f"{place}: {changed[0]} is not trained, but training has changed it, and checkpoints hold only what is "
+            "trained; return it from adapt, or leave it as it is"
+        )
+
+
+def _first_texts(model: BaselineRetriever, data: RetrievalData, config: Tier1Config) -> list[dict[str, Tensor]]:
+    """The queries and positives of the first batch, on the device."""
+    pairs = TrainingPairs(data, negatives=0, seed=config.seed)
+    batch = next(iter(pairs.batches(1, config.batch_size)))
+    found = []
+    for texts, rows in zip((ListTexts(data.queries), data.corpus), pairs.source_rows(batch), strict=True):
+        source = model.source(texts, "document" if found else "query")
+        tokens = source.batch(rows[: len(batch.queries)])
+        found.append({name: to_device(each, model.device) for name, each in tokens.items()})
+    return found

@@ -32,7 +32,6 @@ from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
 from maw.training.checkpoint_writer import CheckpointWriter
-from maw.training.method_checks import Frozen
 from maw.training.progress import Progress
 from maw.training.state import VALIDATION_METRIC, History
 from maw.training.trainer import Trainer
@@ -86,7 +85,6 @@ def train_retriever(
     """
     device, model = device_of(model, device), unwrap(model)
     with at(dataset=dataset_name, method=model_type):
-        frozen = Frozen(model)
         trainer = Trainer(
             model,
             as_retrieval_data(train_data, "train"),
@@ -136,7 +134,6 @@ def train_retriever(
                 f"; {left_out} step{'s' * (left_out != 1)} beyond float16 left out" if left_out else "",
             )
             signals.check()
-        frozen.check()
         model.load_trained_state(progress.best_weights)
         (forgotten,) = distributed.any_process(diagnostics is not None and diagnostics.has_forgotten_best)
         if forgotten:

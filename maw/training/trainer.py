@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,23 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maw.config.method_files import place_of
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationSource, ActivationStore
 from maw.encoding.length_chunks import LengthChunks
 from maw.errors import MAWError, NotFiniteError, error_context
 from maw.models.cpu_kernels import packed_weights
-from maw.models.retriever import AGREES, BaselineRetriever, MAWRetriever
-from maw.models.tokenized import ListTexts, Source, TextSource
+from maw.models.retriever import BaselineRetriever, MAWRetriever
+from maw.models.tokenized import ListTexts, Source
 from maw.runtime import distributed, trackers
-from maw.runtime.devices import replicate, to_device
+from maw.runtime.devices import replicate
 from maw.runtime.out_of_memory import advising
 from maw.runtime.profiler import stage
 from maw.runtime.progress_bars import bar
 from maw.training import sharded_batch
 from maw.training.contrastive import Batch, TrainingPairs
-from maw.training.method_checks import cache_disagreement
 from maw.training.objective import Statistics, build_objective
 from maw.training.optimizer import learning_rate, parameter_groups, rates, warmup_decay
 from maw.training.router.cluster_start import start_from_clusters
@@ -69,7 +67,6 @@ class Trainer:
         texts = [model.source(ListTexts(data.queries), "query"), model.source(data.corpus, "document")]
         self.sources: list[Source] = [*texts]
         if activations is not None:
-            self._check_cache(texts)
             self.sources = [activations.source(source, model.encoder, device) for source in texts]
             with stage("filling activations"):
                 self._fill_activations()
@@ -100,28 +97,6 @@ class Trainer:
         self._sums: dict[str, Tensor] = {}
         self._started = time.perf_counter()
         self._goes_on = False
-
-    def _check_cache(self, texts: Sequence[TextSource]) -> None:
-        """Has a user's method read no stored activations where they change its output."""
-        model, method = self.model, self.model.method
-        if method is None or method.origin is None or not model.encoder.prefix_layers:
-            return
-        batch = next(iter(self.pairs.batches(1, self.config.batch_size)))
-        rows = self.pairs.source_rows(batch)
-        size = len(batch.queries)
-        tokens = [source.batch(each[:size]) for source, each in zip(texts, rows, strict=True)]
-        tokens = [{name: to_device(each, self.device) for name, each in inputs.items()} for inputs in tokens]
-        found = cache_disagreement(model, *tokens, self.config)
-        (differs,) = distributed.any_process(found > AGREES)
-        if differs:
-            model.encoder.prefix_layers = 0
-            logger.warning(
-                "%s: with stored activations of the frozen layers %s gives another output than from tokens (by %.2g, at "
-                "its start or after one step), so nothing is stored for it: every text passes through all layers",
-                place_of(method),
-                method.name,
-                found,
-            )
 
     def state_dict(self, epoch_over: bool = False) -> State:
         """What resuming needs beside the model's weights.
