@@ -141,7 +141,7 @@ class Method:
 def implemented_by(target: str) -> Callable[..., Any]:
     """A method's `adapt` or `merge` that is "module:function", imported when it is called: it needs torch."""
 
-    def call(_: Method, backbone: Any, context: Any) -> Any:
+    def call(self: Method, backbone: Any, context: Any) -> Any:
         module, _, function = target.partition(":")
         return getattr(importlib.import_module(module), function)(backbone, context)
 

@@ -69,7 +69,8 @@ def installed() -> dict[str, importlib.metadata.EntryPoint]:
 
 def load_methods(names: Iterable[str]) -> list[str]:
     """Loads the methods of users among those named; returns the mistakes, one line each."""
-    problems, taken = [], {}
+    problems: list[str] = []
+    taken: dict[str, str] = {}
     for name in filter(is_reference, names):
         try:
             method = load_method(name)
@@ -158,7 +159,7 @@ def mistakes_of(method: Method, *, everything: bool = False) -> Iterator[None]:
     except MAWError:
         raise
     except Exception as error:
-        file = method.origin and method.origin.file
+        file = method.origin.file if method.origin else None
         line = _last_line(file, error)
         if method.origin is None or is_out_of_memory(error) or (line is None and not everything):
             raise

@@ -19,8 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw.config.method import Method
-from maw.config.methods import claim, in_order
+from maw.config.methods import Method, claim, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation.metrics import PRIMARY, EvaluationResult
 from maw.evaluation.power import POWER, fewest_queries, minimum_detectable_effect, queries_needed

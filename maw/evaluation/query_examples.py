@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.method import Method
-from maw.config.methods import CONTROLS, Maw, comparisons
+from maw.config.methods import CONTROLS, Maw, Method, comparisons
 from maw.data.collection import RetrievalData
 from maw.evaluation.confirmatory import METRIC, key_of
 from maw.evaluation.metrics import EvaluationResult

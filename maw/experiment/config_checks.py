@@ -188,7 +188,7 @@ def distractor_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:
-    trained = trained_methods(config)
+    trained = [name for name in trained_methods(config) if is_known(name)]
     found = []
     if trained and min(config.batch_size, config.train_samples) < 2:
         short = "batch_size" if config.batch_size < 2 else "train_samples"

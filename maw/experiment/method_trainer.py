@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from maw.config.method import Method
 from maw.config.method_files import mistakes_of
+from maw.config.methods import Method
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
 from maw.encoding.activation_cache import ActivationStore

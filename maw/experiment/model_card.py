@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maw import __version__
-from maw.config.method import Method
-from maw.config.methods import comparisons, find_method
+from maw.config.methods import Method, comparisons, find_method
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.experiment.past_run import PastRun
 from maw.models.pretrained import ModelSpec, base_model, trained_layers

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maw.config.method import Method
-from maw.config.methods import find_method, methods_of
+from maw.config.methods import Method, find_method, methods_of
 from maw.config.paths import absolute, check_there, folders_of, found_again, is_folder, with_folders
 from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
 from maw.data.collection import RetrievalData

@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
 from maw.attention.layer import MAWAttentionLayer
-from maw.config.method import Method
 from maw.config.method_files import mistakes_of, place_of
+from maw.config.methods import Method
 from maw.config.tier1_config import Tier1Config, absolute_paths
 from maw.errors import ModelError, reason
 from maw.models.adaptation import Context, Trained, add_depths, as_configured
@@ -85,8 +85,8 @@ class BaselineRetriever(nn.Module):
 
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
         before, context = Snapshot(backbone), self.context
-        outside = self.method is not None and self.method.origin is not None
-        states = self._states(backbone, architecture) if outside else []
+        theirs = self.method if self.method is not None and self.method.origin is not None else None  # a user's
+        states = self._states(backbone, architecture) if theirs else []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             if self.method is None:
@@ -101,16 +101,16 @@ class BaselineRetriever(nn.Module):
             self._check_changes(self.method, self.changes)
         first = self.changes.first_layer or self.spec.num_layers + 1
         prefix = min(self.layers["prefix"], first - 1)
-        if outside and prefix:
-            with mistakes_of(self.method, everything=True):
+        if theirs and prefix:
+            with mistakes_of(theirs, everything=True):
                 now = self._states(backbone, architecture)[:prefix]
             if any(bool((a - b).abs().max() > AGREES) for a, b in zip(states, now, strict=False)):
                 prefix = 0
                 logger.warning(
                     "%s: layers that %s did not visibly change give another output than in the pretrained model, so "
                     "nothing is stored for it: every text passes through all layers each time",
-                    place_of(self.method),
-                    self.method.name,
+                    place_of(theirs),
+                    theirs.name,
                 )
         options = {
             "pooling": self.spec.pooling,

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.method import Method
-from maw.config.methods import look_of, methods_of
+from maw.config.methods import Method, look_of, methods_of
 from maw.evaluation.confirmatory import METRIC
 
 NAMED_SHARE = 0.005  # a smaller share of picks is not named

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.method import Method
-from maw.config.methods import find_method, methods_of
+from maw.config.methods import Method, find_method, methods_of
 from maw.config.paths import found_again, identity
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError

@@ -13,8 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from maw.config.method import Method
-from maw.config.methods import METHODS, comparisons, find_method, is_known, subject_of
+from maw.config.methods import METHODS, Method, comparisons, find_method, is_known, subject_of
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report.text.format import p_value

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maw.config.method import Method
 from maw.config.method_files import as_reference, load_method, place_of
-from maw.config.methods import Described, find_method, is_known
+from maw.config.methods import Described, Method, find_method, is_known
 from maw.config.paths import absolute, check_there, folders_of, found_again
 from maw.config.tier1_config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason

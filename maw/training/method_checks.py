@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from maw.attention.noise import text_keys
-from maw.config.method import Method
 from maw.config.method_files import mistakes_of, place_of
+from maw.config.methods import Method
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from maw.config.method import Method
-from maw.config.methods import look_of, methods_of
+from maw.config.methods import Method, look_of, methods_of
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report import chart_data

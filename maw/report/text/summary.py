@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maw.config.method import Method
-from maw.config.methods import methods_of
+from maw.config.methods import Method, methods_of
 from maw.config.paths import short_path
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
