@@ -118,7 +118,7 @@ class Method:
         raise NotImplementedError
 
     def configure(self, config: Config) -> Config:
-        """The run's configuration as this method uses it."""
+        """The run's configuration, `config`, as this method uses it."""
         return replace(config, **self._settings(config))
 
     @property
@@ -129,7 +129,7 @@ class Method:
         return not callable(self.settings) and bool(self.settings.get(WHERE))
 
     def describes(self, retriever: str, config: Any) -> int:
-        """How many of its settings a retriever of that kind and configuration has; 0 unless it has them all."""
+        """How many of its settings a retriever of that kind, with `config`, has; 0 unless it has them all."""
         settings = {name: value for name, value in self._settings(config).items() if name != WHERE}
         same = retriever == self.retriever and all(getattr(config, name) == each for name, each in settings.items())
         return len(settings) if same else 0

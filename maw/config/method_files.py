@@ -53,7 +53,9 @@ def as_reference(value: Any) -> Any:
         ConfigError: the class is no method.
     """
     if isinstance(value, type):
-        return _enter(value, _of_class(value)).origin.reference  # type: ignore[union-attr]
+        origin = _of_class(value)
+        _enter(value, origin)
+        return origin.reference
     match = _IN_FILE.fullmatch(value) if isinstance(value, str) else None
     if match:
         return f"{absolute(match['file'])}:{match['name']}"

@@ -61,7 +61,7 @@ class BaselineRetriever(nn.Module):
         ConfigError: a layer that the model does not have, or no layer where one is needed.
     """
 
-    adaptation: Callable[[nn.Module, Context], Trained] = staticmethod(as_configured)
+    _adaptation: Callable[[nn.Module, Context], Trained] = staticmethod(as_configured)
     """What changes the encoder where no method is given."""
 
     def __init__(self, config: Tier1Config, method: Method | None = None):
@@ -90,7 +90,7 @@ class BaselineRetriever(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             if self.method is None:
-                trained = self.adaptation(backbone, context)
+                trained = self._adaptation(backbone, context)
             else:
                 with mistakes_of(self.method, everything=True):
                     trained = self.method.adapt(backbone, context)
@@ -253,7 +253,7 @@ class MAWRetriever(BaselineRetriever):
     `config.depth_values` depths also change the values: an ablation, not MAW.
     """
 
-    adaptation = staticmethod(add_depths)
+    _adaptation = staticmethod(add_depths)
 
 
 def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:

@@ -16,6 +16,7 @@ import torch
 from conftest import random_texts
 
 import maw
+import tier_1 as program
 from maw.config.method_files import code_of, load_method, load_methods
 from maw.config.methods import METHODS, claim, find_method, in_order
 from maw.config.tier1_config import Tier1Config
@@ -129,17 +130,18 @@ def train(tiny_settings, tiny_data, tmp_path):
     return run
 
 
-def python(*words: str, code: int = 0) -> str:
-    """What another Python process says, which must end with that exit code."""
-    known = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], env=known, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def tier_1(monkeypatch, capsys):
+    """`tier_1("search", ...)` gives what the program says, as if its process had loaded no method of a user."""
 
+    def say(*words, code=0):
+        monkeypatch.setattr("maw.config.methods._KNOWN", {each.name: each for each in METHODS})
+        capsys.readouterr()
+        got, said = program.main(words), capsys.readouterr()
+        assert got == code, said
+        return said.out + said.err
 
-def tier_1(*words: str, code: int = 0) -> str:
-    """What the program says."""
-    return python(str(ROOT / "tier_1.py"), *words, code=code)
+    return say
 
 
 # ------------------------------------------------------------------------------------------------------- a whole run
@@ -179,7 +181,7 @@ def test_it_stands_in_every_report_and_has_its_own_claim(run):
     assert "Scaled maps and LoRA" in " ".join((summary / "benchmark_summary.txt").read_text().split())
 
 
-def test_reports_need_no_code(run, tmp_path):
+def test_reports_need_no_code(run, tmp_path, tier_1):
     """In a process that never loaded the file, and where it is gone."""
     folder, _ = run
     logs = tmp_path / "logs"
@@ -206,7 +208,7 @@ def test_another_subject_than_the_planned_one_is_exploratory(run):
         write_reports(logs, find_folders(logs), subject="scael")
 
 
-def test_code_is_loaded_only_where_the_user_names_it(run, tmp_path):
+def test_code_is_loaded_only_where_the_user_names_it(run, tmp_path, tier_1):
     folder, logs, texts = run[0], str(run[0] / "logs"), random_texts(5)
     best = folder / "logs" / "checkpoints" / f"{PastRun.open(logs).name}_scale_seed42_best"
     expected = PastRun.open(logs).model("scale").encode(texts)
@@ -217,8 +219,8 @@ def test_code_is_loaded_only_where_the_user_names_it(run, tmp_path):
         for words in (["search", logs, "sort a list"], ["export", logs, str(out)]):
             said = tier_1(*words, "--method", "scale", code=1).splitlines()[-1]
             assert said.startswith("error: ") and f"--method-file {folder}/mine.py:Scale" in said
-        said = python("-c", f"import tier_1; tier_1.load_checkpoint({str(best)!r})", code=1)
-        assert "no code is loaded from a place that a file names" in said.splitlines()[-1]
+        with pytest.raises(ModelError, match="no code is loaded from a place that a file names"):
+            load_checkpoint(best)
         assert not marker.exists(), "the file that a checkpoint names was executed"
     finally:
         (folder / "mine.py").write_text(SCALE)
@@ -249,7 +251,7 @@ sys.exit(tier_1.main(sys.argv[1:]))
 """
 
 
-def test_killed_and_resumed_it_reaches_the_same_numbers(run, tmp_path, tiny_beir, models):
+def test_killed_and_resumed_it_reaches_the_same_numbers(run, tmp_path, tiny_beir, models, tier_1):
     """The run of `run`, killed inside of its second trial."""
     _, whole = run
     log_dir, own = tmp_path / "cut", tmp_path / "mine.py"
@@ -257,7 +259,10 @@ def test_killed_and_resumed_it_reaches_the_same_numbers(run, tmp_path, tiny_beir
     words = ["--model", str(models("bert")), "--datasets", f"beir:{tiny_beir}", "--num-epochs", "1", "--seeds", "2"]
     words += ["--tune", "2", "--batch-size", "8", "--permutations", "200", "--precision", "float32", "--device", "cpu"]
     words += ["--methods", f"zero_shot,lora,{own}:Scale", "--compare", "scale", "--save-every", "0.000001"]
-    python("-c", KILL, "5", *words, "--log-dir", str(log_dir), "--cache-dir", str(tmp_path / "cache"), code=9)
+    words = [*words, "--log-dir", str(log_dir), "--cache-dir", str(tmp_path / "cache")]
+    command, known = [sys.executable, "-c", KILL, "5", *words], os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(command, env=known, capture_output=True, check=False)
+    assert killed.returncode == 9, killed.stderr
     record = json.loads((log_dir / "state" / "run.json").read_text())
     assert '"claim": {"controls": ["lora"], "subject": "scale"}' in json.dumps(record, sort_keys=True)
     own.write_text(SCALE.replace("torch.ones(1)", "torch.ones(1) + 0"))
