@@ -265,7 +265,7 @@ def methods_of(*results: Mapping[str, Any]) -> list[Method]:
         results: contents of dataset.json. A user's method that is not loaded is entered as they describe it, so that
             reports need none of its code.
     """
-    keys = {method.key: method.name for method in METHODS}
+    keys = {method.key: method.name for method in _KNOWN.values()}
     names: dict[str, None] = {}
     for result in results:
         for key, record in result["results"].items():
