@@ -23,7 +23,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/faults tests/models/test_export_module.py --faults-full -m ""
+	$(BIN)/python -m pytest tests/faults tests/models tests/attention tests/experiment/test_methods.py --faults-full -m ""
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

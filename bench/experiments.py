@@ -1,6 +1,6 @@
 """The experiments of the research log, as data: the question, runs and conclusion of each.
 
-`bench.research` runs them and writes docs/research.md. A run here is a method of `maw.config.methods` with its own
+`bench.research` runs them and writes the research log. A run here is a method of `maw.config.methods` with its own
 settings. The other runs of an experiment are compared with its first run.
 """
 
@@ -260,7 +260,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "default_hard",
-        "The same with four hard negatives for every query.",
+        "As `default`, with four hard negatives for every query.",
         (
             Run("32 diagonal depths", "maw", CLUSTERS | HARD, SEEDS),
             Run("8 diagonal depths", "maw", CLUSTERS | FAST | HARD | {"depth_dim": 8}, SEEDS),

@@ -1,7 +1,7 @@
 """Compares the oracle over depths with the oracle over as many models that differ in their seed alone.
 
     python -m bench.oracle            # half an hour on one core; to bench/research/oracle/pystdlib.json
-    python -m bench.research --page   # the page
+    python -m bench.research --page   # the pages
 
 The runs are in bench/experiments.py and are trained as those of `bench.research`; test queries are not read.
 """
@@ -24,14 +24,11 @@ from maw.storage.files import write_json
 
 PATH = ROOT / "bench" / "research" / "oracle" / "pystdlib.json"
 HEADER = ("eight of", "oracle", "mean", "oracle above the mean", "more than that of the seeds")
-OPENING = """## oracle
-
-A text's best depth is better than the mean over depths wherever depths differ, also by chance. Is this gain larger
-than that of the best of eight models over their mean, if the models have no routing, were trained alike and differ in
-their seed alone? Of 32 depths eight are drawn, a thousand times. Values are nDCG@10 on validation queries.
-
-    python -m bench.oracle
-"""
+QUESTION = (
+    "A text's best depth is better than the mean over depths wherever depths differ, also by chance. Is this gain "
+    "larger than that of the best of eight models over their mean, if the models have no routing, were trained alike "
+    "and differ in their seed alone?"
+)
 
 
 def measure() -> dict[str, Any]:
@@ -48,14 +45,17 @@ def measure() -> dict[str, Any]:
     return {"commit": commit(), "machine": machine(), "seeds": list(SEEDS_ALONE.seeds), "rows": rows}
 
 
-def oracle_section(path: Path = PATH) -> str:
-    """The oracle's section of the page, as Markdown."""
+def oracle_page(path: Path = PATH) -> str:
+    """The oracle's page of the research log, as Markdown."""
+    opening = f"# Research log: oracle\n\n{paragraph(QUESTION)}\n"
     if not path.exists():
-        return f"{OPENING}\nNot run yet.\n"
+        return f"{opening}\nNot run yet.\n"
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = [_seeds(content["rows"][0]), *(_depths(row) for row in content["rows"])]
+    drawn = "Of 32 depths eight are drawn, a thousand times. Values are nDCG@10 on validation queries."
     where = f"{content['machine']['processor']}, commit {content['commit']}."
-    return "\n".join([OPENING, *table(HEADER, rows), "", paragraph(ORACLE_LESSON), "", where, ""])
+    parts = [opening, paragraph(ORACLE_LESSON), "", drawn, "", "    python -m bench.oracle", "", *table(HEADER, rows)]
+    return "\n".join([*parts, "", where, ""])
 
 
 def _seeds(row: Mapping[str, Any]) -> tuple[str, ...]:

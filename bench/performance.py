@@ -29,7 +29,7 @@ OPENING = """# Performance
 The scripts in `bench/` measure times and sizes, and `make bench` writes them to this page. The two sides of a
 comparison always take turns in one run. A time is the median of its rounds, and a ratio is the median of the ratios of
 each round. The page has every result of these scripts; if one is missing, its script was not run. The results of
-bench/significance.py and bench/scaling.py are in [evidence.md](evidence.md) and [scaling.md](scaling.md).
+bench/significance.py and bench/scaling.py are in [protocol.md](protocol.md) and [scaling.md](scaling.md).
 """
 LIMITS = """## Limits
 

@@ -1,9 +1,11 @@
-"""Experiments on possible sources of a gain of MAW, on validation queries alone; writes docs/research.md.
+"""Experiments on possible sources of a gain of MAW, on validation queries alone; writes the research log.
+
+The log is docs/research.md, the index, and one page for each experiment in docs/research/.
 
     python -m bench.research                     # all of bench/experiments.py; hours on two cores
     python -m bench.research layers collapse     # some of them
     python -m bench.research layers --run 3      # one run of one, from 1: shows its numbers and writes nothing
-    python -m bench.research --page              # the page alone, from bench/research/*.json
+    python -m bench.research --page              # the pages alone, from bench/research/*.json
 
 Every run uses the benchmark's own Python interface on one thread, and gives the same numbers to the last digit on one
 machine. Test queries are loaded with the collection, since splits are checked against each other, but nothing reads
@@ -25,14 +27,14 @@ import torch
 
 from bench.common import ROOT
 from bench.experiments import BASE, EXPERIMENTS, Experiment, Run, find_experiment
-from bench.oracle import oracle_section
+from bench.oracle import QUESTION, oracle_page
 from bench.trainings import NDCG, Bench, Result
-from bench.tuned import paragraph, table, tuned_sections
+from bench.tuned import paragraph, table, tuned_pages
 from maw.evaluation.significance import paired_test
 from maw.storage.files import write_json, write_text
 
 FOLDER = ROOT / "bench" / "research"
-PAGE = ROOT / "docs" / "research.md"
+DOCS = ROOT / "docs"
 
 
 def run_experiment(experiment: Experiment, bench: Bench, again: bool = False) -> None:
@@ -69,34 +71,46 @@ def show(found: Result) -> None:
     sys.stdout.flush()
 
 
-# ---------------------------------------------------------------------------------------------------------- the page
+# --------------------------------------------------------------------------------------------------------- the pages
 
 HEADER = ("run", "method", "settings", "nDCG@10", "against the first", "p", "depths q / d", "headroom q", "headroom d")
 OPENING = """# Research log
 
-Where could a gain of MAW come from? These experiments use validation queries. Only the last part reads test queries,
-and nothing was chosen on them. `python -m bench.research` writes this page from the results in `bench/research/`.
+Where could a gain of MAW come from? Each experiment has a page with its question, its runs and its conclusion. The
+experiments use validation queries. Only the [last part](#methods-tuned-alike) reads test queries, and nothing was
+chosen on them. `python -m bench.research` writes these pages from the results in `bench/research/`.
 
-This command reproduces each number to four digits, on the same machine and at the commit below its table:
+In short: which layers are trained matters most ([layers](research/layers.md)). MAW is not better than controls that
+train as many numbers ([pystdlib](research/pystdlib.md), [MS MARCO](research/msmarco.md), [NQ](research/nq.md)). The
+router keeps several depths in use, but which one it picks matters little ([clusters](research/clusters.md)).
+
+## How to read a table
+
+Every run has the settings of the offline preset ({base}), one seed and one thread; the column `settings` lists the
+settings that differ. In the other columns:
+
+- *nDCG@10*: that of the best epoch on {queries} validation queries of `pystdlib`. At the commits of these pages
+  `pystdlib` had 79 fewer queries ([data](data.md#what-a-run-uses)).
+- *p*: of a paired randomisation test over these queries against the first run of the table. It is not corrected for
+  the number of tests and does not include the spread over seeds.
+- *depths q / d*: effective depths of greedy depths, for queries and for documents relevant to them, by MAW layer where
+  there are several.
+- *headroom*: the learnable headroom with its standard error ([routing diagnostics](routing.md)). If it is negative or
+  near zero, no router can gain from these depths.
+
+Where a run has several seeds, all values are means over them, also for each query, and each seed's nDCG@10 follows in
+parentheses.
+
+This command reproduces each number to four digits, on the same machine and at the commit below its table; N is the
+run's number in its table, from 1:
 
     python -m bench.research NAME --run N
-
-N is the run's number in its table, from 1. Every run has the settings of the offline preset ({base}), one seed and one
-thread; the column `settings` lists the settings that differ. nDCG@10 is that of the best epoch on {queries} validation
-queries of `pystdlib`. p is that of a paired randomisation test over these queries against the first run of the table.
-It is not corrected for the number of tests and does not include the spread over seeds. Where a run has several seeds,
-all values are means over them, also for each query, and each seed's nDCG@10 follows in parentheses. *depths q / d*:
-effective depths of greedy depths, for queries and for documents relevant to them, by MAW layer where there are
-several. *headroom*: the learnable headroom with its standard error, as [routing.md](routing.md) defines it. If it is
-negative or near zero, no router can gain from these depths. At these commits `pystdlib` had 79 fewer queries, as
-[data.md](data.md) says.
 """
 TUNED_OPENING = """## Methods, tuned alike
 
-Only this part of the page reads test queries: once for each training, after all choices were made. `--tune 3` gives
-each method three trials of its learning rates, judged on validation. The values of three seeds are averaged for each
-query. The Holm p is corrected over the comparisons of one dataset. Tests outside the confirmatory family are
-exploratory.
+These pages read test queries: once for each training, after all choices were made. `--tune 3` gives each method three
+trials of its learning rates, judged on validation. The values of three seeds are averaged for each query. The Holm p
+is corrected over the comparisons of one dataset. Tests outside the confirmatory family are exploratory.
 """
 ENDING = """## Limits
 
@@ -111,26 +125,51 @@ queries of a small collection.
 """
 
 
-def research_page(results: Mapping[str, Mapping[str, Any]], experiments: Sequence[Experiment] = EXPERIMENTS) -> str:
-    """The page as Markdown, from the content of bench/research/*.json by experiment."""
+def research_pages(
+    results: Mapping[str, Mapping[str, Any]], experiments: Sequence[Experiment] = EXPERIMENTS
+) -> dict[str, str]:
+    """The pages as Markdown by their file in docs/, the index first, from the content of bench/research/*.json."""
     queries = {run["queries"] for result in results.values() for run in result["runs"]}
     base = ", ".join(f"`{name}` {value}" for name, value in BASE.items() if name not in ("datasets", "test_samples"))
-    opening = OPENING.format(base=base, queries=" or ".join(map(str, sorted(queries))))
-    parts = ["\n\n".join(each if each[:1] in "# " else paragraph(each) for each in opening.split("\n\n")) + "\n"]
-    for experiment in experiments:
-        parts.append(f"## {experiment.name}\n\n{paragraph(experiment.question)}\n")
-        if experiment.name not in results:
-            parts.append("Not run yet.\n")
-            continue
-        result = results[experiment.name]
-        commits = sorted({run["commit"] or "unknown" for run in result["runs"]})
-        parts.append(f"    python -m bench.research {experiment.name}\n")
-        rows = [_row(run, index) for index, run in enumerate(result["runs"])]
-        parts.append("\n".join(table(HEADER, rows)) + "\n")
-        processors = sorted({run["machine"]["processor"] for run in result["runs"]})
-        where = f"{', '.join(processors)}, commit {', '.join(commits)}."
-        parts.append(f"{paragraph(experiment.lesson)}\n\n{where}\n" if experiment.lesson else f"{where}\n")
-    return "\n".join([*parts, oracle_section(), TUNED_OPENING, tuned_sections(), ENDING])
+    index = [wrapped(OPENING.format(base=base, queries=" or ".join(map(str, sorted(queries)))))]
+    pages = {}
+    for each in experiments:
+        index.append(entry(each.name, each.name, each.question))
+        pages[each.name] = experiment_page(each, results.get(each.name))
+    index += [entry("oracle", "oracle", QUESTION), TUNED_OPENING]
+    pages["oracle"] = oracle_page()
+    for tuned, page in tuned_pages():
+        index.append(entry(tuned.name, tuned.title, level=3))
+        pages[tuned.name] = page
+    parts = {f"research/{name}.md": f"{page}\n[All experiments](../research.md)\n" for name, page in pages.items()}
+    return {"research.md": "\n".join([*index, ENDING])} | parts
+
+
+def entry(name: str, title: str, question: str = "", level: int = 2) -> str:
+    """An experiment in the index: its heading keeps the address that it had when the log was one page."""
+    text = f"{paragraph(question)}\n\n" if question else ""
+    return f"{'#' * level} {title}\n\n{text}[Runs and conclusion](research/{name}.md)\n"
+
+
+def wrapped(text: str) -> str:
+    """The text with its paragraphs wrapped to the page's width; headings, lists and commands stay as they are."""
+    return "\n\n".join(each if each[:1] in "# -" else paragraph(each) for each in text.strip().split("\n\n")) + "\n"
+
+
+def experiment_page(experiment: Experiment, result: Mapping[str, Any] | None) -> str:
+    """The page of one experiment; without a result it says so."""
+    parts = [f"# Research log: {experiment.name}\n\n{paragraph(experiment.question)}\n"]
+    if result is None:
+        return "\n".join([*parts, "Not run yet.\n"])
+    if experiment.lesson:
+        parts.append(f"{paragraph(experiment.lesson)}\n")
+    parts.append(f"    python -m bench.research {experiment.name}\n")
+    rows = [_row(run, index) for index, run in enumerate(result["runs"])]
+    parts.append("\n".join(table(HEADER, rows)) + "\n")
+    processors = sorted({run["machine"]["processor"] for run in result["runs"]})
+    commits = sorted({run["commit"] or "unknown" for run in result["runs"]})
+    parts.append(f"{', '.join(processors)}, commit {', '.join(commits)}.\n")
+    return "\n".join([*parts, "[How to read the table](../research.md#how-to-read-a-table)\n"])
 
 
 def _row(run: Mapping[str, Any], index: int) -> list[str]:
@@ -164,10 +203,12 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def write_page() -> None:
-    """Writes docs/research.md from all results."""
+def write_pages() -> None:
+    """Writes the index and all pages of the research log from all results."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))}
-    write_text(PAGE, research_page(results))
+    (DOCS / "research").mkdir(exist_ok=True)
+    for name, page in research_pages(results).items():
+        write_text(DOCS / name, page)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -177,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"experiments, by default all: {', '.join(names)}")
     parser.add_argument("--run", type=int, metavar="N", help="one run of one experiment, from 1; nothing is written")
     parser.add_argument("--again", action="store_true", help="repeat runs that have results")
-    parser.add_argument("--page", action="store_true", help="write the page alone")
+    parser.add_argument("--page", action="store_true", help="write the pages alone")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in names]
     if unknown:
@@ -196,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with Bench() as bench:
             for name in options.names or names:
                 run_experiment(find_experiment(name), bench, options.again)
-    write_page()
+    write_pages()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results of the tuned runs of every method, for docs/research.md: taken from a run's dataset.json, and shown.
+"""Results of the tuned runs of every method, for the research log: taken from a run's dataset.json, and shown.
 
     OMP_NUM_THREADS=1 python tier_1.py ... --log-dir logs/pystdlib     # the commands are in bench/experiments.py
     python -m bench.tuned pystdlib logs/pystdlib/*/dataset.json        # to bench/research/tuned/pystdlib.json
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _method(record: Content) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------- the page
+# ---------------------------------------------------------------------------------------------------------- the pages
 
 
 METHOD_HEADER = (
@@ -105,9 +105,11 @@ ROUTER_HEADER = (
 )
 
 
-def section(tuned: Tuned, content: Content | None) -> str:
-    """One dataset's part of the page, as Markdown."""
-    lines = [f"### {tuned.title}", "", f"    {tuned.command}", ""]
+def tuned_page(tuned: Tuned, content: Content | None) -> str:
+    """The page of one dataset, as Markdown; without a result it says so."""
+    lines = [f"# Research log: {tuned.title}", ""]
+    lines += [paragraph(tuned.lesson), ""] if tuned.lesson and content else []
+    lines += [f"    {tuned.command}", ""]
     if content is None:
         return "\n".join([*lines, "Not run yet.", ""])
     sizes, methods = content["sizes"], content["arms"]
@@ -122,7 +124,6 @@ def section(tuned: Tuned, content: Content | None) -> str:
         "",
         *table(ROUTER_HEADER, [_routed(content, seed, side) for side in ("query", "document") for seed in seeds]),
         "",
-        *([paragraph(tuned.lesson), ""] if tuned.lesson else []),
     ]
     return "\n".join(lines)
 
@@ -182,13 +183,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
 
 
-def tuned_sections(folder: Path = FOLDER) -> str:
-    """All datasets' parts of the page."""
-    parts = []
+def tuned_pages(folder: Path = FOLDER) -> Iterator[tuple[Tuned, str]]:
+    """Each dataset and its page."""
     for tuned in TUNED:
         path = folder / f"{tuned.name}.json"
-        parts.append(section(tuned, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None))
-    return "\n".join(parts)
+        yield tuned, tuned_page(tuned, json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -59,8 +61,20 @@ WORDS = [
     "not",
 ]
 
-FAMILIES = tuple(model_type for model_type in ARCHITECTURES if model_type != "camembert")
-"""Model types that are tested; CamemBERT is RoBERTa under another name."""
+FAMILIES = tuple(
+    model_type
+    for model_type, architecture in ARCHITECTURES.items()
+    if model_type != "camembert" and not architecture.no_depths
+)
+"""Model types that are tested with every method; CamemBERT is RoBERTa under another name."""
+IN_SHORT = (
+    *("mpnet", "t5", "eurobert", "nomic_bert", "gte", "jina_embeddings_v3", "qwen2", "llama", "mistral"),
+    "gemma3_text",
+)
+"""Families of which the ordinary suite tries the parts in tests/models/test_encoders.py, and `make faults` all."""
+every_family = pytest.mark.parametrize(
+    "model_type", [pytest.param(each, marks=pytest.mark.faults if each in IN_SHORT else ()) for each in FAMILIES]
+)
 
 SETTINGS_OF = {
     "roberta": {"type_vocab_size": 1},
@@ -76,6 +90,30 @@ SETTINGS_OF = {
         "eos_token_id": 3,
     },
     "qwen3": {"num_key_value_heads": 1, "head_dim": 8, "eos_token_id": 3},
+    "qwen2": {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+    "llama": {"num_key_value_heads": 1, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 1, "sliding_window": 5},
+    "eurobert": {"num_key_value_heads": 1, "mask_token_id": 4},
+    "gemma3_text": {
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "use_bidirectional_attention": True,
+    },
+    "jina_embeddings_v3": {"type_vocab_size": 1},
+    "t5": {"d_kv": 8, "d_ff": 24, "eos_token_id": 3},
+    "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "share_att_key": True,
+        "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": 3,
+        "type_vocab_size": 0,
+    },
 }
 """What a tiny model of a type needs beside its sizes; most types need nothing."""
 
@@ -90,18 +128,25 @@ def tiny_config(model_type: str):
     return AutoConfig.for_model(model_type, pad_token_id=0, **settings | SETTINGS_OF.get(model_type, {}))
 
 
-def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: str = "mean") -> Path:
-    """Writes a tiny model folder in the layout of sentence-transformers."""
+def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: str = "mean", **settings: Any) -> Path:
+    """Writes a tiny model folder in the layout of sentence-transformers; `settings` change its configuration."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import AutoModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = tiny_config(model_type)
     config.initializer_range = 0.5  # large enough for texts, and depths, to differ
-    AutoModel.from_config(config).save_pretrained(folder)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    loader = ARCHITECTURES[model_type].loader()
+    (loader.from_config(config) if hasattr(loader, "from_config") else loader(config)).save_pretrained(folder)
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    if model_type == "qwen2":  # transformers makes a byte-level tokenizer of its vocabulary, whatever the file says
+        vocabulary = {piece: i for i, piece in enumerate([*list(vocabulary)[:5], "Ġ", *string.ascii_lowercase])}
+        tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    else:
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -114,14 +159,17 @@ def write_model(folder: Path, model_type: str = "bert", seed: int = 0, pooling: 
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        eos_token="[SEP]" if model_type == "qwen2" else None,  # else its own, which would be one more token
         model_max_length=64,
     ).save_pretrained(folder)
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    if model_type == "qwen3" and pooling == "mean":
+    if ARCHITECTURES[model_type].causal and model_type != "gemma3_text" and pooling == "mean":
         pooling = "lasttoken"
     modes = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
     modes |= {"pooling_mode_lasttoken": pooling == "lasttoken"}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16} | modes))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": config.hidden_size} | modes)
+    )
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ("quickstart", "your_own_data")
+NOTEBOOKS = ("quickstart", "your_own_data", "one_passage")
 
 
 def stored(name: str) -> nbformat.NotebookNode:

@@ -32,6 +32,8 @@ def build_depth_attention(
         generator: source of the kernels' noise.
     """
     attention = architecture.attention(architecture.layers(backbone)[layer - 1])
+    if not hasattr(attention, "config"):  # MPNet's attention has none; `Architecture.attend` reads the backend's name
+        attention.config = backbone.config
     heads, head_size = architecture.heads(attention)
     made_router = build_router(heads=heads, head_size=head_size, depths=depths, **router)
     options = {

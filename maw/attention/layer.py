@@ -104,29 +104,43 @@ class MAWAttentionLayer(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
+        position_bias: Tensor | Routing | None = None,
         *,
         routing: Routing | None = None,
         **inputs: Any,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Any, ...]:
         """Attends at the router's depths.
 
         Args:
             hidden_states: (B*G, T, C).
             attention_mask: the mask that the replaced module takes; None: every token attends to every token.
+            position_bias: what a family with relative positions adds to the scores; or the routing, from a layer that
+                hands nothing else on.
             routing: how the routers pick; None for greedy depths. `NonMAWEncoder._run` in `maw/models/encoder.py`
-                passes it to the Hugging Face layer, which hands unknown keywords on to its attention module.
+                passes it through `Architecture.run` to the Hugging Face layer, which hands it on.
             inputs: the other inputs of the replaced module, such as rotary positions.
 
         Returns:
-            The attention output, (B*G, T, C), and None in place of attention weights.
+            What the replaced module returns: the attention output (B*G, T, C), and None in place of its weights.
 
         Raises:
             ModelError: a key-value cache holds tokens of an earlier call, which the router does not see.
         """
         _refuse_cache(inputs.get("past_key_values"), hidden_states.shape[1], getattr(self.base, "layer_idx", 0))
+        if isinstance(position_bias, Routing):
+            routing, position_bias = position_bias, None
+        inputs = self._inputs(hidden_states, attention_mask, position_bias, inputs)
         if routing is None:
-            routing = Routing(_padding_of(hidden_states, attention_mask))
-        inputs["attention_mask"] = attention_mask
+            routing = Routing(_padding_of(hidden_states, inputs["attention_mask"]))
+        return self.architecture.attention_outputs(self._attend(hidden_states, routing, inputs), inputs)
+
+    def _inputs(
+        self, hidden_BTC: Tensor, mask: Tensor | None, bias: Tensor | None, inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        given = {"attention_mask": mask} | ({} if bias is None else {"position_bias": bias})
+        return self.architecture.attention_inputs(self.base, hidden_BTC, inputs | given)
+
+    def _attend(self, hidden_states: Tensor, routing: Routing, inputs: dict[str, Any]) -> Tensor:
         copies = len(hidden_states) // len(routing.padding_BT) if routing.layer == 0 else 1
         hidden = hidden_states[::copies]
         query, key, value = self.architecture.project(self.base, hidden)
@@ -136,14 +150,16 @@ class MAWAttentionLayer(nn.Module):
         weighted = self.kernels(query, hidden, depth).to(key.dtype)  # (texts, samples, H, T, E)
         if self.value_kernels is not None:
             value = self.value_kernels(value, hidden, depth).to(key.dtype).flatten(0, 1)
-        elif weighted.shape[1] > 1 and not self.architecture.rotary and _same_for_all_queries(attention_mask):
-            return self._attend_together(weighted, key, value, inputs), None
+        elif (
+            weighted.shape[1] > 1 and not self.architecture.rotary and _same_for_all_queries(inputs["attention_mask"])
+        ):
+            return self._attend_together(weighted, key, value, inputs)
         elif copies > 1:
             value = value.repeat_interleave(copies, 0)
         if copies > 1:
             key = key.repeat_interleave(copies, 0)
         weighted, key = self.architecture.rotate((weighted.flatten(0, 1), key), inputs)
-        return self.architecture.attend(self.base, weighted, key, value, inputs), None
+        return self.architecture.attend(self.base, weighted, key, value, inputs)
 
     def _attend_together(
         self, weighted_BGHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, inputs: dict[str, Any]
@@ -161,6 +177,7 @@ class MAWAttentionLayer(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
+        position_bias: Tensor | None = None,
         *,
         weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
         **inputs: Any,
@@ -181,7 +198,8 @@ class MAWAttentionLayer(nn.Module):
         if "flash" in name or (attention_mask is not None and attention_mask.ndim == 2):
             text = 'load the model with attn_implementation="sdpa" to see the attention itself'
             raise ModelError(f"the masks of {name} do not say which tokens may attend to which; {text}")
-        inputs["attention_mask"] = attention_mask
+        inputs = self._inputs(hidden_states, attention_mask, position_bias, inputs)
+        attention_mask = inputs["attention_mask"]
         query, key, value = self.architecture.project(self.base, hidden_states)
         every = (weigh or self.kernels.all_depths)(query, hidden_states)  # (B, H, T, D, E)
         heads, num_depths = every.shape[1], every.shape[3]
@@ -193,7 +211,7 @@ class MAWAttentionLayer(nn.Module):
         if attention_mask is None and self.architecture.causal:
             tokens = hidden_states.shape[1]
             attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=hidden_states.device).tril()
-        return attention_5d(every, key, attention_mask, query.shape[-1] ** -0.5), value
+        return attention_5d(every, key, attention_mask, self.architecture.scale(self.base)), value
 
 
 def _refuse_cache(cache: Any, tokens: int, place: int) -> None:

@@ -16,7 +16,7 @@ import sys
 import shtab
 
 from maw.cli.commands import COMMANDS, parser_of
-from maw.cli.flags import build_parser
+from maw.cli.flags import build_parser, help_topics
 from maw.config.methods import METHOD_NAMES
 from maw.config.presets import PRESETS
 from maw.config.tier1_config import ALL, kinds
@@ -78,6 +78,8 @@ def whole_parser() -> argparse.ArgumentParser:
     for each in (parser, *commands.choices.values()):
         for action in each._actions:
             _describe(action)
+    asked = next(action for action in parser._actions if action.dest == "help")
+    asked.nargs, asked.choices = "?", help_topics()
     return parser
 
 

@@ -12,6 +12,7 @@ import argparse
 import ast
 import inspect
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,8 +25,8 @@ from maw.cli.commands import COMMANDS
 from maw.config.fields import Problem, from_text, split_names
 from maw.config.methods import METHOD_NAMES
 from maw.config.paths import folders_of, found_again, is_folder
-from maw.config.presets import PRESETS, SECTIONS
-from maw.config.tier1_config import Tier1Config, check_preset, gather, kinds
+from maw.config.presets import FIRST_FLAGS, PRESETS, TOPICS
+from maw.config.tier1_config import ALL, Tier1Config, check_preset, gather, kinds
 from maw.data.dataset_table import DATASETS
 from maw.errors import ConfigError, closest, show, suggestion
 from maw.experiment import run_state
@@ -52,10 +53,10 @@ def parse_command_line(argv: Sequence[str]) -> Tier1Config:
 def read_command_line(argv: Sequence[str]) -> tuple[Tier1Config, list[str]]:
     """As `parse_command_line`, but returns the mistakes, with a configuration of the good values."""
     words = _read_words(argv)
-    if "help" in words.asked:
-        build_parser().print_help()
+    if words.topic is not None:
+        build_parser(words.topic).print_help()
         raise SystemExit(0)
-    if "version" in words.asked:
+    if words.version:
         sys.stdout.write(f"tier_1.py {__version__}\n")
         raise SystemExit(0)
     sources = _read_sources(words)
@@ -144,10 +145,11 @@ def _describe(problem: Problem, positions: dict[str, str]) -> str:
 
 @dataclass
 class _Words:
-    """A parsed command line: settings, --help or --version, mistakes, and settings without a valid value."""
+    """A parsed command line: settings, topic of --help, --version, mistakes, and settings without a valid value."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    topic: str | None = None
+    version: bool = False
     mistakes: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
 
@@ -168,8 +170,10 @@ def _read_words(argv: Sequence[str]) -> _Words:
     while rest:
         word = rest.pop(0)
         flag, has_value, value = word.partition("=")
-        if word in ("-h", "--help", "--version"):
-            words.asked.add("help" if word != "--version" else "version")
+        if flag in ("-h", "--help"):
+            _read_topic(words, value if has_value or not rest or _is_flag(rest[0]) else rest.pop(0))
+        elif word == "--version":
+            words.version = True
         elif flag in _switches():
             name, switched_on = _switches()[flag]
             if has_value:
@@ -180,13 +184,27 @@ def _read_words(argv: Sequence[str]) -> _Words:
             _read_option(words, flag, [value] if has_value else _take_values(_options()[flag], rest), rest[:1])
         elif _is_flag(word):
             close = closest(flag, [*_options(), *_switches()])
-            words.mistakes.append(f"{show(flag)[1:-1]}: no such flag{f' (did you mean {close}?)' if close else ''}")
+            hint = f" (did you mean {close}?)" if close else "; --help all shows every flag"
+            words.mistakes.append(f"{show(flag)[1:-1]}: no such flag{hint}")
             if not has_value and close not in _switches():
                 _take_values(_options().get(close, ""), rest)  # skipped, as the values of the flag that is meant
         else:
             hint = _command_hint(word, argv)
             words.mistakes.append(f"{show(word)}: is neither a flag nor the value of one{hint}")
     return words
+
+
+def _read_topic(words: _Words, topic: str) -> None:
+    """Records what --help is asked about; "" is the first flags."""
+    topics = help_topics()
+    if topic in ("", *topics):
+        words.topic = topic
+        return
+    if topic in COMMANDS:
+        hint = f"; the command has its own: python tier_1.py {topic} --help"
+    else:
+        hint = f"{suggestion(topic, topics)}; there are {', '.join(topics)}"
+    words.mistakes.append(f"--help: no topic {show(topic)}{hint}")
 
 
 def _command_hint(word: str, argv: Sequence[str]) -> str:
@@ -241,35 +259,80 @@ def _switches() -> dict[str, tuple[str, bool]]:
     return {flag_of(name): (name, True) for name in names} | negated
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The flags as an argparse parser, for its help text."""
+def help_topics() -> list[str]:
+    """The words that may follow --help."""
+    return [ALL, *(name for name, _ in TOPICS.values())]
+
+
+def build_parser(topic: str = ALL) -> argparse.ArgumentParser:
+    """The flags as an argparse parser, for its help text.
+
+    Args:
+        topic: the flags of one of `TOPICS`, `ALL` of them, or with "" `FIRST_FLAGS`, each with an example.
+    """
     parser = argparse.ArgumentParser(
         prog="tier_1.py",
-        usage="python tier_1.py [--preset NAME] [--config FILE] [--SETTING VALUE ...]",
-        description="Zero-shot, LoRA and MAW dense retrieval on the same data, under one protocol.",
-        epilog="Later sources win: defaults, --preset, --config, other flags. "
-        f"Other commands, each with its own --help: {', '.join(COMMANDS)}.",
+        usage="python tier_1.py [--preset NAME] [--config FILE] [--FLAG VALUE ...]",
+        description="Compares zero-shot, LoRA and MAW dense retrieval on the same data, under one protocol.",
+        epilog=_MORE_HELP,
+        formatter_class=_Formatter,
         allow_abbrev=False,
+        add_help=topic == ALL,
     )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--preset", metavar="NAME", help=f"a named set of defaults: {', '.join(PRESETS)}")
-    parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file of settings, named as in Tier1Config")
+    examples = {} if topic else FIRST_FLAGS
+    group: Any = (
+        parser.add_argument_group("the flags that are used first, each with an example") if examples else parser
+    )
+    if topic in (ALL, ""):
+        names = f"named settings: {', '.join(PRESETS)}; offline needs no network"
+        group.add_argument("--preset", metavar=examples.get("preset", "NAME"), help=names)
+    if topic == ALL:
+        parser.add_argument("--version", action="version", version=__version__)
+        parser.add_argument(
+            "--config", metavar="FILE", help="a YAML or JSON file of settings, named as in Tier1Config"
+        )
     documentation, defaults = field_documentation(), Tier1Config().to_dict()
-    group: Any = parser
+    section = ""
     for name, kind in kinds().items():
-        if name in SECTIONS:
-            group = parser.add_argument_group(SECTIONS[name])
+        if name in TOPICS:
+            section, about = TOPICS[name]
+            if topic in (section, ALL):
+                group = parser.add_argument_group(section, about)
+        if topic not in (section, ALL) and name not in examples:
+            continue
         default, line = defaults[name], documentation.get(name, "")
         line = line.replace("{names}", ", ".join(_NAMES.get(name, ())))
         shown = ",".join(default) if isinstance(default, list) else str(default)
         text = line.replace("%", "%%") + ("" if default in (None, {}) else f" (default: {shown})")
         if kind.base is bool:
-            group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, help=text)
+            action: Any = "store_true" if examples else argparse.BooleanOptionalAction
+            group.add_argument(flag_of(name), action=action, help=line if examples else text)
             continue
         metavar = {int: "N", float: "X", str: "TEXT", list: "A,B", dict: "NAME=X", "layers": "LAYERS"}[kind.base]
         choices = kind.choices or ((metavar, kind.word) if kind.word else (metavar,))
-        group.add_argument(flag_of(name), metavar="|".join(choices), help=text)
+        group.add_argument(flag_of(name), metavar=examples.get(name, "|".join(choices)), help=text)
     return parser
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps help at blanks alone, so that names such as packaged:all-MiniLM-L6-v2 stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+_MORE_HELP = "\n".join(
+    [
+        "more help:",
+        *(
+            f"  --help {name:<12}{about}"
+            for name, about in ((ALL, "every flag, --version and --config"), *TOPICS.values())
+        ),
+        f"  COMMAND --help     other commands: {', '.join(COMMANDS)}",
+        "",
+        "A flag wins over --config, and --config over --preset.",
+    ]
+)
 
 
 def field_documentation() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Presets, and the sections of the help text."""
+"""Presets, and the topics of the help text."""
 
 from __future__ import annotations
 
@@ -21,17 +21,33 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Named sets of defaults; `full` equals a run without a preset."""
 
-SECTIONS = {
-    "model": "model",
-    "datasets": "data",
-    "batch_size": "training",
-    "seeds": "protocol",
-    "eval_batch_size": "evaluation",
-    "use_lora": "LoRA",
-    "maw_layers": "MAW: layers and kernels",
-    "router": "MAW: router",
-    "precision": "precision and devices",
-    "quiet": "console and trackers",
-    "log_dir": "storage",
+TOPICS = {
+    "model": ("model", "the encoder: pooling, similarity, prefixes, lengths"),
+    "datasets": ("data", "datasets, methods, numbers of queries and passages"),
+    "batch_size": ("training", "batches, negatives, epochs, learning rates, seed"),
+    "seeds": ("protocol", "seeds, tuning, cross-validation"),
+    "eval_batch_size": ("evaluation", "search, embeddings, tests of significance"),
+    "use_lora": ("lora", "LoRA adapters"),
+    "maw_layers": ("maw", "layers, depths and kernels of MAW"),
+    "router": ("router", "the router that picks depths, and how it learns"),
+    "precision": ("devices", "number format, GPUs, dry run, profile"),
+    "quiet": ("console", "what is printed, experiment trackers"),
+    "log_dir": ("storage", "folders, caches, checkpoints, resuming"),
 }
-"""First field of each section of the help text -> title of the section."""
+"""First field of each topic of the help text -> its name, as in --help router, and what its flags set."""
+
+FIRST_FLAGS = {
+    "preset": "offline",
+    "datasets": "beir:path/to/folder",
+    "model": "path/to/folder",
+    "methods": "zero_shot,lora,maw",
+    "train_samples": "5000",
+    "num_epochs": "5",
+    "maw_layers": "5,6",
+    "tune": "9",
+    "seeds": "3",
+    "log_dir": "logs/first",
+    "resume": "last",
+    "dry_run": "",
+}
+"""Flags that --help shows -> an example of a value; "" for a flag without one."""

@@ -78,9 +78,9 @@ class Tier1Config:
     document_prefix: str | None = None
     """Text put before every passage; unset: as the model defines."""
     max_query_length: Annotated[int, Range(3, 65_536)] | None = None
-    """Most tokens of a query, special tokens included; unset: the model's limit."""
+    """Longest query in tokens, with special tokens; unset: the model's limit. Longer ones are cut."""
     max_document_length: Annotated[int, Range(3, 65_536)] | None = None
-    """Most tokens of a passage, special tokens included; unset: the model's limit."""
+    """Longest passage in tokens, with special tokens; unset: the model's limit. Longer ones are cut."""
 
     datasets: list[str] = field(default_factory=lambda: ["msmarco", "nq", "hotpotqa", "triviaqa"])
     """Datasets to run: {names}, or beir:DIR[@NAME]."""
@@ -95,17 +95,17 @@ class Tier1Config:
     test_samples: Count = 1000
     """Test queries sampled per dataset."""
     corpus_size: Amount = 100_000
-    """Passages searched for test queries: judged ones, the best of BM25, others by hash; or full."""
+    """Passages that test queries search: the judged ones, BM25's best, others by hash; full: all passages."""
     val_corpus_size: Amount = 20_000
-    """Passages searched for validation queries; every epoch encodes them."""
+    """Passages that validation queries search; every epoch encodes them."""
     distractors: list[str] | None = None
     """Folders in BEIR layout whose passages are added to the corpus of every dataset."""
     relevance_level: Annotated[int, Range(1, LARGEST_GRADE)] = 1
     """Lowest grade that counts as relevant in the binary metrics; TREC DL uses 2."""
     self_passages: Literal["auto", "drop", "keep"] = "auto"
-    """Queries that are passages too: leave out of a ranking those of the query's id and text, of its id, or none."""
+    """Passage that a query does not rank: auto: one with its id and its text; drop: one with its id; keep: none."""
     verify_sources: bool = True
-    """Compare source files placed by hand, and their row counts, with the published ones."""
+    """Compare source files that you placed by hand, and their numbers of rows, with the published ones."""
 
     batch_size: Annotated[int, Range(1, 65_536)] = 32
     """Queries per training batch; passages of the other queries are negatives."""
@@ -118,7 +118,7 @@ class Tier1Config:
     negative_margin: Annotated[float, Range(0, 1, open_low=True)] = 0.95
     """Mined passages that score above this share of the positive's score may be relevant and are skipped."""
     bank_batches: Annotated[int, Range(0, 10_000)] = 0
-    """Earlier batches whose passages are reused as negatives, as encoded then, in every loss and reward."""
+    """Earlier batches whose passages are negatives too, in every loss and reward; they are not encoded again."""
     num_epochs: Annotated[int, Range(1, 10_000)] = 10
     """Passes over the training queries."""
     learning_rate: Rate | None = None
@@ -139,7 +139,7 @@ class Tier1Config:
     """Seed of sampling, data order, dropout and routing."""
 
     seeds: Annotated[int, Range(1, 1000)] = 1
-    """Number of training seeds: seed, seed + 1, ...; results are averaged per query, data depend on seed alone."""
+    """Number of training seeds, from seed on; results are averaged over them, and all train on the same data."""
     tune: Annotated[int, Range(0, 1000)] = 0
     """Learning-rate trials on validation data for each trained method; 0: no tuning."""
     folds: Annotated[int, Range(0, 100)] = 0
@@ -152,7 +152,7 @@ class Tier1Config:
     search: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
     """Search: exact, FAISS's exact flat index, or its approximate ivf or hnsw, whose recall is measured."""
     nprobe: Annotated[int, Range(1, 65_536)] = 64
-    """Lists of the ivf index searched per query, of 4 * sqrt(passages); more lists: higher recall, slower."""
+    """Lists of the ivf index that a query searches, of 4 * sqrt(passages); more lists: higher recall, slower."""
     embedding_precision: Literal["float32", "float16"] = "float32"
     """Number format of stored passage embeddings, on disk, in memory and in a FAISS index."""
     store_embeddings_on_disk: bool = False
@@ -173,6 +173,9 @@ class Tier1Config:
     adapt_maw_layers: bool = False
     """Let a BaselineRetriever adapt the MAW layers too (for Python; lora_matched and full of a run set it)."""
 
+    train_dense: bool = False
+    """Let every trained method train the model's Dense and LayerNorm modules behind the pooling, too."""
+
     maw_layers: Layers = None
     """Layers with depth attention, from 1: last, all, none, numbers like 5,6, or -1 for the last; unset: last."""
     finetune_layers: Layers = None
@@ -180,7 +183,7 @@ class Tier1Config:
     depth_dim: Annotated[int, Range(1, 1024)] = 32
     """Number of depths of a MAW layer."""
     depth_kernel: Literal["diagonal", "low_rank"] = "diagonal"
-    """Family of the depth kernels: a weight per head and feature, or a low-rank change of the query."""
+    """Kind of depth kernel: diagonal, a weight for each head and feature; or low_rank, a change of the query."""
     kernel_rank: Annotated[int, Range(1, LARGEST_RANK)] = 4
     """Rank of each low_rank depth kernel."""
     kernel_shared_rank: Annotated[int, Range(0, LARGEST_RANK)] = 0
@@ -256,6 +259,8 @@ class Tier1Config:
 
     quiet: bool = False
     """Print only warnings, errors and the results."""
+    verbose: bool = False
+    """Print all tables of a dataset's results; without it they are in the summary file and the report."""
     json_progress: bool = False
     """Write progress and messages to standard error as JSON, one object a line."""
     report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = "none"
@@ -282,7 +287,7 @@ class Tier1Config:
     restart: bool = False
     """Delete the state of the unfinished run in log_dir and start again."""
     run_files: Literal["auto", "plain", "gzip", "none"] = "auto"
-    """TREC run file of every method and seed: auto compresses long ones; always plain; always gzip; or none."""
+    """TREC run files, one for each method and seed: plain, gzip or none; auto: gzip for long ones."""
     compress_logs: bool = True
     """Compress the log files with gzip at the end of a run."""
     max_log_files: CountOrZero = 100
@@ -484,6 +489,7 @@ RESULT_NEUTRAL = (
     "save_epoch_checkpoints",
     "save_every",
     "store_embeddings_on_disk",
+    "verbose",
     "verify_sources",
 )
 """Settings that change no result; a resumed run may change them."""

@@ -130,7 +130,7 @@ class Embedder:
         limit = self.config.embedding_cache_gb * GIGABYTE
         if not limit or not len(plain) or not self._fixed or self._tokenizer is None:
             return None
-        size = len(plain) * self.model.spec.hidden_dim * form.itemsize
+        size = len(plain) * self.model.spec.embedding_dim * form.itemsize
         if size > limit:
             text = "%s: %.1f GB of embeddings exceed --embedding-cache-gb %g and are not cached"
             logger.info(text, label, size / GIGABYTE, self.config.embedding_cache_gb)

@@ -1,4 +1,4 @@
-"""Confirmatory tests, fixed before the run: nDCG@10 of a subject against each control, on every dataset.
+"""Confirmatory tests, planned before the run: nDCG@10 of a subject against each control, on every dataset.
 
 The subject is MAW with its four controls, unless `compare` says otherwise (`maw.config.methods.claim`).
 

@@ -1,11 +1,11 @@
 """Exploratory tests: all tests of a run that are not confirmatory, on all pairs of methods and all primary metrics.
 
-They were not fixed before the run, so they support no claim; they show where to look next. Every file labels them
+They were not planned before the run, so they support no claim; they show where to look next. Every file labels them
 "exploratory". Holm's procedure corrects them as a family of their own, in dataset.json within the dataset and in
 `summary/exploratory.json` over all datasets. It is valid for dependent tests, such as ten metrics of one ranking.
 
 At least `20 * size / 0.05` random signs are drawn for the larger of the two families, so that corrected p-values of
-both can fall below the level; both families use the same draws.
+both can be below the level; both families use the same draws.
 """
 
 from __future__ import annotations

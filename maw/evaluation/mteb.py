@@ -90,7 +90,7 @@ class MTEBEncoder:
             "name": self.name,
             "revision": self.revision,
             "n_parameters": parameters,
-            "embed_dim": spec.hidden_dim,
+            "embed_dim": spec.embedding_dim,
             "max_tokens": spec.max_document_length,
             "framework": [_FRAMEWORK],
             "similarity_fn_name": similarity,

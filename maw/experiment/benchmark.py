@@ -111,10 +111,10 @@ def _run(config: Tier1Config) -> dict[str, Any]:
             results = run_datasets(config, spec, device, state)
         state.finish()
     found = list(results.values())
-    family = confirmatory.over_run(found)
+    families = [confirmatory.over_run(found), exploratory.over_run(found)]
     if config.quiet and distributed.is_main():
-        console.answer(summary.answers(found, [family, exploratory.over_run(found)]))
-    console.answer(summary.conclusion(found, family, config.log_dir))
+        console.answer(summary.answers(found, families, verbose=config.verbose))
+    console.answer(summary.conclusion(found, families, config.log_dir))
     return results
 
 

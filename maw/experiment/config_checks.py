@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 
+from maw.attention.architectures import architecture_of
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
 from maw.config.method_files import PYTHON, load_methods, place_of
@@ -78,7 +79,7 @@ def find_problems(
         except ModelError as error:
             found.append(Problem("", str(error), ("model",)))
     if spec is not None:
-        of_model = disagreements(config, spec) + _layer_problems(config, spec)
+        of_model = disagreements(config, spec) + _layer_problems(config, spec) + _family_problems(config, spec)
         found += [problem for problem in of_model if not bad.intersection((problem.name, *problem.also))]
     return known + found, spec
 
@@ -246,6 +247,15 @@ def _folder_problems(config: Tier1Config) -> list[Problem]:
         if wrong:
             found.append(Problem(name, f"{show(folder)}: {wrong}"))
     return found
+
+
+def _family_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
+    why = architecture_of(spec.model_type).no_depths
+    refused = [name for name in config.methods if find_method(name).retriever == "maw"] if why else []
+    if not refused:
+        return []
+    text = f"{spec.name} is of type {spec.model_type}, which cannot carry MAW: {why}; leave out {', '.join(refused)}"
+    return [Problem("methods", text, ("model",))]
 
 
 def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:

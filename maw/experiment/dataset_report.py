@@ -13,6 +13,7 @@ from maw.experiment.dataset_state import DatasetState
 from maw.experiment.model_card import write_cards
 from maw.experiment.past_run import PastRun
 from maw.report import layout
+from maw.report.significance_marks import power_sentence
 from maw.report.text import summary
 from maw.report.text.differences import effects_text
 from maw.report.text.profile import profile_text
@@ -34,13 +35,14 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
     Args:
         state: resumable state of the dataset, which names its folder; None for a new folder.
     """
-    effects = outcome.smallest_effects()
-    if effects:
-        console.show(f"\n{effects_text(effects)}")  # before any result is shown
+    effects, verbose = outcome.smallest_effects(), outcome.config.verbose
+    if effects:  # before any result is shown
+        console.show(f"\n{effects_text(effects) if verbose else power_sentence(list(effects.values()))}")
     with stage("significance and report"):
         result = outcome.result(started, effects, state.run.record.get("command") if state else None)
-    for record in outcome.records.values():
-        console.show(f"\n{summary.method_summary(record)}")
+    if verbose:
+        for record in outcome.records.values():
+            console.show(f"\n{summary.method_summary(record)}")
     with stage("writing"):
         folder = layout.write_dataset(
             outcome.config.log_dir,
@@ -51,7 +53,8 @@ def report_dataset(outcome: Outcome, started: datetime, state: DatasetState | No
             folder=state.results_folder if state else None,
         )
         write_cards(PastRun(folder, result, outcome.config), outcome.spec)
-    console.show(f"\n{summary.dataset_summary(result)}\n\nWritten to {short_path(folder)}")
+    shown = summary.dataset_summary(result) if verbose else summary.dataset_screen(result)
+    console.show(f"\n{shown}\n\nWritten to {short_path(folder)}")
     log_event(logger, "dataset", dataset=outcome.collection.name, folder=str(folder))
     profile = current()
     if profile is not None:

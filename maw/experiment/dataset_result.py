@@ -73,7 +73,7 @@ class Outcome:
             self.attention[method.name] = result.attention
 
     def smallest_effects(self) -> dict[str, dict[str, Any]]:
-        """Smallest differences that the confirmatory tests can find, from validation queries alone."""
+        """Smallest differences that the confirmatory tests detect, from validation queries alone."""
         return confirmatory.smallest_effects(self.validations, len(self.collection.test), self.config)
 
     def result(

@@ -2,7 +2,7 @@
 
 Methods run one after the other on the same batches and the same corpus. Hard negatives are mined first, once for all
 methods. Then each method is tuned, trained and tested (`maw.experiment.method_run`). After each training the test
-queries are used once. The smallest difference that the tests can find is shown before any test result
+queries are used once. The smallest difference that the tests detect is shown before any test result
 (`maw.evaluation.confirmatory`).
 """
 

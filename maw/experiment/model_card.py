@@ -122,7 +122,7 @@ def _loading(run: PastRun, method: str, own: Mapping[str, Any], place: str | Non
 def _facts(spec: ModelSpec, run: PastRun, method: str, own: Mapping[str, Any]) -> list[str]:
     lengths = f"{spec.max_query_length} tokens of a query and {spec.max_document_length} of a passage"
     facts = [
-        f"{spec.num_layers} layers, {spec.num_heads} heads, {spec.hidden_dim}-dimensional embeddings",
+        f"{spec.num_layers} layers, {spec.num_heads} heads, {spec.embedding_dim}-dimensional embeddings",
         f"{spec.pooling} pooling, compared by {spec.similarity}, {lengths}",
         f'prefixes: query "{spec.query_prefix}", passage "{spec.document_prefix}"',
         f"trained parameters: {run.record(method).get('trained_parameters') or 0:,}",

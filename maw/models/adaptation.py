@@ -20,7 +20,7 @@ from torch import nn
 from maw.attention.architectures import Architecture
 from maw.attention.install import build_depth_attention, install_depths
 from maw.config.tier1_config import Tier1Config, kernel_noise
-from maw.errors import ConfigError
+from maw.errors import ConfigError, ModelError
 from maw.models.cpu_kernels import use_faster_modules
 from maw.models.lora import add_lora, matched_rank
 from maw.models.pretrained import ModelSpec
@@ -102,6 +102,7 @@ def train_layers(backbone: nn.Module, context: Context) -> Trained:
 
 def add_depths(backbone: nn.Module, context: Context) -> Trained:
     """Depth attention in `maw_layers`; `finetune_layers` are trained whole, all other layers without dropout."""
+    check_depths(context.spec.name, context.architecture)
     if not context.maw_layers:
         text = "maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"
         raise ConfigError([text])
@@ -116,6 +117,12 @@ def add_depths(backbone: nn.Module, context: Context) -> Trained:
         "kernel_learning_rate": [each for layer in installed for each in layer.kernel_parameters()],
         "router_learning_rate": [each for layer in installed for each in layer.router.parameters()],
     }
+
+
+def check_depths(name: str, architecture: Architecture) -> None:
+    """Raises ModelError for a family that cannot carry depth attention, with the reason."""
+    if architecture.no_depths:
+        raise ModelError(f"model {name} cannot carry MAW: {architecture.no_depths}")
 
 
 def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
@@ -157,5 +164,5 @@ def _adapted(context: Context, what: str, setting: str) -> list[int]:
 
 
 def _weights(context: Context, numbers: Iterable[int]) -> list[nn.Parameter]:
-    """All weights of some layers."""
-    return [parameter for number in numbers for parameter in context.layers[number].parameters()]
+    """The weights of some layers, without those that other layers use, too."""
+    return [each for number in numbers for each in context.architecture.own_parameters(context.layers[number])]

@@ -33,7 +33,7 @@ from maw.config.fields import Layers, Problem
 from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, gather
 from maw.errors import ConfigError, ModelError
-from maw.models.adaptation import depth_options
+from maw.models.adaptation import check_depths, depth_options
 from maw.models.encoder import NonMAWEncoder
 from maw.models.pretrained import model_type_of
 from maw.models.retriever import BaselineRetriever
@@ -86,6 +86,10 @@ def add_maw(
     """
     settings = {name: each for name, each in locals().items() if name != "model"}
     backbone, architecture = backbone_of(model)
+    check_depths(backbone.config.name_or_path or type(model).__name__, architecture)
+    if hasattr(backbone, "decoder"):
+        text = f"the encoder is needed without its decoder; load it with {architecture.model_class}"
+        raise ModelError(f"{type(model).__name__}: {text}")
     if architecture.causal and getattr(model, "get_output_embeddings", lambda: None)() is not None:
         text = "a router reads all tokens of a text, so the next token would leak into its prediction"
         raise ModelError(f"{type(model).__name__}: {text}; pass the model without its head, as AutoModel loads it")
@@ -101,7 +105,8 @@ def add_maw(
     if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):  # PEFT has frozen the rest
         backbone.requires_grad_(False)
     for number in trained:
-        architecture.layers(backbone)[number - 1].requires_grad_(True)
+        for parameter in architecture.own_parameters(architecture.layers(backbone)[number - 1]):
+            parameter.requires_grad_(True)
     generator = torch.Generator().manual_seed(config.seed)
     for number in numbers:
         layer = architecture.layers(backbone)[number - 1]

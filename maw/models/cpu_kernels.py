@@ -74,6 +74,7 @@ def attention(
     if causal or not _better_by_products(query, key, value, dropout, options):
         known = {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **known, **options)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions may have made them float32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast("cpu", enabled=False):
         scores = (query * scale) @ key.transpose(-1, -2)

@@ -36,6 +36,7 @@ class NonMAWEncoder(nn.Module):
             mode, without dropout, so that their output for a text is fixed.
         prefix_layers: number of lowest layers that no method of the run trains; `mode="prefix"` ends above them.
         precision: number format of matrix products (`maw.runtime.precision`), and of the prefix layers' weights.
+        after_pooling: modules behind the pooling (`maw.models.after_pooling`), before normalisation; None for none.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class NonMAWEncoder(nn.Module):
         trained_layers: Sequence[int] = (),
         prefix_layers: int = 0,
         precision: torch.dtype = torch.float32,
+        after_pooling: nn.Sequential | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -55,6 +57,7 @@ class NonMAWEncoder(nn.Module):
         self.pooling, self.normalize = pooling, normalize
         self.trained_layers, self.prefix_layers = tuple(trained_layers), prefix_layers
         self.precision = precision
+        self.after_pooling = after_pooling
         architecture.layers(backbone)[:prefix_layers].to(precision)
 
     def round_frozen_weights(self) -> None:
@@ -119,9 +122,9 @@ class NonMAWEncoder(nn.Module):
                 inputs = None
             if inputs is None:
                 inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
-            # The Hugging Face layer hands `routing`, a keyword that it does not know, on to its attention module:
-            # `MAWAttentionLayer.forward` in maw/attention/layer.py.
-            hidden = layer(hidden, **inputs[index], **({"routing": routing and routing.at(passed)} if is_maw else {}))
+            # The Hugging Face layer hands `routing` on to `MAWAttentionLayer.forward` in maw/attention/layer.py.
+            at = {"routing": routing and routing.at(passed)} if is_maw else {}
+            hidden = self.architecture.run(layer, hidden, inputs[index], **at)
             passed += is_maw
         return hidden
 
@@ -133,6 +136,8 @@ class NonMAWEncoder(nn.Module):
         else:
             weights = padding_BT.to(hidden_BTC.dtype)[..., None]
             pooled = (hidden_BTC * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        if self.after_pooling is not None:
+            pooled = self.after_pooling(pooled)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
 

@@ -54,11 +54,14 @@ def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterab
 def _maps(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], targets: str) -> list[nn.Module]:
     if targets not in TARGETS:
         raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}")
-    names = architecture.linear_maps if targets == "all" else architecture.query_value_maps
     modules = architecture.layers(backbone)
     found = []
     for layer in layers:
         if not 1 <= layer <= len(modules):
             raise ValueError(f"layer {layer} is outside 1..{len(modules)}")
-        found += [modules[layer - 1].get_submodule(name) for name in names]
+        own = modules[layer - 1]
+        if targets == "all":
+            found += [module for module in own.modules() if isinstance(module, nn.Linear)]
+        else:
+            found += [own.get_submodule(name) for name in architecture.query_value_maps]
     return found

@@ -90,7 +90,7 @@ def _packaged_folder(name: str) -> Path:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The small JSON files of one model: in `folder`, or of the hub model `name` if `folder` is None."""
+    """The small files of one model: in `folder`, or of the hub model `name` if `folder` is None."""
 
     name: str
     folder: Path | None
@@ -104,14 +104,23 @@ class ModelFiles:
             raise ModelError(f"model {where} has no {filename}, so it is not a transformers model")
         return settings
 
+    def path(self, filename: str) -> Path | None:
+        """Where the file is, or None if the model has no such file.
+
+        Raises:
+            ModelError: the hub cannot be asked.
+        """
+        path = self.folder / filename if self.folder else hub_file(self.name, filename, self.local_only)
+        return path if path is not None and path.is_file() else None
+
     def read(self, filename: str, kind: type = dict) -> Any:
         """The file's content, or None if the model has no such file.
 
         Raises:
             ModelError: the file cannot be read, or the hub cannot be asked.
         """
-        path = self.folder / filename if self.folder else hub_file(self.name, filename, self.local_only)
-        if path is None or not path.is_file():
+        path = self.path(filename)
+        if path is None:
             return None
         content = read_json(path, ModelError)
         if not isinstance(content, kind):

@@ -19,15 +19,11 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.dataset_table import DATASETS, source_of
 from maw.errors import ConfigError, ModelError, show
 from maw.models.model_files import MINILM_SHA256, WEIGHTS, ModelFiles, find_model, is_minilm
-from maw.models.usage import DEFAULT_MAX_LENGTH, DEFAULT_TEMPERATURE, KNOWN, SHORTEST, Usage, read_usage
+from maw.models.usage import DEFAULT_MAX_LENGTH, DEFAULT_TEMPERATURE, KNOWN, SHORTEST, PooledModule, Usage, read_usage
 from maw.storage.files import sha256
 
-_OWN_SCORES = (
-    "adds relative position terms of its own inside the attention scores, so that a depth kernel on the query would "
-    "not be the MAW formula; use a BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT or ModernBERT encoder instead"
-)
-REFUSED_MODEL_TYPES = {"mpnet": _OWN_SCORES, "deberta": _OWN_SCORES, "deberta-v2": _OWN_SCORES}
-
+_LONGEST = 65_536
+"""Most tokens of a text in a family without positions of its own: as many as a flag can set."""
 MINILM = "packaged:all-MiniLM-L6-v2"
 
 
@@ -39,7 +35,8 @@ class ModelSpec:
     name proves nothing: it is recognised by the SHA-256 of its weights if they have the size of a known model);
     `weights_sha256` is the expected hash, None if unknown; `max_positions` is the most tokens of its position
     embeddings, `vocab_size` the number of its token embeddings (None if config.json does not say); `lower_case` says
-    whether its tokenizer must lower-case texts; `source` names where the settings come from that no flag gives.
+    whether its tokenizer must lower-case texts; `after_pooling` are the modules behind the pooling; `source` names
+    where the settings come from that no flag gives.
     """
 
     name: str
@@ -60,7 +57,13 @@ class ModelSpec:
     max_positions: int = DEFAULT_MAX_LENGTH
     vocab_size: int | None = None
     lower_case: bool = False
+    after_pooling: tuple[PooledModule, ...] = ()
     source: str = Usage.source
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers of an embedding."""
+        return self.after_pooling[-1].out_features if self.after_pooling else self.hidden_dim
 
     def was_trained_on(self, collection: str) -> bool:
         """Whether the model was trained on a collection or its source dataset; see `source_of`."""
@@ -71,7 +74,7 @@ def model_spec(config: Tier1Config) -> ModelSpec:
     """Reads the model's own settings and applies the configuration's.
 
     Raises:
-        ModelError: the model cannot be found or read, or cannot carry depth attention.
+        ModelError: the model cannot be found or read, or its family has no adapter.
         ConfigError: settings contradict the model.
     """
     spec = read_spec(config)
@@ -93,6 +96,11 @@ def disagreements(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
         if getattr(spec, name) > spec.max_positions:
             text = f"{getattr(spec, name)} tokens are too many: {spec.name} has positions for {spec.max_positions}"
             found.append(Problem(name, text, ("model",)))
+    if architecture_of(spec.model_type).float32_only and config.precision != "float32":
+        text = f"transformers computes {spec.model_type} in float32 alone; set float32"
+        found.append(Problem("precision", text, ("model",)))
+    if config.train_dense and not any(each.kind != "Normalize" for each in spec.after_pooling):
+        found.append(Problem("train_dense", f"{spec.name} has no Dense and no LayerNorm module", ("model",)))
     return found
 
 
@@ -135,6 +143,7 @@ def read_spec(config: Tier1Config, *, local_only: bool = False) -> ModelSpec:
         max_positions=positions,
         vocab_size=_positive(name, settings, "vocab_size") if "vocab_size" in settings else None,
         lower_case=usage.lower_case,
+        after_pooling=usage.after_pooling,
         source=usage.source,
     )
 
@@ -189,26 +198,35 @@ def model_type_of(name: str, settings: dict[str, Any]) -> str:
     """The model type in a config.json.
 
     Raises:
-        ModelError: the family cannot carry depth attention, or has no adapter.
+        ModelError: the family has no adapter, or the model is one that its adapter does not compute.
     """
     model_type = settings.get("model_type")
-    if isinstance(model_type, str) and model_type in REFUSED_MODEL_TYPES:
-        raise ModelError(f"model {name} cannot carry MAW: {model_type} {REFUSED_MODEL_TYPES[model_type]}")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
+        if settings.get("auto_map") and isinstance(model_type, str) and not _is_native(model_type):
+            text = "its code comes with the model and is not run here, and transformers has none for it"
+            raise ModelError(f"model {name}: model type {show(model_type)}: {text}; supported: {supported}")
         raise ModelError(f"model {name}: no adapter for model type {show(model_type)}; supported: {supported}")
     if settings.get("is_decoder"):
         raise ModelError(f"model {name} is a decoder; a retriever needs an encoder, which reads the whole text")
     kind = settings.get("position_embedding_type") or "absolute"
-    if not ARCHITECTURES[model_type].rotary and kind != "absolute":
-        raise ModelError(f"model {name} cannot carry MAW: with position_embedding_type {show(kind)} it {_OWN_SCORES}")
+    architecture = ARCHITECTURES[model_type]
+    if not (architecture.rotary or architecture.no_depths) and kind != "absolute":
+        text = "transformers no longer computes it; use a model with absolute positions"
+        raise ModelError(f"model {name} has position_embedding_type {show(kind)}: {text}")
     return model_type
 
 
+def _is_native(model_type: str) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return model_type in CONFIG_MAPPING_NAMES
+
+
 def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
-    keys = architecture_of(settings["model_type"]).sizes
-    sizes = {field: _positive(name, settings, key) for field, key in keys.items()}
-    if "head_dim" not in settings and sizes["hidden_dim"] % sizes["num_heads"]:
+    architecture = architecture_of(settings["model_type"])
+    sizes = {field: _positive(name, settings, key) for field, key in architecture.sizes.items()}
+    if architecture.head_size not in settings and sizes["hidden_dim"] % sizes["num_heads"]:
         size, heads = sizes["hidden_dim"], sizes["num_heads"]
         raise ModelError(f"model {name}: config.json gives {heads} heads, which do not divide hidden size {size}")
     return sizes
@@ -216,10 +234,10 @@ def _sizes(name: str, settings: dict[str, Any]) -> dict[str, int]:
 
 def positions_of(name: str, model_type: str, settings: dict[str, Any]) -> int:
     """The most tokens for which the model has positions."""
-    total = _positive(name, settings, "max_position_embeddings")
-    if architecture_of(model_type).positions_follow_padding:
-        padding = settings.get("pad_token_id")
-        total -= (padding if isinstance(padding, int) else 1) + 1
+    architecture = architecture_of(model_type)
+    if architecture.positions is None:
+        return _LONGEST
+    total = _positive(name, settings, architecture.positions) - architecture.lost_positions(settings)
     if total < SHORTEST:
         raise ModelError(f"model {name}: config.json has positions for {total} tokens; at least {SHORTEST} are needed")
     return total

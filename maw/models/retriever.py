@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
@@ -26,6 +26,7 @@ from maw.config.methods import Method
 from maw.config.tier1_config import Tier1Config, absolute_paths
 from maw.errors import ModelError, reason
 from maw.models.adaptation import Context, Trained, add_depths, as_configured
+from maw.models.after_pooling import load_after_pooling
 from maw.models.changes import Changes, Snapshot
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
@@ -76,6 +77,8 @@ class BaselineRetriever(nn.Module):
         """The learning rate of each trained parameter, by its id."""
         self.context = self._context(backbone, architecture)
         self.encoder = self._build(backbone, architecture).eval()
+        if config.train_dense and self.encoder.after_pooling is not None and self.trained_parameters:
+            self.encoder.after_pooling.requires_grad_(True)
         self.encoder.round_frozen_weights()
 
     def _context(self, backbone: nn.Module, architecture: Architecture) -> Context:
@@ -118,6 +121,7 @@ class BaselineRetriever(nn.Module):
             "trained_layers": self.changes.layers if context.dropout_layers is None else context.dropout_layers,
             "prefix_layers": prefix,
             "precision": pick_precision(self.config.precision, pick_device(self.config)),
+            "after_pooling": self._after_pooling(),
         }
         attention = (architecture.attention(layer) for layer in architecture.layers(backbone))
         with_depths = tuple(i for i, each in enumerate(attention, start=1) if isinstance(each, MAWAttentionLayer))
@@ -133,7 +137,7 @@ class BaselineRetriever(nn.Module):
             hidden = architecture.embed(backbone.eval(), tokens["input_ids"])
             inputs = architecture.layer_inputs(backbone, hidden, tokens["attention_mask"])
             for layer, own in zip(architecture.layers(backbone), inputs, strict=True):
-                hidden = layer(hidden, **own)
+                hidden = architecture.run(layer, hidden, own)
                 found.append(hidden)
         return found
 
@@ -172,6 +176,11 @@ class BaselineRetriever(nn.Module):
     def rebuilt(self, **changes: Any) -> BaselineRetriever:
         """A new retriever of the same kind and method, untrained, with some settings changed."""
         return type(self)(replace(self.config, **changes), self.method)
+
+    def _after_pooling(self) -> nn.Sequential | None:
+        if not self.spec.after_pooling:
+            return None
+        return load_after_pooling(self.spec.name, self.spec.folder, self.spec.after_pooling)
 
     @property
     def precision(self) -> torch.dtype:
@@ -268,7 +277,7 @@ def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:
     with quiet_transformers(), _reading(f"model {spec.name}"):
         if spec.folder and (spec.folder / WEIGHTS).exists():  # safetensors reports an unreadable file as missing
             (spec.folder / WEIGHTS).open("rb").close()
-        backbone = AutoModel.from_pretrained(
+        backbone = architecture.loader().from_pretrained(
             spec.folder or spec.name, attn_implementation=ATTENTION, dtype=torch.float32, trust_remote_code=False
         )
     if hasattr(backbone, "pooler"):

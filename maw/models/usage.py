@@ -95,6 +95,18 @@ _POOLING = Rule(
 _NORMALIZE = Rule(
     only={"module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding", None)}
 )
+_DENSE = Rule(
+    read=("in_features", "out_features", "bias", "activation_function", "use_residual"), only=dict(_NORMALIZE.only)
+)
+_LAYER_NORM = Rule(read=("dimension",))
+_AFTER_POOLING = {"Normalize": _NORMALIZE, "Dense": _DENSE, "LayerNorm": _LAYER_NORM}
+_ACTIVATIONS = {
+    f"torch.nn.modules.{'linear' if name == 'Identity' else 'activation'}.{name}": name
+    for name in ("Identity", "Tanh", "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Mish", "Sigmoid", "Softplus")
+}
+"""Activation of a Dense module, as sentence-transformers writes it -> its name in torch.nn."""
+DENSE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files with the weights of a Dense or a LayerNorm module, the first that exists."""
 _MODEL = Rule(
     read=("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"),
     free=("__version__", "requirements"),
@@ -107,11 +119,29 @@ _TRANSFORMER_FILES = [  # in the order in which sentence-transformers looks for 
 
 
 @dataclass(frozen=True)
+class PooledModule:
+    """A module behind the pooling: "Dense", "LayerNorm" or "Normalize", and the folder that it is in.
+
+    The last three settings are those of a Dense module; the others map an embedding to one of the same width.
+    """
+
+    kind: str
+    path: str
+    in_features: int
+    out_features: int
+    bias: bool = True
+    activation: str = "Tanh"
+    use_residual: bool = False
+
+
+@dataclass(frozen=True)
 class Usage:
     """How a model turns texts into scores.
 
     A length is the most tokens of a text, None for as many as the model has positions; `lower_case` says whether texts
-    are lower-cased before the tokenizer, which its own settings must do; `source` names where the settings come from.
+    are lower-cased before the tokenizer, which its own settings must do; `after_pooling` are the modules behind the
+    pooling, without normalisations at the end, which cosine similarity does; `source` names where the settings come
+    from.
     """
 
     pooling: str = "mean"
@@ -122,6 +152,7 @@ class Usage:
     query_length: int | None = DEFAULT_MAX_LENGTH
     document_length: int | None = DEFAULT_MAX_LENGTH
     lower_case: bool = False
+    after_pooling: tuple[PooledModule, ...] = ()
     source: str = "this project's defaults, for a model without files of sentence-transformers"
 
 
@@ -142,14 +173,18 @@ def read_usage(files: ModelFiles, config: Tier1Config, hidden_dim: int) -> Usage
     modules = files.read("modules.json", list)
     if modules is None:  # a plain transformer
         return Usage()
-    pooling_folder, normalizes = _check_modules(files, modules)
+    pooling_folder, after_pooling = _check_modules(files, modules, hidden_dim)
+    normalizes = bool(after_pooling) and after_pooling[-1].kind == "Normalize"
+    while after_pooling and after_pooling[-1].kind == "Normalize":
+        after_pooling.pop()
+    width = after_pooling[-1].out_features if after_pooling else hidden_dim
     saved = _read(files, "config_sentence_transformers.json", _MODEL)
     query, document = _prompts(files.name, saved)
     dimension = saved.get("truncate_dim")
-    if dimension is not None and not (isinstance(dimension, int) and dimension >= hidden_dim):
+    if dimension is not None and not (isinstance(dimension, int) and dimension >= width):
         raise ModelError(
             f"model {files.name}: config_sentence_transformers.json cuts embeddings to truncate_dim {show(dimension)} "
-            f"of their {hidden_dim} numbers, which is not supported; remove the setting to use whole embeddings"
+            f"of their {width} numbers, which is not supported; remove the setting to use whole embeddings"
         )
     pooling = _read(files, f"{pooling_folder}/config.json", _POOLING, needed=True)
     overridden = ((config.query_prefix, query), (config.document_prefix, document))
@@ -165,6 +200,7 @@ def read_usage(files: ModelFiles, config: Tier1Config, hidden_dim: int) -> Usage
         query_length=query_length,
         document_length=document_length,
         lower_case=lower_case,
+        after_pooling=tuple(after_pooling),
         source="its files of sentence-transformers",
     )
 
@@ -190,13 +226,15 @@ def _check(name: str, where: str, settings: Any, rule: Rule) -> dict[str, Any]:
     return settings
 
 
-def _check_modules(files: ModelFiles, modules: list[Any]) -> tuple[str, bool]:
-    """Refuses other modules than a transformer, a pooling and normalisations, in this order.
+def _check_modules(files: ModelFiles, modules: list[Any], hidden_dim: int) -> tuple[str, list[PooledModule]]:
+    """Refuses other modules than a transformer, a pooling and the known ones behind it, in this order.
 
     Returns:
-        The pooling's folder, and whether the model normalises.
+        The pooling's folder, and the modules behind it.
     """
     kinds, paths, name = [], [], files.name
+    known = ("Transformer", "Pooling", *_AFTER_POOLING)
+    after: list[PooledModule] = []
     for module in modules:
         kind = str(module.get("type", "") if isinstance(module, dict) else module)
         path = module.get("path") if isinstance(module, dict) else None
@@ -205,18 +243,53 @@ def _check_modules(files: ModelFiles, modules: list[Any]) -> tuple[str, bool]:
             text = "save it again with a current sentence-transformers, which puts it at the top"
             raise ModelError(f"model {name} has its transformer in the folder {show(path)}; {text}")
         own = kind.startswith("sentence_transformers.")  # else code of the model's author, whatever it is called
-        if short not in ("Transformer", "Pooling", "Normalize") or not own or not isinstance(path, str):
-            text = "only Transformer, Pooling and Normalize are supported"
+        if short not in known or not own or not isinstance(path, str):
+            text = f"only {', '.join(known[:-1])} and {known[-1]} are supported"
             raise ModelError(f"model {name}: modules.json lists a module {show(short if own else kind)}; {text}")
         _check(name, "modules.json", module, _MODULE)
-        if short == "Normalize" and (files.folder or ".base." in kind):  # older versions write no file for it
-            _read(files, f"{path}/config.json", _NORMALIZE)
+        if short in _AFTER_POOLING:
+            settings = {}
+            if short != "Normalize" or files.folder or ".base." in kind:  # older versions write no file for it
+                settings = _read(files, f"{path}/config.json", _AFTER_POOLING[short], needed=short != "Normalize")
+            width = after[-1].out_features if after else hidden_dim
+            after.append(_after_pooling(f"model {name}: {path}/config.json", short, path, settings, width))
         kinds.append(short)
         paths.append(path)
-    if kinds != ["Transformer", "Pooling", *["Normalize"] * (len(kinds) - 2)]:
-        text = "a Transformer, a Pooling and then any Normalize are needed, in this order"
+    if kinds[:2] != ["Transformer", "Pooling"] or len(kinds) != len(after) + 2:
+        text = f"a Transformer, a Pooling and then any {', '.join(_AFTER_POOLING)} are needed, in this order"
         raise ModelError(f"model {name}: modules.json lists the modules {', '.join(kinds) or 'none'}; {text}")
-    return paths[1], len(kinds) > 2
+    return paths[1], after
+
+
+def _after_pooling(where: str, kind: str, path: str, settings: dict[str, Any], width: int) -> PooledModule:
+    """A module behind the pooling, where embeddings have the width `width`."""
+    if kind == "Normalize":
+        return PooledModule(kind, path, width, width)
+    dense = kind == "Dense"
+    for key in ("in_features", "out_features") if dense else ("dimension",):
+        size = settings.get(key)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ModelError(f"{where} should give a positive whole {key}, got {show(size)}")
+        if key != "out_features" and size != width:
+            raise ModelError(f"{where}: {key} is {size}, but the embedding before it has {width} numbers")
+    if not dense:
+        return PooledModule(kind, path, width, width)
+    for key in ("bias", "use_residual"):
+        if not isinstance(settings.get(key, False), bool):
+            raise ModelError(f"{where}: {key} should be true or false, got {show(settings[key])}")
+    activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS.values())
+        raise ModelError(f"{where}: activation_function {show(activation)} is not supported; of torch.nn, {known} are")
+    return PooledModule(
+        kind,
+        path,
+        in_features=width,
+        out_features=settings["out_features"],
+        bias=settings.get("bias", True),
+        activation=_ACTIVATIONS[activation],
+        use_residual=settings.get("use_residual", False),
+    )
 
 
 def _pooling(name: str, settings: dict[str, Any], prompted: bool) -> str:

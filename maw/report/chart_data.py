@@ -26,7 +26,7 @@ def grids(example: Mapping[str, Any]) -> list[Grid]:
     head, farthest = example["head"], example["farthest"]
     return [
         Grid(
-            "Share of attention that lies elsewhere at a depth than in use, by head",
+            "Distance of each depth's attention from that in use, by head",
             "head",
             "depth",
             [str(number + 1) for number in range(example["heads"])],
@@ -35,7 +35,7 @@ def grids(example: Mapping[str, Any]) -> list[Grid]:
             marked_columns=used,
         ),
         Grid(
-            f"Attention that tokens receive at each depth, minus in use, head {head}",
+            f"Attention that tokens receive at each depth, minus that in use, head {head}",
             "depth",
             "token",
             depths,
@@ -52,7 +52,7 @@ def grids(example: Mapping[str, Any]) -> list[Grid]:
             signed=True,
         ),
         Grid(
-            f"Depth {farthest}, the farthest, minus in use, head {head}",
+            f"Most distant depth, {farthest}, minus in use, head {head}",
             **by_token,
             values=_minus(example["at_farthest"], example["used"]),
             signed=True,
@@ -100,13 +100,20 @@ class Series:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar from 0: its name, the place of its look among the page's, its value, and the ends of its interval."""
+    """A mean: its name, the place of its look among the page's, its value, and the ends of its interval."""
 
     name: str
     look: int
     value: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True)
+class Cost(Bar):
+    """A mean, and the seconds of training and test behind it."""
+
+    seconds: float = 0.0
 
 
 SHADES = 8
@@ -170,8 +177,31 @@ def bars(result: Result) -> list[Bar]:
     ]
 
 
+def quality_by_cost(results: Sequence[Result]) -> list[Cost]:
+    """The headline metric and the seconds of each method that ran on every dataset.
+
+    Of several datasets the mean of the metric and the sum of the seconds. The test queries of two datasets are
+    independent, so the interval of the mean has the root of the sum of their squared half-widths, divided by their
+    number.
+    """
+    found, count = [], len(results)
+    for method in methods_of(*results):
+        records = [result["results"].get(method.key, {}) for result in results]
+        seconds = [record.get("runtime_seconds") or 0.0 for record in records]
+        if all(seconds):
+            means = [record["metrics"][METRIC] for record in records]
+            mean = sum(means) / count
+            ends = [result.get("intervals", {}).get(method.short, {}).get(METRIC) for result in results]
+            low, high = None, None
+            if all(ends):
+                low = mean - math.hypot(*(each - end[0] for each, end in zip(means, ends, strict=True))) / count
+                high = mean + math.hypot(*(each - end[1] for each, end in zip(means, ends, strict=True))) / count
+            found.append(Cost(method.label, look_of(method), mean, low, high, sum(seconds)))
+    return found
+
+
 def recall(result: Result) -> list[Series]:
-    """Recall by passages looked at, of each method."""
+    """Recall of each method by the number of ranked passages."""
 
     def points(metrics: Mapping[str, float]) -> list[tuple[float, float]]:
         return [(float(k), metrics[f"recall_{k}"]) for k in RECALL]
@@ -193,8 +223,13 @@ def kept_epoch(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(history, key=lambda each: (each[f"val_{METRIC}"], -each["epoch"]))
 
 
+def routes(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a method has several depths to choose from."""
+    return "val_routing" in history[0] and len(depth_shares(history[0], "query")) > 1
+
+
 def depth_shares(record: Mapping[str, Any], side: str) -> list[float]:
-    """The share of greedy picks of each depth in an epoch, the mean over MAW layers."""
+    """The share of texts at each greedy depth in an epoch, the mean over MAW layers."""
     return np.asarray(record["val_routing"][side]["depth_histogram"]).mean(0).tolist()
 
 

@@ -7,7 +7,7 @@ A difference is the first run's value minus the second's, paired by query id ove
 with another corpus, other judgements or another relevance level are refused: their values do not compare. Settings
 that differ are listed, and a warning says where the runs left other passages out of the rankings (`self_passages`).
 
-The tests are exploratory, since nothing was fixed before the runs. nDCG@10 over all datasets and methods is one
+The tests are exploratory, since they were not planned before the runs. nDCG@10 over all datasets and methods is one
 family, the other primary metrics are another; Holm's procedure corrects each.
 """
 
@@ -141,7 +141,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     parts.append("\n".join(["Datasets", *counts]))
     about = (
         f"First minus second. The correction is {found['correction']}; {found['permutations']:,} random signs. "
-        "The tests are exploratory: nothing was fixed before the runs."
+        "The tests are exploratory: they were not planned before the runs."
     )
     for title, rows in (
         (METRIC_LABELS[METRIC], [row for row in found["comparisons"] if row["metric"] == METRIC]),

@@ -1,4 +1,4 @@
-"""Significance letters in tables, and the verdict on the subject of a run against its controls.
+"""Significance letters in tables, and the verdict of a run: its planned comparisons of a subject with its controls.
 
 A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
 below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
@@ -11,16 +11,20 @@ Results of an earlier version that have no corrected p are marked by their uncor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from maw.config.methods import METHODS, Method, comparisons, find_method, is_known, subject_of
+from maw.config.methods import METHODS, Method, comparisons, find_method, is_known, methods_of, subject_of
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.text.format import p_value
+from maw.report.text.format import clean, p_value
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MOST_LINES = 4
-"""Confirmatory comparisons of which each has a line in the verdict, significant or not."""
+"""Planned comparisons of which each has a line in the verdict, significant or not."""
+
+NBSP = "\N{NO-BREAK SPACE}"
+"""In the verdict it keeps p and its value on one line."""
 
 RunValues = Mapping[tuple[str, str, str], float]
 """(dataset, comparison, metric) -> p corrected over the run."""
@@ -43,8 +47,18 @@ def label_of(short: str) -> str:
 
 
 def subject_in(result: Mapping[str, Any]) -> str:
-    """The name of the method whose comparisons were fixed before the run."""
+    """The name of the method whose comparisons were planned before the run."""
     return subject_of(result.get("configuration", {}).get("compare"))[0]
+
+
+def short_label(short: str) -> str:
+    """The method's label in sentences and in names of comparisons, such as LoRA."""
+    return label_of(short).removesuffix(" Fine-tuned")
+
+
+def versus(key: str) -> str:
+    """A comparison by its methods, such as "MAW vs LoRA"; `key` is its name in files."""
+    return " vs ".join(map(short_label, key.split("_vs_")))
 
 
 def corrected_p(result: Mapping[str, Any], key: str, metric: str, over_run: RunValues | None = None) -> float | None:
@@ -72,83 +86,130 @@ def beaten(
     return found
 
 
-def comparisons_claimed(results: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], str]]:
-    """The confirmatory comparisons: the content of the dataset.json that has each, and its key."""
-    return [(result, key) for result in results for key in result.get("confirmatory", {}).get("comparisons", {})]
+@dataclass(frozen=True)
+class Verdict:
+    """What a run shows, in sentences. Parts that do not apply are empty.
 
-
-def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> str:
-    """The result of all confirmatory comparisons in one sentence, without their numbers."""
-    claimed = comparisons_claimed(results)
-    found = [(result, *outcome(result, key, over_run)) for result, key in claimed]
-    if not found:
-        planned = results[0].get("configuration", {}).get("compare") or ""
-        if planned.endswith(":"):
-            name = _plain(subject_in(results[0]))
-            return f"The run did not fix the comparisons of {name} beforehand. All tests are exploratory."
-        takes = f"it takes {_plain(subject_in(results[0]))} and a control"
-        return f"No comparison of this run was fixed beforehand: {takes}. All tests are exploratory."
-    if len(found) == 1:
-        result, sentence, _ = found[0]
-        return f"{_where(result, results)}{sentence} in {METRIC_LABELS[METRIC]}."
-    subject = subject_in(results[0])
-    signs = [sign if _is_first(subject, key) else -sign for (_, key), (*_, sign) in zip(claimed, found, strict=True)]
-    better, worse = (signs.count(wanted) for wanted in (1, -1))
-    return (
-        f"{_plain(subject)} against its controls in {METRIC_LABELS[METRIC]}, {len(found)} comparisons: significantly "
-        f"better in {better}, significantly worse in {worse}, no significant difference in "
-        f"{len(found) - better - worse}."
-    )
-
-
-def verdict_lines(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> list[str]:
-    """The result of each confirmatory comparison with its numbers.
-
-    Of more than four comparisons only the significant ones have a line, below a first line that counts them all.
+    Attributes:
+        summary: counts the outcomes of several comparisons, or says that none was planned.
+        claims: a comparison's outcome, and its numbers; of more than four comparisons only the significant ones.
+        power: the smallest difference that the planned tests detect.
+        caution: what a difference that is not significant means.
     """
-    confirmed = comparisons_claimed(results)
-    if not confirmed:
-        return [verdict(results, over_run)]
-    lines, signs = [], []
-    for result, key in confirmed:
-        family, test = result["confirmatory"], result["confirmatory"]["comparisons"][key]
-        sentence, sign = outcome(result, key, over_run)
-        shown = p_value(corrected_p(result, key, METRIC, over_run))
-        corrected = max(len(confirmed), family.get("run_family_size", 1)) > 1 and "p_holm" in test
-        lines.append(
-            f"{_where(result, results)}{sentence}: {METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} "
-            f"(95% interval {test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}, "
-            f"{'corrected ' * corrected}p {shown if shown.startswith('<') else f'= {shown}'})."
+
+    summary: str
+    claims: Sequence[tuple[str, str]]
+    power: str
+    caution: str
+
+    def lines(self) -> list[str]:
+        """The verdict as paragraphs, a single one if it has one comparison."""
+        claims = [f"{outcome}: {numbers}" for outcome, numbers in self.claims]
+        lines = [line for line in (self.power, self.summary, *claims, self.caution) if line]
+        return lines if self.summary else [" ".join(lines)]
+
+
+def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Verdict:
+    """The verdict of a run on its planned comparisons; without any, on the two best methods of each dataset."""
+    planned = [(each, key) for each in results for key in each.get("confirmatory", {}).get("comparisons", {})]
+    shown = planned or [(each, key) for each in results for key in _best_two(each)]
+    outcomes = [_outcome(result, key, over_run) for result, key in shown]
+    signs = [sign for _, sign in outcomes]
+    subject, summary = subject_in(results[0]) if results else "", ""
+    name = short_label(find_method(subject).short if is_known(subject) else subject)
+    if not shown:
+        summary = "This run has no test between methods."
+    elif not planned:
+        why = f", which needs {name} and a control such as LoRA"
+        if (results[0].get("configuration", {}).get("compare") or "").endswith(":"):  # see `exploratory.all_of`
+            why = f" of {name}"
+        summary = (
+            f"This run has no planned comparison{why}. The test between the two methods with the highest means is "
+            "exploratory."
         )
-        signs.append(sign)
-    if len(lines) <= MOST_LINES:
-        return lines
-    return [verdict(results, over_run), *(line for line, sign in zip(lines, signs, strict=True) if sign)]
-
-
-def _where(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
-    return f"{result['dataset']}: " if len(results) > 1 else ""
-
-
-def outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
-    """Which of two methods is significantly better, as a sentence, and the sign of its difference; 0 if neither is."""
-    new, old = (_short(label_of(short)) for short in key.split("_vs_"))
-    difference = result["confirmatory"]["comparisons"][key]["mean_difference"]
-    p = corrected_p(result, key, METRIC, over_run)
-    if p < LEVEL and (difference > 0 or difference < 0):  # neither holds for NaN
-        word, sign = ("better", 1) if difference > 0 else ("worse", -1)
-        return f"{new} is significantly {word} than {old}", sign
-    return f"{new} and {old} do not differ significantly", 0
-
-
-def _plain(name: str) -> str:
-    return _short(find_method(name).label) if is_known(name) else name
-
-
-def _short(label: str) -> str:
-    return label.removesuffix(" Fine-tuned")
+    elif len(signs) > 1 and not any(signs):
+        summary = (
+            f"In {METRIC_LABELS[METRIC]}, {name} does not differ significantly from its controls in any of "
+            f"{len(signs)} planned comparisons."
+        )
+    elif len(signs) > 1:
+        own = [sign if _is_first(subject, key) else -sign for sign, (_, key) in zip(signs, shown, strict=True)]
+        summary = (
+            f"In {METRIC_LABELS[METRIC]}, {name} is significantly better than its control in {own.count(1)} of "
+            f"{len(own)} planned comparisons, significantly worse in {own.count(-1)}, and not significantly "
+            f"different in {own.count(0)}."
+        )
+    claims = [
+        (f"{clean(result['dataset'])}: " * (len(results) > 1) + outcome, _numbers(result, key, over_run, shown))
+        for (outcome, sign), (result, key) in zip(outcomes, shown, strict=True)
+        if sign or len(planned) <= MOST_LINES
+    ]
+    caution = ""
+    if 0 in signs:
+        caution = "This does not show that they are equal."
+        if len(signs) > 1:
+            caution = "A difference that is not significant does not show that two methods are equal."
+    return Verdict(summary, claims, power_sentence(planned_tests(results)), caution)
 
 
 def _is_first(subject: str, key: str) -> bool:
     """Whether the subject is the first method of a comparison's key."""
     return is_known(subject) and key.startswith(f"{find_method(subject).short}_vs_")
+
+
+def planned_tests(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The planned tests of a run."""
+    return [test for each in results for test in each.get("confirmatory", {}).get("comparisons", {}).values()]
+
+
+def power_sentence(tests: Sequence[Mapping[str, Any]]) -> str:
+    """What planned tests detect, known before their results; empty if it is known for none of them.
+
+    Args:
+        tests: each with "minimum_detectable_effect", "queries" and "power".
+    """
+    effects = [test.get("minimum_detectable_effect") for test in tests]
+    known = [each for each in effects if each is not None]
+    if not known:
+        return ""
+    ends = [f"{each:.4f}" for each in (min(known), max(known))]
+    size = f"a difference of {ends[0]}" if ends[0] == ends[1] else f"differences of {ends[0]} to {ends[1]}"
+    counts = sorted({test["queries"] for test, each in zip(tests, effects, strict=True) if each is not None})
+    queries = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    of_all = f" (known for {len(known)} of {len(effects)} comparisons)" if len(known) < len(effects) else ""
+    return (
+        f"With {queries} test queries, this run detects {size} {METRIC_LABELS[METRIC]} in {tests[0]['power']:.0%} of "
+        f"cases{of_all}."
+    )
+
+
+def _best_two(result: Mapping[str, Any]) -> list[str]:
+    """The key of the test between the two methods with the highest means; empty without such a test."""
+    means = {method: result["results"][method.key]["metrics"][METRIC] for method in methods_of(result)}
+    best = sorted(means, key=lambda method: -means[method])[:2]
+    keys = [key_of(*pair) for pair in comparisons(method.name for method in best)]
+    return [key for key in keys if METRIC in result.get("significance", {}).get(key, {})]
+
+
+def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[str, int]:
+    """Which of two methods is significantly better, as a sentence, and the sign of its difference; 0 if neither is."""
+    new, old = map(short_label, key.split("_vs_"))
+    difference = result["significance"][key][METRIC]["mean_difference"]
+    p = corrected_p(result, key, METRIC, over_run)
+    if p is not None and p < LEVEL and (difference > 0 or difference < 0):  # neither holds for NaN
+        word, sign = ("better", 1) if difference > 0 else ("worse", -1)
+        return f"{new} is significantly {word} than {old}", sign
+    return f"{new} and {old} do not differ significantly", 0
+
+
+def _numbers(result: Mapping[str, Any], key: str, over_run: RunValues, shown: Sequence[Any]) -> str:
+    """The difference, its interval and p, with a full stop; `shown` are all comparisons of the verdict."""
+    test, p = result["significance"][key][METRIC], corrected_p(result, key, METRIC, over_run)
+    planned = key in result.get("confirmatory", {}).get("comparisons", {})
+    family = result.get("confirmatory" if planned else "exploratory", {})
+    several = max(len(shown), family.get("run_family_size", 1)) > 1 and "p_holm" in test
+    p_text = f"p {'' if p_value(p).startswith('<') else '= '}{p_value(p)}".replace(" ", NBSP)
+    return (
+        f"{METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} (95% interval {test['ci_low']:+z.4f} to "
+        f"{test['ci_high']:+z.4f}, {'corrected ' * several}{p_text})."
+    )

@@ -28,11 +28,12 @@ from maw.config.methods import Described, Method, find_method, is_known
 from maw.config.paths import absolute, check_there, folders_of, found_again
 from maw.config.tier1_config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
+from maw.models.after_pooling import weights_of
 from maw.models.model_files import WEIGHTS
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 from maw.runtime.devices import unwrap
 from maw.storage.checksummed_tensors import read_bundle, read_tensors, write_bundle
-from maw.storage.files import sha256
+from maw.storage.files import json_sha, sha256
 from maw.storage.run_record import BEST, CHECKPOINT, LATEST, is_unfinished
 from maw.training.state import State, joined, separated
 
@@ -260,12 +261,15 @@ def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
 
 
 def _pretrained_sha256(model: BaselineRetriever) -> str | None:
-    """SHA-256 of the file of pretrained weights; None for a model of the hub."""
+    """SHA-256 of the file of pretrained weights, or of the hashes of several; None for a model of the hub."""
     path = model.spec.folder / WEIGHTS if model.spec.folder else None
     if path is None or not path.is_file():
         return None
-    about = path.stat()
-    return _sha256_once(path, about.st_size, about.st_mtime_ns)
+    hashes = []
+    for each in (path, *weights_of(model.spec.name, model.spec.folder, model.spec.after_pooling)):
+        about = each.stat()
+        hashes.append(_sha256_once(each, about.st_size, about.st_mtime_ns))
+    return hashes[0] if len(hashes) == 1 else json_sha(hashes)
 
 
 @lru_cache(maxsize=8)

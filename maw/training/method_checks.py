@@ -48,7 +48,7 @@ def check_method(method: Method, build: Callable[[], BaselineRetriever]) -> None
     with mistakes_of(method, everything=True):
         tokens = model.source(PROBE, "document").batch([0, 1])
         embedding = model.encoder({name: each.to(model.device) for name, each in tokens.items()})["embedding"]
-        expected = (len(PROBE), model.spec.hidden_dim)
+        expected = (len(PROBE), model.spec.embedding_dim)
         if tuple(embedding.shape) != expected:
             raise ModelError(f"{where}: gives embeddings of shape {tuple(embedding.shape)}, not {expected}")
         if not bool(torch.isfinite(embedding).all()):

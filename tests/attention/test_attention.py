@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, random_texts
-from transformers import AutoModel, AutoTokenizer
+from conftest import every_family, random_texts
+from transformers import AutoTokenizer
 
 from attention.depth_slices import mix_depth, select_depth
 from maw.attention.architectures import architecture_of
@@ -25,7 +25,8 @@ with_values = pytest.mark.parametrize(
 
 def load(models, model_type):
     folder = models(model_type)
-    return AutoModel.from_pretrained(folder).requires_grad_(False).eval(), AutoTokenizer.from_pretrained(folder)
+    backbone = architecture_of(model_type).loader().from_pretrained(folder)
+    return backbone.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def padded_batch(tokenizer, count=4):
@@ -69,7 +70,7 @@ def perturb(*layers, seed=0):
                     parameter.add_(std * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_running_the_layers_ourselves_is_the_models_own_forward(models, model_type):
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
@@ -81,7 +82,7 @@ def test_running_the_layers_ourselves_is_the_models_own_forward(models, model_ty
 
 
 @pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_step_zero_is_the_pretrained_model(models, model_type, family):
     plain, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
@@ -94,7 +95,7 @@ def test_step_zero_is_the_pretrained_model(models, model_type, family):
 
 @with_values
 @pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
@@ -203,7 +204,7 @@ def test_a_group_is_its_samples_one_by_one(models, model_type, family, route_by,
 
 
 @pytest.mark.parametrize("values", [False, True])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_a_batch_is_its_chunks(models, model_type, values):
     """What a data-parallel replica computes does not depend on which replica it is."""
     backbone, tokenizer = load(models, model_type)
@@ -220,7 +221,7 @@ def test_a_batch_is_its_chunks(models, model_type, values):
     assert all(torch.equal(w, torch.cat(p)) for w, *p in zip(whole["depths"], *(c["depths"] for c in chunks)))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_called_through_hugging_face_the_layer_takes_greedy_depths(models, model_type):
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
@@ -297,8 +298,8 @@ def test_rotary_kernels_commute_with_rotation(models):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ModelError, match="mpnet"):
-        architecture_of("mpnet")
+    with pytest.raises(ModelError, match="reformer"):
+        architecture_of("reformer")
     with pytest.raises(ValueError, match="cubic"):
         build_kernels("cubic", 2, 8, 4, hidden_size=16, rotary=False, rank=2, init_std=0.1)
     with pytest.raises(ValueError, match="oracle"):
@@ -306,7 +307,7 @@ def test_unknown_names_are_refused():
     assert MAWAttentionLayer.__name__ == "MAWAttentionLayer"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_without_padding_every_token_is_attended_to(models, model_type):
     """Hugging Face then gives no mask at all, which a backend may take for causal attention."""
     plain, tokenizer = load(models, model_type)
@@ -316,7 +317,8 @@ def test_without_padding_every_token_is_attended_to(models, model_type):
     backbone, _ = load(models, model_type)
     encoder = maw_encoder(backbone, model_type, layers=(1, 2, 3))
     hidden = encoder._layers(encoder._prefix(batch), batch["attention_mask"], Routing(batch["attention_mask"]))
-    torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=0)
+    rounding = 1e-5 if model_type == "mpnet" else 1e-6  # of another attention: transformers has MPNet's written out
+    torch.testing.assert_close(hidden, expected, atol=rounding, rtol=0)
 
 
 def test_low_rank_depths_start_apart():
@@ -352,7 +354,7 @@ def test_a_shared_change_is_one_more_that_every_depth_has_and_changes_no_other_n
     assert (own[:3] > 0).all() and not own[3:].any() and shared.shared_up.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_attention_weights_drop_out_in_training_and_not_at_evaluation(models, model_type):
     backbone, tokenizer = load(models, model_type)
     batch = padded_batch(tokenizer)
@@ -364,6 +366,8 @@ def test_attention_weights_drop_out_in_training_and_not_at_evaluation(models, mo
     attention = encoder.maw_attention[0].base
     if hasattr(attention, "attention_dropout"):
         attention.attention_dropout = 0.5
+    elif isinstance(attention.dropout, float):
+        attention.dropout = 0.5
     else:
         attention.dropout.p = 0.5
     at_evaluation = encoder(batch)["embedding"]

@@ -1,8 +1,9 @@
-"""The research log: its experiments run, results are kept, and the page shows them."""
+"""The research log: its experiments run, results are kept, and its pages show them."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -134,27 +135,37 @@ def test_the_page_shows_each_run_with_its_place_and_headroom(folder):
     content = json.loads((folder / "three.json").read_text(encoding="utf-8"))
     side = {"effective_depths": [4.25], "learnable_headroom": -0.00126, "learnable_headroom_error": 0.0005}
     content["runs"][2]["routing"] = {"query": side, "document": side | {"effective_depths": [1.0, 2.0]}}
-    page = research.research_page({"three": content}, (THREE, Experiment("later", "And?", (Run("d"),))))
+    pages = research.research_pages({"three": content}, (THREE, Experiment("later", "And?", (Run("d"),))))
+    page, index = pages["research/three.md"], pages["research.md"]
     row = next(line for line in page.splitlines() if "3. ccc" in line)
     assert "| `depth_dim` 4 |" in row and "| 4.2 / 1.0, 2.0 |" in row and row.count("-0.0013 ± 0.0005") == 2
     assert "python -m bench.research three\n" in page and "\nSo.\n" in page and "commit abc1234" in page
-    assert page.index("Not run yet.") > page.index("## later")
-    assert f"`seed` {BASE['seed']}" in page
+    assert "Not run yet." in pages["research/later.md"] and f"`seed` {BASE['seed']}" in index
+    assert "## three\n\nWhy?\n\n[Runs and conclusion](research/three.md)\n" in index
 
 
-def test_the_page_in_the_docs_is_that_of_the_results():
+def test_the_pages_in_the_docs_are_those_of_the_results():
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in research.FOLDER.glob("*.json")}
-    assert research.PAGE.read_text(encoding="utf-8") == research.research_page(results), (
-        "run python -m bench.research --page"
-    )
+    pages = research.research_pages(results)
+    for name, page in pages.items():
+        assert (research.DOCS / name).read_text(encoding="utf-8") == page, "run python -m bench.research --page"
+    there = {f"research/{path.name}" for path in (research.DOCS / "research").iterdir()}
+    assert there == pages.keys() - {"research.md"}, "a page of an experiment that is gone"
+
+
+def test_the_index_keeps_the_anchors_of_the_time_when_the_log_was_one_page():
+    index = (research.DOCS / "research.md").read_text(encoding="utf-8")
+    headings = {*re.findall("^##+ (.*)$", index, re.M)}
+    assert headings >= {"layers", "specialise", "signal", "longer", "collapse", "headroom", "clusters", "default"}
+    assert headings >= {"default_hard", "oracle", "Limits", "Methods, tuned alike", "MS MARCO"}
 
 
 def test_the_oracle_over_depths_is_shown_against_that_of_the_seeds(tmp_path):
-    assert "Not run yet." in oracle.oracle_section(tmp_path / "none.json")
+    assert "Not run yet." in oracle.oracle_page(tmp_path / "none.json")
     row = {"label": "8 depths", "oracle_null": 0.75, "models_mean": 0.5, "oracle_depths": 0.875, "depths_mean": 0.5}
     content = {"commit": "abc", "machine": {"processor": "a processor"}, "rows": [row | {"excess": 0.125}]}
     (tmp_path / "some.json").write_text(json.dumps(content), encoding="utf-8")
-    text = oracle.oracle_section(tmp_path / "some.json")
+    text = oracle.oracle_page(tmp_path / "some.json")
     assert f"| {SEEDS_ALONE.label} | 0.7500 | 0.5000 | +0.2500 |  |" in text
     assert "| 8 depths | 0.8750 | 0.5000 | +0.3750 | +0.1250 |" in text and "commit abc" in text
 

@@ -76,7 +76,7 @@ def dataset():
 def test_what_is_kept_is_shown(dataset):
     content = tuned.kept(dataset)
     assert json.loads(json.dumps(content)) == content, "it is a file's content"
-    page = tuned.section(TUNED[0], content)
+    page = tuned.tuned_page(TUNED[0], content)
     assert f"    {TUNED[0].command}" in page and "1,234 training" in page and "5,601 passages" in page
     assert "| lora | layers 0.003, router 0.001 | 0.6000 | 0.5500 | 0.0020 | 12,288 |" in page
     assert "| zero_shot |  |  | 0.4000 |  | 0 |" in page
@@ -88,8 +88,10 @@ def test_what_is_kept_is_shown(dataset):
 
 
 def test_a_run_that_is_missing_is_said_to_be(tmp_path):
-    page = tuned.tuned_sections(tmp_path)
-    assert page.count("Not run yet.") == len(TUNED) and all(each.command in page for each in TUNED)
+    pages = dict(tuned.tuned_pages(tmp_path))
+    assert tuple(pages) == TUNED and all(
+        "Not run yet." in page and each.command in page for each, page in pages.items()
+    )
 
 
 @pytest.mark.parametrize("tuned_run", TUNED, ids=lambda each: each.name)

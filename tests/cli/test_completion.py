@@ -46,18 +46,20 @@ def offered(tmp_path):
 
 def test_bash_offers_commands_flags_and_values(offered):
     for program in (["python", "tier_1.py"], ["python3", "./tier_1.py"], ["maw-tier1"], ["tier_1.py"]):
-        commands, flags, preset, router, method, folds = offered(
+        commands, flags, preset, router, method, folds, topic = offered(
             [*program, ""],
             [*program, "--"],
             [*program, "--preset", ""],
             [*program, "--seed", "1", "--router", "s"],
             [*program, "compare", "a", "b", "--method", "lora"],
             [*program, "doctor", "--fol"],
+            [*program, "--help", "r"],
         )
         assert commands >= set(COMMANDS)
         assert flags >= {flag_of(name) for name in kinds()} | {"--no-quiet", "--help", "--preset"}
         assert preset == set(PRESETS) and router == {"supervised", "soft"}
         assert method == {"lora", "lora_matched"} <= set(METHOD_NAMES) and folds == {"--folds"}
+        assert topic == {"router"}
 
 
 def test_python_s_own_completion_stays(offered):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from conftest import beir_outline
 
-from maw.cli.flags import build_parser, flag_of, parse_command_line
+from maw.cli.flags import build_parser, flag_of, help_topics, parse_command_line
 from maw.config.methods import METHOD_NAMES
+from maw.config.presets import FIRST_FLAGS
 from maw.config.tier1_config import Tier1Config, kinds
 from maw.errors import ConfigError
 
@@ -118,7 +120,7 @@ def test_the_offline_preset_is_a_whole_run():
     [
         (["--bach-size", "3"], "--bach-size: no such flag (did you mean --batch-size?)"),
         (["--no-compress-log"], "--no-compress-log: no such flag (did you mean --no-compress-logs?)"),
-        (["--qqqq=1"], "--qqqq: no such flag"),
+        (["--qqqq=1"], "--qqqq: no such flag; --help all shows every flag"),
         (["-q"], "-q: no such flag"),
         (["--batch_size", "3"], "--batch_size: no such flag (did you mean --batch-size?)"),
         (["--batch-size"], "--batch-size: needs a value"),
@@ -147,6 +149,8 @@ def test_the_offline_preset_is_a_whole_run():
         (["--hidden-dim", "768"], "--hidden-dim: 768 contradicts the model"),
         (["--max-query-length", "65"], "--max-query-length: 65 tokens are too many"),
         (["--fixed-depth", "4", "--depth-dim", "4"], "--fixed-depth: no depth 4"),
+        (["--help", "ruter"], "--help: no topic 'ruter' (did you mean router?); there are all, model, data,"),
+        (["--help", "search"], "--help: no topic 'search'; the command has its own: python tier_1.py search --help"),
         (["--config", "no.yaml"], "'no.yaml': cannot be read: No such file"),
     ],
 )
@@ -180,6 +184,38 @@ def test_after_a_bad_preset_nothing_is_said_of_what_it_would_have_set():
 
 def test_a_flag_without_its_value_is_not_judged_further(problems):
     assert problems("--fixed-depth", "40", "--depth-dim") == ["--depth-dim: needs a value"]
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(words)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def flags_in(text):
+    return set(re.findall(r"^ +(?:-h, )?(--[\w-]+)(?=[ ,\n])", text.partition("more help:")[0], re.M))
+
+
+def test_help_shows_the_first_flags_with_examples_that_work(parse, capsys, tmp_path):
+    text = help_of(capsys, "--help")
+    assert flags_in(text) == {flag_of(name) for name in FIRST_FLAGS} and len(FIRST_FLAGS) == 12
+    folder = beir_outline(tmp_path / "folder")
+    for name, example in FIRST_FLAGS.items():
+        assert f"{flag_of(name)} {example}".strip() in text
+        if name not in ("model", "resume"):  # which name a folder with a model, and an unfinished run
+            parse(flag_of(name), *filter(None, [example.replace("path/to/folder", str(folder))]))
+
+
+def test_the_topics_have_all_flags_together(capsys):
+    first, everything = help_of(capsys, "-h"), help_of(capsys, "--help", "all")
+    topics = help_topics()
+    assert all(f"--help {topic} " in first for topic in topics) and topics[0] == "all"
+    own = [flags_in(help_of(capsys, "--help", topic)) for topic in topics[1:]]
+    assert sum(map(len, own)) == len(set().union(*own)) == len(kinds())
+    assert set().union(*own) == flags_in(everything) - {"--help", "--version", "--preset", "--config"}
+    router = help_of(capsys, "--help=router")
+    assert "--router-start" in router and "--batch-size" not in router
 
 
 def test_help_and_version_end_well(capsys):

@@ -147,7 +147,7 @@ SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
     "save_epoch_checkpoints", "checkpoint_compression", "compress_logs", "dry_run", "verify_sources", "profile",
     "train_layers", "adapt_maw_layers", "depth_values", "restart", "tf32", "deterministic", "quiet", "json_progress",
-    "store_embeddings_on_disk",
+    "verbose", "store_embeddings_on_disk", "train_dense",
 ]  # fmt: skip
 CHOICES = [
     "pooling", "similarity", "depth_kernel", "router", "route_by", "grpo_reference", "reward", "encoder_update",

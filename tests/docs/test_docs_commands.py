@@ -28,7 +28,7 @@ from maw.cli.flags import parse_command_line
 from maw.config.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = "python tier_1.py"
 STARTS = (
     "python ",
@@ -200,7 +200,7 @@ def test_the_readmes_lines_of_python_work(place, monkeypatch, capsys):
     exec(part, found)
     assert set(found["results"]) == {"beir_nq"}
     shown = capsys.readouterr().out
-    for words in ("Confirmatory:", "Exploratory:", "Training compute", "Runtime Summary:"):
+    for words in ("Metric  ", "Runtime Summary:", "nDCG@10 in 80% of cases", "Report of the run:"):
         assert words in shown and words in (ROOT / "docs" / "console.md").read_text()
 
 

@@ -11,6 +11,7 @@ from notebooks import NOTEBOOKS, execute, path_of, set_variables, stored
 SMALL = {
     "quickstart": {"TRAIN, VALIDATION, TEST": "16, 12, 24", "PASSAGES": "60", "TOKENS": "16", "EPOCHS": "1"},
     "your_own_data": {"PARAGRAPHS": "1", "TOKENS": "16"},
+    "one_passage": {"TOKENS": "16", "EPOCHS": "1"},
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MACHINE = re.compile(r"/(home|root|tmp|work|Users|usr|opt)/|[A-Z]:\\")
@@ -35,6 +36,12 @@ def test_it_runs(name, tmp_path):
     assert [each.source for each in done.cells] == before
     assert "Warning" not in text_of(each for each in found if each.get("name") == "stderr"), "of a library"
     shown = text_of(found)
+    if name == "one_passage":
+        assert "texts, heads, queries, keys, depths: (1, 12, 16, 16, 8)" in shown
+        rows = re.findall(r"^[0-7] +(?:[\d.]+ +){2}-?[\d.]+ +\d+ *$", text_of(outputs(done, -1)), re.M)
+        assert len(rows) == 8, "depths"
+        assert sum("image/png" in each.get("data", {}) for each in found) == 2
+        return
     for words in ("Zero-shot (No Training)", "LoRA Fine-tuned", "MAW Fine-tuned (GRPO on last layer)", "ndcg_cut_10"):
         assert words in shown
     if name == "quickstart":

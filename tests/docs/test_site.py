@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LOADED = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^"' >]+""")
-GENERATED = {"performance.md", "research.md"}  # by scripts of bench/
+GENERATED = {"performance.md", "research.md"}  # by scripts of bench/, as all of docs/research/
 
 
 def build(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
@@ -33,9 +33,9 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_in_the_site_and_loads_nothing_from_elsewhere(site):
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
-    assert pages <= {path.stem for path in site.glob("*.html")}
-    for page in site.glob("*.html"):
+    pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    assert pages <= {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    for page in site.rglob("*.html"):
         assert not LOADED.findall(page.read_text(encoding="utf-8")), page.name
 
 
@@ -53,6 +53,21 @@ def test_a_link_that_leads_nowhere_fails(tmp_path, planted):
         page.write(f"\n{planted}\n")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0 and "nowhere" in done.stderr
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """The links to files that are not there; mkdocs checks those of docs/."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    return [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "examples/README.md"])
+def test_the_links_of_a_page_outside_of_the_site_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert broken_links(ROOT / name, text) == []
+    assert broken_links(ROOT / name, text + "[a](docs/nowhere.md) [b](nowhere.ipynb#there)") == [
+        "docs/nowhere.md", "nowhere.ipynb",
+    ]  # fmt: skip
 
 
 def test_pages_written_by_hand_are_short():

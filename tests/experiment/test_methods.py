@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, random_texts
+from conftest import every_family, random_texts
 
+from maw.attention.architectures import architecture_of
 from maw.config.methods import METHODS, find_method, method_of, trained_methods
 from maw.config.tier1_config import Tier1Config
 from maw.models.retriever import BaselineRetriever, MAWRetriever
@@ -105,7 +106,7 @@ def test_learning_rates_follow_from_the_model(tiny_settings, build, monkeypatch)
 
 
 @pytest.mark.parametrize("kernels", ["diagonal", "low_rank"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_every_arm_starts_as_the_pretrained_model(build, model_type, kernels):
     texts = random_texts(6)
     expected = build("zero_shot", model_type).encode(texts)
@@ -201,14 +202,14 @@ def test_only_trained_layers_drop_out(build):
         {"depth_values": True, "router": "fixed"},
     ],
 )
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_matched_lora_is_as_large_as_maw_to_half_a_rank(build, model_type, changes):
     maw, lora = (build(name, model_type, **changes) for name in ("maw", "lora_matched"))
     maps = [m for m in lora.encoder.modules() if hasattr(m, "lora_A")]
     each_rank = sum(m.base_layer.in_features + m.base_layer.out_features for m in maps)
     ranks = {m.r["default"] for m in maps}
     adapted = set(lora.layers["finetune"] + lora.layers["maw"])
-    count = {"modernbert": 4, "qwen3": 7}.get(model_type, 6)
+    count = sum(isinstance(m, torch.nn.Linear) for m in last_layer(build("zero_shot", model_type)).modules())
     assert len(ranks) == 1 and len(maps) == count * len(adapted)
     assert abs(lora.trained_parameters - maw.trained_parameters) <= each_rank / 2
     assert lora.trained_parameters == ranks.pop() * each_rank
@@ -224,7 +225,7 @@ def test_matched_lora_by_hand_and_its_scale(build):
     assert adapter.scaling["default"] == pytest.approx(12 / 4), "the ratio of alpha and rank is the configured one"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 @pytest.mark.parametrize(
     ("changes", "rank"),
     [
@@ -243,7 +244,7 @@ def test_the_static_change_has_the_kernels_size(build, model_type, changes, rank
     for one, other in zip(static, maw):
         assert one.kernels.down.shape == (1, rank, 16) and one.kernels.up.shape == (2, 1, rank, 8)
         size, wanted = (sum(p.numel() for p in each.kernel_parameters()) for each in (one, other))
-        tied = model_type in ("modernbert", "qwen3") and "depth_kernel" not in changes
+        tied = architecture_of(model_type).rotary and "depth_kernel" not in changes
         assert rank == 16 or 0 <= size - wanted * (2 if tied else 1) <= 16
 
 
@@ -255,7 +256,7 @@ def test_as_many_ranks_as_the_setting_takes(tiny_settings):
 # --------------------------------------------------------------------------------------------- they are what they say
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_the_static_change_is_a_hand_written_one(build, model_type):
     """query + up (down x) for every head, by a hook on the plain model's own projection."""
     model = build("full_lowrank", model_type, depth_kernel="low_rank", kernel_rank=2)
@@ -264,7 +265,7 @@ def test_the_static_change_is_a_hand_written_one(build, model_type):
         kernels.up.normal_(generator=torch.Generator().manual_seed(0))
     plain = build("zero_shot", model_type)
     attention = plain.encoder.architecture.attention(last_layer(plain))
-    name = next(name for name in ("query", "q_lin", "Wqkv", "q_proj") if hasattr(attention, name))
+    name = next(name for name in ("query", "q_lin", "Wqkv", "q_proj", "q") if hasattr(attention, name))
     seen = {}
 
     def change(module, args, output):
@@ -278,10 +279,11 @@ def test_the_static_change_is_a_hand_written_one(build, model_type):
 
     texts = random_texts(6)
     before = plain.encode(texts)
-    if model_type == "qwen3":  # behind the norm of each head's query
+    if hasattr(attention, "q_norm"):  # a kernel is behind the norm of each head's query
+        heads = -2 if model_type == "qwen3" else -3
         attention.q_proj.register_forward_hook(lambda module, args, output: seen.update(hidden=args[0]))
         attention.q_norm.register_forward_hook(
-            lambda module, args, output: output + torch.stack(changes(seen["hidden"]), dim=-2)
+            lambda module, args, output: output + torch.stack(changes(seen["hidden"]), dim=heads)
         )
     else:
         getattr(attention, name).register_forward_hook(change)

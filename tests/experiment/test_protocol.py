@@ -55,7 +55,7 @@ def finished(models, tmp_path_factory, folder):
     from maw.experiment.benchmark import run_complete_benchmark
 
     tmp = tmp_path_factory.mktemp("run")
-    config = settings(models, tmp, folder, seeds=2, tune=3, folds=3)
+    config = settings(models, tmp, folder, seeds=2, tune=3, folds=3, verbose=True)
     console = io.StringIO()
     with contextlib.redirect_stdout(console):
         result = run_complete_benchmark(config)["beir_tiny"]
@@ -147,7 +147,7 @@ def test_the_confirmatory_test_is_over_72_averaged_queries(finished):
     expected = paired_test(values["maw"], values["lora"], permutations=11_600, seed=config.seed)
     assert (section["permutations"], section["permutations_raised_from"]) == (11_600, 200)
     assert test["n"] == 72 and test["p_value"] == expected.p_value and test["p_holm"] == holm([expected.p_value])[0]
-    assert "11,600 random signs in place of 200" in " ".join(console.split())
+    assert "11,600 random signs instead of 200" in " ".join(console.split())
     summary = json.loads((logs / "summary" / "confirmatory.json").read_text())
     assert summary["comparisons"][0]["dataset"] == "beir_tiny"
     assert summary["comparisons"][0]["p_holm"] == test["p_holm"]
@@ -175,7 +175,13 @@ def test_the_console_has_a_line_for_each_trial_and_run(finished):
     assert sum(line.startswith("trial ") for line in lines) == 2 * 3 * 3
     assert sum(line.startswith(("seed 42, fold", "seed 43, fold")) for line in lines) == 2 * 2 * 3
     assert any("over 2 seeds: " in line and "+/-" in line for line in lines)
-    tables = ("nDCG@10 over seeds", "Tuned on validation", "Training compute", "Confirmatory: ", "Exploratory: ")
+    tables = (
+        "nDCG@10 over seeds",
+        "Tuned on validation",
+        "Training compute",
+        "Confirmatory tests: ",
+        "Exploratory tests: ",
+    )
     assert all(any(line.startswith(table) for line in lines) for table in tables)
     shown = console[console.index("tiny (BEIR folder) (beir_tiny)") :]
     assert shown.index("Confirmatory") < shown.index("Exploratory")

@@ -66,8 +66,8 @@ class Scale(maw.Method):
 
 
 def maps(context):
-    names = context.architecture.linear_maps
-    return [layer.get_submodule(name) for layer in context.layers.values() for name in names]
+    modules = (module for layer in context.layers.values() for module in layer.modules())
+    return [module for module in modules if isinstance(module, nn.Linear)]
 
 
 def scale(linear, inputs, output):

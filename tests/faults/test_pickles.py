@@ -54,7 +54,8 @@ def harmful(source: str) -> list[str]:
         if isinstance(called, ast.Name) and called.id in HARMFUL_CALLS:
             found.append(f"{node.lineno}: {called.id}")
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
-            if (called.value.id, called.attr) in HARMFUL_METHODS:
+            of_tensors = (called.value.id, called.attr) == ("torch", "load") and options.get("weights_only") is True
+            if (called.value.id, called.attr) in HARMFUL_METHODS and not of_tensors:
                 found.append(f"{node.lineno}: {called.value.id}.{called.attr}")
             if (called.value.id, called.attr) in (("np", "load"), ("numpy", "load")) and (
                 options.get("allow_pickle", True) is not False

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from attention.depth_slices import mix_depth
-from conftest import FAMILIES, random_texts, tiny_config
+from conftest import every_family, random_texts, tiny_config
 from peft import IA3Config, LoHaConfig, LoraConfig, get_peft_model
 from transformers import AttentionInterface, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, flash_attention_m
 
 import maw
 from maw.attention import layer as attention
+from maw.attention.architectures import architecture_of
 from maw.errors import ConfigError, MAWError, ModelError
 from maw.models.add_maw import maw_layers
 from maw.models.retriever import MAWRetriever
@@ -39,7 +40,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def load(models, model_type="bert", **options):
-    return AutoModel.from_pretrained(models(model_type), **options).eval()
+    return architecture_of(model_type).loader().from_pretrained(models(model_type), **options).eval()
 
 
 def tokens(models, model_type="bert", texts=TEXTS):
@@ -64,7 +65,7 @@ def real(batch, states):
 
 @pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
 @pytest.mark.parametrize("router", ["grpo", "soft"])
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_a_new_model_computes_what_it_did(models, model_type, router, kernel):
     batch = tokens(models, model_type)
     model = load(models, model_type)
@@ -78,7 +79,7 @@ def test_a_new_model_computes_what_it_did(models, model_type, router, kernel):
     assert (moved - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_depth_0_is_the_pretrained_models_own_attention(models, model_type):
     """The attention weights that transformers itself returns are the reference, layer for layer."""
     batch = tokens(models, model_type)
@@ -398,11 +399,14 @@ def test_all_wrong_arguments_are_named_at_once(models):
 def test_what_cannot_carry_it_is_refused_with_the_reason(models):
     import transformers as tf
 
-    mpnet = tf.MPNetModel(tf.MPNetConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50))
-    with pytest.raises(ModelError, match="mpnet adds relative position terms"):
-        maw.add_maw(mpnet)
-    with pytest.raises(ModelError, match="no adapter for model type 't5'"):
-        maw.add_maw(tf.T5EncoderModel(tf.T5Config(d_model=16, d_kv=8, num_layers=1, num_heads=2, vocab_size=50)))
+    deberta = tf.DebertaModel(
+        tf.DebertaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9)
+    )
+    with pytest.raises(ModelError, match="DebertaModel cannot carry MAW: its attention scores"):
+        maw.add_maw(deberta)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    with pytest.raises(ModelError, match="no adapter for model type 'albert'"):
+        maw.add_maw(tf.AlbertModel(tf.AlbertConfig(**sizes)))
     with pytest.raises(ModelError, match="Linear is not a Hugging Face model"):
         maw.add_maw(torch.nn.Linear(2, 2))
     model = maw.add_maw(load(models))

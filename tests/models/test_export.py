@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, random_texts
+from conftest import FAMILIES, IN_SHORT, random_texts
 from safetensors.torch import load_file, save_file
 
 import tier_1
@@ -43,8 +43,9 @@ for number, folder in enumerate(folders):
     found[f"similarity{number}"] = similarity
 np.savez("found.npz", **found)
 """
+USUAL = [kind for kind in FAMILIES if kind not in IN_SHORT]
 CASES = [
-    *((kind, "maw", {"route_by": "token" if "roberta" in kind else "head"}) for kind in FAMILIES),
+    *((kind, "maw", {"route_by": "token" if "roberta" in kind else "head"}) for kind in USUAL),
     ("bert", "maw", {"route_by": "sequence", "maw_layers": [1, 3], "depth_kernel": "low_rank"}),
     ("bert", "maw", {"route_by": "head", "depth_kernel": "low_rank", "kernel_shared_rank": 3}),
     ("bert", "maw", {"route_by": "token"}),
@@ -61,6 +62,13 @@ CASES = [
     ("roberta", "full", {}),
     ("distilbert", "zero_shot", {"similarity": "dot", "pooling": "cls"}),
     ("bert", "maw", {"query_prefix": "get the ", "document_prefix": "text ", "max_query_length": 7}),
+]
+
+IN_FULL = [  # of the other families, for `make faults`
+    *((kind, "maw", {"route_by": "token", "maw_layers": [1, 3]}) for kind in IN_SHORT),
+    *((kind, "lora", {}) for kind in ("mpnet", "gemma3_text", "deberta", "deberta-v2")),
+    *((kind, "full", {"finetune_layers": "all"}) for kind in ("t5", "mistral", "deberta-v2")),
+    *((kind, "maw_qv", {"depth_kernel": "low_rank"}) for kind in ("mpnet", "t5", "gte")),
 ]
 
 RUN_METHODS = ("maw", "lora", "zero_shot")
@@ -92,25 +100,27 @@ def loaded_elsewhere(folders, tmp_path, texts=TEXTS):
     return np.load(tmp_path / "found.npz")
 
 
-@pytest.fixture(scope="module")
-def exported(models, tiny_run, tmp_path_factory):
-    """Every case, exported, and what another program makes of all of them, of a run's models and of a wrong one.
-
-    That program is started once, since loading its libraries is what takes time.
-    """
+def exports(cases, models, tmp_path):
+    """The models of all cases, and the folders of their exports."""
     from maw.config.tier1_config import Tier1Config
-
-    tmp_path = tmp_path_factory.mktemp("exports")
 
     def settings(model_type, **changes):
         known = {"model": str(models(model_type)), "depth_dim": 4, "precision": "float32", "device": "cpu"}
         known |= {"router_start": "uniform"}  # with depths that differ before they are trained
         return Tier1Config(**(known | changes))
 
-    made, folders = [], []
-    for number, (model_type, method, changes) in enumerate(CASES):
-        made.append(built(settings, model_type, method, changes))
-        folders.append(export_retriever(made[-1], tmp_path / str(number)))
+    made = [built(settings, *case) for case in cases]
+    return made, [export_retriever(model, tmp_path / str(number)) for number, model in enumerate(made)]
+
+
+@pytest.fixture(scope="module")
+def exported(models, tiny_run, tmp_path_factory):
+    """Every case, exported, and what another program makes of all of them, of a run's models and of a wrong one.
+
+    That program is started once, since loading its libraries is what takes time.
+    """
+    tmp_path = tmp_path_factory.mktemp("exports")
+    made, folders = exports(CASES, models, tmp_path)
     for method in RUN_METHODS:
         folders.append(tmp_path / method)
         assert tier_1.main(["export", str(tiny_run), "--method", method, str(folders[-1])]) == 0
@@ -141,6 +151,24 @@ def test_another_program_computes_the_same(exported, number):
     assert apart(found[f"one{number}"], model.encode(TEXTS[:1])[0]) < 1e-5, "without padding too"
     own = model.encode(TEXTS[:2], "query") @ model.encode(TEXTS[:3]).T
     assert apart(found[f"similarity{number}"], own) < 1e-4
+
+
+@pytest.mark.faults
+def test_another_program_computes_the_same_in_the_other_families(models, tmp_path):
+    made, folders = exports(IN_FULL, models, tmp_path)
+    found = loaded_elsewhere(folders, tmp_path)
+    for number, (model, case) in enumerate(zip(made, IN_FULL, strict=True)):
+        for kind in ("query", "document"):
+            assert apart(found[f"{kind}{number}"], model.encode(TEXTS, kind)) < 1e-5, case
+        assert apart(found[f"one{number}"], model.encode(TEXTS[:1])[0]) < 1e-5, case
+        if case[1] == "maw":
+            share = model.encoder(model.source(TEXTS, "document").batch(range(len(TEXTS))))["depth_share"]
+            assert any(len(layer.unique(dim=0)) > 1 for layer in share.unbind(1)), case
+
+
+def test_depths_of_values_that_heads_share_are_refused(tiny_settings, tmp_path):
+    with pytest.raises(ModelError, match="values shared by groups of heads"):
+        export_retriever(built(tiny_settings, "qwen3", "maw_qv", {}), tmp_path / "out")
 
 
 def test_the_cases_have_something_to_get_wrong(exported):

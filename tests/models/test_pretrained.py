@@ -123,11 +123,20 @@ def test_every_supported_type_is_read(write, model_type):
     if model_type == "distilbert":  # names its sizes its own way; hidden_dim is that of its feed-forward network
         settings = {"model_type": model_type, "n_layers": 6, "n_heads": 4, "dim": 32, "hidden_dim": 128}
         settings["max_position_embeddings"] = 512
-    spec = model_spec(Tier1Config(model=write({"config.json": settings})))
+    if model_type == "t5":
+        settings = {"model_type": model_type, "num_layers": 6, "num_heads": 4, "d_model": 32, "d_kv": 8}
+    spec = model_spec(Tier1Config(model=write({"config.json": settings}), precision="float32"))
     assert (spec.num_layers, spec.num_heads, spec.hidden_dim) == (6, 4, 32)
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "camembert"])
+def test_a_family_without_positions_takes_any_length(write):
+    settings = {"model_type": "t5", "num_layers": 6, "num_heads": 3, "d_model": 32, "d_kv": 8}
+    folder = write({"config.json": settings})
+    assert model_spec(Tier1Config(model=folder)).max_query_length == 512
+    assert model_spec(Tier1Config(model=folder, max_query_length=65_536)).max_query_length == 65_536
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "camembert", "mpnet"])
 def test_robertas_family_loses_two_positions(write, model_type):
     settings = BERT | {"model_type": model_type, "max_position_embeddings": 514, "pad_token_id": 1}
     assert model_spec(Tier1Config(model=write({"config.json": settings}))).max_positions == 512
@@ -178,20 +187,23 @@ def test_pooling_as_newer_versions_write_it(write, modes):
 # -------------------------------------------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("model_type", ["mpnet", "deberta", "deberta-v2"])
-def test_models_that_compute_attention_their_own_way(write, model_type):
-    message = refusal(write({"config.json": BERT | {"model_type": model_type}}))
-    assert f"cannot carry MAW: {model_type} adds relative position terms" in message and "use a BERT" in message
+def test_a_family_whose_code_comes_with_the_model_is_refused_by_name(write):
+    own = {"model_type": "new", "auto_map": {"AutoModel": "modeling.NewModel"}}
+    message = refusal(write({"config.json": BERT | own}))
+    assert "model type 'new': its code comes with the model and is not run here, and transformers has none" in message
+    assert "no adapter for model type 'reformer'" in refusal(
+        write({"config.json": BERT | own | {"model_type": "reformer"}})
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "t5"}, "no adapter for model type 't5'; supported: bert, roberta"),
+        ({"model_type": "reformer"}, "no adapter for model type 'reformer'; supported: bert, roberta"),
         ({"model_type": None}, "no adapter for model type None"),
         ({"model_type": ["bert"]}, "no adapter for model type ['bert']"),
         ({"is_decoder": True}, "is a decoder"),
-        ({"position_embedding_type": "relative_key"}, "with position_embedding_type 'relative_key'"),
+        ({"position_embedding_type": "relative_key"}, "has position_embedding_type 'relative_key'"),
         ({"num_hidden_layers": 0}, "positive whole num_hidden_layers, got 0"),
         ({"num_hidden_layers": "6"}, "positive whole num_hidden_layers, got '6'"),
         ({"hidden_size": None}, "positive whole hidden_size, got None"),
@@ -248,7 +260,7 @@ def test_another_similarity_is_refused_unless_overridden(write):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"modules.json": sentence_transformer("Transformer", "Pooling", "Dense")}, "lists a module 'Dense'"),
+        ({"modules.json": sentence_transformer("Transformer", "Pooling", "CNN")}, "lists a module 'CNN'"),
         ({"modules.json": ["x"]}, "lists a module 'x'"),
         ({"modules.json": [{"type": "a.Transformer", "path": "0_Transformer"}]}, "transformer in the folder '0_Tr"),
         ({"modules.json": sentence_transformer("Transformer", "Pooling")}, "1_Pooling/config.json, which"),

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, random_texts
-from transformers import AutoModel
+from conftest import every_family, random_texts
 
 import maw
+from maw.attention.architectures import architecture_of
 from maw.attention.noise import noise_keys
 from maw.encoding.activation_cache import ActivationStore
 from maw.models.encode import evaluating
@@ -141,9 +141,11 @@ def test_a_retrievers_layers_run_again_in_the_backward_pass(tiny_settings, how, 
     torch.testing.assert_close(gradients(), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@every_family
 def test_added_depths_leave_nothing_behind_a_call(models, model_type):
-    model = moved(maw.add_maw(AutoModel.from_pretrained(models(model_type)), layers=[2, 3], depths=4)).eval()
+    architecture = architecture_of(model_type)
+    plain = architecture.loader().from_pretrained(models(model_type))
+    model = moved(maw.add_maw(plain, layers=[2, 3], depths=4)).eval()
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 40, (3, 4, 9), generator=random)
     masks = torch.ones_like(ids) * (
@@ -169,15 +171,11 @@ def test_added_depths_leave_nothing_behind_a_call(models, model_type):
             inner.append(None)
             inner.append(run(model, 1))
 
-    with model.get_submodule(
-        "transformer.layer.1"
-        if model_type == "distilbert"
-        else "layers.1"
-        if model_type in ("modernbert", "qwen3")
-        else "encoder.layer.1"
-    ).register_forward_pre_hook(again):
+    with architecture.layers(model)[1].register_forward_pre_hook(again):
         torch.testing.assert_close(run(model, 0), expected[0])
     torch.testing.assert_close(inner[1], expected[1])
+    if not model.supports_gradient_checkpointing:
+        return
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.zero_grad()

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_texts, write_model
+from safetensors.torch import load_file, save_file
 
+from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config
-from maw.errors import ModelError
+from maw.errors import ConfigError, ModelError
 from maw.experiment.plan.plan_text import _model as model_line
 from maw.models import usage
 from maw.models.export.sentence_transformers import export_retriever
 from maw.models.pretrained import model_spec
 from maw.models.retriever import BaselineRetriever
+from maw.training.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
+from maw.training.train import train_retriever
 
 TEXTS = [*random_texts(10, seed=3, longest=30), "Get The FILE", "", "nothing known here"]
 BERT, MODEL, POOLING = "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"
@@ -368,8 +372,8 @@ def test_every_other_module_of_sentence_transformers_is_refused_by_name(changed)
     from sentence_transformers.sparse_encoder import modules as sparse
 
     kinds = {name for each in (dense, sparse, multi, cross) for name in each.__all__} - {"Module", "InputModule"}
-    others = sorted(kinds - {"Transformer", "Pooling", "Normalize"})
-    assert len(others) >= 19, others
+    others = sorted(kinds - {"Transformer", "Pooling", "Normalize", "Dense", "LayerNorm"})
+    assert len(others) >= 17, others
     folder = changed({})
     for kind in others:
         added = module(f"sentence_transformers.models.{kind}", f"2_{kind}")
@@ -380,8 +384,7 @@ def test_every_other_module_of_sentence_transformers_is_refused_by_name(changed)
 def test_every_setting_of_sentence_transformers_is_known():
     """A setting that a later version adds must get a row, or models that it writes are refused."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules.normalize import Normalize
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 
     def known(rule):
         return {*rule.read, *rule.free, *rule.only}
@@ -393,6 +396,7 @@ def test_every_setting_of_sentence_transformers_is_known():
     assert {*arguments, *Transformer.config_keys} <= known(usage._TRANSFORMER)
     assert {*Pooling.config_keys, *Pooling.config_key_renames} <= known(usage._POOLING)
     assert set(Normalize.config_keys) == known(usage._NORMALIZE)
+    assert set(Dense.config_keys) == known(usage._DENSE) and set(LayerNorm.config_keys) == known(usage._LAYER_NORM)
     empty = SentenceTransformer(modules=[torch.nn.Identity()], device="cpu", truncate_dim=3)
     assert set(empty._get_model_config()) <= known(usage._MODEL)
 
@@ -427,3 +431,129 @@ def test_lower_casing_is_done_by_the_tokenizer_or_refused(changed, class_name, c
             ours(folder)
     else:
         assert agree(ours(folder), theirs(folder)) == [True, True]
+
+
+# ---------------------------------------------------------------------------------------- modules behind the pooling
+
+
+def behind(*modules):
+    """A model of sentence-transformers with these modules behind its pooling: (name, arguments) of each."""
+
+    def make(folder: Path, plain: Path) -> Path:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import modules as kinds
+
+        torch.manual_seed(5)
+        made = [kinds.Transformer(str(plain)), kinds.Pooling(16, "mean")]
+        made += [getattr(kinds, name)(**arguments) for name, arguments in modules]
+        for each in made[2:]:
+            for parameter in each.parameters():
+                torch.nn.init.normal_(parameter, std=0.4)
+        SentenceTransformer(modules=made, device="cpu").save(str(folder))
+        return folder
+
+    return make
+
+
+TWO_DENSE = behind(  # EmbeddingGemma has these, of other sizes
+    ("Dense", {"in_features": 16, "out_features": 40, "bias": False, "activation_function": None}),
+    ("Dense", {"in_features": 40, "out_features": 12, "bias": False, "activation_function": None}),
+    ("Normalize", {}),
+)
+BEHIND = {
+    "a Dense": behind(("Dense", {"in_features": 16, "out_features": 24})),
+    "two Dense": TWO_DENSE,
+    "a residual": behind(("Dense", {"in_features": 16, "out_features": 16, "use_residual": True})),
+    "a residual to another width": behind(("Dense", {"in_features": 16, "out_features": 8, "use_residual": True})),
+    "an activation": behind(
+        ("Dense", {"in_features": 16, "out_features": 24, "activation_function": torch.nn.GELU()}),
+        ("LayerNorm", {"dimension": 24}),
+    ),
+    "a Normalize between": behind(
+        ("Normalize", {}),
+        ("Dense", {"in_features": 16, "out_features": 9, "bias": True}),
+        ("LayerNorm", {"dimension": 9}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_modules_behind_the_pooling_are_computed(models, tmp_path, name):
+    folder = BEHIND[name](tmp_path / "saved", models("bert"))
+    for similarity in ("cosine", "dot"):
+        (folder / MODEL).write_text(json.dumps({"similarity_fn_name": similarity}))
+        assert agree(ours(folder), theirs(folder)) == [True, True]
+
+
+def test_weights_in_the_older_format(models, tmp_path):
+    folder = TWO_DENSE(tmp_path / "saved", models("bert"))
+    expected = ours(folder)
+    for path in folder.glob("*_Dense/model.safetensors"):
+        torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+        path.unlink()
+    assert agree(ours(folder), expected) == [True, True]
+    next(folder.glob("*_Dense")).joinpath("pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"has no weights: neither model.safetensors nor pytorch_model.bin"):
+        ours(folder)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_dense": True}], ids=["frozen", "trained"])
+@pytest.mark.parametrize("method", ["zero_shot", "lora", "full", "maw"])
+def test_they_are_trained_as_told_saved_and_exported(models, tiny_settings, tiny_data, tmp_path, method, changes):
+    folder = TWO_DENSE(tmp_path / "saved", models("bert"))
+    settings = tiny_settings(model=str(folder), num_epochs=1, num_negatives=0, learning_rate=0.01, **changes)
+    kind = find_method(method)
+    model = RETRIEVERS[kind.retriever](kind.configure(settings))
+    before = [each.clone() for each in model.encoder.after_pooling.parameters()]
+    if kind.trained:
+        train_retriever(model, tiny_data, tiny_data, model.config, "cpu", "tiny", method)
+    moved = [
+        not torch.equal(old, new) for old, new in zip(before, model.encoder.after_pooling.parameters(), strict=True)
+    ]
+    assert moved == [bool(changes) and kind.trained] * 2
+    found = model.encode(TEXTS, "query"), model.encode(TEXTS, "document")
+    assert found[0].shape[1] == model.spec.embedding_dim == 12
+    exported = export_retriever(model, tmp_path / "exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        assert agree(found, theirs(exported, trust_remote_code=True)) == [True, True]
+    if not kind.trained:
+        return
+    checkpoint = tmp_path / "logs" / "checkpoints" / "one"
+    facts = {"dataset": "tiny", "method": method, "epoch": 1, "best_val_metric": None, "training_history": []}
+    save_checkpoint(checkpoint, model, **facts)
+    assert np.array_equal(load_checkpoint(checkpoint).encode(TEXTS, "query"), found[0])
+    weights = next(folder.glob("*_Dense/model.safetensors"))
+    state = {name: each + 1 for name, each in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="was trained from other weights"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"in_features": 17}, "in_features is 17, but the embedding before it has 16 numbers"),
+        ({"out_features": 0}, "should give a positive whole out_features, got 0"),
+        ({"activation_function": "mine.Wave"}, "activation_function 'mine.Wave' is not supported"),
+        ({"activation_function": "torch.nn.modules.module.Module"}, "is not supported; of torch.nn, Identity, Tanh"),
+        ({"bias": "yes"}, "bias should be true or false, got 'yes'"),
+        ({"module_input_name": "token_embeddings"}, "module_input_name"),
+        ({"flavour": 7}, "sets flavour to 7"),
+    ],
+)
+def test_a_dense_module_that_is_not_computed_is_refused(models, tmp_path, settings, words):
+    folder = TWO_DENSE(tmp_path / "saved", models("bert"))
+    path = min(folder.glob("*_Dense/config.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert f"{path.parent.name}/config.json" in refusal(folder) and words in refusal(folder)
+
+
+def test_what_is_said_of_a_dense_module_that_is_not_there(saved, models, tmp_path):
+    with pytest.raises(ConfigError, match=r"train_dense: .* has no Dense and no LayerNorm module"):
+        model_spec(Tier1Config(model=str(saved()), train_dense=True))
+    folder = TWO_DENSE(tmp_path / "saved", models("bert"))
+    (folder / MODEL).write_text(json.dumps({"truncate_dim": 8}))
+    assert "truncate_dim 8 of their 12 numbers" in refusal(folder)
+    shutil.rmtree(min(folder.glob("*_Dense")))
+    assert "which modules.json names, is missing" in refusal(folder)

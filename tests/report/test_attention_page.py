@@ -98,7 +98,7 @@ def test_what_is_shown_are_differences():
     assert by_depth.values[2] == pytest.approx([0.75, -0.25, -0.25, -0.25])
     assert pretrained.values[0] == [0.25] * 4 and not pretrained.signed
     assert moved.values == [[0.0] * 4] * 4 and moved.signed
-    assert farthest.values[3] == pytest.approx([0.75, -0.25, -0.25, -0.25]) and "Depth 2" in farthest.title
+    assert farthest.values[3] == pytest.approx([0.75, -0.25, -0.25, -0.25]) and "depth, 2" in farthest.title
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_is_shown_are_differences():
 def test_the_words_say_what_is_in_use(changes, expected):
     text = " ".join("".join(Page(attention(an_attention(**changes))).text).split())
     assert expected in text
-    assert "Layer 6, head 2 of 2" in text and "50.00% lies on other tokens than before" in text
+    assert "Layer 6, head 2 of 2" in text and "Training moved 50.00% of this head's attention to other tokens" in text
 
 
 def test_a_mixture_of_all_marks_none():
@@ -127,7 +127,7 @@ def test_the_page_has_them_and_stays_well_formed():
     assert not page.errors and not page.open
     assert "Attention by depth" in "".join(page.text)
     drawings = [each for each in page.all("svg") if each.get("role") == "img"]
-    assert len(drawings) == 8 + 5 and all(len(each["aria-label"]) > 20 for each in drawings)
+    assert len(drawings) == 9 + 5 and all(len(each["aria-label"]) > 20 for each in drawings)
     assert attention({}) == ""
 
 

@@ -16,9 +16,9 @@ from markupsafe import Markup
 from maw.config.methods import METHODS, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory, method_pairs
-from maw.report.chart_data import COLOURS, Bar, Series
+from maw.report.chart_data import COLOURS, Bar, Cost, Series, quality_by_cost
 from maw.report.html import page as page_module
-from maw.report.html.charts import _ticks, bar_chart, histogram, line_chart
+from maw.report.html.charts import _labels, _log_ticks, _ticks, cost_chart, histogram, interval_chart, line_chart
 from maw.report.html.page import environment, report_page
 from maw.report.html.tables import Table
 from report.test_report import make_evaluations, make_result
@@ -204,7 +204,7 @@ def test_the_numbers_are_those_of_the_result(made):
         assert f"{low:.4f} to {high:.4f}" in text
     for expected in (
         "python tier_1.py --preset offline",
-        "2.60 GB in use",
+        "2.60 GB",
         "1,234,567",
         "not zero-shot: the model card names such data",
         "a warning on data",
@@ -214,10 +214,10 @@ def test_the_numbers_are_those_of_the_result(made):
         "d1, score 0.7500, grade 1, relevant",
         "d2, score 0.5000, not judged",
         "and 4 more",
-        "epoch 3, the one that was kept",
+        "Greedy depths of queries at the best epoch, 3",
     ):
         assert expected in text, expected
-    assert len([each for each in page.all("svg") if each.get("role") == "img"]) == 1 + 3 + 4
+    assert len([each for each in page.all("svg") if each.get("role") == "img"]) == 2 + 3 + 4
 
 
 def verdict(p, difference, datasets=("pystdlib",)):
@@ -232,34 +232,44 @@ def verdict(p, difference, datasets=("pystdlib",)):
 
 
 def test_the_answer_says_who_wins_and_how_sure_it_is():
-    assert "MAW is significantly better than LoRA in nDCG@10." in verdict(0.001, 0.02)
-    assert "MAW is significantly worse than LoRA (-0.0200 nDCG@10" in verdict(0.001, -0.02)
-    assert "MAW and LoRA do not differ significantly (+0.0000 nDCG@10" in verdict(0.001, 0.0)
+    assert "MAW is significantly better than LoRA: nDCG@10 +0.0200" in verdict(0.001, 0.02)
+    assert "MAW is significantly worse than LoRA: nDCG@10 -0.0200" in verdict(0.001, -0.02)
+    assert "MAW and LoRA do not differ significantly: nDCG@10 +0.0000" in verdict(0.001, 0.0)
     text = verdict(0.4, 0.01)
-    assert "MAW and LoRA do not differ significantly in nDCG@10." in text
-    assert "MAW and LoRA do not differ significantly (+0.0100 nDCG@10" in text and "would have been found with" in text
+    assert "MAW and LoRA do not differ significantly: nDCG@10 +0.0100" in text and "p = 0.4000" in text
+    assert "This does not show that they are equal. With 30 test queries, this run detects a difference of " in text
     text = verdict(0.03, 0.02, ("pystdlib", "msmarco"))
-    assert "2 comparisons: significantly better in 0, significantly worse in 0, no" in text, "0.03 is 0.06 of two"
-    assert "p 0.0600 after Holm's correction in the run" in text
-    assert "2 comparisons: significantly better in 2" in verdict(0.001, 0.02, ("pystdlib", "msmarco"))
-
-
-def test_means_that_look_alike_are_no_order():
-    result = copy.deepcopy(one_result(("zero_shot", "lora", "maw"), ("pystdlib",)))
-    for record in result["results"].values():
-        record["metrics"]["ndcg_cut_10"] = 0.5
-    families = [confirmatory.over_run([result]), exploratory.over_run([result])]
-    text = " ".join("".join(Page(report_page([result], families)).inside["main"]).split())
-    assert "0.5000, level with " in text and "before " not in text.split("0.5000, level with ")[1][:60]
+    assert "MAW does not differ significantly from its controls in any of 2 planned" in text, "0.03 is 0.06 of two"
+    assert "corrected p = 0.0600" in text
+    assert "in 2 of 2 planned comparisons" in verdict(0.001, 0.02, ("pystdlib", "msmarco"))
 
 
 def test_without_a_confirmatory_test_nothing_is_claimed():
     results, families = whole_result(("zero_shot", "lora"))
     text = report_page(results, families)
-    assert "No comparison of this run was fixed beforehand" in text and "corrected with all exploratory tests" in text
+    assert "This run has no planned comparison" in text and "exploratory" in text
     alone, families = whole_result(("zero_shot",))
     page = Page(report_page(alone, families))
-    assert "Highest mean nDCG@10" in "".join(page.text) and not page.errors
+    assert "This run has no test between methods." in "".join(page.text) and not page.errors
+
+
+def test_the_first_screen_has_charts_and_what_the_run_covers(made):
+    *_, text = made
+    answer = text[text.index('id="answer"') : text.index('id="d0"')]
+    assert answer.count("<figure>") == 2 and "Coverage" in answer
+    covered = Page(answer)
+    names = [" ".join(word.split()) for word in covered.inside["dt"]]
+    values = " ".join(" ".join(covered.inside["dd"]).split())
+    assert names == ["Data", "Methods", "Training", "Evaluated"], "the fixture's model has no name"
+    assert "2,000 training queries, 30 test queries" in values and "2025-01-06" in values
+
+
+def test_the_contents_name_every_section_in_its_order(made):
+    _, page, text = made
+    contents = text[text.index("<nav") : text.index("</nav>")]
+    listed = re.findall(r'href="#([^"]+)"', contents)
+    headings = [attributes["id"] for tag, attributes in page.elements if tag in ("h2", "h3") and "id" in attributes]
+    assert listed == [each for each in headings if each != "covers"] and len(listed) > 9
 
 
 def test_all_methods_and_four_datasets_fit():
@@ -275,7 +285,7 @@ def test_all_methods_and_four_datasets_fit():
 def test_a_result_of_an_earlier_version_still_makes_a_page():
     result = make_result(make_evaluations())
     page = Page(report_page([result]))
-    assert not page.errors and "Highest mean" in "".join(page.text)
+    assert not page.errors and "This run has no planned comparison" in "".join(page.text)
 
 
 # --------------------------------------------------------------------------------------------------- hostile texts
@@ -386,20 +396,65 @@ def drawn(chart):
 
 
 def test_charts_put_values_where_they_belong():
-    bars = bar_chart("t", [Bar("one", 0, 0.25, 0.2, 0.3), Bar("two", 1, 0.5)], name="nDCG")
-    widths = [float(each["width"]) for each in drawn(bars).all("rect")]
-    assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)
     lines = line_chart("t", [Series("a", 0, [(1, 0.0), (2, 1.0), (3, None)])], x_name="x", y_name="y")
     (line,) = drawn(lines).all("polyline")
     (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in line["points"].split())
     assert x1 < x2 and y1 > y2, "up the page is more"
-    assert (
-        line_chart("t", [Series("a", 0, [(1, None)])], x_name="x", y_name="y") is None is bar_chart("t", [], name="")
-    )
+    assert line_chart("t", [Series("a", 0, [(1, None)])], x_name="x", y_name="y") is None
     assert parts().figure(None) == ""
     columns = drawn(histogram("t", [0.5, 0.25, 0.25], 0, name="depth")).all("rect")
     heights = [float(each["height"]) for each in columns]
     assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+
+
+def test_intervals_stand_around_their_means_on_an_axis_that_says_it_is_zoomed():
+    bars = [Bar("one", 0, 0.52, 0.50, 0.54), Bar("two", 1, 0.53, 0.51, 0.55), Bar("no interval", 2, 0.54)]
+    page = drawn(interval_chart("t", bars, name="nDCG"))
+    one, two = [each for each in page.all("line") if "interval" in each["class"]]
+    x = [float(each[end]) for each in (one, two) for end in ("x1", "x2")]
+    assert x[1] - x[0] == pytest.approx(x[3] - x[2], abs=0.2) and x[1] - x[0] == pytest.approx(
+        4 * (x[2] - x[0]), abs=1
+    )
+    (middle,) = page.all("circle")
+    assert float(middle["cx"]) == pytest.approx((x[0] + x[1]) / 2, abs=0.2)
+    assert "nDCG (zoomed axis)" in page.text and "0.5400" in page.text
+    whole = drawn(interval_chart("t", [Bar("one", 0, 0.4, 0.0, 0.8)], name="nDCG"))
+    assert "nDCG" in whole.text and "nDCG (zoomed axis)" not in whole.text
+    assert interval_chart("t", [], name="nDCG") is None
+
+
+def test_quality_and_cost():
+    near = [Cost("a", 0, 0.5, seconds=10), Cost("b", 1, 0.6, seconds=20)]
+    page = drawn(cost_chart("t", near, x_name="seconds", y_name="nDCG"))
+    (circle,), (square,) = page.all("circle"), page.all("polygon")
+    assert float(circle["cx"]) < float(square["points"].split(",")[0]) and {"a", "b", "seconds"} <= set(page.text)
+    assert not page.all("ul"), "names beside their points need no legend"
+    many = [Cost(f"a long name {number}", number, 0.5, seconds=10) for number in range(6)]
+    crowded = drawn(cost_chart("t", many, x_name="seconds", y_name="nDCG"))
+    assert len(crowded.all("li")) == 6 and not any("halo" in each.get("class", "") for each in crowded.all("text"))
+    far = [Cost("a", 0, 0.5, seconds=1), Cost("b", 1, 0.6, seconds=500)]
+    assert "seconds (logarithmic)" in drawn(cost_chart("t", far, x_name="seconds", y_name="nDCG")).text
+    assert cost_chart("t", near[:1], x_name="seconds", y_name="nDCG") is None
+
+
+def test_cost_over_datasets_is_a_sum_and_quality_a_mean():
+    results, _ = whole_result(datasets=("one", "two"))
+    first = results[0]["results"]["1_normal_retriever"]
+    first["metrics"]["ndcg_cut_10"], first["runtime_seconds"] = 0.4, 100.0
+    second = results[1]["results"]["1_normal_retriever"]
+    second["metrics"]["ndcg_cut_10"], second["runtime_seconds"] = 0.6, 50.0
+    for result, ends in zip(results, ([0.37, 0.43], [0.56, 0.64]), strict=True):
+        result["intervals"]["zeroshot"]["ndcg_cut_10"] = ends
+    found = quality_by_cost(results)[0]
+    assert (found.name, found.value, found.seconds) == ("Zero-shot", pytest.approx(0.5), 150.0)
+    assert (found.low, found.high) == (pytest.approx(0.475), pytest.approx(0.525)), "3 and 4 make 5, of two datasets"
+    del results[1]["results"]["2_lora_fine_tuned_retriever"]
+    assert [each.name for each in quality_by_cost(results)] == ["Zero-shot", "MAW Fine-tuned"]
+
+
+def test_labels_of_an_axis_have_the_same_decimals():
+    assert _labels([0.5, 0.525, 0.55]) == ["0.500", "0.525", "0.550"] and _labels([0, 1000]) == ["0", "1,000"]
+    assert _log_ticks(3, 40) == [2, 5, 10, 20, 50] and _log_ticks(1, 10) == [1, 2, 5, 10]
 
 
 def test_a_logarithmic_axis_spaces_ratios_evenly():

@@ -21,7 +21,7 @@ from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.evaluation.metrics import METRICS, PRIMARY, compute_metrics
 from maw.experiment.dataset_result import runtime_summary
 from maw.report.layout import write_dataset, write_summary
-from maw.report.significance_marks import run_p_values, verdict, verdict_lines
+from maw.report.significance_marks import NBSP, run_p_values, verdict
 from maw.report.tables import comparisons as tables
 from maw.report.tables.csv_file import write_csv
 from maw.report.text import differences
@@ -142,7 +142,7 @@ def test_only_the_methods_that_ran(tmp_path, evaluations):
     write_summary(tmp_path, [result])
     assert not (folder / "lora_metrics.json").exists()
     assert set(result["significance"]) == {"maw_vs_zeroshot"}
-    assert "LoRA" not in (tmp_path / "summary" / "benchmark_summary.txt").read_text()
+    assert "LoRA Fine-tuned" not in (tmp_path / "summary" / "benchmark_summary.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a\0b", "x" * 300, "a\n", "/etc", "naïve", "-rf"])
@@ -189,25 +189,27 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
             for key in ("effect_size", "t_p_value", "queries_needed", "minimum_detectable_effect"):
                 assert cells[key] == ("" if row[key] is None else str(row[key]))
     summary = (folder / "benchmark_summary.txt").read_text()
-    first = summary.index("Confirmatory: MAW against its controls, corrected by Holm over all 2 comparisons")
-    assert first < summary.index("Confirmatory: corrected by Holm over all 2") < summary.index("Exploratory: ")
-    assert "msmarco: vs LoRA Fine-tuned" in summary
-    claims = verdict_lines(results, run_p_values([family]))
-    assert len(claims) == 2 and all(line in " ".join(summary.split()) for line in claims)
-    assert claims[1].startswith("msmarco: MAW ") and ": nDCG@10 " in claims[1] and ", corrected p " in claims[1]
+    words, of_run = " ".join(summary.split()), "Holm's correction over all 2 tests of the run."
+    first = words.index(of_run)
+    assert words.count(of_run) == 3 and words.index("Confirmatory tests: ") < first < words.index(
+        "Exploratory tests: "
+    )
+    assert "msmarco: MAW vs LoRA" in summary
+    claims = [line.replace(NBSP, " ") for line in verdict(results, run_p_values([family])).lines()]
+    assert all(line in words for line in claims)
+    (claim,) = [line for line in claims if line.startswith("msmarco: MAW ")]
+    assert ": nDCG@10 " in claim and ", corrected p " in claim
     assert " ".join(text.claim(results[:1]).split()) in " ".join(text.benchmark_summary(results[:1]).split())
-    assert "Exploratory: corrected by Holm over all 58 other tests of the run" in summary
-    assert "of this dataset" not in summary and "within the dataset" not in summary
+    assert "Holm's correction over all 58 tests of the run." in words
+    assert "of this dataset" not in words
     alone = " ".join(text.dataset_summary(results[0]).split())
-    assert "Confirmatory: corrected by Holm over the 1 comparison of this dataset" in alone
-    assert "over all 2 of the run in summary/confirmatory.json" in alone
-    assert "Exploratory: corrected by Holm over all 29 other tests of this dataset" in alone
-    assert "over all 58 of the run in summary/exploratory.json" in alone
+    assert "Holm's correction over 1 test of this dataset. summary/confirmatory.json has it over all 2 tests" in alone
+    assert "Holm's correction over all 29 tests of this dataset. summary/exploratory.json has it over all 58" in alone
     assert max(map(len, summary.splitlines())) <= 100
     write_summary(tmp_path, results[:1])
     assert not (folder / "confirmatory.json").exists(), "an earlier run's is of other results"
     assert not (folder / "exploratory.json").exists()
-    assert "all 2 comparisons" not in (folder / "benchmark_summary.txt").read_text()
+    assert "correction over all 2 tests" not in " ".join((folder / "benchmark_summary.txt").read_text().split())
 
 
 def test_one_run_has_one_p_for_each_test(tmp_path, evaluations):
@@ -227,17 +229,21 @@ def test_one_run_has_one_p_for_each_test(tmp_path, evaluations):
     def values(summary):
         return [line for line in summary.splitlines() if line.startswith(("nDCG@10  ", "MAP "))]
 
-    for whole in ((folder / "benchmark_summary.txt").read_text(), text.answers(results, families)):
+    for whole in ((folder / "benchmark_summary.txt").read_text(), text.answers(results, families, verbose=True)):
         assert whole.count("0.0612") >= 2
         assert not [line for line in values(whole) if line.endswith(" a")]
         assert "  0.0306  0.0306" not in whole
     alone = text.dataset_summary(results[0])
     assert [line for line in values(alone) if line.endswith(" a")]
-    assert "Letters use p corrected within the dataset; those in summary/ use p corrected over the run." in alone
+    assert "Here p is corrected over the tests of this dataset; in summary/ over those of the run." in " ".join(
+        alone.split()
+    )
+    assert "in summary/" in " ".join(text.dataset_screen(results[0]).split())
+    assert "in summary/" not in text.answers(results, families)
     assert "0.0612" not in alone and "of this dataset" in alone
 
 
-def claimed(*differences, datasets=1, p=0.2):
+def claimed(*differences, datasets=1, p=0.2, detectable=0.016, queries=1000):
     """Results of a run in which MAW differs by that much from each control, all with the same corrected p."""
     tests = {
         f"maw_vs_{short}": {
@@ -246,6 +252,9 @@ def claimed(*differences, datasets=1, p=0.2):
             "ci_high": each + 0.01,
             "p_value": p,
             "p_holm": p,
+            "minimum_detectable_effect": detectable,
+            "queries": queries,
+            "power": 0.8,
         }
         for short, each in zip(("lora", "lora_matched", "full"), differences, strict=False)
     }
@@ -254,22 +263,46 @@ def claimed(*differences, datasets=1, p=0.2):
     return [{"dataset": f"d{number}"} | section for number in range(datasets)]
 
 
-def test_the_verdict_has_the_numbers_of_each_comparison():
-    assert verdict_lines(claimed(0.005), {}) == [
-        "MAW and LoRA do not differ significantly: nDCG@10 +0.0050 (95% interval -0.0050 to +0.0150, p = 0.2000)."
+def said(results, over_run=None):
+    return [line.replace(NBSP, " ") for line in verdict(results, over_run or {}).lines()]
+
+
+POWER = "With 1,000 test queries, this run detects a difference of 0.0160 nDCG@10 in 80% of cases."
+CAUTION = "A difference that is not significant does not show that two methods are equal."
+
+
+def test_the_verdict_has_effect_interval_p_and_what_it_can_detect():
+    assert said(claimed(-0.0007, p=0.9)) == [
+        f"{POWER} MAW and LoRA do not differ significantly: nDCG@10 -0.0007 (95% interval -0.0107 to +0.0093, "
+        "p = 0.9000). This does not show that they are equal."
     ]
-    assert verdict(claimed(0.005), {}) == "MAW and LoRA do not differ significantly in nDCG@10."
-    assert verdict_lines(claimed(0.02, -0.02, p=0.00001), {}) == [
+    assert said(claimed(0.02, p=0.01)) == [
+        f"{POWER} MAW is significantly better than LoRA: nDCG@10 +0.0200 (95% interval +0.0100 to +0.0300, "
+        "p = 0.0100)."
+    ], "a significant difference needs no caution"
+    assert said(claimed(0.02, -0.02, p=0.00001)) == [
+        POWER,
+        "In nDCG@10, MAW is significantly better than its control in 1 of 2 planned comparisons, significantly worse "
+        "in 1, and not significantly different in 0.",
         "MAW is significantly better than LoRA: nDCG@10 +0.0200 (95% interval +0.0100 to +0.0300, corrected p "
         "<0.0001).",
         "MAW is significantly worse than LoRA matched: nDCG@10 -0.0200 (95% interval -0.0300 to -0.0100, corrected p "
         "<0.0001).",
     ]
     by_run = {("d0", "maw_vs_lora", "ndcg_cut_10"): 0.03}
-    assert [line.split(":")[:2] for line in verdict_lines(claimed(0.02, datasets=2), by_run)] == [
-        ["d0", " MAW is significantly better than LoRA"],
-        ["d1", " MAW and LoRA do not differ significantly"],
-    ]
+    *_, first, second, last = said(claimed(0.02, datasets=2), by_run)
+    assert first.startswith("d0: MAW is significantly better than LoRA: ") and last == CAUTION
+    assert second.startswith("d1: MAW and LoRA do not differ significantly: ")
+
+
+def test_what_a_run_can_detect_is_said_as_far_as_it_is_known():
+    (one,), (other,) = claimed(0.01), claimed(0.01, detectable=0.02, queries=500)
+    assert said([one, other | {"dataset": "d1"}])[0] == (
+        "With 500 to 1,000 test queries, this run detects differences of 0.0160 to 0.0200 nDCG@10 in 80% of cases."
+    )
+    (unknown,) = claimed(0.01, detectable=None)
+    assert "detects" not in " ".join(said([unknown]))
+    assert said([one, unknown | {"dataset": "d1"}])[0] == f"{POWER[:-1]} (known for 1 of 2 comparisons)."
 
 
 @pytest.mark.parametrize("p", [0.2, 0.00001])
@@ -282,25 +315,71 @@ def test_no_line_of_the_verdict_ends_inside_of_a_p_value(p):
 
 def test_a_difference_or_p_that_is_no_number_is_not_called_significant():
     for difference, p in ((0.02, math.nan), (math.nan, 0.01)):
-        assert verdict(claimed(difference, p=p), {}) == "MAW and LoRA do not differ significantly in nDCG@10."
-    assert verdict(claimed(0.02, p=0.01), {}) == "MAW is significantly better than LoRA in nDCG@10."
+        assert "MAW and LoRA do not differ significantly" in said(claimed(difference, p=p))[0]
+    assert "MAW is significantly better than LoRA" in said(claimed(0.02, p=0.01))[0]
 
 
 def test_one_comparison_of_a_run_with_several_is_told_to_be_corrected():
     (result,) = claimed(0.02, p=0.01)
     result["confirmatory"]["run_family_size"] = 2
-    assert "corrected p = 0.0100" in verdict_lines([result], {})[0]
+    assert "corrected p = 0.0100" in said([result])[0]
 
 
 def test_the_verdict_on_many_comparisons_counts_them_and_shows_the_significant_ones():
     by_run = {("d0", "maw_vs_lora", "ndcg_cut_10"): 0.03, ("d1", "maw_vs_full", "ndcg_cut_10"): 0.04}
-    first, *others = verdict_lines(claimed(0.02, 0.01, -0.01, datasets=2), by_run)
-    assert first == verdict(claimed(0.02, 0.01, -0.01, datasets=2), by_run)
-    assert first.startswith("MAW against its controls in nDCG@10, 6 comparisons: significantly better in 1, ")
-    assert first.endswith("significantly worse in 1, no significant difference in 4.")
+    power, counts, *others, caution = said(claimed(0.02, 0.01, -0.01, datasets=2), by_run)
+    assert (power, caution) == (POWER, CAUTION)
+    assert counts == (
+        "In nDCG@10, MAW is significantly better than its control in 1 of 6 planned comparisons, significantly worse "
+        "in 1, and not significantly different in 4."
+    )
     assert [line.split(":")[1] for line in others] == [
         " MAW is significantly better than LoRA", " MAW is significantly worse than Whole layers"
     ]  # fmt: skip
+    assert said(claimed(0.02, 0.01, -0.01, datasets=2)) == [
+        POWER,
+        "In nDCG@10, MAW does not differ significantly from its controls in any of 6 planned comparisons.",
+        CAUTION,
+    ]
+
+
+def test_without_a_planned_comparison_the_two_best_methods_are_compared(evaluations):
+    result = make_result({name: evaluations[name] for name in ("zero_shot", "lora")})
+    first, second, *_ = said([result])
+    assert first.startswith("This run has no planned comparison, which needs MAW and a control such as LoRA.")
+    assert second.startswith("LoRA ") and "Zero-shot" in second and ": nDCG@10 +" in second
+    assert said([make_result({"lora": evaluations["lora"]})]) == ["This run has no test between methods."]
+
+
+def test_the_end_of_a_run_fits_a_screen(evaluations):
+    """Three methods on one dataset, with warnings, as the console shows them."""
+    held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
+    config = Tier1Config(datasets=["pystdlib"])
+    result = make_result(evaluations)
+    section = confirmatory.confirm(
+        result["significance"], confirmatory.smallest_effects(held, 30, config), config, 200
+    )
+    result["confirmatory"] = section
+    shown = f"{text.dataset_screen(result)}\n\nWritten to logs\n{text.conclusion([result], [], 'logs/tier1')}"
+    assert len(shown.splitlines()) <= 40 and max(map(len, shown.splitlines())) <= 100
+    for part in ("Metric ", "Runtime Summary:", "Warnings", "detects a difference of ", "MAW is significantly"):
+        assert part in " ".join(shown.split()), part
+    for part in ("t-test", "Exploratory", "Learning rate"):
+        assert part not in shown and part in text.dataset_summary(result), part
+    *_, page, last = shown.splitlines()
+    assert page == "Report of the run:  logs/tier1/summary/report.html"
+    assert last == "Summary of the run: logs/tier1/summary/benchmark_summary.txt"
+
+
+def test_several_datasets_end_with_a_table_of_all(evaluations):
+    results = [make_result(evaluations, dataset=name) for name in ("one", "two")]
+    shown = text.conclusion(results, [], "logs")
+    row = next(line for line in shown.splitlines() if line.startswith("two"))
+    means = [evaluations[name]["ndcg_cut_10"] for name in ("zero_shot", "lora", "maw")]
+    assert row.split()[1:] == [f"{mean:.4f}" for mean in means]
+    many = make_evaluations([method.name for method in METHODS])
+    wide = text.conclusion([make_result(many, dataset=name) for name in ("one", "two")], [], "logs")
+    assert wide.split()[:3] == ["nDCG@10", "one", "two"] and max(map(len, wide.splitlines())) <= 100
 
 
 def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
@@ -310,10 +389,10 @@ def test_only_some_pairs_are_shown_and_all_are_in_the_file(evaluations):
         names = [line.split("  ")[0] for line in lines if " vs " in line]  # columns that do not fit follow below
         return list(dict.fromkeys(names)), set(result["significance"])
 
-    assert shown(("lora", "maw"))[0] == ["MAW Fine-tuned vs LoRA Fine-tuned"]
+    assert shown(("lora", "maw"))[0] == ["MAW vs LoRA"]
     names, all_pairs = shown(("zero_shot", "lora", "maw"))
     assert len(names) == len(all_pairs) == 3
-    assert shown(("zero_shot", "lora"))[0] == ["LoRA Fine-tuned vs Zero-shot"]
+    assert shown(("zero_shot", "lora"))[0] == ["LoRA vs Zero-shot"]
 
 
 # Numbers
@@ -449,14 +528,14 @@ def test_summary_says_what_a_reader_needs(result):
         "train: queries 2,000",
         "test: queries 30, qrels hash ffffffffffff",
         'query prefix           "query: "',
-        "MAW Fine-tuned vs LoRA Fine-tuned",
+        "MAW vs LoRA",
         "1,234,567",
         "Runtime Summary:",
         "   Zero-shot:       45.23s (0.75 min)",
         "   Total (dataset): 271.38s (4.52 min)",
         "not zero-shot: the model card names such data",
         "a warning on data",
-        "not corrected for the number of tests",
+        "Their p is not corrected.",
     ):
         assert expected in summary
     assert "f" * 13 not in summary
@@ -547,8 +626,8 @@ def test_text_that_would_drive_a_terminal_is_only_shown(result):
 def test_a_relative_difference_to_nothing_is_left_out(result):
     test = {**result["significance"]["maw_vs_lora"]["ndcg_cut_10"], "relative": None}
     summary = text.dataset_summary({**result, "significance": {"maw_vs_lora": {"ndcg_cut_10": test}}})
-    row = next(line for line in summary.splitlines() if line.startswith("MAW Fine-tuned vs LoRA"))
-    assert row.split()[6] == "-"
+    row = next(line for line in summary.splitlines() if line.startswith("MAW vs LoRA"))
+    assert row.split()[4] == "-"
 
 
 # Files

@@ -70,8 +70,8 @@ def test_the_panels_show_the_history(history):
         "documents": [0.75] * 3,
         "uniform policy": [math.log(3)] * 2,
     }
-    assert lines(axes["Effective depths of greedy picks"])["all depths alike"] == [3, 3]
-    bars = axes["Greedy picks, documents"].patches
+    assert lines(axes["Effective number of greedy depths"])["all depths alike"] == [3, 3]
+    bars = axes["Greedy depths, documents"].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([0.75, 0.125, 0.125])
     depths = lines(axes["nDCG@10 with queries at one depth"])
     assert depths.pop("_child0") == [0.3, 0.5, 0.4]

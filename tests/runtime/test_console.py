@@ -194,11 +194,12 @@ def test_json_progress_counts_each_stage_to_its_end(said):
 def test_quiet_leaves_the_answer(said):
     out, err = said["--quiet"]
     assert err == ""
-    assert "Zero-shot" in out and "Exploratory" in out and "Written to" not in out and "Plan" not in out
+    assert "Zero-shot" in out and "Runtime Summary" in out and "Written to" not in out and "Plan" not in out
+    assert "Exploratory" not in out + said["--json-progress"][0], "--verbose shows it"
     assert out.splitlines()[-1].startswith("Summary of the run: ")
     full = said["--json-progress"][0]
     assert full.startswith("Plan") and len(full) > 2 * len(out)
-    table = out[out.index("Metric  ") : out.index("Exploratory")]
+    table = out[out.index("Metric  ") : out.index("Runtime Summary")]
     assert table in full
 
 

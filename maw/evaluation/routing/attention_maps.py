@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.layer import MAWAttentionLayer
+from maw.attention.routers import Routing
 from maw.errors import ModelError
 from maw.models.add_maw import backbone_of, maw_layers
 from maw.models.encode import evaluating
@@ -75,8 +76,8 @@ def at_layer(
     def hook(module: MAWAttentionLayer, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
         if threading.get_ident() != caller:
             return  # a call in another thread, on other texts
-        inputs = dict(zip(("hidden_states", "attention_mask"), given, strict=False)) | named
-        inputs.pop("routing", None)
+        inputs = dict(zip(("hidden_states", "attention_mask", "position_bias"), given, strict=False)) | named
+        inputs = {name: each for name, each in inputs.items() if not isinstance(each, Routing)}
         found.append(look(module, inputs).float())
 
     with maw_layers(model)[layer].register_forward_pre_hook(hook, with_kwargs=True):

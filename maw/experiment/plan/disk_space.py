@@ -102,7 +102,7 @@ def state_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> 
 def _embedding_bytes(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> int:
     """Embeddings cached for later runs, and those that are too large for memory while they are searched."""
     limit = int(config.embedding_cache_gb * GIGABYTE)
-    sizes = [work.searched * spec.hidden_dim * embedding_width(config) for work in works]
+    sizes = [work.searched * spec.embedding_dim * embedding_width(config) for work in works]
     kept = sum(size for size in sizes if size <= limit) if "zero_shot" in config.methods else 0
     large = [size for size in sizes if size > most_in_memory(config) and (size > limit or trained_methods(config))]
     searched = sum(large) if config.parallel_datasets else max(large, default=0)

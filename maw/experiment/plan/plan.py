@@ -110,7 +110,7 @@ def _memory(config: Tier1Config, spec: ModelSpec, works: Sequence[Work]) -> dict
     one = {
         "libraries": PROGRAM_BYTES,
         "model": 2 * model_bytes(spec),  # twice: for training, or for loading the next method
-        "embeddings": min(most * spec.hidden_dim * embedding_width(config), most_in_memory(config)),
+        "embeddings": min(most * spec.embedding_dim * embedding_width(config), most_in_memory(config)),
         "batches": texts * longest * spec.hidden_dim * FLOAT_BYTES * STATES_PER_TOKEN,
     }
     count = at_once(config, works)

@@ -27,12 +27,33 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraModel,
+    EuroBertConfig,
+    EuroBertModel,
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    GteConfig,
+    GteModel,
+    JinaEmbeddingsV3Config,
+    JinaEmbeddingsV3Model,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    NomicBertConfig,
+    NomicBertModel,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2Model,
     Qwen3Config,
     Qwen3Model,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5EncoderModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -41,9 +62,19 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.camembert.modeling_camembert import CamembertSelfAttention
 from transformers.models.distilbert.modeling_distilbert import DistilBertSelfAttention
 from transformers.models.electra.modeling_electra import ElectraSelfAttention
+from transformers.models.eurobert.modeling_eurobert import EuroBertAttention
+from transformers.models.gemma3.modeling_gemma3 import Gemma3Attention
+from transformers.models.gte.modeling_gte import GteAttention
+from transformers.models.jina_embeddings_v3.modeling_jina_embeddings_v3 import JinaEmbeddingsV3Attention
+from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.modernbert.modeling_modernbert import ModernBertAttention
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
+from transformers.models.nomic_bert.modeling_nomic_bert import NomicBertAttention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 from transformers.models.roberta.modeling_roberta import RobertaSelfAttention
+from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSelfAttention
 
 ROUTERS = ("grpo", "supervised", "soft", "fixed")
@@ -382,6 +413,266 @@ class MAWQwen3Model(WithDepths, Qwen3Model):
     attention_path = "layers.{}.self_attn"
 
 
+class RotaryDepthAttention(DepthAttention):
+    """For attention with rotary positions and separate maps of query, key and value."""
+
+    query_map, value_map, rotary = "q_proj", "v_proj", True
+
+
+class MAWEuroBertConfig(EuroBertConfig):
+    """Settings of EuroBERT with depth attention."""
+
+    model_type = "maw-eurobert"
+    maw: dict | None = None
+
+
+class MAWEuroBertAttention(RotaryDepthAttention, EuroBertAttention):
+    """The self-attention of EuroBERT at picked depths."""
+
+    pretrained = EuroBertAttention
+
+
+class MAWEuroBertModel(WithDepths, EuroBertModel):
+    """EuroBERT with depth attention."""
+
+    config_class = MAWEuroBertConfig
+    attention = MAWEuroBertAttention
+    attention_path = "layers.{}.self_attn"
+
+
+class MAWNomicBertConfig(NomicBertConfig):
+    """Settings of NomicBERT with depth attention."""
+
+    model_type = "maw-nomic_bert"
+    maw: dict | None = None
+
+
+class MAWNomicBertAttention(RotaryDepthAttention, NomicBertAttention):
+    """The self-attention of NomicBERT at picked depths."""
+
+    pretrained = NomicBertAttention
+
+
+class MAWNomicBertModel(WithDepths, NomicBertModel):
+    """NomicBERT with depth attention."""
+
+    config_class = MAWNomicBertConfig
+    attention = MAWNomicBertAttention
+    attention_path = "layers.{}.self_attn"
+    options = {"add_pooling_layer": False}  # noqa: RUF012
+
+
+class MAWGteConfig(GteConfig):
+    """Settings of GTE with depth attention."""
+
+    model_type = "maw-gte"
+    maw: dict | None = None
+
+
+class MAWGteAttention(RotaryDepthAttention, GteAttention):
+    """The self-attention of GTE at picked depths."""
+
+    pretrained = GteAttention
+
+
+class MAWGteModel(WithDepths, GteModel):
+    """GTE with depth attention."""
+
+    config_class = MAWGteConfig
+    attention = MAWGteAttention
+    attention_path = "layers.{}.self_attn"
+    options = {"add_pooling_layer": False}  # noqa: RUF012
+
+
+class MAWJinaEmbeddingsV3Config(JinaEmbeddingsV3Config):
+    """Settings of Jina v3 with depth attention."""
+
+    model_type = "maw-jina_embeddings_v3"
+    maw: dict | None = None
+
+
+class MAWJinaEmbeddingsV3Attention(RotaryDepthAttention, JinaEmbeddingsV3Attention):
+    """The self-attention of Jina v3 at picked depths."""
+
+    pretrained = JinaEmbeddingsV3Attention
+
+
+class MAWJinaEmbeddingsV3Model(WithDepths, JinaEmbeddingsV3Model):
+    """Jina v3 with depth attention."""
+
+    config_class = MAWJinaEmbeddingsV3Config
+    attention = MAWJinaEmbeddingsV3Attention
+    attention_path = "layers.{}.self_attn"
+    options = {"add_pooling_layer": False}  # noqa: RUF012
+
+
+class MAWQwen2Config(Qwen2Config):
+    """Settings of Qwen2 with depth attention."""
+
+    model_type = "maw-qwen2"
+    maw: dict | None = None
+
+
+class MAWQwen2Attention(RotaryDepthAttention, Qwen2Attention):
+    """The self-attention of Qwen2 at picked depths."""
+
+    pretrained = Qwen2Attention
+
+
+class MAWQwen2Model(WithDepths, Qwen2Model):
+    """Qwen2 with depth attention."""
+
+    config_class = MAWQwen2Config
+    attention = MAWQwen2Attention
+    attention_path = "layers.{}.self_attn"
+
+
+class MAWLlamaConfig(LlamaConfig):
+    """Settings of Llama with depth attention."""
+
+    model_type = "maw-llama"
+    maw: dict | None = None
+
+
+class MAWLlamaAttention(RotaryDepthAttention, LlamaAttention):
+    """The self-attention of Llama at picked depths."""
+
+    pretrained = LlamaAttention
+
+
+class MAWLlamaModel(WithDepths, LlamaModel):
+    """Llama with depth attention."""
+
+    config_class = MAWLlamaConfig
+    attention = MAWLlamaAttention
+    attention_path = "layers.{}.self_attn"
+
+
+class MAWMistralConfig(MistralConfig):
+    """Settings of Mistral with depth attention."""
+
+    model_type = "maw-mistral"
+    maw: dict | None = None
+
+
+class MAWMistralAttention(RotaryDepthAttention, MistralAttention):
+    """The self-attention of Mistral at picked depths."""
+
+    pretrained = MistralAttention
+
+
+class MAWMistralModel(WithDepths, MistralModel):
+    """Mistral with depth attention."""
+
+    config_class = MAWMistralConfig
+    attention = MAWMistralAttention
+    attention_path = "layers.{}.self_attn"
+
+
+class MAWGemma3TextConfig(Gemma3TextConfig):
+    """Settings of the text model of Gemma 3 with depth attention."""
+
+    model_type = "maw-gemma3_text"
+    maw: dict | None = None
+
+
+class MAWGemma3Attention(DepthAttention, Gemma3Attention):
+    """The self-attention of Gemma 3 at picked depths; kernels follow the norm, which would undo part of them."""
+
+    pretrained = Gemma3Attention
+    rotary = True
+
+    def weighted(self, hidden_BTC: Tensor, padding_BT: Tensor) -> dict[str, Tensor]:
+        query = self.q_norm(self.q_proj(hidden_BTC).unflatten(-1, (-1, self.size)))
+        query = self.kernels(query, hidden_BTC, self.router(query, padding_BT))
+        return {"q_proj": query.flatten(-2), "q_norm": query.transpose(1, 2)}
+
+
+class MAWGemma3TextModel(WithDepths, Gemma3TextModel):
+    """The text model of Gemma 3 with depth attention."""
+
+    config_class = MAWGemma3TextConfig
+    attention = MAWGemma3Attention
+    attention_path = "layers.{}.self_attn"
+
+
+class MAWMPNetConfig(MPNetConfig):
+    """Settings of MPNet with depth attention."""
+
+    model_type = "maw-mpnet"
+    maw: dict | None = None
+
+
+class MAWMPNetAttention(DepthAttention, MPNetSelfAttention):
+    """The self-attention of MPNet at picked depths; its layers hand no padding mask down, so the mask tells it."""
+
+    pretrained = MPNetSelfAttention
+    query_map, value_map = "q", "v"
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *given: Any, **inputs: Any) -> Any:
+        padding = torch.ones(hidden_states.shape[:2], device=hidden_states.device)
+        if attention_mask is not None:  # additive, (B, 1, 1 or T, T)
+            allowed = attention_mask > torch.finfo(attention_mask.dtype).min / 2
+            padding = padding * allowed.flatten(1, 2).any(1)
+        return super().forward(hidden_states, attention_mask, *given, padding_BT=padding, **inputs)
+
+
+class MAWMPNetModel(WithDepths, MPNetModel):
+    """MPNet with depth attention."""
+
+    config_class = MAWMPNetConfig
+    attention = MAWMPNetAttention
+    attention_path = "encoder.layer.{}.attention.attn"
+    options = {"add_pooling_layer": False}  # noqa: RUF012
+
+
+class MAWT5Config(PreTrainedConfig):
+    """Settings of T5's encoder with depth attention.
+
+    It is no T5Config: for one sentence-transformers would load transformers' own encoder, without the depths.
+    """
+
+    model_type = "maw-t5"
+    attribute_map = T5Config.attribute_map
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float | int = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"
+    dense_act_fn: str = "relu"
+    is_gated_act: bool = False
+    use_cache: bool = False
+    is_encoder_decoder: bool = False
+    is_decoder: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 1
+    tie_word_embeddings: bool = True
+    maw: dict | None = None
+
+
+class MAWT5Attention(DepthAttention, T5Attention):
+    """The self-attention of T5 at picked depths."""
+
+    pretrained = T5Attention
+    query_map, value_map = "q", "v"
+
+
+class MAWT5Model(WithDepths, T5EncoderModel):
+    """T5's encoder with depth attention."""
+
+    config_class = MAWT5Config
+    attention = MAWT5Attention
+    attention_path = "encoder.block.{}.layer.0.SelfAttention"
+
+
 MODELS = {
     model.config_class.model_type.removeprefix("maw-"): model
     for model in (
@@ -393,6 +684,16 @@ MODELS = {
         MAWDistilBertModel,
         MAWModernBertModel,
         MAWQwen3Model,
+        MAWEuroBertModel,
+        MAWNomicBertModel,
+        MAWGteModel,
+        MAWJinaEmbeddingsV3Model,
+        MAWQwen2Model,
+        MAWLlamaModel,
+        MAWMistralModel,
+        MAWGemma3TextModel,
+        MAWMPNetModel,
+        MAWT5Model,
     )
 }
 """Pretrained model type -> the model with depth attention."""

@@ -35,15 +35,14 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel
 
-from maw.attention.routers import Router
 from maw.config.method_files import mistakes_of, place_of
 from maw.errors import ConfigError, MAWError, ModelError, reason
 from maw.models.adaptation import merge_adapters
+from maw.models.after_pooling import write_after_pooling
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.export.modeling_maw import MODELS, ROUTERS
-from maw.models.pretrained import ModelSpec, base_model
+from maw.models.pretrained import base_model
 from maw.models.retriever import AGREES, PROBE, BaselineRetriever, load_tokenizer, quiet_transformers
 from maw.storage.files import give_usual_mode, read_json, write_json, write_text
 
@@ -64,17 +63,15 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         The folder.
 
     Raises:
-        ModelError: a model with a random router, which is a control; a Qwen3 model whose depths change the values; a
-            router or a model type that `maw.models.export.modeling_maw` does not have; a user's method that cannot be
-            merged into the weights.
+        ModelError: a model with a random router, which is a control; depths that change values shared by groups of
+            heads; a router or a model type that `maw.models.export.modeling_maw` does not have; a user's method that
+            cannot be merged into the weights.
         ConfigError: the folder is not empty.
         MAWError: the folder cannot be written.
     """
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder):
-        _check_exportable(encoder.maw_attention[0].router, model.spec.model_type)
-    if model.spec.model_type == "qwen3" and getattr(model.config, "depth_values", False):
-        raise ModelError("depths that change Qwen3's values are not exported: groups of heads share values; try maw")
+        _check_exportable(encoder, model.spec.model_type)
     made = model.rebuilt(precision="float32", device="cpu")  # a copy: the caller's stays as it is
     made.load_trained_state(model.trained_state())
     with _new_folder(Path(folder)) as temporary:
@@ -83,13 +80,17 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
         else:
             _write_plain(made, temporary)
         load_tokenizer(made.spec).save_pretrained(temporary)
-        _write_sentence_files(made.spec, temporary)
+        _write_sentence_files(made, temporary)
         if card is not None:
             write_text(temporary / "README.md", card)
     return Path(folder)
 
 
-def _check_exportable(router: Router, model_type: str) -> None:
+def _check_exportable(encoder: MAWWithGRPOEncoder, model_type: str) -> None:
+    layer = encoder.maw_attention[0]
+    router = layer.router
+    if layer.value_kernels is not None and getattr(layer.base, "num_key_value_groups", 1) > 1:
+        raise ModelError("depths that change values shared by groups of heads are not exported; try maw")
     if router.needs_text_keys:
         raise ModelError("a model at random depths is a control of the benchmark and is not exported; try maw or full")
     if router.name not in ROUTERS:
@@ -158,7 +159,7 @@ def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     state = _merged_state(model)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for a pooler that was not published
-        whole = AutoModel.from_pretrained(
+        whole = model.encoder.architecture.loader().from_pretrained(
             model.spec.folder or model.spec.name, dtype=torch.float32, trust_remote_code=False
         )
     missing, unexpected = whole.load_state_dict(state, strict=False)
@@ -189,6 +190,8 @@ def _merged_state(model: BaselineRetriever) -> dict[str, Tensor]:
     missing, unexpected = plain.encoder.backbone.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ModelError(f"{where}: is not exported: after merge, {[*unexpected, *missing][0]} is not in both models")
+    if plain.encoder.after_pooling is not None:
+        plain.encoder.after_pooling.load_state_dict(model.encoder.after_pooling.state_dict())
     difference = float(abs(plain.encode(PROBE) - expected).max())
     if not difference <= AGREES:
         raise ModelError(f"{where}: is not exported: after merge the output differs by {difference:.2g}")
@@ -210,16 +213,20 @@ def _write_adapter(model: BaselineRetriever, folder: Path) -> None:
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _write_sentence_files(spec: ModelSpec, folder: Path) -> None:
-    kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.similarity == "cosine" else [])
-    paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds[1:], start=1))]
+def _write_sentence_files(model: BaselineRetriever, folder: Path) -> None:
+    spec, behind = model.spec, model.encoder.after_pooling
+    written = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    if behind is not None:
+        written += write_after_pooling(behind, spec.after_pooling, folder)
+    if spec.similarity == "cosine":
+        written.append(("Normalize", f"{len(written)}_Normalize"))
+        (folder / written[-1][1]).mkdir()
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
+        for index, (kind, path) in enumerate(written)
     ]
     write_json(folder / "modules.json", modules)
-    for path in paths[1:]:
-        (folder / path).mkdir()
+    (folder / "1_Pooling").mkdir()
     wanted = _POOLING_OF[spec.pooling]
     pooling: dict[str, bool | int] = {f"pooling_mode_{mode}": mode == wanted for mode in _POOLING}
     pooling |= {"word_embedding_dimension": spec.hidden_dim, "include_prompt": True}

@@ -7,7 +7,7 @@ r"""Figures for a paper, as PDF with embedded fonts and as SVG, one column wide,
     training                validation nDCG@10 and training loss by epoch
     routing_maw             entropy, effective depths and greedy depths, one figure for each method that routes
     attention_maw           one text: heads by depths, and depths by tokens
-    attention_maw_tokens    one text: tokens by tokens, pretrained, in use and at the farthest depth
+    attention_maw_tokens    one text: tokens by tokens, pretrained, in use and at the most distant depth
 
 They fit a column of ACM's and IEEE's two-column formats, with text of seven points and no title. Glyphs of the SVG are
 outlines, so that it looks the same without the font. The same files of a run give the same bytes.
@@ -152,7 +152,7 @@ def _routing(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
         shares = chart_data.depth_shares(kept, side)
         picks.bar(np.arange(len(shares)) + 0.4 * place - 0.2, shares, width=0.4, color=COLOURS[place], label=name)
     picks.set_xlabel(f"depth, epoch {kept['epoch']}")
-    picks.set_ylabel("share of greedy picks")
+    picks.set_ylabel("share of texts")
     picks.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _legend(figure, picks)
 

@@ -89,12 +89,12 @@ def _panels(history: History, kept: Mapping[str, Any]) -> list[tuple[str, Callab
         panels.append(("Policy entropy (nats)", sides("policy_entropy", float(np.log(depths)), "uniform policy")))
         name = "Information between text and sampled depth (nats)"
         panels.append((name, sides("text_depth_mutual_information")))
-    panels.append(("Effective depths of greedy picks", sides("effective_depths", depths, "all depths alike")))
+    panels.append(("Effective number of greedy depths", sides("effective_depths", depths, "all depths alike")))
     if routing["query"].get("depth_distance") is not None:
         panels.append(("Cosine distance between depths", sides("depth_distance")))
     if len(panels) % 2:
         panels.append(("Share of the depth picked most", sides("top_share", 1.0)))
-    panels += [(f"Greedy picks, {name}", partial(_histogram, kept, side)) for side, name in SIDES.items()]
+    panels += [(f"Greedy depths, {name}", partial(_histogram, kept, side)) for side, name in SIDES.items()]
     for side, name in SIDES.items():
         if "per_depth" in routing[side]:
             panels.append((f"nDCG@10 with {name} at one depth", partial(_per_depth, routing[side], side)))

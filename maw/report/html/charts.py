@@ -1,4 +1,4 @@
-"""Line charts, bar charts and histograms as SVG, which templates/parts.html writes.
+"""Charts as SVG, which templates/parts.html writes.
 
 They take their colours from the page, in light and in dark, and need no script. Series differ in colour, dash and
 marker, so that they can be told apart without colours. Every chart has a title and a description for screen readers;
@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maw.report.chart_data import COLOURS, Bar, Series
+from maw.report.chart_data import COLOURS, Bar, Cost, Series
 
 WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
 _LABEL_ROOM = 24  # between the middles of two labels of the x axis
+_LETTER, _TEXT = 6.9, 15  # mean width of a letter and height of a line in the charts' font
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 4")
 _MARKERS = ("circle", "square", "diamond")  # with five dashes fifteen looks
 _CORNERS = {"square": ((-3, -3), (3, -3), (3, 3), (-3, 3)), "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0))}
@@ -30,13 +31,13 @@ Place = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of `WIDTH` by `height`; `about` is for screen readers, a legend names the series."""
+    """A drawing of `WIDTH` by `height`; `about` is for screen readers, a legend names the looks of series."""
 
     title: str
     about: str
     height: float
     shapes: Sequence[Shape]
-    legend: Sequence[Series] = ()
+    legend: Sequence[tuple[str, int]] = ()
 
 
 def shape(tag: str, kind: str, text: str = "", **attributes: Any) -> Shape:
@@ -66,7 +67,7 @@ def line_chart(
     y_at = _scale((ticks[0], ticks[-1]), (HEIGHT - _BOTTOM, _TOP))
     labels = sorted(set(xs)) if len(set(xs)) <= 12 else _ticks(min(xs), max(xs))
     labels = [(x, f"{x:g}") for x in labels if min(xs) <= x <= max(xs)]
-    shapes = list(_axes(ticks, y_at, labels, x_at, x_name, y_name))
+    shapes = list(_axes(ticks, y_at, labels, x_at, x_name, zoomed(y_name, ticks)))
     ends = []
     for each in series:
         there = [(x, y) for x, y in each.points if y is not None]
@@ -75,34 +76,101 @@ def line_chart(
             places = [(x_at(x), y_at(y)) for x, y in there]
             shapes.append(_line("polyline", each.look, points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places)))
             shapes += [_marker(each.look, x, y) for x, y in places]
-    return Chart(title, f"{y_name} by {x_name}. {'; '.join(ends)}.", HEIGHT, shapes, series)
+    legend = [(each.name, each.look) for each in series if each.points]
+    return Chart(title, f"{y_name} by {x_name}. {'; '.join(ends)}.", HEIGHT, shapes, legend)
 
 
-def bar_chart(title: str, bars: Sequence[Bar], *, name: str) -> Chart | None:
-    """Horizontal bars with intervals; values stand at their ends. Nothing where there are none."""
+def interval_chart(title: str, bars: Sequence[Bar], *, name: str) -> Chart | None:
+    """Means as points with their intervals, on an axis that shows no more than these; nothing without means."""
     if not bars:
         return None
-    row, left, right = 34, 165, 58
+    row, right = min(44.0, max(27.0, 190 / len(bars))), 58
+    left = min(190.0, 22 + _LETTER * max(len(each.name) for each in bars))
     bottom = _TOP + row * len(bars)
-    ticks = _ticks(0.0, max(max(each.value, each.high or 0.0) for each in bars) or 1.0)
+    ends = [end for each in bars for end in (each.value, each.low, each.high) if end is not None]
+    ticks = _ticks(min(ends), max(ends), 4)
     x_at = _scale((ticks[0], ticks[-1]), (left, WIDTH - right))
     shapes, about = [], []
-    for tick in ticks:
+    for tick, label in zip(ticks, _labels(ticks), strict=True):
         shapes.append(shape("line", "grid", x1=x_at(tick), y1=_TOP, x2=x_at(tick), y2=bottom))
-        shapes.append(shape("text", "tick middle", f"{tick:g}", x=x_at(tick), y=bottom + 16))
-    shapes.append(shape("text", "axis middle", name, x=(left + WIDTH - right) / 2, y=bottom + 36))
+        shapes.append(shape("text", "tick middle", label, x=x_at(tick), y=bottom + 17))
+    shapes.append(shape("text", "axis middle", zoomed(name, ticks), x=WIDTH / 2, y=bottom + 38))
     for place, each in enumerate(bars):
-        y, end, says = _TOP + row * place + 5, x_at(each.value), f"{each.value:.4f}"
-        shapes.append(shape("text", "name end", each.name, x=left - 8, y=y + 16))
-        shapes.append(shape("rect", f"bar {colour(each.look)}", x=left, y=y, width=end - left, height=row - 10))
+        y, says = _TOP + row * (place + 0.5), f"{each.value:.4f}"
+        shapes.append(shape("text", "name end", each.name, x=left - 12, y=y + 4.5))
         if each.low is not None and each.high is not None:
-            middle, low, high = y + (row - 10) / 2, x_at(max(each.low, 0.0)), x_at(each.high)
-            shapes.append(shape("line", "whisker", x1=low, y1=middle, x2=high, y2=middle))
-            shapes += [shape("line", "whisker", x1=x, y1=middle - 5, x2=x, y2=middle + 5) for x in (low, high)]
-            end, says = max(end, high), f"{says} ({each.low:.4f} to {each.high:.4f})"
-        shapes.append(shape("text", "value", f"{each.value:.4f}", x=end + 6, y=y + 16))
+            whisker = f"interval {colour(each.look)}"
+            shapes.append(shape("line", whisker, x1=x_at(each.low), y1=y, x2=x_at(each.high), y2=y))
+            says += f" ({each.low:.4f} to {each.high:.4f})"
+        shapes.append(_marker(each.look, x_at(each.value), y))
+        shapes.append(shape("text", "value end", f"{each.value:.4f}", x=WIDTH - 4, y=y + 4.5))
         about.append(f"{each.name} {says}")
     return Chart(title, f"{name}: {'; '.join(about)}.", bottom + _BOTTOM, shapes)
+
+
+def cost_chart(title: str, costs: Sequence[Cost], *, x_name: str, y_name: str) -> Chart | None:
+    """Quality by cost, a point for each method, with its name where there is room for all names, else a legend.
+
+    Nothing where fewer than two methods have a cost.
+    """
+    if len(costs) < 2:
+        return None
+    seconds = [each.seconds for each in costs]
+    log = max(seconds) > 10 * min(seconds)
+    x_ticks = _log_ticks(min(seconds), max(seconds)) if log else _ticks(0.0, max(seconds))
+    ends = [end for each in costs for end in (each.value, each.low, each.high) if end is not None]
+    ticks = _ticks(min(ends), max(ends), 4)
+    x_at = _scale((x_ticks[0], x_ticks[-1]), (_LEFT, WIDTH - _RIGHT), log=log)
+    height = 240
+    y_at = _scale((ticks[0], ticks[-1]), (height - _BOTTOM, _TOP))
+    labels = [(tick, f"{tick:,.0f}" if tick >= 1 else f"{tick:g}") for tick in x_ticks]
+    x_name += " (logarithmic)" * log
+    shapes = list(_axes(ticks, y_at, labels, x_at, x_name, zoomed(y_name, ticks), height))
+    points = [(each, x_at(each.seconds), y_at(each.value)) for each in costs]
+    for each, x, _ in points:
+        if each.low is not None and each.high is not None:
+            whisker = f"interval thin {colour(each.look)}"
+            shapes.append(shape("line", whisker, x1=x, y1=y_at(each.low), x2=x, y2=y_at(each.high)))
+    shapes += [_marker(each.look, x, y) for each, x, y in points]
+    names = _names_beside(points, height - _BOTTOM)
+    about = "; ".join(f"{each.name} {each.value:.4f} for {each.seconds:,.0f}" for each in costs)
+    legend = () if names else [(each.name, each.look) for each in costs]
+    return Chart(title, f"{y_name} by {x_name}. {about}.", height, [*shapes, *names], legend)
+
+
+def zoomed(name: str, ticks: Sequence[float]) -> str:
+    """The name of an axis, with a note where it does not start at zero."""
+    return name if ticks[0] == 0 else f"{name} (zoomed axis)"
+
+
+def _names_beside(points: Sequence[tuple[Cost, float, float]], bottom: float) -> list[Shape]:
+    """The name of each point beside, above or below it; nothing if one of them has no room."""
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in points]
+    shapes = []
+    for each, x, y in points:
+        wide = _LETTER * len(each.name)
+        places = (
+            ("halo", x + 9, y + 4.5, x + 9),
+            ("halo end", x - 9, y + 4.5, x - 9 - wide),
+            ("halo middle", x, y - 10, x - wide / 2),
+            ("halo middle", x, y + 19, x - wide / 2),
+            *(("halo end", x + 4, y + shift, x + 4 - wide) for shift in (-10, 19)),
+            *(("halo", x - 4, y + shift, x - 4) for shift in (-10, 19)),
+        )
+        for kind, text_x, text_y, first in places:
+            box = (first - 3, text_y - 12, first + wide + 3, text_y - 12 + _TEXT)
+            inside = box[0] >= _LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= bottom
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                shapes.append(shape("text", kind, each.name, x=text_x, y=text_y))
+                break
+        else:
+            return []
+    return shapes
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> Chart | None:
@@ -159,9 +227,9 @@ def _axes(
     height: float = HEIGHT,
 ) -> Iterator[Shape]:
     bottom = height - _BOTTOM
-    for tick in ticks:
+    for tick, label in zip(ticks, _labels(ticks), strict=True):
         yield shape("line", "grid", x1=_LEFT, y1=y_at(tick), x2=WIDTH - _RIGHT, y2=y_at(tick))
-        yield shape("text", "tick end", f"{tick:g}", x=_LEFT - 6, y=y_at(tick) + 4)
+        yield shape("text", "tick end", label, x=_LEFT - 6, y=y_at(tick) + 4)
     for x, label in _apart(labels, x_at):
         yield shape("text", "tick middle", label, x=x_at(x), y=bottom + 17)
     yield shape("text", "axis middle", x_name, x=(_LEFT + WIDTH - _RIGHT) / 2, y=height - 6)
@@ -199,3 +267,18 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(each * magnitude for each in (1, 2, 2.5, 5, 10) if each * magnitude >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(place * step, 12) for place in range(first, max(last, first + 1) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that enclose both."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    first = max(tick for tick in every if tick <= low * (1 + 1e-9))
+    last = min(tick for tick in every if tick >= high * (1 - 1e-9))
+    return [tick for tick in every if first <= tick <= last]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks with as many decimals as the one that needs the most."""
+    decimals = max(len(f"{tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks)
+    return [f"{tick:,.{decimals}f}" for tick in ticks]

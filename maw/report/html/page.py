@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from maw.config.methods import comparisons, in_order, look_of, methods_of
-from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
+from maw.config.methods import in_order, look_of
+from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report import chart_data, significance_marks
 from maw.report.html import charts, heatmap, tables
-from maw.report.significance_marks import RunValues, corrected_p, label_of, run_p_values
+from maw.report.significance_marks import NBSP, label_of, run_p_values
 from maw.report.text import costs
 from maw.report.text.format import number, p_value
 from maw.report.text.summary import NOTES
@@ -49,7 +49,7 @@ def report_page(
         examples_of=examples_of or {},
         attention_of=attention_of or {},
     )
-    unprintable = [each for each in set(text) - {"\n", "\t"} if not each.isprintable()]
+    unprintable = [each for each in set(text) - {"\n", "\t", NBSP} if not each.isprintable()]
     return text.translate(dict.fromkeys(map(ord, unprintable), "\N{REPLACEMENT CHARACTER}")) if unprintable else text
 
 
@@ -70,7 +70,6 @@ def environment() -> Environment:
         "charts": charts,
         "costs": costs,
         "heatmap": heatmap,
-        "highest": highest,
         "marks": significance_marks,
         "chart_data": chart_data,
         "tables": tables,
@@ -83,19 +82,6 @@ def environment() -> Environment:
         "NOTES": NOTES,
     }
     return made
-
-
-def highest(result: Mapping[str, Any], over_run: RunValues) -> dict[str, Any]:
-    """The methods of a dataset with the highest means, two at most, and the corrected p between them.
-
-    Returns:
-        `best`: (label, mean) of each; `p`: None where there is no test.
-    """
-    means = {method: result["results"][method.key]["metrics"][METRIC] for method in methods_of(result)}
-    best = sorted(means, key=lambda method: -means[method])[:2]
-    pairs = comparisons(method.name for method in best) if len(best) > 1 else ()
-    p = next((corrected_p(result, key_of(*pair), METRIC, over_run) for pair in pairs), None)
-    return {"best": [(method.label, f"{means[method]:.4f}") for method in best], "p": p}
 
 
 def fact(value: Any) -> str:

@@ -12,7 +12,7 @@ from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report import chart_data
 from maw.report.chart_data import Result
-from maw.report.significance_marks import LETTERS, RunValues, beaten, corrected_p, label_of
+from maw.report.significance_marks import LETTERS, RunValues, beaten, corrected_p, versus
 from maw.report.text.costs import costs, energy_devices, index, size, watt_hours
 from maw.report.text.format import number, p_value
 
@@ -45,14 +45,43 @@ class Table:
 
 
 def overview(results: Sequence[Result]) -> Table:
-    """The headline metric, datasets by methods."""
-    methods, rows = methods_of(*results), []
+    """The headline metric, methods by datasets."""
+    methods, columns = methods_of(*results), []
     for result in results:
         records = [result["results"].get(method.key) for method in methods]
         values = [record["metrics"][METRIC] if record else None for record in records]
         best = max(value for value in values if value is not None)
-        rows.append([result["venue"], *(Cell(number(value, ".4f"), strong=value == best) for value in values)])
-    return Table(["Dataset", *(method.label for method in methods)], rows)
+        columns.append([Cell(number(value, ".4f"), strong=value == best) for value in values])
+    rows = [[method.label, *cells] for method, *cells in zip(methods, *columns, strict=True)]
+    return Table(["Method", *(result["venue"] for result in results)], rows)
+
+
+def coverage(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """What a run covers: the names of facts, each with its lines."""
+    data = []
+    for result in results:
+        about = result.get("data", {})
+        train = about.get("splits", {}).get("train", {}).get("queries")
+        test = result.get("tested_on", {}).get("queries") or about.get("splits", {}).get("test", {}).get("queries")
+        passages = str(about.get("corpora", {}).get("test", {}).get("passages", ""))
+        if passages.startswith("sampled: "):
+            passages = f"{passages.removeprefix('sampled: ')}, sampled"
+        counts = [f"{count:,} {name} queries" for count, name in ((train, "training"), (test, "test")) if count]
+        line = ", ".join(filter(None, [*counts, passages]))
+        data.append(f"{result['venue']}: {line}" if len(results) > 1 else line)
+    settings, model = results[0].get("configuration", {}), results[0].get("model", {}).get("name")
+    names = (("seeds", "seed"), ("num_epochs", "epoch"), ("folds", "fold"), ("tune", "trial"))
+    counted = [(settings.get(key), name) for key, name in names]
+    training = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for count, name in counted if count)
+    dates = sorted({str(result["evaluated_at"])[:10] for result in results})
+    found = {
+        "Data": [line for line in data if line],
+        "Model": [model] if model else [],
+        "Methods": [", ".join(method.label for method in methods_of(*results))],
+        "Training": [training] if training else [],
+        "Evaluated": [" to ".join(dict.fromkeys((dates[0], dates[-1])))],
+    }
+    return [(name, lines) for name, lines in found.items() if lines]
 
 
 def values(result: Result, over_run: RunValues) -> Table:
@@ -75,7 +104,7 @@ def values(result: Result, over_run: RunValues) -> Table:
 
 
 def confirmatory(result: Result, over_run: RunValues) -> Table:
-    """The tests fixed before the run, a column each: there are four at most, and eleven values."""
+    """The tests planned before the run, a column each: there are four at most, and eleven values."""
     tests = result.get("confirmatory", {}).get("comparisons", {})
     columns = [_test(result, key, METRIC, test, over_run) for key, test in tests.items()]
     names = [name for name in columns[0] if name != "metric"] if columns else []
@@ -101,15 +130,15 @@ def _test(
     """What a test says, by the name of its column."""
     p = corrected_p(result, key, metric, over_run)
     return {
-        "First minus second": " - ".join(map(label_of, key.split("_vs_"))),
+        "Comparison": versus(key),
         "metric": METRIC_LABELS[metric],
         "difference": f"{test['mean_difference']:+z.4f}",
         "relative": number(test["relative"], "+z.1%"),
         "95% interval": f"{test['ci_low']:+z.4f} to {test['ci_high']:+z.4f}",
         "p": p_value(test["p_value"]),
-        "Holm p": Cell(p_value(p), strong=p is not None and p < LEVEL),
+        "corrected p": Cell(p_value(p), strong=p is not None and p < LEVEL),
         "t-test p": p_value(test.get("t_p_value")),
-        "d_z": number(test.get("effect_size"), "+z.3f"),
+        "Cohen's d": number(test.get("effect_size"), "+z.3f"),
         "detectable": number(test.get("minimum_detectable_effect"), ".4f"),
         "queries needed": number(test.get("queries_needed"), ",d"),
         "better / worse / same": f"{test['wins']} / {test['losses']} / {test['ties']}",
@@ -123,7 +152,7 @@ def recall(result: Result) -> Table:
 
 
 def cost(result: Result) -> Table:
-    """What each method took, beside what it reached, a column each; energy where it was measured."""
+    """Cost and quality, a column for each method; energy where it was measured."""
     methods, devices = methods_of(result), energy_devices(result)
     records = [result["results"][method.key] for method in methods]
     took = [costs(record) for record in records]
@@ -139,9 +168,9 @@ def cost(result: Result) -> Table:
         [METRIC_LABELS[METRIC], *(f"{record['metrics'][METRIC]:.4f}" for record in records)],
         row("trained parameters", "trained_parameters", ",d"),
         row("training steps", "steps", ",d"),
-        row("training s", "training_seconds", ",.1f"),
-        ["evaluation s", *map(evaluation, took)],
-        row("all s", "runtime_seconds", ",.1f"),
+        row("training, seconds", "training_seconds", ",.1f"),
+        ["test, seconds", *map(evaluation, took)],
+        row("total, seconds", "runtime_seconds", ",.1f"),
         ["embeddings searched", *(size(each["embedding_bytes"]) for each in took)],
         ["index", *map(index, took)],
         [f"energy, Wh, {devices}", *(watt_hours(each["energy_joules"]) for each in took)],

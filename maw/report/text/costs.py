@@ -1,4 +1,4 @@
-"""What each method took, beside what it reached: summary/costs.csv, the summary's table and that of the page.
+"""Cost and quality of each method: summary/costs.csv, the summary's table and that of the page.
 
 Training counts all seeds, folds and trials; evaluation counts all evaluations of a method on test queries. Energy is
 what `maw.runtime.energy` measured. Earlier versions estimated energy; records that may hold an estimate name no
@@ -26,7 +26,10 @@ COST_HEADER = (
 where evaluation did not compute the documents', so that its seconds and joules are not what they cost; `index_bytes`
 is empty where nothing but the embeddings was searched; `measured_devices` says whose energy it is."""
 
-SHARED_NOTE = "Methods share stored activations of the frozen layers: the first that needs them pays for them."
+SHARED_NOTE = (
+    "Methods share stored activations of the frozen layers. The time to compute them counts for the first method that "
+    "needs them."
+)
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, Any]:

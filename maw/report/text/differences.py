@@ -1,4 +1,4 @@
-"""Differences between methods as text: detectable differences, the confirmatory family, the exploratory tests."""
+"""Differences between methods as text: detectable differences, confirmatory tests, exploratory tests."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from typing import Any
 
 from maw.config.methods import comparisons, methods_of
 from maw.evaluation.confirmatory import METRIC, key_of
-from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import RunValues, label_of, subject_in
+from maw.evaluation.metrics import METRIC_LABELS
+from maw.report.significance_marks import RunValues, subject_in, versus
 from maw.report.text.format import as_table, clean, number, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
-COLUMNS = ("differ.", "rel.", "95% interval", "p", "Holm p")
-MORE = ("t-test p", "effect d", "queries needed")
+_PLANNED = "Confirmatory tests: comparisons of a subject with its controls, planned before the run."
+COLUMNS = ("difference", "relative", "95% interval", "p", "corrected p")
+MORE = ("t-test p", "Cohen's d", "queries needed")
 
 
 def effects_text(effects: Mapping[str, Mapping[str, Any]]) -> str:
-    """The smallest differences that the confirmatory tests can find, from `smallest_effects`; empty without any."""
-    if not effects:
-        return ""
+    """The smallest differences that the planned tests detect, from `smallest_effects`, which is not empty."""
     rows = []
     for key, effect in effects.items():
         smallest = effect["minimum_detectable_effect"]
         if smallest is None:
-            rows.append([_name(key), "not known", effect["no_effect_because"]])
+            rows.append([versus(key), "not known", effect["no_effect_because"]])
         else:
             spread = f"{effect['validation_std_of_differences']:.4f} over {effect['validation_queries']:,} queries"
-            rows.append([_name(key), f"{smallest:.4f}", spread])
+            rows.append([versus(key), f"{smallest:.4f}", spread])
     first = next(iter(effects.values()))
     about = (
-        f"Before the results: the smallest true difference in {_LABEL} that the confirmatory tests find with a "
-        f"probability of {first['power']:g}. They are two-sided, over {first['queries']:,} test queries, at level "
-        f"{first['level']:.3g}; the spread of the differences is that on validation queries."
+        f"Before the results: the smallest true difference in {_LABEL} that each planned test detects in "
+        f"{first['power']:.0%} of cases, with {first['queries']:,} test queries, two-sided, at level "
+        f"{first['level']:.3g}. It is computed from the differences on validation queries."
     )
-    table = as_table([_LABEL, "smallest", "standard deviation on validation"], rows)
+    table = as_table([_LABEL, "detectable", "standard deviation on validation"], rows)
     return "\n".join([*wrapped("", about), table])
 
 
@@ -50,15 +49,11 @@ def dataset_differences(result: Mapping[str, Any], over_run: RunValues | None = 
 
 def run_differences(family: Mapping[str, Any]) -> str:
     """The confirmatory family over all datasets of a run, from `maw.evaluation.confirmatory.over_run`."""
-    rows, firsts = [], list({row["comparison"].partition("_vs_")[0] for row in family.get("comparisons", ())})
+    rows = []
     for row in family.get("comparisons", ()):
-        name = f"{clean(row['dataset'])}: {_name(row['comparison'], short=len(firsts) == 1)}"
+        name = f"{clean(row['dataset'])}: {versus(row['comparison'])}"
         rows.append([name, *cells(row, row.get("p_holm")), *_found(row)])
-    who = label_of(firsts[0]).removesuffix(" Fine-tuned") if len(firsts) == 1 else "the subject"
-    about = (
-        f"Confirmatory: {who} against its controls, corrected by Holm over all {len(rows)} comparisons of the "
-        f"run{_signs(family)}"
-    )
+    about = f"{_PLANNED} Holm's correction over all {len(rows)} tests of the run.{_signs(family)}"
     return "\n".join([*wrapped("", about), _confirmatory_table(rows)]) if rows else ""
 
 
@@ -67,13 +62,8 @@ def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
     tests = section.get("comparisons", {})
     if not tests:
         return ""
-    rows = [[_name(key), *cells(test, _p(result, key, test, over_run)), *_found(test)] for key, test in tests.items()]
-    count, of_run = f"{len(rows)} comparison{'s' * (len(rows) != 1)}", section["run_family_size"]
-    about = f"Confirmatory: corrected by Holm over the {count} of this dataset{_signs(section)}"
-    if of_run > len(rows) and over_run:
-        about = f"Confirmatory: corrected by Holm over all {of_run} comparisons of the run{_signs(section)}"
-    elif of_run > len(rows):
-        about += f"; over all {of_run} of the run in summary/confirmatory.json"
+    rows = [[versus(key), *cells(test, _p(result, key, test, over_run)), *_found(test)] for key, test in tests.items()]
+    about = f"{_PLANNED} {_correction(section, bool(over_run), 'confirmatory.json')}{_signs(section)}"
     return "\n".join([*wrapped("", about), _confirmatory_table(rows)])
 
 
@@ -90,26 +80,24 @@ def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
         if test and key not in confirmed:
             counts = f"{test['wins']} / {test['losses']} / {test['ties']}"
             values = cells(test, _p(result, key, test, over_run))
-            rows.append([f"{new.label} vs {old.label}", *values, counts, *more_cells(test)])
+            rows.append([versus(key), *values, counts, *more_cells(test)])
     if not rows:
         return ""
     table = as_table([_LABEL, *COLUMNS, "better/worse/same", *MORE], rows)
     section = result.get("exploratory", {})
-    signs = "" if confirmed else _signs(section)  # the confirmatory part has them already
-    return "\n".join([*wrapped("", _exploratory_heading(section, signs, bool(over_run))), table])
+    about = "Exploratory tests: all other pairs of methods and metrics. "
+    about += _correction(section, bool(over_run), "exploratory.json") if section else "Their p is not corrected."
+    about += "" if confirmed or not section else _signs(section)  # the planned tests have the same signs
+    return "\n".join([*wrapped("", about), table])
 
 
-def _exploratory_heading(section: Mapping[str, Any], signs: str, of_run: bool) -> str:
-    if not section:
-        return "Exploratory: not corrected for the number of tests"
-    several = section["run_family_size"] > section["family_size"]
-    tests = f"{section['family_size']} other tests of this dataset"
-    if several and of_run:
-        tests = f"{section['run_family_size']} other tests of the run"
-    about = f"Exploratory: corrected by Holm over all {tests}, {len(PRIMARY)} metrics of every pair{signs}"
-    if several and not of_run:
-        about += f"; over all {section['run_family_size']} of the run in summary/exploratory.json"
-    return about
+def _correction(section: Mapping[str, Any], of_run: bool, file: str) -> str:
+    """Over which tests p is corrected; `file` is that of the tests over the whole run."""
+    size, whole = section["family_size"], section["run_family_size"]
+    if whole > size and of_run:
+        return f"Holm's correction over all {whole} tests of the run."
+    here = f"Holm's correction over {f'all {size} tests' if size > 1 else '1 test'} of this dataset."
+    return here + f" summary/{file} has it over all {whole} tests of the run." * (whole > size)
 
 
 def _confirmatory_table(rows: Sequence[Sequence[str]]) -> str:
@@ -146,12 +134,6 @@ def _signs(section: Mapping[str, Any]) -> str:
     if "permutations_raised_from" not in section:
         return ""
     return (
-        f"; {section['permutations']:,} random signs in place of {section['permutations_raised_from']:,}, so that a "
-        "corrected p can fall below the level"
+        f" The test draws {section['permutations']:,} random signs instead of "
+        f"{section['permutations_raised_from']:,}, so that a corrected p can be below 0.05."
     )
-
-
-def _name(key: str, *, short: bool = False) -> str:
-    """A comparison by the labels of its methods."""
-    new, old = map(label_of, key.split("_vs_"))
-    return f"vs {old}" if short else f"{new} vs {old}"

@@ -1,4 +1,4 @@
-"""Text reports: the summary of a dataset on the console, and summary/benchmark_summary.txt.
+"""Text reports: what the console shows of a dataset and at the end, and summary/benchmark_summary.txt.
 
 Plain text, at most 100 columns, no colour. All of it comes from dataset.json: `result` is the content of one,
 `results` those of a run, in order. `family` and `explored` are the confirmatory and the exploratory family over all
@@ -16,7 +16,7 @@ from maw.config.methods import Method, methods_of
 from maw.config.paths import short_path
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import LETTERS, RunValues, beaten, run_p_values, verdict_lines
+from maw.report.significance_marks import LETTERS, NBSP, RunValues, beaten, run_p_values, verdict
 from maw.report.text.costs import cost_table
 from maw.report.text.differences import dataset_differences, run_differences
 from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, number, wrapped
@@ -26,22 +26,24 @@ _HEADLINE = PRIMARY[0]
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
-_WITHIN = "Letters use p corrected within the dataset; those in summary/ use p corrected over the run."
+_LETTERS = f"A letter names a method with a significantly lower value (corrected p < {LEVEL:g})."
+_WITHIN = "Here p is corrected over the tests of this dataset; in summary/ over those of the run."
 NOTES = (
-    "Every metric is a mean over the test queries, between 0 and 1, higher is better.",
-    f"A letter behind a value names a method it beats at p < {LEVEL:g}: a two-sided paired "
-    "randomisation test over queries, corrected by Holm over the test's family.",
-    "The 95% interval is a bootstrap over queries. It shows how far a mean difference could move with "
-    "other queries of the kind, not with another training seed.",
-    "Confirmatory comparisons were fixed before the run and are corrected together by Holm's procedure; all other "
-    "tests are exploratory and a second family. Detectable is the smallest true difference that a confirmatory "
-    "test finds with a probability of 0.8, given the spread of the differences on validation queries.",
-    "Effect d is Cohen's d_z: the mean of the differences divided by their standard deviation. Queries needed is "
-    "the number of queries with which a test finds a true difference as large as the measured one with a "
-    "probability of 0.8, at the level 0.05 divided by the number of tests of its family in the run. The t test's p "
-    "is not corrected.",
-    "With several seeds the values of a query are averaged over the seeds before any test.",
-    "Better / worse / same counts queries. Relative differences are to the second method's mean.",
+    "Every metric is a mean over the test queries, between 0 and 1. Higher is better.",
+    f"A letter after a value names a method with a significantly lower value: p < {LEVEL:g} in a two-sided paired "
+    "randomisation test over queries, corrected by Holm's procedure.",
+    "The 95% interval is a bootstrap over queries. It shows how much the value would change with other queries of the "
+    "same kind, not with another training seed.",
+    "Confirmatory tests are the comparisons planned before the run. All other tests are exploratory. Holm's procedure "
+    "corrects p in each of these two families.",
+    "Detectable is the smallest true difference that a confirmatory test detects in 80% of cases. It is computed from "
+    "the standard deviation of the differences on validation queries. A difference that is not significant does not "
+    "show that two methods are equal.",
+    "Cohen's d (d_z) is the mean of the differences divided by their standard deviation. Queries needed is the number "
+    "of test queries with which a test detects a true difference as large as the measured one in 80% of cases. The t "
+    "test's p is not corrected.",
+    "With several seeds, the values of a query are averaged over the seeds before any test.",
+    "Better / worse / same are numbers of queries. Relative differences are divided by the second method's mean.",
 )
 """Notes on how to read the numbers."""
 
@@ -80,8 +82,14 @@ def _cached(record: Mapping[str, Any]) -> str:
     return "  (embeddings from cache)" if record.get("evaluation", {}).get("embeddings") == "from cache" else ""
 
 
+def dataset_screen(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
+    """One dataset on the console: primary metrics, runtimes and warnings, in one screen."""
+    parts = [_title(result), _metrics_table(result, over_run), _runtimes(result), _warnings(result)]
+    return "\n\n".join(part for part in parts if part)
+
+
 def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
-    """The report of one dataset: setting, primary metrics, differences, costs and warnings."""
+    """All tables of one dataset: setting, primary metrics, differences, costs, runtimes and warnings."""
     parts = [
         _title(result),
         _setting(result),
@@ -99,13 +107,12 @@ def dataset_summary(result: Mapping[str, Any], over_run: RunValues | None = None
     return "\n\n".join(part for part in parts if part)
 
 
-def answers(results: Sequence[Mapping[str, Any]], families: Iterable[Mapping[str, Any] | None] = ()) -> str:
-    """The output of a quiet run: metrics, differences and warnings of each dataset."""
+def answers(
+    results: Sequence[Mapping[str, Any]], families: Iterable[Mapping[str, Any] | None] = (), *, verbose: bool = False
+) -> str:
+    """The output of a quiet run: each dataset, with p corrected over the run."""
     over_run = run_p_values(families)
-    texts = []
-    for each in results:
-        texts += [_title(each), _metrics_table(each, over_run), dataset_differences(each, over_run), _warnings(each)]
-    return "\n\n".join(text for text in texts if text)
+    return "\n\n".join((dataset_summary if verbose else dataset_screen)(each, over_run) for each in results)
 
 
 def benchmark_summary(
@@ -115,7 +122,7 @@ def benchmark_summary(
 ) -> str:
     """The whole run: an overview, every dataset, and how to read the numbers."""
     over_run = run_p_values([family, explored])
-    overview = "\n\n".join(part for part in (_overview(results), claim(results, family)) if part)
+    overview = "\n\n".join(part for part in (_overview(results), claim(results, [family, explored])) if part)
     parts = [heading("Benchmark summary", "="), overview]
     parts += [run_differences(family)] if family and len(results) > 1 else []
     parts += [dataset_summary(result, over_run) for result in results]
@@ -123,32 +130,29 @@ def benchmark_summary(
     return "\n\n\n".join([*parts, "\n".join(notes)]) + "\n"
 
 
-def claim(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None = None) -> str:
+def claim(results: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any] | None] = ()) -> str:
     """The verdict as console lines; empty if nothing was tested."""
     if not any(result.get("significance") for result in results):
         return ""
-    lines = (
-        clean(line).replace("p = ", "p\N{NBSP}=\N{NBSP}").replace("p <", "p\N{NBSP}<")  # no break inside
-        for line in verdict_lines(results, run_p_values([family]))
+    lines = verdict(results, run_p_values(families)).lines()
+    return "\n".join(part for line in lines for part in wrapped("", line)).replace(NBSP, " ")
+
+
+def conclusion(
+    results: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any] | None], log_dir: str
+) -> str:
+    """The end of a run: nDCG@10 of several datasets, the verdict, and where everything else is."""
+    folder = Path(log_dir, "summary")
+    where = (
+        f"Report of the run:  {short_path(folder / 'report.html')}\n"
+        f"Summary of the run: {short_path(folder / 'benchmark_summary.txt')}"
     )
-    return "\n".join(part for line in lines for part in wrapped("", line)).replace("\N{NBSP}", " ")
-
-
-def conclusion(results: Sequence[Mapping[str, Any]], family: Mapping[str, Any] | None, log_dir: str) -> str:
-    """The last words of a run: the verdict, and where its summary is."""
-    where = f"Summary of the run: {short_path(Path(log_dir, 'summary', 'benchmark_summary.txt'))}"
-    return "\n" + "\n".join(line for line in (claim(results, family), where) if line)
+    table = _headline_table(results) if len(results) > 1 else ""
+    return "\n" + "\n\n".join(part for part in (table, claim(results, families), where) if part)
 
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> str:
-    """Table of nDCG@10, datasets by methods, with notes on sampled corpora and dates."""
-    methods = methods_of(*results)
-    rows = []
-    for result in results:
-        records = [result["results"].get(method.key) for method in methods]
-        values = [f"{record['metrics'][_HEADLINE]:.4f}" if record else "-" for record in records]
-        rows.append([clean(result["dataset"]), *values])
-    table = as_table([METRIC_LABELS[_HEADLINE], *(method.label for method in methods)], rows)
+    """nDCG@10 of every dataset, with notes on sampled corpora and dates."""
     sampled = []  # scores that published ones, of the whole corpus, do not compare with
     for result in results:
         searched = result.get("data", {}).get("corpora", {}).get("test", {}).get("passages", "")
@@ -156,7 +160,19 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
             sampled += bullet(f"{result['dataset']} {searched}; scores on the whole corpus would be lower")
     dates = sorted({clean(result["evaluated_at"]) for result in results})
     evaluated = f"Evaluated {dates[0]}" + (f" to {dates[-1]}" if len(dates) > 1 else "") if dates else ""
-    return "\n\n".join(part for part in (table, "\n".join(sampled), evaluated) if part)
+    return "\n\n".join(part for part in (_headline_table(results), "\n".join(sampled), evaluated) if part)
+
+
+def _headline_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """nDCG@10, datasets by methods; methods are rows where they do not fit side by side."""
+    methods = methods_of(*results)
+    names, labels = [clean(result["dataset"]) for result in results], [method.label for method in methods]
+    records = [[result["results"].get(method.key) for method in methods] for result in results]
+    values = [[f"{each['metrics'][_HEADLINE]:.4f}" if each else "-" for each in row] for row in records]
+    if max(map(len, names)) + sum(len(label) + 2 for label in labels) > WIDTH:
+        names, labels, values = labels, names, [list(column) for column in zip(*values, strict=True)]
+    rows = [[name, *row] for name, row in zip(names, values, strict=True)]
+    return as_table([METRIC_LABELS[_HEADLINE], *labels], rows)
 
 
 def _title(result: Mapping[str, Any]) -> str:
@@ -183,7 +199,7 @@ def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None)
     """Primary metrics by methods, with letters for the methods significantly surpassed.
 
     Methods are columns if they fit into the width, else rows, so that the values of one metric stay together. A note
-    says if the letters use p corrected within the dataset although the run has more datasets.
+    explains the letters, and says so if p is corrected within the dataset although the run has more datasets.
     """
     methods = methods_of(result)
     marks = beaten(result, methods, over_run)
@@ -204,7 +220,8 @@ def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None)
         table = as_table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
     sections = [result[name] for name in ("confirmatory", "exploratory") if result.get(name)]
     several = any(section["run_family_size"] > section["family_size"] for section in sections)
-    return f"{table}\n{_WITHIN}" if marks and not over_run and several else table
+    note = f"{_LETTERS} {_WITHIN if several and not over_run else ''}" if marks else ""
+    return "\n".join([table, *wrapped("", note)]) if note else table
 
 
 def _answer_match(result: Mapping[str, Any]) -> str:
