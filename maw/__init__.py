@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "MTEBEncoder": "maw.evaluation.mteb",
+    "Method": "maw.config.method",
     "PastRun": "maw.experiment.past_run",
     "RetrievalData": "maw.data.collection",
     "compare_with_seeds": "maw.evaluation.routing.diagnostics",

@@ -74,7 +74,7 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FULL_TEXT = os.strerror(errno.ENOSPC)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why something failed, on one line: the system's reason, or the first line of the error.
 
     A full disk reads the same whichever library reports it.

@@ -245,6 +245,25 @@ def models(tmp_path_factory):
     return folder
 
 
+def user_method(folder: Path) -> str:
+    """FILE.py:CLASS of a user's method, which scales the output of each layer that the run adapts."""
+    (folder / "own.py").write_text("""import torch
+
+import maw
+
+
+class Own(maw.Method):
+    name, label, learning_rate = "own", "Own", 0.01
+
+    def adapt(self, backbone, context):
+        for layer in context.layers.values():
+            layer.factor = torch.nn.Parameter(torch.ones(context.spec.hidden_dim))
+            layer.register_forward_hook(lambda layer, inputs, output: output * layer.factor)
+        return [layer.factor for layer in context.layers.values()]
+""")
+    return f"{folder}/own.py:Own"
+
+
 def random_texts(count: int, seed: int = 0, longest: int = 12) -> list[str]:
     """Texts of 1 to `longest` words that the tiny tokenizer knows."""
     import random

@@ -1,8 +1,8 @@
-"""Builds depth attention for a Hugging Face layer."""
+"""Builds depth attention for a Hugging Face layer, and puts it into an encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,3 +48,20 @@ def build_depth_attention(
     query_kernels = build_kernels(**options, rotary=architecture.rotary)
     value_kernels = build_kernels(**options, rotary=False) if depth_values else None
     return MAWAttentionLayer(attention, architecture, query_kernels, made_router, value_kernels)
+
+
+def install_depths(
+    backbone: nn.Module, architecture: Architecture, layers: Sequence[int], *, seed: int, **options: Any
+) -> list[MAWAttentionLayer]:
+    """Puts depth attention into some layers (from 1) of an encoder, in place; returns it, as `layers` are named.
+
+    Args: as `build_depth_attention`, and
+        seed: seed of the kernels' noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    installed = []
+    for number in layers:
+        made = build_depth_attention(backbone, architecture, number, generator=generator, **options)
+        architecture.replace_attention(architecture.layers(backbone)[number - 1], made)
+        installed.append(made)
+    return installed

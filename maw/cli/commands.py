@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from maw.config.methods import METHOD_NAMES
 from maw.config.paths import expand_home
 from maw.errors import ConfigError
 
@@ -49,14 +48,15 @@ def _add_part_of_run(parser: argparse.ArgumentParser, dataset: str) -> None:
     parser.add_argument("--seed", type=int, help="training seed; default: the first of the run")
     parser.add_argument("--fold", type=int, help="fold of the cross-validation; default: the first")
     moved = "where a folder of the run (model, dataset, distractors) of this name is now; may be repeated"
+    code = "the code of a user's method: FILE.py:CLASS; a run's folder never says what code is loaded"
+    parser.add_argument("--method-file", metavar="FILE.py:CLASS", help=code)
     parser.add_argument("--moved", metavar="FOLDER", action="append", default=[], help=moved)
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs=2, type=expand_home, help="log folders (--log-dir) of two runs")
-    method = f"of the first run: {', '.join(METHOD_NAMES)}; unset: all"
-    parser.add_argument("--method", metavar="NAME", choices=METHOD_NAMES, help=method)
-    parser.add_argument("--against", metavar="NAME", choices=METHOD_NAMES, help="of the second run; unset: the same")
+    parser.add_argument("--method", metavar="NAME", help="method of the first run; unset: all")
+    parser.add_argument("--against", metavar="NAME", help="method of the second run; unset: the same")
     parser.add_argument("--out", metavar="FILE", type=expand_home, help="also write every test as JSON to this file")
 
 
@@ -75,6 +75,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", type=expand_home, help="log folder (--log-dir) of a run")
+    about = "report this method against all others, in summary_SUBJECT/; what was not planned is exploratory"
+    parser.add_argument("--compare", metavar="SUBJECT", help=about)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

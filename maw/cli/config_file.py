@@ -44,7 +44,7 @@ def read_settings(path: str | Path) -> FileSettings:
     except RecursionError as error:
         raise ConfigError([f"{path}: is nested too deeply"]) from error
     for name, value in values.items():
-        if isinstance(value, str) and name in kinds() and kinds()[name].base in ("layers", list):
+        if isinstance(value, str) and name in kinds() and kinds()[name].base in ("layers", list, dict):
             values[name] = from_text(kinds()[name], value)
     return FileSettings(values, {name: f"{path}:{line}" for name, line in lines.items()})
 

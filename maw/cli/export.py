@@ -22,7 +22,7 @@ def main(words: argparse.Namespace) -> int:
     run.record(words.method)
     if words.push_to_hub:
         check_hub(words.push_to_hub)  # fails early, before the model is loaded or anything is written
-    model = run.model(words.method, words.seed, words.fold)
+    model = run.model(words.method, words.seed, words.fold, code=words.method_file)
     target = words.push_to_hub or "this/folder"
     card = model_card(model.spec, run, words.method, seed=words.seed, fold=words.fold, exported_to=target)
     folder = export_retriever(model, words.out, card)

@@ -94,7 +94,8 @@ def _resumed(words: _Words, sources: _Sources) -> tuple[Tier1Config, list[str]]:
     config, problems = gather(settings | given | {"log_dir": str(folder), "resume": str(folder)})
     changed = run_state.changes(record, config)
     mistakes = [run_state.refusal(folder), *changed] if changed else []
-    mistakes += [_describe(problem, sources.positions) for problem in find_problems(config, problems)[0]]
+    unsure = {"methods"} if changed else set()  # whose code may be what has changed: it is then not executed
+    mistakes += [_describe(problem, sources.positions) for problem in find_problems(config, problems, unsure)[0]]
     gone = [each for each in folders_of(vars(config) | {"cache_dir": None}) if not is_folder(each)]
     if gone:
         text = f"the run needs {gone[0]}, which is not there. If it moved, say where a folder of this name is now"
@@ -302,12 +303,12 @@ def build_parser(topic: str = ALL) -> argparse.ArgumentParser:
         default, line = defaults[name], documentation.get(name, "")
         line = line.replace("{names}", ", ".join(_NAMES.get(name, ())))
         shown = ",".join(default) if isinstance(default, list) else str(default)
-        text = line.replace("%", "%%") + ("" if default is None else f" (default: {shown})")
+        text = line.replace("%", "%%") + ("" if default in (None, {}) else f" (default: {shown})")
         if kind.base is bool:
             action: Any = "store_true" if examples else argparse.BooleanOptionalAction
             group.add_argument(flag_of(name), action=action, help=line if examples else text)
             continue
-        metavar = {int: "N", float: "X", str: "TEXT", list: "A,B", "layers": "LAYERS"}[kind.base]
+        metavar = {int: "N", float: "X", str: "TEXT", list: "A,B", dict: "NAME=X", "layers": "LAYERS"}[kind.base]
         choices = kind.choices or ((metavar, kind.word) if kind.word else (metavar,))
         group.add_argument(flag_of(name), metavar=examples.get(name, "|".join(choices)), help=text)
     return parser

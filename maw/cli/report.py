@@ -1,6 +1,7 @@
 """The commands `report` and `compare`: they read files of runs and load neither a model nor a collection.
 
 python tier_1.py report logs/tier1                        # writes every report again
+python tier_1.py report logs/tier1 --compare full         # beside them those of another subject, all exploratory
 python tier_1.py compare logs/a logs/b                    # the same methods of two runs, on their common queries
 python tier_1.py compare logs/a logs/b --method maw --against lora --out comparison.json
 """
@@ -19,7 +20,8 @@ def report(words: argparse.Namespace) -> int:
     from maw.runtime.console import answer
 
     alone = "torch" not in sys.modules  # a forked process lacks torch's threads
-    folder = write_reports(words.run, find_folders(words.run), processes=(os.cpu_count() or 1) if alone else 1)
+    processes = (os.cpu_count() or 1) if alone else 1
+    folder = write_reports(words.run, find_folders(words.run), processes=processes, subject=words.compare)
     answer(f"Written to {folder}")
     return 0
 

@@ -61,7 +61,8 @@ class _KeptEmbedder(Embedder):
     @property
     def _fixed(self) -> bool:
         layers = getattr(self.model.encoder, "maw_attention", ())
-        return not any(each.router.needs_text_keys for each in layers)  # the cache key does not include their seed
+        outside = self.model.method is not None and self.model.method.origin is not None
+        return not outside and not any(each.router.needs_text_keys for each in layers)  # their seed is not in the key
 
     def _place(self, temporary: Path, shape: tuple[int, ...], form: np.dtype) -> np.ndarray:
         """Caches the embeddings (N, C), but not the depth shares (N, M, D)."""
@@ -76,8 +77,7 @@ def main(words: argparse.Namespace) -> int:
     methods = run.methods if words.method is None else [name for name in words.method.split(",") if name]
     if not methods:
         raise ConfigError([f"search: --method names no method; the run has {', '.join(run.methods)}"])
-    for method in methods:
-        run.record(method)  # raises for an unknown method, before minutes of encoding
+    code = {method: words.method_file if "method" in run.record(method) else None for method in methods}
     run.check_training(words.seed, words.fold)
     data = run.test()
     corpus, left_out = data.corpus, own_row(data, words.query)
@@ -87,7 +87,7 @@ def main(words: argparse.Namespace) -> int:
     sys.stderr.write(f"{run.name}: {len(corpus):,} passages; the first search with a method encodes all of them\n")
     found = []
     for method in methods:
-        model = run.model(method, words.seed, words.fold, precision=run.config.precision)
+        model = run.model(method, words.seed, words.fold, run.config.precision, code[method])
         found.append(search(model, method, run.config, corpus, words.query, words.k, left_out))
     sys.stdout.write(show_found(found, corpus, words.query) + "\n")
     return 0

@@ -115,6 +115,10 @@ def from_text(kind: Kind, text: str) -> Any:
         return {"true": True, "false": False}.get(text.strip().lower(), text)
     if kind.base is list:
         return split_names(text)
+    if kind.base is dict:
+        parts = [part.partition("=") for part in text.replace(",", " ").split()]
+        numbers = {name: _float(number) for name, _, number in parts}
+        return text if None in numbers.values() or len(numbers) < len(parts) else numbers
     return text
 
 
@@ -157,6 +161,8 @@ def check(kind: Kind, value: Any) -> tuple[Any, str | None]:
         return _check_number(kind, value)
     if kind.base is list:
         return _check_names(value)
+    if kind.base is dict:
+        return _check_rates(value)
     return value, _check_text(kind, value)
 
 
@@ -219,6 +225,15 @@ def _check_names(value: Any) -> tuple[Any, str | None]:
     if twice:
         return value, f"names {', '.join(map(show, twice))} more than once"
     return list(value), None
+
+
+def _check_rates(value: Any) -> tuple[Any, str | None]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return value, f"must be names with numbers, like gate_learning_rate=0.01, got {show(value)}"
+    for name, rate in value.items():
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate <= 1:
+            return value, f"{name} must be a number above 0 and at most 1, got {show(rate)}"
+    return {name: float(rate) for name, rate in value.items()}, None
 
 
 def _check_layers(value: Any) -> tuple[Any, str | None]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from maw.config.fields import Kind, Layers, Pattern, Problem, Range, check, check_all, kinds_of
+from maw.config.method_files import as_reference, is_reference
 from maw.config.methods import LARGEST_RANK, METHOD_NAMES, METHODS
 from maw.config.paths import absolute, found_again, with_folders
 from maw.config.presets import PRESETS
@@ -84,7 +85,9 @@ class Tier1Config:
     datasets: list[str] = field(default_factory=lambda: ["msmarco", "nq", "hotpotqa", "triviaqa"])
     """Datasets to run: {names}, or beir:DIR[@NAME]."""
     methods: list[str] = field(default_factory=lambda: [method.name for method in METHODS if method.by_default])
-    """Methods to run: {names}; or all."""
+    """Methods to run: {names}; all of these; FILE.py:CLASS, or one of an installed package."""
+    compare: Line | None = None
+    """Confirmatory comparisons, SUBJECT or SUBJECT:CONTROL,...; unset: maw; without controls every trained method."""
     train_samples: Count = 2000
     """Training queries sampled per dataset."""
     val_samples: Count = 500
@@ -120,6 +123,8 @@ class Tier1Config:
     """Passes over the training queries."""
     learning_rate: Rate | None = None
     """Peak learning rate of every trained method; unset: each method's own default."""
+    method_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates that a method names itself, like gate_learning_rate=0.01; unset: its own defaults."""
     weight_decay: Share = 0.01
     """AdamW weight decay of encoder weights; depth kernels and router have none."""
     warmup_ratio: Annotated[float, Range(0, 1, open_high=True)] = 0.1
@@ -364,8 +369,16 @@ def gather(values: Mapping[str, Any]) -> tuple[Tier1Config, list[Problem]]:
 
 
 def _check_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """As `maw.config.fields.check_all`; `all` is replaced by every method that is not listed already."""
+    """As `maw.config.fields.check_all`; methods are in their final form, `all` as every one not listed already."""
+    named, wrong = values.get("methods"), []
+    if isinstance(named, list | tuple):
+        try:
+            values = {**values, "methods": [as_reference(each) for each in named]}
+        except ConfigError as error:
+            values = {name: each for name, each in values.items() if name != "methods"}
+            wrong = [Problem("methods", text) for text in error.problems]
     good, problems = check_all(kinds(), values)
+    problems = wrong + problems
     methods = good.get("methods", [])
     if ALL in methods:
         named = [name for name in methods if name != ALL]
@@ -418,7 +431,7 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     if config.seed + config.seeds > 2**32:
         text = f"seed {config.seed} and the {config.seeds - 1} after it must be below 2**32"
         found.append(Problem("seeds", text, ("seed",)))
-    unknown = [name for name in config.methods if name not in METHOD_NAMES]
+    unknown = [name for name in config.methods if name not in METHOD_NAMES and not is_reference(name)]
     if unknown:
         kind = Kind(str, optional=False, choices=(*METHOD_NAMES, ALL))
         problems = [wrong for name in unknown if (wrong := check(kind, name)[1])]

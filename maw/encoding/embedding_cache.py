@@ -155,7 +155,8 @@ class Embedder:
         """Whether the encoder has no trained parameters."""
         encoder = self.model.encoder
         trained = any(parameter.requires_grad for parameter in encoder.parameters())
-        return not trained and not isinstance(encoder, MAWWithGRPOEncoder)
+        outside = self.model.method is not None and self.model.method.origin is not None  # its code is not in the key
+        return not trained and not outside and not isinstance(encoder, MAWWithGRPOEncoder)
 
     @cached_property
     def _encoder_parts(self) -> dict[str, Any]:

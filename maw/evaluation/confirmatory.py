@@ -1,4 +1,6 @@
-"""Confirmatory tests, planned before the run: nDCG@10 of MAW against each control, on every dataset.
+"""Confirmatory tests, planned before the run: nDCG@10 of a subject against each control, on every dataset.
+
+The subject is MAW with its four controls, unless `compare` says otherwise (`maw.config.methods.claim`).
 
 All other tests of a run are exploratory (`maw.evaluation.exploratory`). The family of confirmatory tests is corrected
 by Holm's procedure: over all datasets in `summary/confirmatory.json`, and within a dataset in the dataset's own file.
@@ -14,18 +16,16 @@ signs are drawn; if the configuration asks for fewer, the number is raised and t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import Method, in_order
+from maw.config.methods import Method, claim, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation.metrics import PRIMARY, EvaluationResult
 from maw.evaluation.power import POWER, fewest_queries, minimum_detectable_effect, queries_needed
 from maw.evaluation.significance import differences, holm
 
 METRIC = PRIMARY[0]
-SUBJECT = "maw"
-CONTROLS = ("lora", "lora_matched", "full", "full_lowrank")
 LEVEL = 0.05
 SIGNS_PER_LEVEL = 20
 
@@ -33,11 +33,13 @@ Tests = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Comparison -> metric -> the fields of `maw.evaluation.significance.PairedTest`."""
 
 
-def pairs(names: Iterable[str]) -> list[tuple[Method, Method]]:
-    """The comparisons of the family among the methods named: (MAW, control), in the order of the methods."""
-    methods = in_order(names)
-    subject = next((method for method in methods if method.name == SUBJECT), None)
-    return [(subject, method) for method in methods if method.name in CONTROLS] if subject else []
+def pairs(config: Tier1Config) -> list[tuple[Method, Method]]:
+    """The comparisons of the family, of the subject and each control; the later method in the order comes first."""
+    planned = claim(config)
+    if planned is None:
+        return []
+    both = (in_order([planned["subject"], control]) for control in planned["controls"])
+    return sorted(((new, old) for old, new in both), key=lambda pair: in_order(config.methods).index(pair[1]))
 
 
 def key_of(new: Method, old: Method) -> str:
@@ -47,7 +49,7 @@ def key_of(new: Method, old: Method) -> str:
 
 def family_size(config: Tier1Config) -> int:
     """The number of comparisons in a run's family, over all its datasets."""
-    return len(pairs(config.methods)) * len(config.datasets)
+    return len(pairs(config)) * len(config.datasets)
 
 
 def signs_for(size: int) -> int:
@@ -68,7 +70,9 @@ def smallest_effects(
         test, "validation_queries" and "validation_std_of_differences"; "level" and "power".
     """
     found = {}
-    for new, old in pairs(validations):
+    for new, old in pairs(config):
+        if new.name not in validations or old.name not in validations:
+            continue
         about: dict[str, Any] = {"queries": queries, "level": LEVEL / family_size(config), "power": POWER}
         a, b = validations[new.name], validations[old.name]
         if a is None or b is None or a.query_ids != b.query_ids:
@@ -97,7 +101,7 @@ def confirm(tests: Tests, effects: Mapping[str, Mapping[str, Any]], config: Tier
     """
     level = LEVEL / max(family_size(config), 1)
     found = {}
-    for key in (key_of(*pair) for pair in pairs(config.methods)):
+    for key in (key_of(*pair) for pair in pairs(config)):
         if METRIC in tests.get(key, {}):
             test = dict(tests[key][METRIC])
             needed = {"queries_needed": queries_needed(test["effect_size"], level=level)}

@@ -10,6 +10,7 @@ both can be below the level; both families use the same draws.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from maw.evaluation import confirmatory
 from maw.evaluation.confirmatory import LEVEL, METRIC, Tests, about_family, corrected, family_over_run, signs_for
 from maw.evaluation.metrics import PRIMARY
 from maw.evaluation.power import detectable, queries_needed
+from maw.evaluation.significance import PairedTest
 
 
 def family_size(config: Tier1Config) -> int:
@@ -64,6 +66,24 @@ def label(tests: Tests, confirmed: Mapping[str, Any], config: Tier1Config) -> di
         }
         for key, by_metric in tests.items()
     }
+
+
+def all_of(result: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """The content of a dataset.json as a report on a subject that the run did not fix beforehand: no test confirms.
+
+    The methods of users in it must be known (`maw.config.methods.methods_of`).
+    """
+    configuration = {**result["configuration"], "compare": f"{subject}:"}  # a subject, and no comparison with it
+    config = Tier1Config.from_dict(configuration)
+    fields = [each.name for each in dataclasses.fields(PairedTest)]
+    tests = {
+        key: {metric: {name: test[name] for name in fields if name in test} for metric, test in by_metric.items()}
+        for key, by_metric in result.get("significance", {}).items()
+    }
+    labelled = label(tests, {}, config)
+    signs = result.get("exploratory", result.get("confirmatory", {})).get("permutations", config.permutations)
+    changed = {"confirmatory": {}, "significance": labelled, "exploratory": about(labelled, config, signs)}
+    return {**result, "configuration": configuration, **changed}
 
 
 def about(labelled: Tests, config: Tier1Config, signs: int) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.methods import Method, comparisons
+from maw.config.methods import CONTROLS, Maw, Method, comparisons
 from maw.data.collection import RetrievalData
-from maw.evaluation.confirmatory import CONTROLS, METRIC, SUBJECT, key_of
+from maw.evaluation.confirmatory import METRIC, key_of
 from maw.evaluation.metrics import EvaluationResult
 from maw.evaluation.significance import differences
 from maw.storage.files import write_json
@@ -40,11 +40,13 @@ class Examples:
         data: the test split.
         evaluations: method -> its evaluation, averaged over seeds.
         by_seed: method -> seed -> evaluation; the first seed's ranking is shown.
+        subject: the method whose comparisons come first.
     """
 
     data: RetrievalData
     evaluations: Mapping[str, EvaluationResult]
     by_seed: Mapping[str, Mapping[int, EvaluationResult]]
+    subject: str = Maw.name
 
     def write(self, folder: Path) -> Path:
         """Writes the examples into a dataset's folder.
@@ -63,7 +65,7 @@ class Examples:
             rank and score, "values", query -> metric, and "seeds", the seed of the ranking; and "texts", passage ->
             text and whether it was cut.
         """
-        chosen = {pair: self._chosen(*pair) for pair in shown_pairs(self.evaluations)}
+        chosen = {pair: self._chosen(*pair) for pair in shown_pairs(self.evaluations, self.subject)}
         chosen = {pair: found for pair, found in chosen.items() if found["won"] or found["lost"]}
         queries = dict.fromkeys(query for found in chosen.values() for part in found.values() for query in part)
         methods = dict.fromkeys(method for pair in chosen for method in pair)
@@ -142,12 +144,12 @@ class Examples:
         }
 
 
-def shown_pairs(names: Mapping[str, Any]) -> list[tuple[Method, Method]]:
-    """The first `COMPARISONS` of: MAW against its controls (LoRA first), MAW against other methods, all others."""
+def shown_pairs(names: Mapping[str, Any], subject: str = Maw.name) -> list[tuple[Method, Method]]:
+    """The first `COMPARISONS` of: the subject against controls (LoRA first) and other methods, and all others."""
     pairs = list(comparisons(names))
 
     def first(pair: tuple[Method, Method]) -> tuple[bool, int]:
         new, old = pair
-        return new.name != SUBJECT, CONTROLS.index(old.name) if old.name in CONTROLS else len(CONTROLS)
+        return new.name != subject, CONTROLS.index(old.name) if old.name in CONTROLS else len(CONTROLS)
 
     return sorted(pairs, key=first)[:COMPARISONS]

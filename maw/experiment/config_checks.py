@@ -13,7 +13,8 @@ from pathlib import Path
 from maw.attention.architectures import architecture_of
 from maw.config.fields import Problem
 from maw.config.layers import parse_layers
-from maw.config.methods import find_method, trained_methods
+from maw.config.method_files import PYTHON, load_methods, place_of
+from maw.config.methods import claim, find_method, in_order, is_known, subject_of, trained_methods
 from maw.config.paths import BEIR, NO_FOLDER, beir_parts, is_folder, no_folder
 from maw.config.tier1_config import LETTERS, ONE_DECISION, SAFE_NAME, Tier1Config, gather
 from maw.data.dataset_table import DATASETS, results_name
@@ -58,8 +59,17 @@ def find_problems(
             be downloaded is not judged.
     """
     bad = {problem.name for problem in known} | set(unsure)
+    if "methods" not in bad:
+        known = known + [Problem("", text) for text in [*load_methods(config.methods), *_own_settings(config)]]
+        bad |= {"methods"} if any(not is_known(name) for name in config.methods) else set()
     found = _dataset_problems(config) + distractor_problems(config) + _process_problems(config)
-    found += _method_problems(config) + _folder_problems(config) + _package_problems(config) + _fold_problems(config)
+    found += (
+        _compare_problems(config)
+        + _method_problems(config)
+        + _folder_problems(config)
+        + _package_problems(config)
+        + _fold_problems(config)
+    )
     found = [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
     if spec is None and "model" not in bad:
         try:
@@ -98,6 +108,10 @@ def _package_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _process_problems(config: Tier1Config) -> list[Problem]:
+    here = [name for name in config.methods if name.startswith(PYTHON)]
+    if config.parallel_datasets and here:
+        text = f"other processes cannot load {here[0]}; put the class into a file, or leave parallel_datasets out"
+        return [Problem("parallel_datasets", text, ("methods",))]
     if not config.parallel_datasets or distributed.launched().count == 1:
         return []
     text = "the processes of torchrun already share each dataset; leave it out, or start one process"
@@ -175,7 +189,7 @@ def distractor_problems(config: Tier1Config) -> list[Problem]:
 
 
 def _method_problems(config: Tier1Config) -> list[Problem]:
-    trained = trained_methods(config)
+    trained = [name for name in trained_methods(config) if is_known(name)]
     found = []
     if trained and min(config.batch_size, config.train_samples) < 2:
         short = "batch_size" if config.batch_size < 2 else "train_samples"
@@ -193,6 +207,33 @@ def _method_problems(config: Tier1Config) -> list[Problem]:
             text += f"name a layer, or take {which} out of methods"
             found.append(Problem(name, text, ("methods",)))
     return found
+
+
+def _own_settings(config: Tier1Config) -> list[str]:
+    """One line for each user's method whose `settings` are wrong."""
+    found = []
+    for method in in_order(config.methods):
+        try:
+            method.configure(config)
+        except (ConfigError, TypeError) as error:
+            found += [f"{place_of(method)}: {method.name}: settings: {reason(error)}"] if method.origin else []
+    return found
+
+
+def _compare_problems(config: Tier1Config) -> list[Problem]:
+    """What is wrong with the comparisons that are to be fixed beforehand."""
+    if config.compare is None:
+        return []
+    (subject, controls), names = subject_of(config.compare), [each.name for each in in_order(config.methods)]
+    for name in (subject, *(controls or ())):
+        if name not in names:
+            text = f"{show(name)} is no method of this run{suggestion(name, names)}; it has {', '.join(names)}"
+            return [Problem("compare", text, ("methods",))]
+    if subject in (controls or ()):
+        return [Problem("compare", f"{subject} cannot be its own control")]
+    if claim(config) is None:
+        return [Problem("compare", f"there is no trained method to compare {subject} with; name one", ("methods",))]
+    return []
 
 
 def _folder_problems(config: Tier1Config) -> list[Problem]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from maw.config.methods import Method, find_method, in_order
+from maw.config.methods import Described, Method, find_method, in_order, subject_of
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection
 from maw.data.dataset_table import source_of
@@ -62,6 +62,7 @@ class Outcome:
     def add(self, method: Method, result: MethodResult, searches: Sequence[Mapping[str, Any]]) -> None:
         """Adds a method's result and the records of its learning rate searches."""
         record = {"approach": self._approach(method), "description": method.description} | result.record
+        record |= {"method": Described.facts(method)} if method.origin else {}
         if searches:
             record |= {"tuning": searches, "tuning_seconds": sum(search["seconds"] for search in searches)}
             record["runtime_seconds"] += record["tuning_seconds"]
@@ -117,7 +118,8 @@ class Outcome:
     def files(self) -> list[Callable[[Path], object]]:
         """Functions that take the dataset's folder and write more files into it."""
         runs = RunFiles(self.collection.name, self.collection.test, self.by_seed, self.config.run_files)
-        examples = Examples(self.collection.test, self.evaluations, self.by_seed)
+        subject, _ = subject_of(self.config.compare)
+        examples = Examples(self.collection.test, self.evaluations, self.by_seed, subject)
         return [runs.write, examples.write, partial(write_examples, by_method=self.attention)]
 
     def warnings(self) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from maw.config.method_files import mistakes_of
 from maw.config.methods import Method
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import Collection, RetrievalData
@@ -33,7 +34,8 @@ from maw.runtime.energy import EnergyMeter
 from maw.runtime.profiler import stage, watch
 from maw.training.checkpoint import RETRIEVERS
 from maw.training.checkpoint_writer import CheckpointWriter
-from maw.training.optimizer import rates
+from maw.training.method_checks import watched
+from maw.training.optimizer import rates, with_rates
 from maw.training.state import VALIDATION_METRIC, History
 from maw.training.train import train_retriever
 
@@ -81,19 +83,20 @@ class MethodTrainer:
 
     def configure(self, seed: int, rates: Mapping[str, float] | None = None) -> Tier1Config:
         """The configuration of one training."""
-        return replace(self.config, seed=seed, **(rates or {}))
+        return with_rates(replace(self.config, seed=seed), rates or {})
 
     def build(self, config: Tier1Config) -> BaselineRetriever:
         """The model, untrained, on the device."""
         with stage("loading model"):
-            model = RETRIEVERS[self.method.retriever](config).to(self.device)
+            model = RETRIEVERS[self.method.retriever](config, self.method).to(self.device)
         watch(model.encoder)
         return model
 
     def default_rates(self, seed: int) -> dict[str, float]:
-        """The method's default learning rates by setting."""
+        """The default learning rates that tuning varies, by setting."""
         config = self.configure(seed)
-        return rates(self.build(config), config)
+        found = rates(self.build(config), config)
+        return {name: rate for name, rate in found.items() if self.method.tuned is None or name in self.method.tuned}
 
     def train(
         self,
@@ -111,7 +114,8 @@ class MethodTrainer:
         Raises:
             NotFiniteError: the training diverged.
         """
-        with stage("training"):
+        watching = watched(model, train, model.config, self.activations)
+        with stage("training"), mistakes_of(self.method), watching:
             return train_retriever(
                 model,
                 train,
@@ -152,7 +156,7 @@ class MethodTrainer:
                 record |= training_facts(model, history)
             trained, before = time.perf_counter(), history.seconds_before if history else 0.0
             training_joules = meter.joules()
-            with stage("evaluation"), error_context(f"{collection.name} {self.method.name}"):
+            with stage("evaluation"), mistakes_of(self.method), error_context(f"{collection.name} {self.method.name}"):
                 diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
                 evaluation = evaluate_retriever(
                     model,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maw.config.methods import METHODS, find_method
+from maw.config.methods import Method, find_method, methods_of
 from maw.config.paths import absolute, check_there, folders_of, found_again, is_folder, with_folders
 from maw.config.tier1_config import RESULT_NEUTRAL, Precision, Tier1Config
 from maw.data.collection import RetrievalData
@@ -28,10 +28,11 @@ from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import pick_device
 from maw.storage.files import read_json
 from maw.storage.run_record import BEST, CHECKPOINTS
-from maw.training.checkpoint import load_checkpoint
+from maw.training.checkpoint import given_method, load_checkpoint
 from maw.training.checkpoint_writer import training_name
+from maw.training.optimizer import RATES
 
-_VARIES = ("seed", "learning_rate", "kernel_learning_rate", "router_learning_rate")  # among a method's trainings
+_VARIES = ("seed", *RATES, "method_rates")  # among a method's trainings
 _ELSEWHERE = ("device", "log_dir", "cache_dir", "precision")  # where the run computes, not what it trains
 
 
@@ -81,6 +82,7 @@ class PastRun:
             known = f"{suggestion(name, newest)}; there are those of {', '.join(newest)}"
             raise ConfigError([f"{folder}: has no results of {show(name)}{known}"])
         result, place = newest[name]
+        methods_of(result)  # enters those of users as they are described; their code is not loaded
         settings = found_again(result["configuration"], place.parent, moved)
         if not is_folder(settings.get("cache_dir") or "."):
             settings |= {"cache_dir": None}
@@ -94,7 +96,7 @@ class PastRun:
     @property
     def methods(self) -> list[str]:
         """The run's methods, in the order of reports."""
-        return [method.name for method in METHODS if method.key in self.result["results"]]
+        return [method.name for method in methods_of(self.result)]
 
     def record(self, method: str) -> dict[str, Any]:
         """A method's entry in dataset.json.
@@ -142,7 +144,12 @@ class PastRun:
                 raise ConfigError([f"{self.folder}: no {what} {value}; {there}"])
 
     def model(
-        self, method: str, seed: int | None = None, fold: int | None = None, precision: Precision = "float32"
+        self,
+        method: str,
+        seed: int | None = None,
+        fold: int | None = None,
+        precision: Precision = "float32",
+        code: type[Method] | str | None = None,
     ) -> BaselineRetriever:
         """A method's trained retriever, in evaluation mode, on the device of this machine.
 
@@ -151,18 +158,20 @@ class PastRun:
             seed: the training's seed; the first one if None.
             fold: the fold; the first one if None.
             precision: number format, as `Tier1Config.precision`.
+            code: the class of a user's method, or FILE.py:CLASS; no code is loaded from a place that the run names.
 
         Raises:
             MAWError: as `record` and `checkpoint`, or the checkpoint is damaged or from another run.
         """
-        self.record(method)
+        facts = self.record(method).get("method")
+        given_method(self.folder, facts, code)
         device = pick_device(replace(self.config, device=None))
         if not find_method(method).trained:
             check_there(self.folder, folders_of({"model": self.config.model}))
             trainer = MethodTrainer(find_method(method), replace(self.config, precision=precision), device)
             return trainer.build(trainer.config).eval()
         path = self.checkpoint(method, seed, fold)
-        model = load_checkpoint(path, moved=self.moved)
+        model = load_checkpoint(path, moved=self.moved, method=code if facts else None)
         self._check_settings(path, method, model.config)
         return in_precision(model, precision).to(device).eval()
 
@@ -206,7 +215,7 @@ def in_precision(model: BaselineRetriever, precision: Precision) -> BaselineRetr
     """The same retriever in another number format, made from the original weights."""
     if model.config.precision == precision:
         return model
-    made = type(model)(replace(model.config, precision=precision))
+    made = model.rebuilt(precision=precision)
     made.load_trained_state(model.trained_state())
     return made.eval()
 

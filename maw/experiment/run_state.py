@@ -4,7 +4,8 @@
 
 A run's folder is its `log_dir`. Until the run has finished, the folder holds
 
-    state/run.json          settings, hashes of the code, libraries, number format; written before anything is computed
+    state/run.json          settings, hashes of the code, libraries, number format, and the comparisons on which the
+                            run bases its claim; written before anything is computed
     state/model.json        hashes of the model's weights and of all else that decides its output
     state/01/               of the first dataset: hashes of its data, its activation log, finished trainings and trials
                             (`maw.experiment.dataset_state`)
@@ -28,7 +29,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from maw.config.methods import trained_methods
+from maw.config.method_files import code_of
+from maw.config.methods import claim, trained_methods
 from maw.config.paths import expand_home, folders_of, found_again, identity, is_folder
 from maw.config.tier1_config import RESULT_NEUTRAL, Tier1Config
 from maw.errors import ConfigError, DamagedError, MAWError
@@ -118,7 +120,8 @@ def open_run(config: Tier1Config, facts: Mapping[str, Any]) -> RunState:
         "id": secrets.token_hex(8),
         "started": datetime.now().isoformat(sep=" ", timespec="seconds"),
         "config": config.to_dict() | {"restart": False},  # done once, not again when the run is resumed
-        "code": code_hashes(),
+        "code": code_hashes() | code_of(config.methods),
+        "claim": claim(config),
         "libraries": _libraries(),
         "processes": distributed.this_process().count,
         **facts,
@@ -163,7 +166,11 @@ def changes(record: Mapping[str, Any], config: Tier1Config) -> list[str]:
     if trained_methods(config):
         count = distributed.launched().count  # the command line asks before the processes are connected
         found += differences(record.get("processes", 1), count, "processes that train")
-    found += differences(record["code"], code_hashes(), "code")
+    try:
+        code = code_hashes() | code_of(config.methods)
+    except ConfigError as error:
+        return [*found, *(f"  {problem}" for problem in error.problems)]
+    found += differences(record["code"], code, "code")
     return found + differences(record["libraries"], _libraries(), "libraries")
 
 

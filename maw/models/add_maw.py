@@ -32,9 +32,10 @@ from maw.config.fields import Layers, Problem
 from maw.config.layers import parse_layers
 from maw.config.tier1_config import Tier1Config, gather
 from maw.errors import ConfigError, ModelError
+from maw.models.adaptation import check_depths, depth_options
 from maw.models.encoder import NonMAWEncoder
 from maw.models.pretrained import model_type_of
-from maw.models.retriever import BaselineRetriever, check_depths, depth_options
+from maw.models.retriever import BaselineRetriever
 
 _FIELD_OF = {"layers": "maw_layers", "depths": "depth_dim", "train_layers": "finetune_layers"}
 _ARGUMENT_OF = {field: argument for argument, field in _FIELD_OF.items()}

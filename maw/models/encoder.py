@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maw.attention.architectures import Architecture
-from maw.attention.install import build_depth_attention
+from maw.attention.install import install_depths
 from maw.attention.layer import MAWAttentionLayer
 from maw.attention.noise import mix64, text_keys
 from maw.attention.routers import Routing
@@ -145,8 +145,8 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
     """An encoder with depth attention in `maw_layers`; untrained, it computes the same as the pretrained encoder.
 
     Args: as `NonMAWEncoder`, and
-        maw_layers: layers (from 1) that get depth kernels and a router.
-        depths: D, the number of kernels of each head.
+        maw_layers: layers (from 1) that have depth kernels and a router.
+        depths: D, the number of kernels of each head; None if the backbone has depth attention in these layers.
         kernels: arguments of `build_kernels`, except those that the backbone determines.
         router: arguments of `build_router`, except those that the backbone determines.
         seed: seed of the kernels' noise, and of a random router's depths at evaluation.
@@ -159,28 +159,18 @@ class MAWWithGRPOEncoder(NonMAWEncoder):
         architecture: Architecture,
         *,
         maw_layers: Sequence[int],
-        depths: int,
-        kernels: Mapping[str, Any],
-        router: Mapping[str, Any],
         seed: int,
+        depths: int | None = None,
+        kernels: Mapping[str, Any] | None = None,
+        router: Mapping[str, Any] | None = None,
         depth_values: bool = False,
         **options: Any,
     ):
         super().__init__(backbone, architecture, **options)
         self.maw_layers, self.seed = tuple(maw_layers), seed
-        generator = torch.Generator().manual_seed(seed)
-        for number in self.maw_layers:
-            made = build_depth_attention(
-                backbone,
-                architecture,
-                number,
-                depths=depths,
-                kernels=kernels,
-                router=router,
-                depth_values=depth_values,
-                generator=generator,
-            )
-            architecture.replace_attention(architecture.layers(backbone)[number - 1], made)
+        if depths is not None:
+            made = {"depths": depths, "kernels": kernels, "router": router, "depth_values": depth_values}
+            install_depths(backbone, architecture, self.maw_layers, seed=seed, **made)
 
     @property
     def maw_attention(self) -> list[MAWAttentionLayer]:

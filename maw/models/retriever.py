@@ -1,13 +1,15 @@
 """Retrievers: an encoder of `maw.models.encoder` with its tokenizer, its similarity and its trained parameters.
 
-`BaselineRetriever` is zero-shot, or trains LoRA adapters or whole layers; `MAWRetriever` trains depth attention.
+`BaselineRetriever` trains what its method says, or else what its configuration says: LoRA adapters, whole layers or
+nothing. `MAWRetriever` trains depth attention.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,16 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from maw.attention.architectures import Architecture, architecture_of
-from maw.attention.install import build_depth_attention
-from maw.config.tier1_config import Tier1Config, absolute_paths, kernel_noise
-from maw.errors import ConfigError, ModelError, reason
+from maw.attention.layer import MAWAttentionLayer
+from maw.config.method_files import mistakes_of, place_of
+from maw.config.methods import Method
+from maw.config.tier1_config import Tier1Config, absolute_paths
+from maw.errors import ModelError, reason
+from maw.models.adaptation import Context, Trained, add_depths, as_configured
 from maw.models.after_pooling import load_after_pooling
+from maw.models.changes import Changes, Snapshot
 from maw.models.cpu_kernels import ATTENTION, keep_freed_memory, use_faster_modules
 from maw.models.encoder import MAWWithGRPOEncoder, NonMAWEncoder
-from maw.models.lora import add_lora, matched_rank
 from maw.models.model_files import WEIGHTS, check_tokenizer_files
 from maw.models.pretrained import ModelSpec, model_spec, trained_layers, verify_weights
 from maw.models.tokenized import Texts, TextSource
@@ -34,73 +39,143 @@ from maw.runtime.precision import pick_precision
 
 logger = logging.getLogger(__name__)
 
+AGREES = 1e-5
+"""Largest difference of two embeddings' or states' numbers that counts as rounding."""
+PROBE = ("a query of a few words", "Another text that is longer, with more words in it than the first one has.")
+"""Texts on which a user's method is compared with the pretrained model."""
+
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError)
 
 
 class BaselineRetriever(nn.Module):
-    """A pretrained retriever, zero-shot or trained in `finetune_layers` (LoRA or whole layers).
+    """A pretrained retriever, zero-shot or adapted by a method.
 
-    With `config.use_lora` these layers get LoRA adapters (`maw.models.lora`; Hu et al. 2021) on the maps that
-    `config.lora_targets` names; with `config.train_layers` their own weights are trained. With
-    `config.adapt_maw_layers` the MAW layers are included, so that a control trains every layer that MAW trains.
+    Without a method, LoRA adapters (`config.use_lora`; Hu et al. 2021) or whole layers (`config.train_layers`) are
+    trained in `finetune_layers`, with `config.adapt_maw_layers` in the MAW layers too.
 
     Args:
         config: names the model and the layers to adapt; its other settings override the model's own.
+        method: what changes the encoder; `config` is as it configures it.
 
     Raises:
-        ModelError: the model cannot be found, loaded, or adapted.
+        ModelError: the model cannot be found, loaded, or adapted; or the method has a mistake.
         ConfigError: a layer that the model does not have, or no layer where one is needed.
     """
 
-    def __init__(self, config: Tier1Config):
+    _adaptation: Callable[[nn.Module, Context], Trained] = staticmethod(as_configured)
+    """What changes the encoder where no method is given."""
+
+    def __init__(self, config: Tier1Config, method: Method | None = None):
         super().__init__()
         self.config = config = absolute_paths(config)
+        self.method = method
         self.spec = model_spec(config)
         self.layers = trained_layers(config, self.spec)
         self.tokenizer = load_tokenizer(self.spec)
         backbone, architecture = load_backbone(self.spec)
+        self.rate_names: dict[int, str] = {}
+        """The learning rate of each trained parameter, by its id."""
+        self.context = self._context(backbone, architecture)
         self.encoder = self._build(backbone, architecture).eval()
         if config.train_dense and self.encoder.after_pooling is not None and self.trained_parameters:
             self.encoder.after_pooling.requires_grad_(True)
         self.encoder.round_frozen_weights()
 
+    def _context(self, backbone: nn.Module, architecture: Architecture) -> Context:
+        modules, (finetune, maw) = architecture.layers(backbone), (self.layers["finetune"], self.layers["maw"])
+        layers = {number: modules[number - 1] for number in sorted({*finetune, *maw})}
+        return Context(self.config, self.spec, architecture, layers, tuple(sorted(finetune)), tuple(maw))
+
     def _build(self, backbone: nn.Module, architecture: Architecture) -> NonMAWEncoder:
-        config = self.config
-        adapted: tuple[int, ...] = ()  # layers (from 1) with LoRA or trained whole, ascending
-        if config.use_lora or config.train_layers:
-            adapted = tuple(
-                sorted({*self.layers["finetune"], *(self.layers["maw"] if config.adapt_maw_layers else ())})
-            )
-        for name, what in {"use_lora": "LoRA nothing to adapt", "train_layers": "nothing to train"}.items():
-            if getattr(config, name) and not adapted:
-                text = f"finetune_layers: none leaves {what}; name a layer, or leave {name} False"
-                raise ConfigError([text])
-        if config.use_lora:
-            self._add_lora(backbone, architecture, adapted)
-        elif config.train_layers:
-            _train_whole(backbone, architecture, adapted)
-        return NonMAWEncoder(backbone, architecture, trained_layers=adapted, **self._encoder_options())
-
-    def _add_lora(self, backbone: nn.Module, architecture: Architecture, layers: Iterable[int]) -> None:
-        config, rank = self.config, self.config.lora_rank
-        if config.lora_targets == "all":
-            wanted = count_maw_parameters(config, backbone, architecture, self.layers)
-            rank = matched_rank(backbone, architecture, layers, wanted)
-            logger.info("LoRA on all linear maps at rank %d, to match MAW's %d trained parameters", rank, wanted)
-        alpha = rank * config.lora_alpha / config.lora_rank
+        before, context = Snapshot(backbone), self.context
+        theirs = self.method if self.method is not None and self.method.origin is not None else None  # a user's
+        states = self._states(backbone, architecture) if theirs else []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            add_lora(backbone, architecture, layers, rank=rank, alpha=alpha, targets=config.lora_targets)
-        use_faster_modules(backbone)  # again, for the adapters' maps
-
-    def _encoder_options(self) -> dict[str, Any]:
-        return {
+            torch.manual_seed(self.config.seed)
+            if self.method is None:
+                trained = self._adaptation(backbone, context)
+            else:
+                with mistakes_of(self.method, everything=True):
+                    trained = self.method.adapt(backbone, context)
+                    trained = trained if trained is None or isinstance(trained, Mapping) else list(trained)
+        self._release(backbone, trained)
+        self.changes = before.changes(backbone, architecture)
+        if self.method is not None:
+            self._check_changes(self.method, self.changes)
+        first = self.changes.first_layer or self.spec.num_layers + 1
+        prefix = min(self.layers["prefix"], first - 1)
+        if theirs and prefix:
+            with mistakes_of(theirs, everything=True):
+                now = self._states(backbone, architecture)[:prefix]
+            if any(bool((a - b).abs().max() > AGREES) for a, b in zip(states, now, strict=False)):
+                prefix = 0
+                logger.warning(
+                    "%s: layers that %s did not visibly change give another output than in the pretrained model, so "
+                    "nothing is stored for it: every text passes through all layers each time",
+                    place_of(theirs),
+                    theirs.name,
+                )
+        options = {
             "pooling": self.spec.pooling,
             "normalize": self.spec.similarity == "cosine",
-            "prefix_layers": self.layers["prefix"],
+            "trained_layers": self.changes.layers if context.dropout_layers is None else context.dropout_layers,
+            "prefix_layers": prefix,
             "precision": pick_precision(self.config.precision, pick_device(self.config)),
             "after_pooling": self._after_pooling(),
         }
+        attention = (architecture.attention(layer) for layer in architecture.layers(backbone))
+        with_depths = tuple(i for i, each in enumerate(attention, start=1) if isinstance(each, MAWAttentionLayer))
+        if with_depths:
+            return MAWWithGRPOEncoder(backbone, architecture, maw_layers=with_depths, seed=self.config.seed, **options)
+        return NonMAWEncoder(backbone, architecture, **options)
+
+    def _states(self, backbone: nn.Module, architecture: Architecture) -> list[Tensor]:
+        """The output of each layer for the texts of `PROBE`, in evaluation mode."""
+        tokens = self.source(PROBE, "document").batch([0, 1])
+        found = []
+        with torch.no_grad():
+            hidden = architecture.embed(backbone.eval(), tokens["input_ids"])
+            inputs = architecture.layer_inputs(backbone, hidden, tokens["attention_mask"])
+            for layer, own in zip(architecture.layers(backbone), inputs, strict=True):
+                hidden = architecture.run(layer, hidden, own)
+                found.append(hidden)
+        return found
+
+    def _release(self, backbone: nn.Module, trained: Trained) -> None:
+        """Makes the parameters that a method names trainable, and all others not."""
+        if trained is None:
+            trained = [each for each in backbone.parameters() if each.requires_grad]
+        by_rate: dict[str, Any] = dict(trained) if isinstance(trained, Mapping) else {"learning_rate": trained}
+        backbone.requires_grad_(False)
+        for rate, parameters in by_rate.items():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+                self.rate_names[id(parameter)] = rate
+
+    def _check_changes(self, method: Method, changes: Changes) -> None:
+        """Refuses what a run would not notice: parameters outside of the encoder, changes that are never used."""
+        place, name = place_of(method), method.name
+        inside = {id(each) for each in changes.backbone.parameters()}
+        known = {"learning_rate", "kernel_learning_rate", "router_learning_rate", *method.rates}
+        wrong = next((rate for rate in self.rate_names.values() if rate not in known), None)
+        if wrong is not None:
+            text = f"adapt names the rate {wrong!r}; a rate of its own stands in {type(method).__name__}.rates"
+            raise ModelError(f"{place}: {name}: {text}")
+        if not self.rate_names.keys() <= inside:
+            text = "trains parameters that are not in the encoder; make them attributes of one of its modules"
+            raise ModelError(f"{place}: {name}: adapt {text}")
+        if method.trained and not self.rate_names:
+            text = "leaves nothing to train; return its parameters from adapt, or set trained = False"
+            raise ModelError(f"{place}: {name}: {text}")
+        if changes.unused:
+            text = (
+                f"{changes.unused}: the benchmark calls the layers themselves, so this has no effect; change a layer"
+            )
+            raise ModelError(f"{place}: {name}: changes {text}")
+
+    def rebuilt(self, **changes: Any) -> BaselineRetriever:
+        """A new retriever of the same kind and method, untrained, with some settings changed."""
+        return type(self)(replace(self.config, **changes), self.method)
 
     def _after_pooling(self) -> nn.Sequential | None:
         if not self.spec.after_pooling:
@@ -187,69 +262,7 @@ class MAWRetriever(BaselineRetriever):
     `config.depth_values` depths also change the values: an ablation, not MAW.
     """
 
-    def _build(self, backbone: nn.Module, architecture: Architecture) -> MAWWithGRPOEncoder:
-        check_depths(self.spec.name, architecture)
-        if not self.layers["maw"]:
-            raise ConfigError(
-                ["maw_layers: none leaves a MAWRetriever without MAW; name a layer, or use BaselineRetriever"]
-            )
-        encoder = MAWWithGRPOEncoder(
-            backbone,
-            architecture,
-            maw_layers=self.layers["maw"],
-            seed=self.config.seed,
-            trained_layers=self.layers["finetune"],
-            **depth_options(self.config, backbone),
-            **self._encoder_options(),
-        )
-        backbone.requires_grad_(False)
-        _train_whole(backbone, architecture, self.layers["finetune"])
-        for attention in encoder.maw_attention:
-            for parameter in (*attention.kernel_parameters(), *attention.router.parameters()):
-                parameter.requires_grad_(True)
-        return encoder
-
-
-def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
-    """Arguments of `maw.attention.install.build_depth_attention` from a configuration."""
-    return {
-        "depths": config.depth_dim,
-        "kernels": {
-            "family": config.depth_kernel,
-            "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher rank adds no expressiveness
-            "shared_rank": min(config.kernel_shared_rank, backbone.config.hidden_size),
-            "init_std": kernel_noise(config),
-        },
-        "router": {"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},
-        "depth_values": config.depth_values,
-    }
-
-
-def _train_whole(backbone: nn.Module, architecture: Architecture, numbers: Iterable[int]) -> None:
-    """Unfreezes the weights of some layers (from 1)."""
-    layers = architecture.layers(backbone)
-    for number in numbers:
-        for parameter in architecture.own_parameters(layers[number - 1]):
-            parameter.requires_grad_(True)
-
-
-def check_depths(name: str, architecture: Architecture) -> None:
-    """Raises ModelError for a family that cannot carry depth attention, with the reason."""
-    if architecture.no_depths:
-        raise ModelError(f"model {name} cannot carry MAW: {architecture.no_depths}")
-
-
-def count_maw_parameters(
-    config: Tier1Config, backbone: nn.Module, architecture: Architecture, layers: Mapping[str, Any]
-) -> int:
-    """The number of parameters that MAW trains in a plain backbone: whole layers, depth kernels and routers."""
-    modules = architecture.layers(backbone)
-    trained = [each for number in layers["finetune"] for each in architecture.own_parameters(modules[number - 1])]
-    options = depth_options(config, backbone) | {"depth_values": False}
-    for number in layers["maw"]:
-        attention = build_depth_attention(backbone, architecture, number, **options)
-        trained += [*attention.kernel_parameters(), *attention.router.parameters()]
-    return sum(parameter.numel() for parameter in trained)
+    _adaptation = staticmethod(add_depths)
 
 
 def load_backbone(spec: ModelSpec) -> tuple[nn.Module, Architecture]:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.methods import Method
+from maw.config.methods import Method, look_of, methods_of
 from maw.evaluation.confirmatory import METRIC
-from maw.report.significance_marks import look_of, methods_of, methods_of_run
 
 NAMED_SHARE = 0.005  # a smaller share of picks is not named
 
@@ -186,7 +185,7 @@ def quality_by_cost(results: Sequence[Result]) -> list[Cost]:
     number.
     """
     found, count = [], len(results)
-    for method in methods_of_run(results):
+    for method in methods_of(*results):
         records = [result["results"].get(method.key, {}) for result in results]
         seconds = [record.get("runtime_seconds") or 0.0 for record in records]
         if all(seconds):

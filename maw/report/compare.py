@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from maw.config.methods import METHODS, Method, find_method
+from maw.config.methods import Method, find_method, methods_of
 from maw.config.paths import found_again, identity
 from maw.config.tier1_config import RESULT_NEUTRAL
 from maw.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ class _Side:
 
     @property
     def methods(self) -> list[str]:
-        return [method.name for method in METHODS if method.key in self.result["results"]]
+        return [method.name for method in methods_of(self.result)]
 
     def values(self, method: Method) -> dict[str, Any]:
         """Per-query values of a method averaged over seeds: "query_ids" and "metrics"."""

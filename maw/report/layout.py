@@ -15,7 +15,7 @@
         summary/
             benchmark_summary.txt, all_results.json, metrics_comparison.csv
             costs.csv           cost and quality of each method (`maw.report.text.costs`)
-            confirmatory.json   tests of MAW against its controls, if the run has any (`maw.evaluation.confirmatory`)
+            confirmatory.json   tests that were fixed before the run, if it has any (`maw.evaluation.confirmatory`)
             exploratory.json    all other tests, corrected over the run (`maw.evaluation.exploratory`)
             tables.tex, tables.md   tables for a paper (`maw.report.tables.paper`)
             report.html         one page with all results (`maw.report.html`)
@@ -110,6 +110,8 @@ def write_summary(
     explored: Mapping[str, Any] | None = None,
     examples: Mapping[str, Mapping[str, Any]] | None = None,
     attention: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    name: str = "summary",
 ) -> Path:
     """Writes summary/ over all datasets of a run; the files of an earlier run are replaced.
 
@@ -117,6 +119,7 @@ def write_summary(
         dataset_results: the content of each dataset.json, in the order of the run.
         family, explored: the confirmatory and the exploratory family over all datasets, once all are finished.
         examples, attention: dataset -> the content of its examples.json or attention.json, if it has one.
+        name: of the folder.
 
     Returns:
         The folder.
@@ -124,7 +127,7 @@ def write_summary(
     Raises:
         MAWError: as `write_dataset`.
     """
-    folder = Path(log_dir) / "summary"
+    folder = Path(log_dir) / name
     families = {"confirmatory": family, "exploratory": explored}
     rows = comparison_rows(dataset_results, [each for each in families.values() if each])
     write_json(folder / "all_results.json", {result["dataset"]: result for result in dataset_results})

@@ -21,21 +21,28 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from maw.config.methods import methods_of
 from maw.config.paths import identity
 from maw.config.tier1_config import RESULT_NEUTRAL
-from maw.errors import ConfigError, DataError
+from maw.errors import ConfigError, DataError, show, suggestion
 from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.query_examples import ATTENTION
 from maw.evaluation.query_examples import NAME as EXAMPLES
 from maw.report import layout
 from maw.report.figures import paper_figures, routing_plots
+from maw.report.significance_marks import subject_in
 from maw.storage.files import read_json
 
 _NEEDED = ("dataset", "venue", "evaluated_at", "configuration", "results")
 
 
 def write_reports(
-    log_dir: Path | str, folders: Sequence[Path], *, drawn: Sequence[Path] = (), processes: int = 1
+    log_dir: Path | str,
+    folders: Sequence[Path],
+    *,
+    drawn: Sequence[Path] = (),
+    processes: int = 1,
+    subject: str | None = None,
 ) -> Path:
     """Writes the figures into the dataset folders, and summary/ beside them; returns the summary's folder.
 
@@ -43,11 +50,20 @@ def write_reports(
         folders: of its finished datasets, in the order of the run.
         drawn: the folders whose figures are up to date.
         processes: number of processes that draw; more than one only if the program does nothing else.
+        subject: the method that is compared with all others. If it is not the one that the run fixed beforehand, the
+            reports go to summary_SUBJECT/, the figures stay, and every test is exploratory.
 
     Raises:
+        ConfigError: the run has no method `subject`.
         MAWError: a file cannot be read or written.
     """
     results = [read_result(folder) for folder in folders]
+    known, place = [method.name for method in methods_of(*results)], "summary"  # enters those of users
+    if subject is not None and subject not in known:
+        text = f"{show(subject)} is no method of this run{suggestion(subject, known)}; it has {', '.join(known)}"
+        raise ConfigError([f"--compare: {text}"])
+    if subject is not None and subject != subject_in(results[0]):
+        results, place, drawn = [exploratory.all_of(each, subject) for each in results], f"summary_{subject}", folders
     found, attention = (
         {
             result["dataset"]: read_json(folder / name)
@@ -64,7 +80,7 @@ def write_reports(
     with _in_background(_draw, to_draw, min(processes, len(to_draw))):
         done = len(results) == len(results[-1]["configuration"].get("datasets", results))
         family, explored = (each.over_run(results) if done else {} for each in (confirmatory, exploratory))
-        return layout.write_summary(log_dir, results, family, explored, found, attention)
+        return layout.write_summary(log_dir, results, family, explored, found, attention, name=place)
 
 
 def _draw(folder: Path, result: Mapping[str, Any], attention: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Significance letters in tables, and the verdict of a run: its planned comparisons of MAW with its controls.
+"""Significance letters in tables, and the verdict of a run: its planned comparisons of a subject with its controls.
 
 A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
 below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maw.config.methods import METHODS, Method, comparisons
+from maw.config.methods import METHODS, Method, comparisons, find_method, is_known, methods_of, subject_of
 from maw.evaluation.confirmatory import LEVEL, METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report.text.format import clean, p_value
@@ -40,19 +40,15 @@ def run_p_values(families: Iterable[Mapping[str, Any] | None]) -> dict[tuple[str
     }
 
 
-def methods_of(result: Mapping[str, Any]) -> list[Method]:
-    """The methods that ran, in order."""
-    return [method for method in METHODS if method.key in result["results"]]
-
-
-def methods_of_run(results: Sequence[Mapping[str, Any]]) -> list[Method]:
-    """The methods that ran on any dataset, in order."""
-    return [method for method in METHODS if any(method.key in result["results"] for result in results)]
-
-
 def label_of(short: str) -> str:
     """The label of the method with that short name; the short name itself if there is no such method."""
-    return next((method.label for method in METHODS if method.short == short), short)
+    name = {each.short: each.name for each in METHODS}.get(short, short)
+    return find_method(name).label if is_known(name) else short
+
+
+def subject_in(result: Mapping[str, Any]) -> str:
+    """The name of the method whose comparisons were planned before the run."""
+    return subject_of(result.get("configuration", {}).get("compare"))[0]
 
 
 def short_label(short: str) -> str:
@@ -63,11 +59,6 @@ def short_label(short: str) -> str:
 def versus(key: str) -> str:
     """A comparison by its methods, such as "MAW vs LoRA"; `key` is its name in files."""
     return " vs ".join(map(short_label, key.split("_vs_")))
-
-
-def look_of(method: Method) -> int:
-    """Index of a method's colour, dash and marker, the same in every chart."""
-    return METHODS.index(method)
 
 
 def corrected_p(result: Mapping[str, Any], key: str, metric: str, over_run: RunValues | None = None) -> float | None:
@@ -124,24 +115,29 @@ def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Verdic
     shown = planned or [(each, key) for each in results for key in _best_two(each)]
     outcomes = [_outcome(result, key, over_run) for result, key in shown]
     signs = [sign for _, sign in outcomes]
-    summary = ""
+    subject, summary = subject_in(results[0]) if results else "", ""
+    name = short_label(find_method(subject).short if is_known(subject) else subject)
     if not shown:
         summary = "This run has no test between methods."
     elif not planned:
+        why = f", which needs {name} and a control such as LoRA"
+        if (results[0].get("configuration", {}).get("compare") or "").endswith(":"):  # see `exploratory.all_of`
+            why = f" of {name}"
         summary = (
-            "This run has no planned comparison, which needs MAW and a control such as LoRA. The test between the two "
-            "methods with the highest means is exploratory."
+            f"This run has no planned comparison{why}. The test between the two methods with the highest means is "
+            "exploratory."
         )
     elif len(signs) > 1 and not any(signs):
         summary = (
-            f"In {METRIC_LABELS[METRIC]}, MAW does not differ significantly from its controls in any of "
+            f"In {METRIC_LABELS[METRIC]}, {name} does not differ significantly from its controls in any of "
             f"{len(signs)} planned comparisons."
         )
     elif len(signs) > 1:
+        own = [sign if _is_first(subject, key) else -sign for sign, (_, key) in zip(signs, shown, strict=True)]
         summary = (
-            f"In {METRIC_LABELS[METRIC]}, MAW is significantly better than its control in {signs.count(1)} of "
-            f"{len(signs)} planned comparisons, significantly worse in {signs.count(-1)}, and not significantly "
-            f"different in {signs.count(0)}."
+            f"In {METRIC_LABELS[METRIC]}, {name} is significantly better than its control in {own.count(1)} of "
+            f"{len(own)} planned comparisons, significantly worse in {own.count(-1)}, and not significantly "
+            f"different in {own.count(0)}."
         )
     claims = [
         (f"{clean(result['dataset'])}: " * (len(results) > 1) + outcome, _numbers(result, key, over_run, shown))
@@ -154,6 +150,11 @@ def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Verdic
         if len(signs) > 1:
             caution = "A difference that is not significant does not show that two methods are equal."
     return Verdict(summary, claims, power_sentence(planned_tests(results)), caution)
+
+
+def _is_first(subject: str, key: str) -> bool:
+    """Whether the subject is the first method of a comparison's key."""
+    return is_known(subject) and key.startswith(f"{find_method(subject).short}_vs_")
 
 
 def planned_tests(results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -16,7 +16,6 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maw.config.method_files import as_reference, load_method, place_of
+from maw.config.methods import Described, Method, find_method, is_known
 from maw.config.paths import absolute, check_there, folders_of, found_again
 from maw.config.tier1_config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
@@ -79,6 +80,7 @@ def save_checkpoint(
         "dataset": dataset,
         "method": method,
         "retriever": "maw" if isinstance(model, MAWRetriever) else "baseline",
+        **({"adapted_by": Described.facts(model.method)} if model.method and model.method.origin else {}),
         "epoch": epoch,
         "step": step,
         "best_val_metric": best_val_metric,
@@ -95,7 +97,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path | str, device: torch.device | str = "cpu", moved: Sequence[str] = ()
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    moved: Sequence[str] = (),
+    method: type[Method] | str | None = None,
 ) -> BaselineRetriever:
     """The retriever of a checkpoint, in evaluation mode.
 
@@ -107,22 +112,61 @@ def load_checkpoint(
         device: of the retriever.
         moved: where the folder of the pretrained model is now, if it is neither where it was nor where it would be if
             it had moved together with the run.
+        method: the class of a user's method, or FILE.py:CLASS. Code is never loaded from a place that a checkpoint
+            names.
 
     Raises:
+        ConfigError: the method cannot be loaded.
         MAWError: there is no checkpoint in the folder, it is damaged, or the folder of its pretrained model is gone.
-        ModelError: the pretrained model cannot be loaded, or its weights are not those that were trained.
+        ModelError: the pretrained model cannot be loaded, or its weights are not those that were trained; or the model
+            was adapted by a user's method, which is not given.
     """
     folder = Path(absolute(folder))
     record = read_record(folder)
+    adapted_by = given_method(folder, record.get("adapted_by"), method)
     config = Tier1Config.from_dict(found_again(record["config"], folder.parent.parent, moved))
     local = record["pretrained_sha256"] is not None and not config.model.startswith("packaged:")
     check_there(folder, [config.model] if local else folders_of({"model": config.model}))
-    model = RETRIEVERS[record["retriever"]](config)
+    model = RETRIEVERS[record["retriever"]](config, adapted_by)
     if record["pretrained_sha256"] != _pretrained_sha256(model):
         raise ModelError(f"{folder}: was trained from other weights than those that {model.spec.name} has now")
     model.load_trained_state(read_tensors(folder, record, "weights"))
     model.checkpoint = record
     return model.to(device).eval()
+
+
+def given_method(owner: Path, facts: Mapping[str, Any] | None, given: type[Method] | str | None) -> Method | None:
+    """The user's method that adapted a model, as the caller gives it; None for a method of the benchmark.
+
+    Args:
+        owner: what needs it, for messages.
+        facts: what a checkpoint or a result says of the method; it is compared and never loaded from.
+        given: the caller's class or FILE.py:CLASS; None if this process must have loaded it.
+
+    Raises:
+        ModelError: it is not given, or is another one.
+        ConfigError: it cannot be loaded.
+    """
+    if facts is None:
+        return None if given is None else load_method(as_reference(given))
+    name, digest = facts["name"], facts["origin"]["digest"]
+    method = None if given is None else load_method(as_reference(given))
+    if given is None and is_known(name):
+        known = find_method(name)
+        there = None if known.origin is None or isinstance(known, Described) else known.origin.digest
+        method = known if there == digest else None
+    if method is None or method.origin is None:
+        reference = facts["origin"]["reference"]
+        raise ModelError(
+            f"{owner}: was adapted by the method {name}, and no code is loaded from a place that a file names; if you "
+            f"trust it, give it: --method-file {reference}, in Python method="
+        )
+    if method.name != name:
+        raise ModelError(f"{owner}: was adapted by the method {name}, and {place_of(method)} is {method.name}")
+    if method.origin.digest != digest:
+        text = "%s: the code of %s has changed since it was trained (%s, now %s)"
+        logger.warning(text, owner, name, digest, method.origin.digest)
+    return method
 
 
 def load_training(folder: Path, run: Mapping[str, Any]) -> tuple[dict[str, Tensor], State] | None:
@@ -211,7 +255,7 @@ def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
     whole = model
     if model.precision != torch.float32:
         with torch.random.fork_rng(devices=[]):  # building a model must not change the random numbers of training
-            whole = type(model)(replace(model.config, precision="float32"))
+            whole = model.rebuilt(precision="float32")
         whole.load_trained_state(model.trained_state())
     return {name: each.detach().cpu().clone() for name, each in whole.encoder.state_dict().items()}
 

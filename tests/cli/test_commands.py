@@ -159,7 +159,6 @@ def test_a_change_in_a_result_reaches_the_reports(run):
         (["report", "nowhere"], "nowhere: there is no such folder"),
         (["compare", "nowhere"], "compare: the following arguments are required: RUN"),
         (["compare", "nowhere", "nowhere"], "nowhere: there is no such folder"),
-        (["compare", "a", "b", "--method", "mwa"], "compare: argument --method: invalid choice: 'mwa'"),
         (["compare", "a", "b", "--against", "lora"], "compare: --against names a method of the second run"),
         (["compare", "a", "b", "--seed", "1"], "compare: unrecognized arguments: --seed 1"),
         (["--preset", "offline", "report", "a"], "'report': is neither a flag"),

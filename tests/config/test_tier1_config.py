@@ -194,6 +194,10 @@ BAD_VALUES = [
     ("datasets", [], "at least one"),
     ("datasets", [1], "must be a list of names"),
     ("datasets", {"nq"}, "must be a list of names"),
+    *(("compare", value, "must ") for value in ("", " ", "a\nb", 5)),
+    *(("method_rates", value, "must be names with numbers") for value in ("gate", ["gate"], {1: 0.1}, None)),
+    *(("method_rates", {"gate": value}, "gate must be a number above 0 and at most 1") for value in (0, 2, "1", True)),
+    ("methods", [dict], "must be a class that inherits from maw.Method"),
     *(("maw_layers", value, "layer") for value in ("1st", "5,", "5;6", "", 1.0, [1.5], [True], 0, [3, 0], {3}, "1-3")),
     *(("finetune_layers", value, "layer") for value in ("12a", [None], {"a": 1}, ["1"], "0")),
 ]  # fmt: skip
@@ -210,7 +214,7 @@ def test_there_are_enough_bad_values():
     assert len(BAD_VALUES) >= 100
     assert {*INTEGERS, *FLOATS, *SWITCHES, *CHOICES, *AMOUNTS} | {
         "model", "query_prefix", "document_prefix", "datasets", "methods", "maw_layers", "finetune_layers",
-        "device", "log_dir", "cache_dir", "distractors", "resume",
+        "device", "log_dir", "cache_dir", "distractors", "resume", "compare", "method_rates",
     } == set(kinds())  # fmt: skip
 
 

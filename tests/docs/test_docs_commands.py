@@ -22,6 +22,7 @@ import pytest
 from conftest import write_model
 
 import tier_1
+from docs.test_extending import do, steps
 from maw.cli.commands import COMMANDS
 from maw.cli.flags import parse_command_line
 from maw.config.presets import PRESETS
@@ -72,6 +73,8 @@ def place(tiny_run, tiny_beir, tmp_path, monkeypatch):
     for name in ("folder", "msmarco", "nq"):
         shutil.copytree(tiny_beir, tmp_path / "path" / "to" / name)
     write_model(tmp_path / "path" / "to" / "folder")
+    for step in steps("Adding a method"):
+        do(step, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAW_CACHE", str(tmp_path / "maw-cache"))
     monkeypatch.setattr("maw.experiment.plan.plan._rate", lambda *given: "not measured in tests")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from maw.config import methods
-from maw.config.methods import METHODS, find_method
+from maw.config.methods import find_method, subject_of
 from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory
 from maw.evaluation.method_pairs import significance
@@ -19,15 +17,6 @@ from maw.evaluation.power import detectable, minimum_detectable_effect, queries_
 from maw.evaluation.significance import _p_values, holm, paired_test
 
 NAMES = ("zero_shot", "lora", "lora_matched", "full", "full_lowrank", "maw")
-
-
-@pytest.fixture(autouse=True)
-def all_arms(monkeypatch):
-    """The table with every control, those that it does not have yet in the likeness of LoRA."""
-    known = {method.name: method for method in METHODS}
-    lora = known["lora"]
-    table = tuple(known.get(name) or replace(lora, name=name, short=name, key=name, label=name) for name in NAMES)
-    monkeypatch.setattr(methods, "METHODS", table)
 
 
 def config(datasets=("pystdlib",), methods=("zero_shot", "lora", "maw"), **changes):
@@ -45,9 +34,10 @@ def evaluation(values):
 
 
 def test_the_family():
-    found = [confirmatory.key_of(*pair) for pair in confirmatory.pairs(NAMES)]
+    found = [confirmatory.key_of(*pair) for pair in confirmatory.pairs(config(methods=NAMES))]
     assert found == ["maw_vs_lora", "maw_vs_lora_matched", "maw_vs_full", "maw_vs_full_lowrank"]
-    assert confirmatory.pairs(["zero_shot", "maw"]) == [] == confirmatory.pairs(["lora", "full"])
+    for names in (["zero_shot", "maw"], ["lora", "full"]):
+        assert confirmatory.pairs(config(methods=names)) == []
     assert confirmatory.family_size(config(("pystdlib", "msmarco", "hotpotqa"), NAMES)) == 12
     assert confirmatory.METRIC == "ndcg_cut_10"
 
@@ -293,4 +283,4 @@ def test_effects_come_from_validation_and_the_size_of_the_family():
 
 
 def test_find_method_still_knows_its_own():
-    assert find_method("maw").name == confirmatory.SUBJECT
+    assert find_method("maw").name == subject_of(None)[0]

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+from conftest import user_method
 from faults.runs import beir_folder
 
 import tier_1
@@ -74,6 +75,17 @@ def test_torchrun_has_its_own_way(tiny_settings, monkeypatch):
     assert problem.name == "parallel_datasets" and "torchrun" in str(problem)
 
 
+def test_a_class_that_no_other_process_can_load_is_refused(tiny_settings):
+    from maw.config.methods import Lora
+    from maw.experiment.config_checks import find_problems
+
+    class Mine(Lora):
+        name, label = "mine", "Mine"
+
+    (problem,), _ = find_problems(tiny_settings(parallel_datasets=True, methods=[Mine]), [])
+    assert problem.name == "parallel_datasets" and "cannot load python:Mine; put the class into a file" in str(problem)
+
+
 # ------------------------------------------------------------------------------------------------------- whole runs
 
 
@@ -86,8 +98,9 @@ def words_of(models, folder, names):
     """Datasets of these names, and the flags of a run over them."""
     data = {name: beir_folder(folder / name) for name in names}
     words = ["--model", models("bert"), "--datasets", ",".join(f"beir:{each}" for each in data.values())]
-    words += ["--device", "cpu", "--precision", "float32", "--methods", "zero_shot,maw", "--num-epochs", 1]
-    words += ["--depth-dim", 4, "--batch-size", 8, "--permutations", 200, "--cache-dir", folder / "cache"]
+    words += ["--device", "cpu", "--precision", "float32", "--methods", f"zero_shot,maw,{user_method(folder)}"]
+    words += ["--num-epochs", 1, "--depth-dim", 4, "--batch-size", 8, "--permutations", 200]
+    words += ["--cache-dir", folder / "cache"]
     return data, [str(word) for word in words]
 
 

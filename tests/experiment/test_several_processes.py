@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_model
+from conftest import user_method, write_model
 from faults.runs import ROOT, beir_folder, stray_files
 from processes import launch, start
 
@@ -89,7 +89,8 @@ def check_a_run(forks, place, count, *flags):
 
 
 def test_a_run_of_two_processes_leaves_what_one_leaves(forks, place):
-    one, two = check_a_run(forks, place, 2, "--methods", "zero_shot,maw", "--num-epochs", "1")
+    methods = f"zero_shot,maw,{user_method(place[0])}"
+    one, two = check_a_run(forks, place, 2, "--methods", methods, "--num-epochs", "1")
     names = [
         sorted(str(p.relative_to(w)) for p in (w / "logs" / "checkpoints").rglob("checkpoint.json"))
         for w in (one, two)

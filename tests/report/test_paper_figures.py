@@ -10,12 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 
-from maw.config.methods import METHODS
+from maw.config.methods import METHODS, look_of
 from maw.errors import MAWError
 from maw.report import chart_data
 from maw.report.figures import paper_figures
 from maw.report.html import charts
-from maw.report.significance_marks import look_of
 from report.test_attention_page import an_attention
 from report.test_page import HOSTILE, whole_result
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from maw.config import methods
-from maw.config.methods import METHODS, Method, comparisons, find_method, in_order
+from maw.config.method import Origin
+from maw.config.methods import METHOD_NAMES, METHODS, Lora, add_method, comparisons, find_method, in_order
 from maw.config.tier1_config import Tier1Config
 from maw.errors import MAWError
 from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.evaluation.metrics import METRICS, PRIMARY, compute_metrics
 from maw.experiment.dataset_result import runtime_summary
-from maw.report import significance_marks
 from maw.report.layout import write_dataset, write_summary
 from maw.report.significance_marks import NBSP, run_p_values, verdict
 from maw.report.tables import comparisons as tables
@@ -484,23 +484,12 @@ def test_methods_are_told_apart():
 
 
 def test_another_method_needs_no_other_change(tmp_path, monkeypatch):
-    more = [
-        Method(
-            name=f"arm{each}",
-            short=f"arm{each}",
-            key=f"{each}_arm",
-            approach=f"Arm {each}",
-            description="An arm",
-            label=f"A rather long arm {each}",
-            retriever="baseline",
-            settings={},
-        )
-        for each in range(4, 10)
-    ]
-    table = (*METHODS, *more)
-    for module in (methods, tables, text, significance_marks):
-        monkeypatch.setattr(module, "METHODS", table)
-    names = [method.name for method in table]
+    monkeypatch.setattr(methods, "_KNOWN", dict(methods._KNOWN))
+    for each in range(4, 10):
+        own = type("Arm", (Lora,), {"name": f"arm{each}", "label": f"A rather long arm {each}"})()
+        own.origin = Origin(f"/mine.py:Arm{each}", "mine.py:1", "/mine.py", "0" * 16)
+        add_method(own)
+    names = [*METHOD_NAMES, *(f"arm{each}" for each in range(4, 10))]
     evaluations = make_evaluations(names)
     result = make_result(evaluations)
     folder = write_dataset(tmp_path, result, evaluations, STAMP)

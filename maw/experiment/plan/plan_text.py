@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from maw.config.methods import trained_methods
+from maw.config.methods import claim, subject_of, trained_methods
 from maw.config.paths import short_path
+from maw.config.tier1_config import Tier1Config
 from maw.data.check import Checked
 from maw.data.self_passages import RULES
 from maw.experiment.plan.plan import Plan
@@ -44,6 +45,7 @@ def plan_text(plan: Plan) -> str:
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
         *_part("Ranking", [_ranking(plan.config.self_passages)]),
+        *_part("Claim", [_claim(plan.config)]),
         *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
     ]
     return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
@@ -142,6 +144,15 @@ def _time(plan: Plan) -> str:
         f"about {_duration(sum(known))} of encoding and training, an estimate: {rate.texts / rate.seconds:,.0f} texts "
         f"of {length:.0f} tokens a second on {rate.device}, measured with {rate.texts} texts"
     )
+
+
+def _claim(config: Tier1Config) -> str:
+    """The comparisons that are fixed beforehand."""
+    planned = claim(config)
+    if planned is None:
+        subject, _ = subject_of(config.compare)
+        return f"none: no comparison is fixed beforehand, since it takes {subject} and a control; see --compare"
+    return f"nDCG@10 of {planned['subject']} against {', '.join(planned['controls'])}; all other tests are exploratory"
 
 
 def _ranking(rule: str) -> str:

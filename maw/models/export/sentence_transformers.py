@@ -36,12 +36,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from maw.config.method_files import mistakes_of, place_of
 from maw.errors import ConfigError, MAWError, ModelError, reason
+from maw.models.adaptation import merge_adapters
 from maw.models.after_pooling import write_after_pooling
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.export.modeling_maw import MODELS, ROUTERS
 from maw.models.pretrained import base_model
-from maw.models.retriever import BaselineRetriever, load_tokenizer, quiet_transformers
+from maw.models.retriever import AGREES, PROBE, BaselineRetriever, load_tokenizer, quiet_transformers
 from maw.storage.files import give_usual_mode, read_json, write_json, write_text
 
 MODELING = "modeling_maw.py"
@@ -62,14 +64,15 @@ def export_retriever(model: BaselineRetriever, folder: Path | str, card: str | N
 
     Raises:
         ModelError: a model with a random router, which is a control; depths that change values shared by groups of
-            heads; a router or a model type that `maw.models.export.modeling_maw` does not have.
+            heads; a router or a model type that `maw.models.export.modeling_maw` does not have; a user's method that
+            cannot be merged into the weights.
         ConfigError: the folder is not empty.
         MAWError: the folder cannot be written.
     """
     encoder = model.encoder
     if isinstance(encoder, MAWWithGRPOEncoder):
         _check_exportable(encoder, model.spec.model_type)
-    made = type(model)(replace(model.config, precision="float32", device="cpu"))  # a copy: the caller's stays as it is
+    made = model.rebuilt(precision="float32", device="cpu")  # a copy: the caller's stays as it is
     made.load_trained_state(model.trained_state())
     with _new_folder(Path(folder)) as temporary:
         if isinstance(made.encoder, MAWWithGRPOEncoder):
@@ -151,14 +154,9 @@ def _with_shared_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     """Writes a plain model of the family with LoRA merged; weights that the encoder does not use stay as published."""
     backbone = model.encoder.backbone
-    adapters = [module for module in backbone.modules() if isinstance(module, LoraLayer)]
-    if adapters:
+    if any(isinstance(module, LoraLayer) for module in backbone.modules()):
         _write_adapter(model, folder / "adapter")
-    for module in adapters:
-        module.merge()
-    state = {
-        name.replace(".base_layer.", "."): each for name, each in backbone.state_dict().items() if ".lora_" not in name
-    }
+    state = _merged_state(model)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for a pooler that was not published
         whole = model.encoder.architecture.loader().from_pretrained(
@@ -168,6 +166,36 @@ def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     if unexpected or any(not name.startswith("pooler.") for name in missing):
         raise ModelError(f"model {model.spec.name}: {[*unexpected, *missing][0]} is not in both models")
     whole.save_pretrained(folder)
+
+
+def _merged_state(model: BaselineRetriever) -> dict[str, Tensor]:
+    """The weights of a plain model of the family that computes the same.
+
+    Raises:
+        ModelError: a user's method cannot be merged, or its `merge` gives another output.
+    """
+    method, backbone = model.method, model.encoder.backbone
+    if method is None or method.origin is None:
+        merge_adapters(backbone, model.context)
+        return backbone.state_dict()
+    where = f"{place_of(method)}: {method.name}"
+    if method.merge is None and model.changes.structural:
+        raise ModelError(f"{where}: is not exported: it adds modules or hooks to the encoder and has no merge")
+    expected = model.encode(PROBE)
+    if method.merge is not None:
+        with mistakes_of(method, everything=True):
+            method.merge(backbone, model.context)
+    state = backbone.state_dict()
+    plain = BaselineRetriever(replace(model.config, use_lora=False, train_layers=False))
+    missing, unexpected = plain.encoder.backbone.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ModelError(f"{where}: is not exported: after merge, {[*unexpected, *missing][0]} is not in both models")
+    if plain.encoder.after_pooling is not None:
+        plain.encoder.after_pooling.load_state_dict(model.encoder.after_pooling.state_dict())
+    difference = float(abs(plain.encode(PROBE) - expected).max())
+    if not difference <= AGREES:
+        raise ModelError(f"{where}: is not exported: after merge the output differs by {difference:.2g}")
+    return state
 
 
 def _write_adapter(model: BaselineRetriever, folder: Path) -> None:

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from maw.config.methods import methods_of
 from maw.evaluation.confirmatory import METRIC
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report import chart_data
 from maw.report.chart_data import COLOURS, RECALL, SHADES, Grid, Series
-from maw.report.significance_marks import methods_of
 from maw.report.text.format import clean
 from maw.storage.files import write_atomically
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from maw.config.methods import METHODS
+from maw.config.methods import in_order, look_of
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report import chart_data, significance_marks
@@ -75,7 +75,8 @@ def environment() -> Environment:
         "tables": tables,
         "LABEL": METRIC_LABELS[METRIC],
         "LEVEL": LEVEL,
-        "METHODS": METHODS,
+        "in_order": in_order,
+        "look_of": look_of,
         "METRIC": METRIC,
         "METRIC_LABELS": METRIC_LABELS,
         "NOTES": NOTES,

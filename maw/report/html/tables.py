@@ -7,21 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from maw.config.methods import Method
+from maw.config.methods import Method, look_of, methods_of
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
 from maw.report import chart_data
 from maw.report.chart_data import Result
-from maw.report.significance_marks import (
-    LETTERS,
-    RunValues,
-    beaten,
-    corrected_p,
-    look_of,
-    methods_of,
-    methods_of_run,
-    versus,
-)
+from maw.report.significance_marks import LETTERS, RunValues, beaten, corrected_p, versus
 from maw.report.text.costs import costs, energy_devices, index, size, watt_hours
 from maw.report.text.format import number, p_value
 
@@ -55,7 +46,7 @@ class Table:
 
 def overview(results: Sequence[Result]) -> Table:
     """The headline metric, methods by datasets."""
-    methods, columns = methods_of_run(results), []
+    methods, columns = methods_of(*results), []
     for result in results:
         records = [result["results"].get(method.key) for method in methods]
         values = [record["metrics"][METRIC] if record else None for record in records]
@@ -86,7 +77,7 @@ def coverage(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     found = {
         "Data": [line for line in data if line],
         "Model": [model] if model else [],
-        "Methods": [", ".join(method.label for method in methods_of_run(results))],
+        "Methods": [", ".join(method.label for method in methods_of(*results))],
         "Training": [training] if training else [],
         "Evaluated": [" to ".join(dict.fromkeys((dates[0], dates[-1])))],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from maw.config.methods import METHODS, comparisons, in_order
+from maw.config.methods import comparisons, methods_of
 from maw.evaluation.method_pairs import relative
 from maw.evaluation.metrics import FAMILIES, METRIC_LABELS, METRICS
 from maw.report.significance_marks import run_p_values
@@ -33,8 +33,9 @@ def comparison_rows(
     """
     over_run = run_p_values(families)
     for result in dataset_results:
-        names = [method.name for method in METHODS if method.key in result["results"]]
-        for method in in_order(names):
+        methods = methods_of(result)
+        names = [method.name for method in methods]
+        for method in methods:
             metrics = result["results"][method.key]["metrics"]
             ends = result.get("intervals", {}).get(method.short, {})
             for metric in METRICS:

@@ -15,18 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from maw.config.methods import methods_of
 from maw.evaluation.confirmatory import LEVEL, METRIC
 from maw.evaluation.metrics import METRIC_LABELS
 from maw.report.html.tables import Cell
-from maw.report.significance_marks import (
-    LETTERS,
-    RunValues,
-    beaten,
-    label_of,
-    methods_of,
-    methods_of_run,
-    run_p_values,
-)
+from maw.report.significance_marks import LETTERS, RunValues, beaten, label_of, run_p_values
 from maw.report.text.format import clean, number, p_value
 
 COLUMNS = ("ndcg_cut_10", "map", "recip_rank_10", "recall_100", "P_10", "success_5")
@@ -75,7 +68,7 @@ def paper_tables(
 
 def _overview(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Table:
     """nDCG@10, methods by datasets; letters count all methods of the run."""
-    methods = methods_of_run(results)
+    methods = methods_of(*results)
     columns = [_column(result, METRIC, over_run, methods) for result in results]
     caption = f"{METRIC_LABELS[METRIC]} on each dataset. {_reading(over_run)}"
     names = tuple(clean(result["venue"]) for result in results)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from maw.config.methods import methods_of
 from maw.evaluation.confirmatory import METRIC
-from maw.report.significance_marks import methods_of
 from maw.report.text.format import as_table, wrapped
 from maw.report.text.trainings import compute
 from maw.runtime.energy import SOURCES

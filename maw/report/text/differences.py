@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import comparisons
-from maw.evaluation.confirmatory import METRIC, SUBJECT, key_of
+from maw.config.methods import comparisons, methods_of
+from maw.evaluation.confirmatory import METRIC, key_of
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.significance_marks import RunValues, methods_of, versus
+from maw.report.significance_marks import RunValues, subject_in, versus
 from maw.report.text.format import as_table, clean, number, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
-_PLANNED = "Confirmatory tests: comparisons of MAW with its controls, planned before the run."
+_PLANNED = "Confirmatory tests: comparisons of a subject with its controls, planned before the run."
 COLUMNS = ("difference", "relative", "95% interval", "p", "corrected p")
 MORE = ("t-test p", "Cohen's d", "queries needed")
 
@@ -68,10 +68,11 @@ def _confirmatory(result: Mapping[str, Any], over_run: RunValues) -> str:
 
 
 def _exploratory(result: Mapping[str, Any], over_run: RunValues) -> str:
-    """MAW against each method and each method against zero-shot; all other pairs are in the JSON files only."""
+    """The subject against each method, each against zero-shot; all other pairs are in the JSON files only."""
     confirmed = result.get("confirmatory", {}).get("comparisons", {})
     pairs = list(comparisons(method.name for method in methods_of(result)))
-    shown = [(new, old) for new, old in pairs if SUBJECT in (new.name, old.name) or old.name == BASELINE] or pairs
+    subject = subject_in(result)
+    shown = [(new, old) for new, old in pairs if subject in (new.name, old.name) or old.name == BASELINE] or pairs
     rows = []
     for new, old in shown:
         key = key_of(new, old)

@@ -12,20 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maw.config.methods import METHODS, Method
+from maw.config.methods import Method, methods_of
 from maw.config.paths import short_path
 from maw.evaluation.confirmatory import LEVEL
 from maw.evaluation.metrics import METRIC_LABELS, PRIMARY
-from maw.report.significance_marks import (
-    LETTERS,
-    NBSP,
-    RunValues,
-    beaten,
-    methods_of,
-    methods_of_run,
-    run_p_values,
-    verdict,
-)
+from maw.report.significance_marks import LETTERS, NBSP, RunValues, beaten, run_p_values, verdict
 from maw.report.text.costs import cost_table
 from maw.report.text.differences import dataset_differences, run_differences
 from maw.report.text.format import WIDTH, as_table, bullet, clean, fact, heading, number, wrapped
@@ -60,7 +51,7 @@ NOTES = (
 def method_heading(method: Method, dataset: str) -> str:
     """The heading of a method on the console."""
     number = method.key.partition("_")[0]  # controls have none
-    approach = f"approach {number}" if number.isdigit() else "control"
+    approach = f"approach {number}" if number.isdigit() else "control" if method.origin is None else "method"
     return f"\n{clean(dataset)}, {approach}: {method.approach}\n{method.description}."
 
 
@@ -174,7 +165,7 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> str:
 
 def _headline_table(results: Sequence[Mapping[str, Any]]) -> str:
     """nDCG@10, datasets by methods; methods are rows where they do not fit side by side."""
-    methods = methods_of_run(results)
+    methods = methods_of(*results)
     names, labels = [clean(result["dataset"]) for result in results], [method.label for method in methods]
     records = [[result["results"].get(method.key) for method in methods] for result in results]
     values = [[f"{each['metrics'][_HEADLINE]:.4f}" if each else "-" for each in row] for row in records]
@@ -271,7 +262,7 @@ def _runtimes(result: Mapping[str, Any]) -> str:
     records = result["results"]
     lines = [
         (method.label, summary.get(f"{method.short}_seconds"), _cached(records.get(method.key, {})))
-        for method in METHODS
+        for method in methods_of(result)
     ]
     lines.append(("Total (dataset)", summary.get("total_dataset_seconds"), ""))
     lines = [line for line in lines if line[1] is not None]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from maw.config.methods import Method
+from maw.config.methods import Method, methods_of
 from maw.evaluation.confirmatory import METRIC
 from maw.evaluation.metrics import METRIC_LABELS
-from maw.report.significance_marks import methods_of
 from maw.report.text.format import as_table
 
 RATE_NAMES = {
