@@ -16,10 +16,13 @@ from maw.config.presets import PRESETS
 BASE: Mapping[str, Any] = MappingProxyType(
     PRESETS["offline"]
     | {"val_samples": 1000, "max_document_length": 64, "precision": "bfloat16", "seed": 42, "grpo_group": "sampled"}
+    | {"depth_kernel": "diagonal", "kernel_rank": 4, "kernel_learning_rate": 0.01, "router_sharpness": 10.0}
+    | {"router_learning_rate": 1e-3, "router_balance": 0.1, "grpo_kl": 0.01, "grpo_share": 1.0}
 )
 """Settings of every run: the offline preset with all validation queries, and texts cut at 64 tokens to save time.
 
-The number format is fixed, since a choice by measurement could differ between runs.
+The number format is fixed, since a choice by measurement could differ between runs. So are the router's settings,
+whose defaults were others when these runs were made.
 """
 
 

@@ -297,6 +297,7 @@ def tiny_settings(models, tmp_path):
             "router_start": "uniform",
             "router_balance": 0.0,
             "grpo_group": "sampled",
+            "depth_kernel": "diagonal",  # depths that differ from the start
             "top_k": 20,
             "permutations": 200,
             "cache_dir": str(tmp_path / "cache"),

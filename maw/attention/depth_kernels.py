@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KERNEL_FAMILIES = ("diagonal", "low_rank")
+KERNEL_FAMILIES = ("diagonal", "low_rank", "gated")
 
 
 class DiagonalKernels(nn.Module):
@@ -82,10 +82,7 @@ class LowRankKernels(nn.Module):
     """A change of rank R to the layer's query map for each depth: query + up[h, d] (down[d] hidden).
 
     `down` starts at random and `up` at zero: every depth starts as ordinary attention, and the gradients of the depths
-    differ from the first step.
-
-    Args:
-        shared_rank: rank of one more change, which every depth has and every text trains; 0 for none.
+    differ from the first step. Each depth learns from its own texts alone.
     """
 
     def __init__(
@@ -95,22 +92,15 @@ class LowRankKernels(nn.Module):
         num_depths: int,
         *,
         hidden_size: int,
-        rank: int = 4,
-        shared_rank: int = 0,
+        rank: int = 8,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        scale = hidden_size**-0.5
-        self.down = nn.Parameter(scale * torch.randn(num_depths, rank, hidden_size, generator=generator))
+        self.down = nn.Parameter(hidden_size**-0.5 * torch.randn(num_depths, rank, hidden_size, generator=generator))
         self.up = nn.Parameter(torch.zeros(heads, num_depths, rank, head_size))
-        self.shared_rank = shared_rank
-        if shared_rank:
-            self.shared_down = nn.Parameter(scale * torch.randn(shared_rank, hidden_size, generator=generator))
-            self.shared_up = nn.Parameter(torch.zeros(heads, shared_rank, head_size))
 
     def forward(self, query_BHTE: Tensor, hidden_BTC: Tensor, depth: Tensor) -> Tensor:
         """As `DiagonalKernels.forward`."""
-        query_BHTE = self._shared(query_BHTE, hidden_BTC)
         if depth.shape[2:] == (1, 1):  # one depth for each text: its factors alone are read
             depth_BG = depth[:, :, 0, 0]
             down_BGRC = F.embedding(depth_BG, self.down.flatten(1)).unflatten(-1, self.down.shape[1:])
@@ -127,18 +117,60 @@ class LowRankKernels(nn.Module):
 
     def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
         """The query at every depth, (B, H, T, D, E)."""
-        change = torch.einsum("btdr,hdre->bhtde", self._features(hidden_BTC), self.up)
-        return self._shared(query_BHTE, hidden_BTC)[..., None, :] + change
+        return query_BHTE[..., None, :] + torch.einsum("btdr,hdre->bhtde", self._features(hidden_BTC), self.up)
 
     def _features(self, hidden_BTC: Tensor) -> Tensor:
         """down[d] hidden for every depth, (B, T, D, R)."""
         return F.linear(hidden_BTC, self.down.flatten(0, 1)).unflatten(-1, self.down.shape[:2])
 
-    def _shared(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
-        """The query with the change that all depths share."""
-        if not self.shared_rank:
-            return query_BHTE
-        return query_BHTE + F.linear(hidden_BTC, self.shared_down)[:, None] @ self.shared_up
+
+class GatedKernels(nn.Module):
+    """One change of rank R to the layer's query map, of which every depth weighs the R parts in its own way.
+
+    The query at depth d is query + sum_r gate[d, r] up[h, r] (down[r] hidden). Every text trains `down` and `up`,
+    whatever its depth. `up` starts at zero, so each depth starts as ordinary attention; the gates start at 1 plus
+    noise, so the depths come apart as `up` is trained. Depth 0 starts with all gates at 1.
+
+    Args:
+        init_std: standard deviation of the noise.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_size: int,
+        num_depths: int,
+        *,
+        hidden_size: int,
+        rank: int = 8,
+        init_std: float = 1.0,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        noise_DR = init_std * torch.randn(num_depths, rank, generator=generator)
+        noise_DR[0] = 0.0
+        self.gate = nn.Parameter(1 + noise_DR)
+        self.down = nn.Parameter(hidden_size**-0.5 * torch.randn(rank, hidden_size, generator=generator))
+        self.up = nn.Parameter(torch.zeros(heads, rank, head_size))
+
+    def forward(self, query_BHTE: Tensor, hidden_BTC: Tensor, depth: Tensor) -> Tensor:
+        """As `DiagonalKernels.forward`."""
+        gate = depth @ self.gate.to(depth.dtype) if depth.is_floating_point() else F.embedding(depth, self.gate)
+        return query_BHTE[:, None] + self._change(hidden_BTC, gate)
+
+    def all_depths(self, query_BHTE: Tensor, hidden_BTC: Tensor) -> Tensor:
+        """The query at every depth, (B, H, T, D, E)."""
+        change_BDHTE = self._change(hidden_BTC, self.gate[None, :, None, None])
+        return query_BHTE[..., None, :] + change_BDHTE.permute(0, 2, 3, 1, 4)
+
+    def _change(self, hidden_BTC: Tensor, gate_BGhtR: Tensor) -> Tensor:
+        """The change of the query, (B, G, H, T, E)."""
+        features_BTR = F.linear(hidden_BTC, self.down)
+        weighted = (features_BTR[:, None, None] * gate_BGhtR).to(features_BTR.dtype)  # (B, G, h, T, R)
+        if weighted.shape[2] > 1:
+            return weighted @ self.up
+        change = weighted[:, :, 0] @ self.up.transpose(0, 1).flatten(1)  # all heads in one product: (B, G, T, C)
+        return change.unflatten(-1, (len(self.up), -1)).transpose(2, 3)
 
 
 def build_kernels(
@@ -151,20 +183,19 @@ def build_kernels(
     rotary: bool,
     rank: int,
     init_std: float,
-    shared_rank: int = 0,
     mixture_D: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """New kernels of a family, "diagonal" or "low_rank".
+    """New kernels of a family, "diagonal", "low_rank" or "gated".
 
     Raises:
         ValueError: an unknown family.
     """
+    sizes = (heads, head_size, num_depths)
     if family == "diagonal":
-        return DiagonalKernels(
-            heads, head_size, num_depths, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator
-        )
+        return DiagonalKernels(*sizes, rotary=rotary, init_std=init_std, mixture_D=mixture_D, generator=generator)
     if family == "low_rank":
-        ranks = {"rank": rank, "shared_rank": shared_rank}
-        return LowRankKernels(heads, head_size, num_depths, hidden_size=hidden_size, **ranks, generator=generator)
+        return LowRankKernels(*sizes, hidden_size=hidden_size, rank=rank, generator=generator)
+    if family == "gated":
+        return GatedKernels(*sizes, hidden_size=hidden_size, rank=rank, init_std=init_std, generator=generator)
     raise ValueError(f"depth kernel must be one of {', '.join(KERNEL_FAMILIES)}, got {family!r}")

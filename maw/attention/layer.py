@@ -11,10 +11,11 @@ the slice of the 5-D tensor at depth d. `MAWAttentionLayer` computes only this s
 attention; the extra cost is one product and a small router. `attention_5d` computes the whole tensor, for analysis and
 tests.
 
-There are two kernel families. `diagonal` is the formula above. `low_rank` adds a change of rank R to the layer's query
-map for each depth, so the weighting depends on the text. Both change only attention weights. With rotary positions the
-query is weighted before its rotation; a diagonal kernel has one weight for both features of a rotary pair, so
-weighting and rotation commute.
+There are three kernel families. `diagonal` is the formula above. `gated`, the default, adds one change of rank R to
+the layer's query map, whose parts each depth weighs in its own way; `low_rank` adds a change of its own for each
+depth. So the weighting depends on the text. All change only attention weights. With rotary positions the query is
+weighted before its rotation; a diagonal kernel has one weight for both features of a rotary pair, so weighting and
+rotation commute.
 
 With `value_kernels` the depth also selects a kernel of the values. This is an ablation and not MAW: it makes the layer
 a mixture of adapters.

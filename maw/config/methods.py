@@ -26,19 +26,20 @@ LARGEST_RANK = 4096
 def static_low_rank(config: Any) -> Settings:
     """Settings of one low-rank depth that no router picks, of all depth kernels' size together.
 
-    With low-rank kernels it has the sum of their ranks, that of a shared change included. Diagonal kernels have D * C
-    numbers in a layer and a low-rank change 2 * C for each rank, so it has half as many ranks as there are depths,
-    rounded up. `maw.models.retriever` limits the rank to the hidden size. With rotary positions diagonal kernels are
-    tied in pairs, and the change is twice their size.
+    With low-rank kernels it has the sum of their ranks, and with gated ones their one rank. Diagonal kernels have
+    D * C numbers in a layer and a low-rank change 2 * C for each rank, so it has half as many ranks as there are
+    depths, rounded up. `maw.models.retriever` limits the rank to the hidden size. With rotary positions diagonal
+    kernels are tied in pairs, and the change is twice their size.
     """
-    low_rank = config.depth_kernel == "low_rank"
-    each = config.depth_dim * config.kernel_rank + config.kernel_shared_rank
-    total = each if low_rank else (config.depth_dim + 1) // 2
+    total = {
+        "diagonal": (config.depth_dim + 1) // 2,
+        "low_rank": config.depth_dim * config.kernel_rank,
+        "gated": config.kernel_rank,
+    }
     return {
         "depth_dim": 1,
         "depth_kernel": "low_rank",
-        "kernel_rank": min(total, LARGEST_RANK),
-        "kernel_shared_rank": 0,
+        "kernel_rank": min(total[config.depth_kernel], LARGEST_RANK),
         "depth_values": False,
         "router": "fixed",
         "fixed_depth": 0,

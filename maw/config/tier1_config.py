@@ -34,8 +34,10 @@ LETTERS = "letters, digits, dot, underscore and hyphen, 64 at most"
 
 LARGEST_GRADE = 1000
 """Limit of qrels grades, also below zero: pytrec_eval's time and memory grow with it, and past 2**31 it crashes."""
-KERNEL_NOISE = 0.02
-"""Default standard deviation of the noise that makes diagonal depths differ."""
+KERNEL_NOISE, GATE_NOISE = 0.02, 1.0
+"""Default standard deviation of the noise that makes diagonal depths, and gated ones, differ."""
+REMOVED = (("kernel_shared_rank", 0),)
+"""Settings that are no more, at the value with which they did nothing: earlier runs and checkpoints have them."""
 ONE_DECISION = ("distinct", "all")
 """GRPO groups for one depth a text: one MAW layer, routed by sequence."""
 
@@ -182,18 +184,16 @@ class Tier1Config:
     """Layers that LoRA adapts and other methods train whole, written like maw_layers; unset: last."""
     depth_dim: Annotated[int, Range(1, 1024)] = 32
     """Number of depths of a MAW layer."""
-    depth_kernel: Literal["diagonal", "low_rank"] = "diagonal"
-    """Kind of depth kernel: diagonal, a weight for each head and feature; or low_rank, a change of the query."""
-    kernel_rank: Annotated[int, Range(1, LARGEST_RANK)] = 4
-    """Rank of each low_rank depth kernel."""
-    kernel_shared_rank: Annotated[int, Range(0, LARGEST_RANK)] = 0
-    """Rank of one more change of the query, which all low_rank depths share and all texts train; 0: none."""
+    depth_kernel: Literal["gated", "low_rank", "diagonal"] = "gated"
+    """Depth kernels: gated, one change of the query that each depth weighs; low_rank, one for each; diagonal."""
+    kernel_rank: Annotated[int, Range(1, LARGEST_RANK)] = 8
+    """Rank of the change of the query, with gated and low_rank kernels."""
     kernel_init_std: Share | None = None
-    """Standard deviation of the initial noise of diagonal depths; unset: 0.02, or 0 for a start from clusters."""
+    """Standard deviation of the first gates, unset: 1; or of diagonal kernels, unset: 0.02, or 0 from clusters."""
     depth_values: bool = False
     """Let a MAWRetriever's depths change the values too (for Python; the method maw_qv sets it)."""
     kernel_learning_rate: Rate | None = None
-    """Peak learning rate of the depth kernels; unset: 0.01."""
+    """Peak learning rate of the depth kernels; unset: 0.015 for gated ones, 0.01 for others."""
 
     router: Literal["grpo", "supervised", "soft", "random", "fixed"] = "grpo"
     """Router that picks the depth of a text."""
@@ -203,27 +203,29 @@ class Tier1Config:
     """Depth of the fixed router; depth 0 starts as the pretrained attention."""
     router_start: Literal["uniform", "clusters"] = "clusters"
     """A new router's policy: near uniform, or by clusters of training texts, which needs depths that start equal."""
-    router_sharpness: Annotated[float, Range(0, 1e6, open_low=True)] = 10.0
+    router_sharpness: Annotated[float, Range(0, 1e6, open_low=True)] = 0.05
     """Sharpness of the policy that starts from clusters; the higher, the fewer random picks."""
-    router_learning_rate: Rate = 1e-3
+    router_learning_rate: Rate = 3e-3
     """Learning rate of the router."""
     grpo_group_size: Annotated[int, Range(2, 1024)] = 8
     """Routings per text in a GRPO group; the group's mean reward is the baseline."""
     grpo_group: Literal["auto", "sampled", "distinct", "all"] = "auto"
-    """Group: sampled routings, different depths, or each depth once; auto: all, if the group is large enough."""
+    """Group: sampled routings, different depths, or all; auto: different depths where a text has one decision."""
+    grpo_share: Annotated[float, Range(0, 1, open_low=True)] = 0.25
+    """Share of a batch's texts that get a group; with another encoder_update than sampled all do."""
     grpo_exploration: Share = 0.1
     """Share of uniform depths in the distribution that distinct groups are drawn from."""
     grpo_inner_epochs: Annotated[int, Range(2, 100)] = 2
     """Router updates per batch of routings; with one the clipped ratio would have no effect."""
     grpo_clip: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
     """Clip range: the ratio of new to old probability is clipped to 1 - x and 1 + x."""
-    grpo_kl: Annotated[float, Range(0, 1000)] = 0.01
+    grpo_kl: Annotated[float, Range(0, 1000)] = 0.4
     """Weight of the KL divergence from the reference policy."""
     grpo_reference: Literal["uniform", "slow"] = "uniform"
     """Reference policy: uniform over depths, or a slow moving average of the router."""
     grpo_reference_decay: Share = 0.99
     """Decay of the slow reference's moving average per step."""
-    router_balance: Annotated[float, Range(0, 1000)] = 0.1
+    router_balance: Annotated[float, Range(0, 1000)] = 0.15
     """Weight of the KL divergence of the batch's mean policy from uniform; keeps all depths in use."""
     router_entropy_floor: Annotated[float, Range(0, 100)] = 0.0
     """Least entropy of a policy in nats; a penalty acts below it."""
@@ -316,7 +318,7 @@ class Tier1Config:
         Raises:
             ConfigError: as for the class, and for unknown names.
         """
-        config, problems = gather(values)
+        config, problems = gather({name: each for name, each in values.items() if (name, each) not in REMOVED})
         if problems:
             raise ConfigError([str(problem) for problem in problems])
         return config
@@ -402,14 +404,14 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
         text = f"no depth {config.fixed_depth}: depth_dim {config.depth_dim} allows 0 to {config.depth_dim - 1}"
         found.append(Problem("fixed_depth", text, ("depth_dim",)))
     if config.router_start == "clusters" and config.depth_kernel == "diagonal" and config.kernel_init_std:
-        text = "clusters needs depths that start equal: set kernel_init_std 0 or depth_kernel low_rank; or use uniform"
+        text = "clusters needs depths that start equal: set kernel_init_std 0 or another depth_kernel; or use uniform"
         found.append(Problem("router_start", text, ("depth_kernel", "kernel_init_std")))
     if config.router_start == "uniform" and config.depth_kernel == "diagonal" and config.kernel_init_std == 0:
         text = "0 keeps all depths equal; set it above 0, or set router_start clusters"
         found.append(Problem("kernel_init_std", text, ("router_start", "depth_kernel")))
-    if config.kernel_shared_rank and config.depth_kernel != "low_rank":
-        text = "diagonal depths share no change; set depth_kernel low_rank, or 0"
-        found.append(Problem("kernel_shared_rank", text, ("depth_kernel",)))
+    if config.depth_kernel == "gated" and config.kernel_init_std == 0 and config.depth_dim > 1:
+        text = "0 makes all depths the same change; set it above 0"
+        found.append(Problem("kernel_init_std", text, ("depth_kernel",)))
     if config.grpo_group in ONE_DECISION and config.route_by != "sequence":
         text = f"{config.grpo_group} needs route_by sequence, not {config.route_by}; or use sampled"
         found.append(Problem("grpo_group", text, ("route_by",)))
@@ -442,19 +444,26 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
 def group_kind(config: Tier1Config, maw_layers: int) -> str:
     """What a GRPO group holds, with this number of MAW layers: "sampled", "distinct" or "all".
 
-    Sampled groups can hold one depth only and give no gradient. A group of all depths avoids this. `auto` uses it if
-    each text has one depth (one MAW layer, routed by sequence) and `grpo_group_size` is at least the number of depths.
+    Sampled groups can hold one depth only and give no gradient. Groups of different depths avoid this. `auto` uses
+    them where each text has one depth (one MAW layer, routed by sequence): all depths if they fit into a group.
     """
     fits = config.depth_dim <= config.grpo_group_size
     if config.grpo_group == "auto":
-        return "all" if fits and config.route_by == "sequence" and maw_layers == 1 else "sampled"
+        return ("all" if fits else "distinct") if config.route_by == "sequence" and maw_layers == 1 else "sampled"
     return "all" if fits and config.grpo_group == "distinct" else config.grpo_group
 
 
+def group_share(config: Tier1Config) -> float:
+    """Share of a batch's texts that get a GRPO group; where groups train the encoder, too, all do."""
+    return config.grpo_share if config.encoder_update == "sampled" else 1.0
+
+
 def kernel_noise(config: Tier1Config) -> float:
-    """Standard deviation of the initial noise of diagonal depths."""
+    """Standard deviation of the initial noise of diagonal kernels, or of gates."""
     if config.kernel_init_std is not None:
         return config.kernel_init_std
+    if config.depth_kernel == "gated":
+        return GATE_NOISE
     return 0.0 if config.router_start == "clusters" else KERNEL_NOISE
 
 

@@ -271,7 +271,7 @@ def _layer_problems(config: Tier1Config, spec: ModelSpec) -> list[Problem]:
         if len(layers) > 1:
             text = f"{group} needs one decision for each text, but there are {len(layers)} MAW layers; use sampled"
             found.append(Problem("grpo_group", text, ("maw_layers",)))
-    for name in ("lora_rank", "kernel_rank", "kernel_shared_rank"):
+    for name in ("lora_rank", "kernel_rank"):
         rank = getattr(config, name)
         if rank > spec.hidden_dim:
             text = f"rank {rank} is more than the model's hidden size {spec.hidden_dim}"

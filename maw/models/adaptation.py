@@ -132,7 +132,6 @@ def depth_options(config: Tier1Config, backbone: nn.Module) -> dict[str, Any]:
         "kernels": {
             "family": config.depth_kernel,
             "rank": min(config.kernel_rank, backbone.config.hidden_size),  # a higher rank adds no expressiveness
-            "shared_rank": min(config.kernel_shared_rank, backbone.config.hidden_size),
             "init_std": kernel_noise(config),
         },
         "router": {"name": config.router, "route_by": config.route_by, "fixed_depth": config.fixed_depth},

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from maw.attention.architectures import Architecture, architecture_of
-from maw.attention.depth_kernels import LowRankKernels
+from maw.attention.depth_kernels import DiagonalKernels
 from maw.attention.install import build_depth_attention
 from maw.attention.layer import MAWAttentionLayer
 from maw.attention.routers import ROUTERS
@@ -48,9 +48,9 @@ def add_maw(
     router: str = "grpo",
     *,
     route_by: str = "sequence",
-    depth_kernel: str = "diagonal",
-    kernel_rank: int = 4,
-    kernel_init_std: float = 0.02,
+    depth_kernel: str = "gated",
+    kernel_rank: int = 8,
+    kernel_init_std: float | None = None,
     fixed_depth: int = 0,
     depth_values: bool = False,
     train_layers: Layers = "none",
@@ -67,9 +67,10 @@ def add_maw(
         depths: D, the number of weightings of every query-key pair.
         router: "grpo", "supervised", "soft" or "fixed".
         route_by: "sequence" for one depth per text, "head" for one per head, "token" for one per token.
-        depth_kernel: "diagonal" or "low_rank".
-        kernel_rank: rank of a low-rank kernel.
-        kernel_init_std: standard deviation of the noise that makes diagonal depths differ.
+        depth_kernel: "gated", "low_rank" or "diagonal".
+        kernel_rank: rank of the change of a gated or low-rank kernel.
+        kernel_init_std: standard deviation of the noise that makes depths differ; None: 1 for gates, 0.02 for diagonal
+            kernels.
         fixed_depth: depth of the fixed router.
         depth_values: whether depths also change the values, an ablation that is not MAW.
         train_layers: layers whose own weights are trained too.
@@ -117,7 +118,7 @@ def add_maw(
         like = next(made.base.parameters())
         made.to(like.device).train(layer.training)
         for kernels in (made.kernels, made.value_kernels):
-            if isinstance(kernels, LowRankKernels):  # router and diagonal kernels need float32's precision
+            if not isinstance(kernels, DiagonalKernels | None):  # these, and routers, need float32's precision
                 kernels.to(like.dtype)
         architecture.replace_attention(layer, made)
     backbone.maw_settings = settings | {"layers": list(numbers), "train_layers": list(trained) or "none"}

@@ -18,7 +18,7 @@ from maw.errors import ConfigError
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 
-DEFAULT_KERNEL_LEARNING_RATE = 1e-2
+DEFAULT_KERNEL_LEARNING_RATE = {"gated": 1.5e-2, "low_rank": 1e-2, "diagonal": 1e-2}
 
 
 def learning_rate(model: BaselineRetriever, config: Tier1Config) -> float:
@@ -82,7 +82,7 @@ def _rate(name: str, model: BaselineRetriever, config: Tier1Config) -> float:
         return config.method_rates.get(name, model.method.rates[name])
     rate = getattr(config, name)
     if rate is None and name == "kernel_learning_rate":
-        return DEFAULT_KERNEL_LEARNING_RATE
+        return DEFAULT_KERNEL_LEARNING_RATE[config.depth_kernel]
     if rate is None:
         raise ConfigError([f"{name}: no method describes what is trained of this model; set it"])
     return float(rate)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from attention.depth_slices import mix_depth, select_depth
 from maw.attention.architectures import architecture_of
-from maw.attention.depth_kernels import DiagonalKernels, LowRankKernels, build_kernels
+from maw.attention.depth_kernels import DiagonalKernels, GatedKernels, LowRankKernels, build_kernels
 from maw.attention.layer import MAWAttentionLayer, attention_5d
 from maw.attention.routers import Routing, build_router
 from maw.errors import ModelError
@@ -46,13 +46,12 @@ def maw_encoder(
     std=0.5,
     values=False,
 ):
-    shared = {"family": "low_rank", "shared_rank": 1} if family == "shared" else {"family": family}
     return MAWWithGRPOEncoder(
         backbone,
         architecture_of(model_type),
         maw_layers=layers,
         depths=DEPTHS,
-        kernels={"rank": 2, "init_std": std} | shared,
+        kernels={"family": family, "rank": 2, "init_std": std},
         router={"name": router, "route_by": route_by},
         seed=0,
         depth_values=values,
@@ -81,7 +80,7 @@ def test_running_the_layers_ourselves_is_the_models_own_forward(models, model_ty
     torch.testing.assert_close(hidden, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "gated"])
 @every_family
 def test_step_zero_is_the_pretrained_model(models, model_type, family):
     plain, tokenizer = load(models, model_type)
@@ -94,7 +93,7 @@ def test_step_zero_is_the_pretrained_model(models, model_type, family):
 
 
 @with_values
-@pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "gated"])
 @every_family
 def test_selected_depth_is_a_slice_of_the_reference(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
@@ -186,7 +185,7 @@ def test_one_hot_kernels_are_the_outer_product_form():
 
 
 @with_values
-@pytest.mark.parametrize("family", ["diagonal", "low_rank", "shared"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "gated"])
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
 def test_a_group_is_its_samples_one_by_one(models, model_type, family, route_by, values):
     backbone, tokenizer = load(models, model_type)
@@ -255,7 +254,7 @@ def test_hard_gates_are_one_hot_soft_gates(route_by):
     for kernels in (
         DiagonalKernels(2, 8, DEPTHS, init_std=1.0),
         LowRankKernels(2, 8, DEPTHS, **low_rank),
-        LowRankKernels(2, 8, DEPTHS, **low_rank, shared_rank=2),
+        GatedKernels(2, 8, DEPTHS, **low_rank),
     ):
         perturb(kernels)
         torch.testing.assert_close(kernels(query, hidden, hard), kernels(query, hidden, soft))
@@ -332,26 +331,40 @@ def test_low_rank_depths_start_apart():
     assert (torch.cdist(by_depth, by_depth) + torch.eye(DEPTHS)).min() > 0.01
 
 
-def test_a_shared_change_is_one_more_that_every_depth_has_and_changes_no_other_number():
-    """Against the same kernels without it and the change written out; its gradient is that of all texts."""
+def gated():
+    """Kernels with a trained change, with a query, hidden states and depths of three texts."""
     generator = torch.Generator().manual_seed(0)
     hidden, query = torch.randn(3, 5, 16, generator=generator), torch.randn(3, 2, 5, 8, generator=generator)
-    depth = torch.tensor([0, 2, 1]).view(3, 1, 1, 1)
-    plain, shared = (
-        LowRankKernels(2, 8, DEPTHS, hidden_size=16, rank=3, shared_rank=rank, generator=generator.manual_seed(1))
-        for rank in (0, 2)
-    )
-    assert torch.equal(plain.down, shared.down) and set(plain.state_dict()) == {"down", "up"}
-    torch.testing.assert_close(shared(query, hidden, depth)[:, 0], query)
+    kernels = GatedKernels(2, 8, DEPTHS, hidden_size=16, rank=3, generator=generator)
     with torch.no_grad():
-        for kernels in (plain, shared):
-            kernels.up.normal_(generator=generator.manual_seed(2))
-        shared.shared_up.normal_(generator=generator)
-    change = torch.einsum("btc,rc,hre->bhte", hidden, shared.shared_down, shared.shared_up)
-    torch.testing.assert_close(shared(query, hidden, depth)[:, 0], plain(query, hidden, depth)[:, 0] + change)
-    shared(query, hidden, depth).square().sum().backward()
-    own = shared.up.grad.abs().amax((0, 2, 3))
-    assert (own[:3] > 0).all() and not own[3:].any() and shared.shared_up.grad.abs().min() > 0
+        kernels.up.normal_(generator=generator)
+    return kernels, query, hidden, torch.tensor([0, 2, 1]).view(3, 1, 1, 1)
+
+
+def test_a_gated_depth_is_its_own_weighting_of_one_change():
+    kernels, query, hidden, depth = gated()
+    got = kernels(query, hidden, depth)
+    for b, d in enumerate(depth.flatten().tolist()):
+        change = torch.einsum("tc,rc,r,hre->hte", hidden[b], kernels.down, kernels.gate[d], kernels.up)
+        torch.testing.assert_close(got[b, 0], query[b] + change)
+    wrong = torch.einsum("btc,rc,hre->bhte", hidden, kernels.down, kernels.up)
+    assert (got[:, 0] - query - wrong).abs().amax((1, 2, 3))[1:].min() > 0.1, "the gates matter"
+
+
+def test_gated_depths_start_as_the_query_and_differ_once_the_change_is_trained():
+    kernels, query, hidden, _ = gated()
+    new = GatedKernels(2, 8, DEPTHS, hidden_size=16, rank=3, generator=torch.Generator().manual_seed(0))
+    assert (new.all_depths(query, hidden) == query[..., None, :]).all()
+    assert (new.gate[0] == 1).all() and (torch.cdist(new.gate, new.gate) + torch.eye(DEPTHS)).min() > 0.1
+    every = kernels.all_depths(query, hidden)
+    assert (torch.cdist(*[every.movedim(3, 0).flatten(1)] * 2) + torch.eye(DEPTHS)).min() > 0.1
+
+
+def test_every_text_trains_the_change_and_its_own_gates_alone():
+    kernels, query, hidden, depth = gated()
+    kernels(query, hidden, depth)[:1].square().sum().backward()  # one text, at depth 0
+    assert kernels.up.grad.abs().min() > 0 and kernels.down.grad.abs().min() > 0
+    assert kernels.gate.grad[0].abs().min() > 0 and not kernels.gate.grad[1:].any()
 
 
 @every_family

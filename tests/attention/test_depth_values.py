@@ -29,7 +29,7 @@ def hidden(texts=2, tokens=5):
     return torch.randn(texts, tokens, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("family", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "gated"])
 def test_values_of_every_depth_against_the_formula_written_out(tiny_settings, family):
     layer, states = layer_of(tiny_settings, depth_kernel=family), hidden()
     _, value = layer.reference(states)
@@ -41,12 +41,15 @@ def test_values_of_every_depth_against_the_formula_written_out(tiny_settings, fa
                 for d in range(3):
                     if family == "diagonal":
                         expected = plain[b, k, h] * kernels.weight[h, d]
+                    elif family == "gated":
+                        change = (kernels.gate[d] * (kernels.down @ states[b, k])) @ kernels.up[h]
+                        expected = plain[b, k, h] + change
                     else:
                         expected = plain[b, k, h] + (kernels.down[d] @ states[b, k]) @ kernels.up[h, d]
                     torch.testing.assert_close(value[b, h, k, d], expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("family", ["diagonal", "low_rank", "gated"])
 def test_a_soft_pick_mixes_query_kernels_and_value_kernels(tiny_settings, family):
     """The expected kernel on both sides, which no mixture of the depths' outputs is."""
     layer, states = layer_of(tiny_settings, depth_kernel=family, router="soft"), hidden()

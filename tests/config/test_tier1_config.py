@@ -132,7 +132,6 @@ INTEGERS = [
     "hidden_dim", "num_heads", "num_layers", "max_query_length", "max_document_length", "train_samples", "val_samples",
     "test_samples", "batch_size", "num_negatives", "num_epochs", "gradient_accumulation_steps", "patience", "seed",
     "eval_batch_size", "top_k", "permutations", "lora_rank", "lora_alpha", "depth_dim", "kernel_rank", "fixed_depth",
-    "kernel_shared_rank",
     "grpo_group_size", "grpo_inner_epochs", "relevance_level", "nprobe", "bank_batches",
     "seeds", "tune", "folds", "max_log_files",
 ]  # fmt: skip
@@ -141,7 +140,7 @@ FLOATS = [
     "kernel_learning_rate", "router_learning_rate", "grpo_clip", "grpo_kl", "grpo_reference_decay", "mcl_temperature",
     "prefix_cache_gb", "hard_negative_ratio", "negative_margin", "embedding_cache_gb",
     "router_balance", "router_sharpness", "router_entropy_floor", "mcl_start_temperature", "save_every",
-    "grpo_exploration",
+    "grpo_exploration", "grpo_share",
 ]  # fmt: skip
 SWITCHES = [
     "use_lora", "use_multi_gpu", "parallel_datasets", "clear_cuda_cache", "keep_only_best_checkpoint",
@@ -238,6 +237,9 @@ def test_all_problems_are_reported_together():
     assert {problem.split(":")[0] for problem in problems} == set(bad)
 
 
+DIAGONAL = {"depth_kernel": "diagonal"}
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -245,9 +247,9 @@ def test_all_problems_are_reported_together():
         ({"depth_values": True, "route_by": "token"}, "route_by: all query tokens share the values"),
         ({"methods": ["maw", "maw_qv"], "route_by": "token"}, "route_by: all query tokens share the values"),
         ({"methods": ["all"], "route_by": "token"}, "route_by: all query tokens share the values"),
-        ({"router_start": "clusters", "kernel_init_std": 0.1}, "router_start: clusters needs depths that start equal"),
-        ({"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 keeps all depths equal"),
-        ({"kernel_shared_rank": 4}, "kernel_shared_rank: diagonal depths share no change"),
+        (DIAGONAL | {"kernel_init_std": 0.1}, "router_start: clusters needs depths that start equal"),
+        (DIAGONAL | {"router_start": "uniform", "kernel_init_std": 0}, "kernel_init_std: 0 keeps all depths equal"),
+        ({"kernel_init_std": 0.0}, "kernel_init_std: 0 makes all depths the same change"),
         (
             {"grpo_group": "all", "route_by": "head"},
             "grpo_group: all needs route_by sequence, not head; or use sampled",
@@ -263,10 +265,12 @@ def test_settings_that_contradict_each_other(settings, problem):
 @pytest.mark.parametrize(
     ("settings", "noise"),
     [
-        ({"router_start": "uniform"}, 0.02),
-        ({"router_start": "clusters"}, 0),
-        ({"router_start": "clusters", "kernel_init_std": 0}, 0),
-        ({"router_start": "uniform", "kernel_init_std": 0.3}, 0.3),
+        ({}, 1.0),
+        ({"kernel_init_std": 0.5}, 0.5),
+        (DIAGONAL | {"router_start": "uniform"}, 0.02),
+        (DIAGONAL | {"router_start": "clusters"}, 0),
+        (DIAGONAL | {"router_start": "clusters", "kernel_init_std": 0}, 0),
+        (DIAGONAL | {"router_start": "uniform", "kernel_init_std": 0.3}, 0.3),
         ({"router_start": "clusters", "kernel_init_std": 0.3, "depth_kernel": "low_rank"}, 0.3),
     ],
 )
@@ -278,7 +282,8 @@ def test_the_noise_of_depths_follows_from_the_start_of_the_router(settings, nois
     ("settings", "layers", "kind"),
     [
         ({"depth_dim": 8, "grpo_group_size": 8}, 1, "all"),
-        ({"depth_dim": 9, "grpo_group_size": 8}, 1, "sampled"),
+        ({"depth_dim": 9, "grpo_group_size": 8}, 1, "distinct"),
+        ({}, 1, "distinct"),
         ({"depth_dim": 8, "grpo_group_size": 8}, 2, "sampled"),
         ({"depth_dim": 4, "route_by": "head"}, 1, "sampled"),
         ({"depth_dim": 32, "grpo_group": "all"}, 1, "all"),
@@ -287,8 +292,14 @@ def test_the_noise_of_depths_follows_from_the_start_of_the_router(settings, nois
         ({"depth_dim": 8, "grpo_group": "distinct"}, 1, "all"),
     ],
 )
-def test_a_group_is_exact_where_that_takes_no_more_passes(settings, layers, kind):
+def test_a_group_has_different_depths_where_a_text_has_one(settings, layers, kind):
     assert group_kind(Tier1Config(**settings), layers) == kind
+
+
+def test_a_removed_setting_of_an_earlier_run_is_read_where_it_did_nothing():
+    assert Tier1Config.from_dict({"kernel_shared_rank": 0}) == Tier1Config()
+    (problem,) = problems_of(lambda: Tier1Config.from_dict({"kernel_shared_rank": 4}))
+    assert problem.startswith("kernel_shared_rank")
 
 
 def test_all_methods():
@@ -377,7 +388,6 @@ def test_a_run_that_fits_its_model_passes(spec):
         ({"num_layers": 12}, "num_layers", "m has 6"),
         ({"lora_rank": 33}, "lora_rank", "hidden size 32"),
         ({"kernel_rank": 33}, "kernel_rank", "hidden size 32"),
-        ({"kernel_shared_rank": 33, "depth_kernel": "low_rank"}, "kernel_shared_rank", "hidden size 32"),
         (
             {"grpo_group": "all", "maw_layers": "all"},
             "grpo_group",

@@ -63,7 +63,7 @@ def test_the_configuration_takes_its_names_from_the_table():
     assert "MAW" not in find_method("maw_qv").label + find_method("maw_qv").approach
 
 
-@pytest.mark.parametrize("kernels", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernels", ["diagonal", "low_rank", "gated"])
 @pytest.mark.parametrize("router", ["grpo", "supervised"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_a_method_is_known_by_its_model(tiny_settings, method, router, kernels):
@@ -105,7 +105,7 @@ def test_learning_rates_follow_from_the_model(tiny_settings, build, monkeypatch)
 # ---------------------------------------------------------------------------------------------------- the first step
 
 
-@pytest.mark.parametrize("kernels", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernels", ["diagonal", "low_rank", "gated"])
 @every_family
 def test_every_arm_starts_as_the_pretrained_model(build, model_type, kernels):
     texts = random_texts(6)
@@ -231,7 +231,7 @@ def test_matched_lora_by_hand_and_its_scale(build):
     ("changes", "rank"),
     [
         ({"depth_kernel": "low_rank", "depth_dim": 4, "kernel_rank": 3}, 12),
-        ({"depth_kernel": "low_rank", "depth_dim": 4, "kernel_rank": 3, "kernel_shared_rank": 2}, 14),
+        ({"depth_kernel": "gated", "depth_dim": 16, "kernel_rank": 3}, 3),
         ({"depth_kernel": "low_rank", "depth_dim": 16, "kernel_rank": 3}, 16),  # no more than the hidden size
         ({"depth_dim": 8}, 4),
         ({"depth_dim": 7}, 4),
@@ -246,7 +246,8 @@ def test_the_static_change_has_the_kernels_size(build, model_type, changes, rank
         assert one.kernels.down.shape == (1, rank, 16) and one.kernels.up.shape == (2, 1, rank, 8)
         size, wanted = (sum(p.numel() for p in each.kernel_parameters()) for each in (one, other))
         tied = architecture_of(model_type).rotary and "depth_kernel" not in changes
-        assert rank == 16 or 0 <= size - wanted * (2 if tied else 1) <= 16
+        gates = 16 * 3 if changes.get("depth_kernel") == "gated" else 0
+        assert rank == 16 or 0 <= size - (wanted - gates) * (2 if tied else 1) <= 16
 
 
 def test_as_many_ranks_as_the_setting_takes(tiny_settings):
@@ -308,6 +309,9 @@ def merged(model, plain):
                 own.get_submodule(stem).weight += scale * high @ low
         for stem, kernels in (("query", "kernels"), ("value", "value_kernels")):
             down, up = (weights.get(f"attention.self.{kernels}.{part}") for part in ("down", "up"))
+            gate = weights.get(f"attention.self.{kernels}.gate")
+            if gate is not None:
+                down, up = down[None], (gate[..., None] * up[:, None])
             if down is not None:
                 change = torch.cat([up[head, 0].T @ down[0] for head in range(2)])
                 own.get_submodule(f"attention.self.{stem}").weight += change
@@ -319,7 +323,7 @@ def merged(model, plain):
     return plain
 
 
-@pytest.mark.parametrize("kernels", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernels", ["diagonal", "low_rank", "gated"])
 @pytest.mark.parametrize("name", ["lora", "lora_matched", "full", "full_lowrank", "maw_fixed", "maw_qv"])
 def test_merged_weights_are_the_same_model(build, name, kernels):
     """Whatever uses one depth for all texts could be written as an ordinary model."""

@@ -63,7 +63,7 @@ def real(batch, states):
     return states[batch["attention_mask"].bool()]
 
 
-@pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernel", ["diagonal", "low_rank", "gated"])
 @pytest.mark.parametrize("router", ["grpo", "soft"])
 @every_family
 def test_a_new_model_computes_what_it_did(models, model_type, router, kernel):
@@ -85,7 +85,8 @@ def test_depth_0_is_the_pretrained_models_own_attention(models, model_type):
     batch = tokens(models, model_type)
     plain = load(models, model_type, attn_implementation="eager")
     expected = plain(**batch, output_attentions=True).attentions
-    model = maw.add_maw(load(models, model_type), layers="all", depths=3, kernel_init_std=0.5)
+    noise = {"depth_kernel": "diagonal", "kernel_init_std": 0.5}
+    model = maw.add_maw(load(models, model_type), layers="all", depths=3, **noise)
     for number in (1, 2, 3):
         maps = maw.attention_maps(model, batch, layer=number)
         assert maps.shape == (4, 2, *batch["input_ids"].shape[1:] * 2, 3)
@@ -97,7 +98,7 @@ def test_depth_0_is_the_pretrained_models_own_attention(models, model_type):
 
 def test_the_maps_are_the_formula(models):
     """Each number by hand from the weights, in a BERT whose layer 1 has depths that differ."""
-    model = perturb(maw.add_maw(load(models), layers=[1], depths=4))
+    model = perturb(maw.add_maw(load(models), layers=[1], depths=4, depth_kernel="diagonal"))
     batch = tokens(models)
     maps = maw.attention_maps(model, batch)
     layer = model.encoder.layer[0].attention.self
@@ -176,13 +177,14 @@ def test_a_retriever_of_a_run_shows_its_maps_too(tiny_settings):
 
 
 def test_the_summary_counts_by_hand(models):
-    model = maw.add_maw(load(models), layers=[3], depths=4)
+    model = maw.add_maw(load(models), layers=[3], depths=4, depth_kernel="diagonal")
     counts = maw.trained_parameters(model)
     assert (counts.kernels, counts.routers, counts.other) == (4 * 16, 16 * 4 + 4, 0)
     assert counts.total == sum(each.numel() for each in model.parameters())
     assert str(counts).startswith("trained: 132 of ") and "depth kernels 64, routers 68, other 0" in str(counts)
-    whole = maw.trained_parameters(maw.add_maw(load(models), layers=[3], depths=4, train_layers=[3]))
-    assert whole.other == 1960 and whole.trained == 1960 + 132
+    gated = maw.add_maw(load(models), layers=[3], depths=4, kernel_rank=2, train_layers=[3])
+    whole = maw.trained_parameters(gated)
+    assert (whole.kernels, whole.other) == (2 * (16 + 16) + 4 * 2, 1960) and whole.trained == 1960 + 68 + 72
 
 
 def test_a_head_and_adapters_stay_to_be_trained(models):
@@ -196,7 +198,7 @@ def test_a_head_and_adapters_stay_to_be_trained(models):
     assert maw.attention_maps(adapted, TEXTS, tokenizer=AutoTokenizer.from_pretrained(models("bert"))).shape[-1] == 4
 
 
-@pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernel", ["diagonal", "low_rank", "gated"])
 def test_a_loss_moves_kernels_and_a_soft_router_and_nothing_frozen(models, kernel):
     model = perturb(maw.add_maw(load(models), layers=[2], depths=4, router="soft", depth_kernel=kernel)).train()
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
@@ -224,7 +226,7 @@ def test_whatever_peft_trains_stays_to_be_trained(models, adapter):
     assert maw.trained_parameters(model).other == before > 0
 
 
-@pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernel", ["diagonal", "low_rank", "gated"])
 @pytest.mark.parametrize("router", ["grpo", "soft"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_half_precision_is_near_to_whole(models, when, router, kernel):
@@ -286,7 +288,7 @@ def test_a_token_is_no_padding_where_the_model_has_none(models):
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-@pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernel", ["diagonal", "low_rank", "gated"])
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
 def test_a_saved_model_comes_back(models, tmp_path, model_type, kernel):
     settings = {"layers": [-1, 1], "depths": 4, "route_by": "head", "depth_kernel": kernel, "train_layers": [3]}

@@ -47,7 +47,7 @@ USUAL = [kind for kind in FAMILIES if kind not in IN_SHORT]
 CASES = [
     *((kind, "maw", {"route_by": "token" if "roberta" in kind else "head"}) for kind in USUAL),
     ("bert", "maw", {"route_by": "sequence", "maw_layers": [1, 3], "depth_kernel": "low_rank"}),
-    ("bert", "maw", {"route_by": "head", "depth_kernel": "low_rank", "kernel_shared_rank": 3}),
+    ("bert", "maw", {"route_by": "head", "depth_kernel": "gated", "kernel_rank": 3}),
     ("bert", "maw", {"route_by": "token"}),
     ("modernbert", "maw", {"depth_kernel": "low_rank", "route_by": "token"}),
     ("bert", "maw_qv", {"route_by": "head"}),
@@ -76,7 +76,8 @@ RUN_METHODS = ("maw", "lora", "zero_shot")
 
 def built(tiny_settings, model_type, method, changes, scale=0.3):
     """A method's retriever with everything moved that training moves."""
-    config = find_method(method).configure(tiny_settings(model_type, kernel_init_std=0.5, kernel_rank=2, **changes))
+    settings = {"kernel_init_std": 0.5, "kernel_rank": 2} | changes
+    config = find_method(method).configure(tiny_settings(model_type, **settings))
     model = RETRIEVERS[find_method(method).retriever](config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -132,7 +133,7 @@ def with_another_kernel(folder, copy):
     """The same export with its depths in another order."""
     shutil.copytree(folder, copy)
     whole = load_file(copy / "model.safetensors")
-    (name,) = [each for each in whole if each.endswith("self.kernels.weight")]
+    (name,) = [each for each in whole if each.endswith("self.kernels.up")]
     whole[name] = whole[name].flip(1)
     save_file(whole, copy / "model.safetensors", metadata={"format": "pt"})
     return copy

@@ -66,7 +66,7 @@ def test_arms_that_start_as_the_pretrained_model_are_equal_in_bfloat16(tiny_sett
 
 
 @pytest.mark.parametrize("router", ["grpo", "soft", "supervised", "random"])
-@pytest.mark.parametrize("kernel", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("kernel", ["diagonal", "low_rank", "gated"])
 def test_training_moves_float32_weights_and_is_repeatable(tiny_settings, tiny_data, router, kernel):
     config = tiny_settings(precision="bfloat16", router=router, depth_kernel=kernel, route_by="token", num_epochs=1)
     states = []

@@ -47,6 +47,7 @@ def perturbed(tiny_settings, retriever=MAWRetriever, **changes):
     [
         (MAWRetriever, {}),
         (MAWRetriever, {"depth_kernel": "low_rank", "route_by": "head", "maw_layers": [2, 3]}),
+        (MAWRetriever, {"depth_kernel": "gated"}),
         (BaselineRetriever, {"use_lora": True}),
         (MAWRetriever, {"checkpoint_compression": False}),
     ],

@@ -25,7 +25,8 @@ from maw.training.trainer import Trainer
 ARMS = {
     "lora": (BaselineRetriever, {"use_lora": True}),
     "maw": (MAWRetriever, {}),
-    "low_rank": (MAWRetriever, {"depth_kernel": "low_rank", "kernel_rank": 2, "kernel_shared_rank": 2}),
+    "low_rank": (MAWRetriever, {"depth_kernel": "low_rank", "kernel_rank": 2}),
+    "gated": (MAWRetriever, {"depth_kernel": "gated", "kernel_rank": 2}),
     "head": (MAWRetriever, {"route_by": "head", "maw_layers": [2, 3]}),
     "token": (MAWRetriever, {"route_by": "token"}),
     "all_group": (MAWRetriever, {"encoder_update": "all_group"}),

@@ -112,7 +112,7 @@ def _write_with_depths(model: BaselineRetriever, folder: Path) -> None:
         settings["use_cache"] = False  # routers read whole texts, so a cache is of no use
     made = kind(kind.config_class(**settings, maw=depth_settings(model.encoder)))
     state = {name.replace(".base.", "."): each for name, each in backbone.state_dict().items()}
-    made.load_state_dict(_with_shared_part(state), strict=True)
+    made.load_state_dict(_low_rank(state), strict=True)
     made.save_pretrained(folder)
     config = read_json(folder / "config.json")
     module = MODELING.removesuffix(".py")
@@ -132,7 +132,7 @@ def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
         "layers": list(encoder.maw_layers),
         "depths": layer.router.num_depths,
         "kernel": "low_rank" if low_rank else "diagonal",
-        "rank": layer.kernels.down.shape[1] + layer.kernels.shared_rank if low_rank else None,
+        "rank": layer.kernels.down.shape[-2] if low_rank else None,
         "values": layer.value_kernels is not None,
         "router": layer.router.name,
         "route_by": layer.router.route_by,
@@ -140,14 +140,12 @@ def depth_settings(encoder: MAWWithGRPOEncoder) -> dict[str, Any]:
     }
 
 
-def _with_shared_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with the change that all depths share as a part of every depth's own."""
-    for name in [name for name in state if name.endswith(".shared_down")]:
-        kernels = name.removesuffix("shared_down")
-        for part, dim in (("down", 1), ("up", 2)):
-            shared, own = state.pop(f"{kernels}shared_{part}"), state[kernels + part]
-            shared = shared.unsqueeze(dim - 1).expand(*own.shape[:dim], *shared.shape[dim - 1 :])
-            state[kernels + part] = torch.cat((own, shared), dim)
+def _low_rank(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the factors of gated kernels written out for each depth."""
+    for name in [name for name in state if name.endswith("kernels.gate")]:
+        kernels, gate_DR = name.removesuffix("gate"), state.pop(name)
+        state[f"{kernels}down"] = state[f"{kernels}down"].expand(len(gate_DR), -1, -1).contiguous()
+        state[f"{kernels}up"] = gate_DR[..., None] * state[f"{kernels}up"][:, None]
     return state
 
 
