@@ -1,10 +1,10 @@
 """The loss that one optimizer step of the encoder minimises, for each method.
 
 Without routing it is the contrastive loss. With MAW each text is encoded at a routing: a random one, the expected
-kernel, or one that a learner has just sampled and rewarded. `encoder_update` says which samples of a learner train the
-encoder:
+kernel, or one of a router that a learner trains. `encoder_update` says which of them train the encoder:
 
-- `sampled`: one sample of the policy;
+- `sampled`: one sample of the policy (of a supervised router its label), which needs no reward: only a share of the
+  texts (`grpo_share`) get a group whose rewards train the router;
 - `all_group`: all samples, with equal weights;
 - `mcl`: all samples, weighted by reward, so that a text trains the depths that suit it (softened multiple choice
   learning, Guzman-Rivera et al. 2012);
@@ -21,6 +21,7 @@ Letters: B queries, P passages of a batch, K passages in the bank, S routings of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from maw.models.encoder import MAWWithGRPOEncoder
 from maw.runtime.devices import to_device
 from maw.training.contrastive import Batch, PassageBank, contrastive_loss
 from maw.training.router.grpo import GRPOLearner
-from maw.training.router.rollout import Rollout
+from maw.training.router.rollout import Embedded, Rollout
 from maw.training.router.supervised import SupervisedLearner
 from maw.training.state import State
 
@@ -108,18 +109,16 @@ class RandomRoutingObjective(ContrastiveObjective):
 
 
 class LearnedRoutingObjective(ContrastiveObjective):
-    """A learner samples routings and updates the routers; the encoder is trained at these routings."""
+    """The encoder trains at samples of the policy; the learner then rewards other depths, and updates the routers.
+
+    The embeddings of the encoder's update are also what rewards compare with.
+    """
 
     def __init__(
-        self,
-        engine: nn.Module,
-        temperature: float,
-        learner: GRPOLearner | SupervisedLearner,
-        config: Tier1Config,
-        steps: int,
+        self, engine: nn.Module, temperature: float, learner: GRPOLearner | SupervisedLearner, config: Tier1Config
     ):
         super().__init__(engine, temperature)
-        self.learner, self.config, self.update, self.steps = learner, config, config.encoder_update, steps
+        self.learner, self.config = learner, config
 
     def watched(self) -> Tensor:
         return self.learner.watched
@@ -137,16 +136,41 @@ class LearnedRoutingObjective(ContrastiveObjective):
     def __call__(
         self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
     ) -> tuple[Tensor, Statistics]:
+        index = to_device(torch.from_numpy(batch.queries), batch.candidate_mask.device)
+        positives, negatives = _divided(passages, len(index))
+        keys = (noise_keys(self.config.seed, step, index, 1, stream) for stream in (0, 1))
+        query, positive = (
+            self.engine(inputs, mode="group", keys=key) for inputs, key in zip((queries, positives), keys, strict=True)
+        )
+        query_BC, passage_PC = query["embedding"][:, 0], positive["embedding"][:, 0]
+        if len(batch.passages) > len(index):
+            passage_PC = torch.cat((passage_PC, self.engine(negatives)["embedding"]))
+        masks = queries["attention_mask"], positives["attention_mask"]
+        embedded = Embedded(query_BC.detach(), passage_PC.detach(), query["states"], positive["states"], *masks)
+        bank_KC = self.bank.embeddings(batch)
+        *_, statistics = self.learner.step(queries, passages, batch, step, bank_KC, embedded)
+        return self._losses(query_BC, passage_PC, batch, bank_KC, passage_PC).mean(), statistics
+
+
+class GroupObjective(LearnedRoutingObjective):
+    """The encoder trains at routings that a learner has just rewarded."""
+
+    def __init__(self, *arguments: Any, steps: int):
+        super().__init__(*arguments)
+        self.update, self.steps = self.config.encoder_update, steps
+
+    def __call__(
+        self, queries: Mapping[str, Tensor], passages: Mapping[str, Tensor], batch: Batch, step: int
+    ) -> tuple[Tensor, Statistics]:
         bank_KC = self.bank.embeddings(batch)
         query_rollout, positive_rollout, statistics = self.learner.step(queries, passages, batch, step, bank_KC)
         size = len(batch.queries)
-        positives = {name: each[:size] for name, each in passages.items()}
+        positives, negatives = _divided(passages, size)
         temperature = self._mcl_temperature(step)
         query_SBC = self._embed(queries, query_rollout, self._picked(query_rollout, batch, step, 2, temperature))
         picked = self._picked(positive_rollout, batch, step, 3, temperature)
         passage_SPC = self._embed(positives, positive_rollout, picked)
         if len(batch.passages) > size:
-            negatives = {name: each[size:] for name, each in passages.items()}
             negative_NC = self.engine(negatives)["embedding"]
             passage_SPC = torch.cat((passage_SPC, negative_NC.expand(len(passage_SPC), -1, -1)), dim=1)
         kept = passage_SPC[0]
@@ -159,9 +183,8 @@ class LearnedRoutingObjective(ContrastiveObjective):
 
     def _picked(self, rollout: Rollout, batch: Batch, step: int, stream: int, temperature: float) -> Tensor | None:
         """The sample of each text that trains the encoder, (B,); None if all samples do."""
-        if self.update == "sampled":
-            first = torch.zeros(len(rollout.reward_BG), dtype=torch.long, device=rollout.reward_BG.device)
-            return first if rollout.drawn_B is None else rollout.drawn_B
+        if self.update == "sampled":  # the label of a supervised router, its only sample
+            return torch.zeros(len(rollout.reward_BG), dtype=torch.long, device=rollout.reward_BG.device)
         if self.update != "mcl_sampled":
             return None
         index = to_device(torch.from_numpy(batch.queries), rollout.reward_BG.device)
@@ -207,4 +230,13 @@ def build_objective(
     if router.trained_by not in LEARNERS:
         return ContrastiveObjective(engine, temperature)
     learner = LEARNERS[router.trained_by](encoder, engine, config, temperature)
-    return LearnedRoutingObjective(engine, temperature, learner, config, steps)
+    if config.encoder_update == "sampled" and isinstance(learner, GRPOLearner):
+        return LearnedRoutingObjective(engine, temperature, learner, config)
+    return GroupObjective(engine, temperature, learner, config, steps=steps)
+
+
+def _divided(passages: Mapping[str, Tensor], positives: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of the positives and of the negatives behind them."""
+    return tuple(
+        {name: each[part] for name, each in passages.items()} for part in (slice(positives), slice(positives, None))
+    )

@@ -96,7 +96,7 @@ def train_retriever(
         validation = as_retrieval_data(val_data, "validation", config.relevance_level, config.self_passages)
         progress = Progress(model, trainer, writer, meter)
         history = progress.history
-        diagnostics = routing_diagnostics(model, config, device, activations)
+        diagnostics = routing_diagnostics(model, config, device, activations, trainer.start_routers)
 
         def evaluate() -> EvaluationResult:
             where = f"{trainer.label}: after epoch {trainer.epoch}, step {trainer.step}"

@@ -13,10 +13,10 @@ from conftest import random_texts
 from maw.attention.noise import noise_keys, uniform_noise
 from maw.models.retriever import MAWRetriever
 from maw.training.contrastive import Batch
-from maw.training.objective import LearnedRoutingObjective, RandomRoutingObjective
+from maw.training.objective import GroupObjective, LearnedRoutingObjective, RandomRoutingObjective
 from maw.training.router.distinct import distinct_weights, draw_distinct
 from maw.training.router.grpo import GRPOLearner, group_advantages
-from maw.training.router.rollout import Rollout, try_routings
+from maw.training.router.rollout import Rollout, embed_greedy, try_routings
 from maw.training.router.supervised import SupervisedLearner
 
 B, P, G, D = 4, 6, 3, 4
@@ -26,7 +26,8 @@ ROUTES = ("sequence", "head", "token")
 
 def setting(tiny_settings, **changes):
     """A MAW model whose depths and routers differ, in training mode, and a batch with padding and masked pairs."""
-    config = tiny_settings(**({"maw_layers": [2, 3], "grpo_group_size": G, "depth_dim": D} | changes))
+    defaults = {"maw_layers": [2, 3], "grpo_group_size": G, "depth_dim": D, "grpo_share": 1.0}
+    config = tiny_settings(**(defaults | changes))
     model = MAWRetriever(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -44,8 +45,10 @@ def setting(tiny_settings, **changes):
 
 
 def tried(model, queries, passages, batch, query_options, passage_options, kind="log_prob"):
-    options = {"query_options": query_options, "passage_options": passage_options}
-    return try_routings(model.encoder, queries, passages, batch, temperature=TAU, reward=kind, **options)
+    positives = {name: each[:B] for name, each in passages.items()}
+    embedded = embed_greedy(model.encoder, queries, passages)
+    options = {"query_options": query_options, "positive_options": passage_options}
+    return try_routings(model.encoder, queries, positives, batch, embedded, temperature=TAU, reward=kind, **options)
 
 
 def greedy(model, inputs):
@@ -284,17 +287,72 @@ class Recorder:
     def __init__(self, rollouts):
         self.rollouts = rollouts
 
-    def step(self, queries, passages, batch, step, bank_KC=None):
+    def step(self, queries, passages, batch, step, bank_KC=None, embedded=None):
+        self.embedded = embedded
         return *self.rollouts, {}
 
 
-@pytest.mark.parametrize("update", ["sampled", "all_group", "mcl"])
+def test_the_encoder_trains_at_samples_of_the_policy_and_rewards_compare_with_its_embeddings(tiny_settings):
+    """The first depths that a sampled group would hold, with a bank or without."""
+    model, config, queries, passages, batch = setting(tiny_settings)
+    model.encoder.eval()
+    learner = Recorder((None, None))
+    got, _ = LearnedRoutingObjective(model.encoder, TAU, learner, config)(queries, passages, batch, 7)
+    positives = {name: each[:B] for name, each in passages.items()}
+    keys = [noise_keys(config.seed, 7, torch.from_numpy(batch.queries), G, stream) for stream in (0, 1)]
+    query_BC, positive_BC = (
+        model.encoder(inputs, mode="group", keys=each)["embedding"][:, 0].detach()
+        for inputs, each in zip((queries, positives), keys)
+    )
+    passage_PC = torch.cat((positive_BC, greedy(model, passages)[B:]))
+    allowed = [each.tolist() for each in batch.candidate_mask]
+    rewards = [reward_by_hand("log_prob", passage_PC @ query_BC[b] / TAU, b, allowed[b]) for b in range(B)]
+    assert float(got.detach()) == pytest.approx(-np.mean(rewards), abs=1e-4)
+    torch.testing.assert_close(learner.embedded.query_BC, query_BC, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(learner.embedded.passage_PC, passage_PC, atol=1e-5, rtol=1e-4)
+    assert not learner.embedded.query_BC.requires_grad
+
+
+@pytest.mark.parametrize("group", ["sampled", "distinct"])
+def test_only_a_share_of_a_batch_gets_a_group(tiny_settings, group):
+    """Its rollouts and the gain are those of these texts in the whole batch; all texts count for the balance."""
+    changes = {"maw_layers": [3], "grpo_group": group, "depth_dim": 6, "router_balance": 0.0}
+
+    def step(share, balance=0.0):
+        model, config, *inputs, batch = setting(
+            tiny_settings, **changes | {"router_balance": balance}, grpo_share=share
+        )
+        found = GRPOLearner(model.encoder, model.encoder, config, TAU).step(*inputs, batch, 5)
+        return model.encoder.maw_attention[0].router, found
+
+    _, whole = step(1.0)
+    router, half = step(0.5)
+    for two, four in zip(half[:2], whole[:2], strict=True):
+        assert two.reward_BG.shape == (2, G)
+        assert torch.equal(two.depths[0], four.depths[0][:2])
+        torch.testing.assert_close(two.reward_BG, four.reward_BG[:2], atol=1e-5, rtol=1e-5)
+        assert len(two.batch_states[0]) == B
+    assert float(half[2]["reward_mean"]) == pytest.approx(
+        float(torch.cat([each.reward_BG[:2] for each in whole[:2]]).mean()), abs=1e-5
+    )
+    assert float(half[2]["policy_entropy"]) == pytest.approx(float(whole[2]["policy_entropy"]), abs=0.05)
+    balanced, _ = step(0.5, balance=1.0)
+    assert not torch.equal(balanced.bias, router.bias)
+
+
+def test_groups_that_train_the_encoder_are_those_of_all_texts(tiny_settings):
+    model, config, *inputs, batch = setting(tiny_settings, encoder_update="mcl", grpo_share=0.25)
+    query, *_ = GRPOLearner(model.encoder, model.encoder, config, TAU).step(*inputs, batch, 0)
+    assert len(query.reward_BG) == B
+
+
+@pytest.mark.parametrize("update", ["all_group", "mcl"])
 def test_the_encoder_trains_on_the_samples_that_the_update_names(tiny_settings, update):
     model, config, queries, passages, batch = setting(tiny_settings, encoder_update=update, mcl_temperature=0.5)
     keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
     rollouts = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]}, "log_prob")
     model.encoder.eval()
-    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(rollouts), config, steps=1)
+    objective = GroupObjective(model.encoder, TAU, Recorder(rollouts), config, steps=1)
     got, _ = objective(queries, passages, batch, 0)
 
     negative_NC = greedy(model, passages)[B:]
@@ -303,11 +361,9 @@ def test_the_encoder_trains_on_the_samples_that_the_update_names(tiny_settings, 
     expected = 0.0
     for b in range(B):
         rewards = [float(rollouts[0].reward_BG[b, g] + rollouts[1].reward_BG[b, g]) / 0.5 for g in range(G)]
-        weights = {
-            "sampled": [1.0, *[0.0] * (G - 1)],
-            "all_group": [1 / G] * G,
-            "mcl": [math.exp(r) / sum(map(math.exp, rewards)) for r in rewards],
-        }[update]
+        weights = {"all_group": [1 / G] * G, "mcl": [math.exp(r) / sum(map(math.exp, rewards)) for r in rewards]}[
+            update
+        ]
         for g in range(G):
             candidates = torch.cat((positive_BGC[:, g], negative_NC))
             scores = candidates @ query_BGC[b, g] / TAU
@@ -403,7 +459,7 @@ def test_balance_spreads_a_policy_that_sits_on_one_depth(tiny_settings):
 @pytest.mark.parametrize(("start", "expected"), [(None, [0.5, 0.5, 0.5]), (8.0, [8.0, 2.0, 0.5])])
 def test_the_temperature_of_mcl_falls_geometrically(tiny_settings, start, expected):
     model, config, *_ = setting(tiny_settings, mcl_temperature=0.5, mcl_start_temperature=start)
-    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(()), config, steps=3)
+    objective = GroupObjective(model.encoder, TAU, Recorder(()), config, steps=3)
     assert [objective._mcl_temperature(step) for step in range(3)] == pytest.approx(expected)
 
 
@@ -411,7 +467,7 @@ def test_mcl_sampled_draws_by_the_weights_of_mcl(tiny_settings):
     model, config, queries, passages, batch = setting(tiny_settings, encoder_update="mcl_sampled", mcl_temperature=0.3)
     keys = [noise_keys(0, 0, torch.arange(B), G, stream) for stream in (0, 1)]
     rollout, _ = tried(model, queries, passages, batch, {"keys": keys[0]}, {"keys": keys[1]})
-    objective = LearnedRoutingObjective(model.encoder, TAU, Recorder(()), config, steps=1)
+    objective = GroupObjective(model.encoder, TAU, Recorder(()), config, steps=1)
     counts = torch.zeros(B, G)
     for step in range(600):
         counts[torch.arange(B), objective._picked(rollout, batch, step, 2, 0.3)] += 1
@@ -502,7 +558,8 @@ def test_what_a_distinct_group_draws_for_the_encoder_follows_the_policy(tiny_set
     for step in range(count):
         keys = noise_keys(0, step, index, 1)
         depths = draw_distinct(policy, uniform_noise(keys, 0, 1, 1, 6)[:, 0, 0, 0], G, 0.1)
-        rollout = Rollout([depths[..., None, None]], states, torch.zeros(B, G), queries["attention_mask"], policy)
+        padding = queries["attention_mask"]
+        rollout = Rollout([depths[..., None, None]], states, torch.zeros(B, G), padding, states, padding)
         with torch.no_grad():
             learner._remember(rollout, keys)
         drawn[row, depths[row, rollout.drawn_B]] += 1 / count

@@ -10,7 +10,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.pystdlib import library_files, library_folder, read_library
 from maw.models.retriever import MAWRetriever
 from maw.training.router.grpo import GRPOLearner
-from maw.training.router.rollout import try_routings
+from maw.training.router.rollout import embed_greedy, try_routings
 from training.planted import (
     DEPTHS,
     FEATURES,
@@ -27,8 +27,6 @@ from training.planted import (
 
 TEXTS = 1600
 STARTS = ("uniform", "clusters", "sharp")
-LEARNS = {"grpo_group": "distinct", "grpo_kl": 0.4, "router_learning_rate": 5e-3, "router_sharpness": 0.05}
-"""What differs from the defaults. Group size, inner epochs, clipping, balance, reward and reference are those."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ def sides(texts):
 
 def accuracy(sides, begin: str, seed: int, learner=GRPOLearner, **changes) -> float:
     """Share of held-out texts whose greedy depth is the best one, after at most the offline preset's steps."""
-    config = Tier1Config(datasets=["pystdlib"], seed=seed, **(LEARNS | changes))
+    config = Tier1Config(datasets=["pystdlib"], seed=seed, **changes)
     encoder = PlantedEncoder(sides)
     start(encoder, begin, config)
     train(encoder, config, learner)
@@ -79,8 +77,9 @@ def test_the_structure_is_what_it_says(sides, seed):
     start(encoder, "sharp", Tier1Config(datasets=["pystdlib"]))
     every = {"depths": [torch.arange(DEPTHS)[None, :, None, None].expand(SIZE, -1, 1, 1)]}
     inputs, batch = batch_for(encoder, np.arange(SIZE))
-    options = {"temperature": TEMPERATURE, "reward": "log_prob", "query_options": every, "passage_options": every}
-    for rollout, side in zip(try_routings(encoder, *inputs, batch, **options), encoder.sides, strict=True):
+    options = {"temperature": TEMPERATURE, "reward": "log_prob", "query_options": every, "positive_options": every}
+    embedded = embed_greedy(encoder, *inputs)
+    for rollout, side in zip(try_routings(encoder, *inputs, batch, embedded, **options), encoder.sides, strict=True):
         top = rollout.reward_BG.topk(2, dim=1)
         assert torch.equal(top.indices[:, 0], side.length_KD.argmax(1)[side.kind_N[:SIZE]])
         assert (top.values[:, 0] - top.values[:, 1]).min() > 0.1

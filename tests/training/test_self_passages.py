@@ -10,7 +10,7 @@ from maw.data.collection import RetrievalData
 from maw.data.corpus import Corpus
 from maw.training.contrastive import TrainingPairs
 from maw.training.hard_negatives import mine_negatives
-from maw.training.router.rollout import try_routings
+from maw.training.router.rollout import embed_greedy, try_routings
 
 TOPICS = ["file", "list", "string", "date"]
 DOCS = {f"{topic}a": f"open and read the {topic} to return text" for topic in TOPICS}
@@ -114,9 +114,11 @@ def test_rewards_do_not_count_it():
     class Engine(torch.nn.Module):
         def forward(self, inputs, mode="embed", **options):
             found = (queries if inputs["kind"] == "query" else passages)[: len(inputs["attention_mask"])]
-            return {"embedding": found if mode == "embed" else found[:, None], "depths": [], "states": []}
+            return {"embedding": found[:, None], "depths": [], "states": []}
 
     inputs = [{"kind": kind, "attention_mask": torch.ones(count, 1)} for kind, count in (("query", 4), ("passage", 5))]
-    options = {"temperature": 1.0, "reward": "reciprocal_rank", "query_options": {}, "passage_options": {}}
-    for rollout in try_routings(Engine(), *inputs, batch, **options):
+    positives = inputs[1] | {"attention_mask": torch.ones(4, 1)}
+    options = {"temperature": 1.0, "reward": "reciprocal_rank", "query_options": {}, "positive_options": {}}
+    embedded = embed_greedy(Engine(), *inputs)
+    for rollout in try_routings(Engine(), inputs[0], positives, batch, embedded, **options):
         assert rollout.reward_BG.flatten().tolist() == [1.0] * 4

@@ -1,9 +1,9 @@
 """Initial policy of a router: near uniform, or from clusters of the training texts' states.
 
-Equal depths give a router no reward difference to learn from, and depths trained on the same texts stay equal. With
-`router_start="clusters"` the initial policy sends similar texts to the same depth, so each depth is trained on texts
-of its own. If all kernels start as pretrained attention, the output does not change: MAW at step 0 is the pretrained
-model.
+With `router_start="clusters"` the initial policy prefers the same depth for similar texts. If all kernels start as
+pretrained attention, the output does not change: MAW at step 0 is the pretrained model. `router_sharpness` says how
+sure the policy is. A sure one makes each depth's texts its own, which low-rank and diagonal kernels need to come
+apart, but leaves nothing to learn from in a group of its samples; gated kernels come apart without it.
 
 The policy is the posterior of a mixture of Gaussians with one width:
 

@@ -13,15 +13,15 @@ Departures, because an action is one of D depths and not a sequence of tokens: K
 not an estimate from samples; a text has one action for each layer, head and token; ratio, clipping and KL are computed
 for each action, with the text's advantage, and averaged.
 
-One step, before the encoder's update (`GRPOLearner.step`):
-1. Rollouts, in evaluation mode without gradients: G samples of each query against passages at greedy depths, and G
-   samples of each positive against queries at greedy depths. The reward measures the positive's score among the
-   batch's candidates (`maw.training.router.rollout`). Negatives get no policy gradient.
+One step (`GRPOLearner.step`):
+1. Rollouts, in evaluation mode without gradients: G depths of each query against the passages of the batch, and G
+   depths of each positive against its query. The reward measures the positive's score among the batch's candidates
+   (`maw.training.router.rollout`). Only the first `grpo_share` of a batch, which is a random part of the texts, gets
+   rollouts: they cost more than the encoder's update. Negatives get no policy gradient.
 2. The routers alone are updated `grpo_inner_epochs` times from the stored states, depths and old log-probabilities.
-3. The sampled depths are passed to the encoder's update.
 
-With `grpo_group="all"` (or "auto" if there are no more depths than samples) a group holds every depth once, and
-expectations under the old policy replace means over samples: the same objective without sampling noise, for D forward
+With `grpo_group="all"` a group holds every depth once, and expectations under the old policy replace means over
+samples: the same objective without sampling noise, for D forward
 passes. The advantage is then (r_d - sum_d pi_old(d) r_d) / (std(r) + 1e-4), where std is over depths and unweighted:
 std stays above zero even when the policy nearly always picks one depth. `grpo_group="distinct"` is the same for G
 passes: G different depths, each with a weight in place of pi_old (`maw.training.router.distinct`). Both are possible
@@ -46,13 +46,13 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.noise import gumbel_argmax, noise_keys, uniform_noise
-from maw.config.tier1_config import Tier1Config, group_kind
+from maw.config.tier1_config import Tier1Config, group_kind, group_share
 from maw.evaluation.reward import ZERO_VARIANCE
 from maw.runtime.devices import to_device
 from maw.training.contrastive import Batch
 from maw.training.router.distinct import distinct_weights, draw_distinct
 from maw.training.router.learner import RouterLearner
-from maw.training.router.rollout import Options, Rollout
+from maw.training.router.rollout import Embedded, Rollout, embed_greedy
 from maw.training.state import State
 
 ADVANTAGE_EPSILON = 1e-4
@@ -194,20 +194,31 @@ class GRPOLearner(RouterLearner):
         batch: Batch,
         step: int,
         bank_KC: Tensor | None = None,
+        embedded: Embedded | None = None,
     ) -> tuple[Rollout, Rollout, dict[str, Tensor]]:
         """Samples depths, computes their rewards and updates the routers.
+
+        Args:
+            embedded: the batch as the encoder's update embeds it; None: at greedy depths.
 
         Returns:
             The queries' rollout and the positives' rollout, for the encoder's update; and statistics (0-dimensional
             tensors): means of both sides, and those of each side with the prefix "query_" or "document_".
         """
         config = self.config
-        index = to_device(torch.from_numpy(batch.queries), batch.candidate_mask.device)
+        embedded = embedded or embed_greedy(self.engine, queries, passages)
+        count = math.ceil(group_share(config) * len(batch.queries))
+        index = to_device(torch.from_numpy(batch.queries[:count]), batch.candidate_mask.device)
         kind = group_kind(config, len(self.routers))
         samples = config.grpo_group_size if kind == "sampled" else 1
         keys = [noise_keys(config.seed, step, index, samples, stream) for stream in (0, 1)]
-        make = {"all": None, "distinct": self._drawn, "sampled": lambda each: {"keys": each}}[kind]
-        rollouts = self._rollouts(queries, passages, batch, bank_KC, make and [make(each) for each in keys])
+        options = None
+        if kind == "sampled":
+            options = [{"keys": each} for each in keys]
+        elif kind == "distinct":
+            sides = (embedded.query_states, embedded.positive_states)
+            options = [{"depths": [self._drawn(each[0][:count], key)]} for each, key in zip(sides, keys, strict=True)]
+        rollouts = self._rollouts(queries, passages, batch, bank_KC, embedded, options, count)
         with torch.no_grad():
             for rollout, key_BG in zip(rollouts, keys, strict=True):
                 self._remember(rollout, key_BG)
@@ -218,16 +229,13 @@ class GRPOLearner(RouterLearner):
                     slow.lerp_(fast, 1 - config.grpo_reference_decay)
         return *rollouts, statistics
 
-    def _drawn(self, key_B1: Tensor) -> Options:
-        """Makes a group of different depths for each text from the states of the only MAW layer."""
-
-        def options(states: list[Tensor]) -> dict[str, object]:
-            log_policy_BD = self.engine({"states": [states[0][: len(key_B1)]]}, mode="policy")[0][:, 0, 0, 0]
-            noise_BD = uniform_noise(key_B1, 0, 1, 1, log_policy_BD.shape[1])[:, 0, 0, 0]
-            size, exploration = self.config.grpo_group_size, self.config.grpo_exploration
-            return {"depths": [draw_distinct(log_policy_BD, noise_BD, size, exploration)[..., None, None]]}
-
-        return options
+    @torch.no_grad()
+    def _drawn(self, state: Tensor, key_B1: Tensor) -> Tensor:
+        """A group of different depths for each text, (B, G, 1, 1), from the states of the only MAW layer."""
+        log_policy_BD = self.engine({"states": [state]}, mode="policy")[0][:, 0, 0, 0]
+        noise_BD = uniform_noise(key_B1, 0, 1, 1, log_policy_BD.shape[1])[:, 0, 0, 0]
+        size, exploration = self.config.grpo_group_size, self.config.grpo_exploration
+        return draw_distinct(log_policy_BD, noise_BD, size, exploration)[..., None, None]
 
     def _remember(self, rollout: Rollout, key_BG: Tensor) -> None:
         """Adds the old policy's log-probabilities and, if depths differ, their weights and one depth drawn by them."""
@@ -276,8 +284,8 @@ class GRPOLearner(RouterLearner):
     def _terms(self, rollout: Rollout, advantage: Tensor) -> list[dict[str, Tensor]]:
         """Terms of the routers' loss, and statistics without gradient, of each MAW layer; all 0-dimensional."""
         found = []
-        for layer, log_policy in enumerate(self.engine({"states": rollout.states}, mode="policy")):
-            weight = rollout.weight(layer)
+        policies = (self.engine({"states": each}, mode="policy") for each in (rollout.states, rollout.batch_states))
+        for layer, (log_policy, log_batch) in enumerate(zip(*policies, strict=True)):
             grpo = grpo_loss(
                 log_policy,
                 rollout.old_log_prob[layer],
@@ -286,14 +294,15 @@ class GRPOLearner(RouterLearner):
                 self._log_reference(rollout, layer),
                 clip=self.config.grpo_clip,
                 beta=self.config.grpo_kl,
-                weight=weight,
+                weight=rollout.weight(layer),
                 share_BG=rollout.share_BG,
             )
+            # No reward is needed for these: all texts of the batch count, also those without a group.
+            weight = rollout.batch_weight(layer)
             penalty = collapse_penalty(
-                log_policy, weight, balance=self.config.router_balance, entropy_floor=self.config.router_entropy_floor
+                log_batch, weight, balance=self.config.router_balance, entropy_floor=self.config.router_entropy_floor
             )
-            entropy = -(log_policy.exp() * log_policy).sum(-1).detach()
-            entropy = _sample_mean(entropy.expand_as(weight), weight)
+            entropy = _sample_mean(-(log_batch.exp() * log_batch).sum(-1).detach(), weight)
             found.append(vars(grpo) | {"penalty": penalty, "policy_entropy": entropy})
         return found
 

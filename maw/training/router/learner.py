@@ -20,7 +20,7 @@ from maw.attention.routers import same_depth
 from maw.config.tier1_config import Tier1Config
 from maw.errors import NotFiniteError
 from maw.training.contrastive import Batch
-from maw.training.router.rollout import Options, Rollout, try_routings
+from maw.training.router.rollout import Embedded, Rollout, try_routings
 from maw.training.sharded_batch import average_gradients
 from maw.training.state import State, load_optimizer_state
 
@@ -91,21 +91,29 @@ class RouterLearner:
         passages: Mapping[str, Tensor],
         batch: Batch,
         bank_KC: Tensor | None,
-        options: Sequence[Options] | None = None,
+        embedded: Embedded,
+        options: Sequence[Mapping[str, object]] | None = None,
+        count: int | None = None,
     ) -> tuple[Rollout, Rollout]:
-        """Rollouts of queries and positives, with the options of both (`try_routings`); without, every depth once."""
+        """Rollouts of the first `count` queries and their positives, of all if None.
+
+        Args:
+            options: what the encoder's "group" mode gets, for both; None: every depth once.
+        """
+        count = len(batch.queries) if count is None else count
+        sides = [{name: each[:count] for name, each in inputs.items()} for inputs in (queries, passages)]
         if options is None:
-            masks = [inputs["attention_mask"] for inputs in (queries, passages)]
-            size, depths_D = len(batch.queries), torch.arange(self.routers[0].num_depths, device=masks[0].device)
-            options = [{"depths": same_depth(self.routers, depths_D, size, mask.shape[1])} for mask in masks]
+            masks = [inputs["attention_mask"] for inputs in sides]
+            depths_D = torch.arange(self.routers[0].num_depths, device=masks[0].device)
+            options = [{"depths": same_depth(self.routers, depths_D, count, mask.shape[1])} for mask in masks]
         return try_routings(
             self.engine,
-            queries,
-            passages,
+            *sides,
             batch,
+            embedded,
             temperature=self.temperature,
             reward=self.config.reward,
             query_options=options[0],
-            passage_options=options[1],
+            positive_options=options[1],
             bank_KC=bank_KC,
         )

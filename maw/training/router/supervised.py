@@ -21,7 +21,7 @@ from torch import Tensor
 from maw.evaluation.reward import ZERO_VARIANCE
 from maw.training.contrastive import Batch
 from maw.training.router.learner import RouterLearner
-from maw.training.router.rollout import Rollout
+from maw.training.router.rollout import Embedded, Rollout, embed_greedy
 
 
 class SupervisedLearner(RouterLearner):
@@ -37,13 +37,15 @@ class SupervisedLearner(RouterLearner):
         batch: Batch,
         step: int,
         bank_KC: Tensor | None = None,
+        embedded: Embedded | None = None,
     ) -> tuple[Rollout, Rollout, dict[str, Tensor]]:
         """Labels the batch and updates the routers.
 
         Returns:
             The queries' rollout and the positives' rollout, whose only sample is the label; and statistics.
         """
-        rollouts = self._rollouts(queries, passages, batch, bank_KC)
+        embedded = embedded or embed_greedy(self.engine, queries, passages)
+        rollouts = self._rollouts(queries, passages, batch, bank_KC, embedded)
         labels = [self._labels(rollout) for rollout in rollouts]
         losses, entropies, agreements = [], [], []
         for rollout, label in zip(rollouts, labels, strict=True):
@@ -91,7 +93,8 @@ class SupervisedLearner(RouterLearner):
             self._state(rollout, label),
             rollout.reward_BG[rows, label][:, None],
             rollout.padding_BT,
-            rollout.embedding_BC,
+            rollout.batch_states,
+            rollout.batch_padding_NT,
         )
 
 
