@@ -49,7 +49,7 @@ def kept(dataset: Content) -> dict[str, Any]:
         "passages": methods["zero_shot"]["evaluation"]["documents"],
         "arms": {name: _method(record) for name, record in methods.items()},
         "maw_against": against,
-        "routing": [run["routing_test"] for run in methods[ROUTED]["runs"]],
+        "routing": [_against_controls(run) for run in methods[ROUTED]["runs"]],
         "depths": [run["evaluation"]["routing"] for run in methods[ROUTED]["runs"]],
         "distance": [_best(run)["val_routing"] for run in methods[ROUTED]["runs"]],
     }
@@ -62,6 +62,16 @@ def len_of(dataset: Content, split: str) -> int:
 
 def _best(run: Content) -> Content:
     return next(each for each in run["training_history"] if each["epoch"] == run["best_epoch"])
+
+
+def _against_controls(run: Content) -> Content:
+    """The router against one depth for all, and against its depths shuffled between texts, on validation."""
+    sides = _best(run)["val_routing"]
+    keys = ("fixed", "against_fixed", "against_shuffled_p_value")
+    return {
+        side: {"routed": facts["greedy"], "shuffled": facts["shuffled"]} | {key: facts["learnt"][key] for key in keys}
+        for side, facts in sides.items()
+    }
 
 
 def _method(record: Content) -> dict[str, Any]:

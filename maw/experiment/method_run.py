@@ -21,6 +21,7 @@ from maw.experiment.dataset_state import DatasetState
 from maw.experiment.method_trainer import MethodTrainer, TrainingResult
 from maw.experiment.tuning import Trial, tune
 from maw.report.text import summary, trainings
+from maw.report.text.router import router_lines
 from maw.runtime import console, signals, trackers
 from maw.runtime.profiler import stage
 from maw.runtime.run_log import log_event
@@ -49,7 +50,7 @@ class MethodRunner:
         with console.at(method=method.name), stage(method.name):
             self.outcome.add(method, *self._train_and_test(trainer))
         record = self.outcome.records[method.name]
-        console.show(summary.method_done(record))
+        console.show("\n".join([summary.method_done(record), *router_lines(record)]))
         log_event(logger, "method", dataset=self.dataset, method=method.name, seconds=record["runtime_seconds"])
 
     def report_scores(self) -> None:

@@ -27,7 +27,6 @@ from maw.errors import error_context
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.metrics import EvaluationResult
 from maw.evaluation.routing.attention_example import attention_example
-from maw.evaluation.routing.diagnostics import routing_diagnostics
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.devices import used_gpus
 from maw.runtime.energy import EnergyMeter
@@ -157,18 +156,9 @@ class MethodTrainer:
             trained, before = time.perf_counter(), history.seconds_before if history else 0.0
             training_joules = meter.joules()
             with stage("evaluation"), mistakes_of(self.method), error_context(f"{collection.name} {self.method.name}"):
-                diagnostics = routing_diagnostics(model, model.config, self.device, self.activations)
                 evaluation = evaluate_retriever(
-                    model,
-                    collection.test,
-                    model.config,
-                    self.device,
-                    "test",
-                    activations=self.activations,
-                    inspect=diagnostics,
+                    model, collection.test, model.config, self.device, "test", activations=self.activations
                 )
-                if diagnostics and history:
-                    record["routing_test"] = diagnostics.evidence(history.best)
             finished = time.perf_counter()
             record |= {
                 "trained_parameters": model.trained_parameters if self.method.trained else 0,

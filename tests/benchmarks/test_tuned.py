@@ -13,11 +13,13 @@ from maw.config.methods import find_method
 
 NDCG = "ndcg_cut_10"
 SIDE = {
-    "routed": 0.5,
-    "fixed": 0.49,
-    "against_fixed": {"mean_difference": 0.01, "p_value": 0.03},
+    "greedy": 0.5,
     "shuffled": 0.48,
-    "against_shuffled_p_value": 0.001,
+    "learnt": {
+        "fixed": 0.49,
+        "against_fixed": {"mean_difference": 0.01, "p_value": 0.03},
+        "against_shuffled_p_value": 0.001,
+    },
 }
 
 
@@ -39,12 +41,16 @@ def trained(value, **more):
 def dataset():
     use = {"query": {"effective_depths": [5.04], "top_share": [0.33]}}
     use["document"] = use["query"] | {"effective_depths": [4.26]}
+    unshuffled = SIDE | {"shuffled": None, "learnt": SIDE["learnt"] | {"against_shuffled_p_value": None}}
+    sides = {"query": SIDE, "document": unshuffled}
     run = {
-        "routing_test": {"query": SIDE, "document": SIDE | {"shuffled": None, "against_shuffled_p_value": None}},
         "evaluation": {"routing": use},
         "best_epoch": 2,
         "training_history": [
-            {"epoch": epoch, "val_routing": {side: {"depth_distance": 0.01 * epoch} for side in use}}
+            {
+                "epoch": epoch,
+                "val_routing": {side: {"depth_distance": 0.01 * epoch} | facts for side, facts in sides.items()},
+            }
             for epoch in (1, 2)
         ],
     }

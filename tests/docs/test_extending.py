@@ -144,7 +144,8 @@ batch = tf.AutoTokenizer.from_pretrained({model!r})(texts, padding=True, return_
 print([depths.flatten().tolist() for depths in maw.picked_depths(model, batch).values()])
 """
     assert run(folder, "-c", code).splitlines()[-1] == "[[0, 1, 3]]"
-    assert results(folder)["results"]["3_maw_fine_tuned_retriever"]["routing_test"]
+    history = results(folder)["results"]["3_maw_fine_tuned_retriever"]["training_history"]
+    assert history[0]["val_routing"]["query"]["depth_histogram"]
     assert len(passed(folder, "length or names", "tests/attention/test_routers.py")) == 5
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +12,9 @@ import torch
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
 from maw.evaluation.evaluate import evaluate_retriever
-from maw.evaluation.routing.depth_encoder import DepthReader
 from maw.evaluation.routing.diagnostics import RoutingDiagnostics, compare_with_seeds, routing_diagnostics
 from maw.evaluation.routing.routed_texts import depth_distance
 from maw.models.retriever import BaselineRetriever, MAWRetriever
-from maw.training.state import History
 from maw.training.train import train_retriever
 
 CPU = torch.device("cpu")
@@ -33,8 +34,8 @@ def retriever(tiny_settings, **options):
     return model, config
 
 
-def diagnosed(model, config, data, activations=None):
-    diagnostics = RoutingDiagnostics(model, config, CPU, activations)
+def diagnosed(model, config, data, activations=None, start=None):
+    diagnostics = RoutingDiagnostics(model, config, CPU, activations, start)
     result = evaluate_retriever(model, data, config, CPU, inspect=diagnostics, activations=activations)
     return diagnostics, result
 
@@ -120,91 +121,91 @@ def test_pairs_of_documents_share_neither_query_nor_document(tiny_settings, hard
     """Two pairs of one query would count it twice in a test over queries, two of one document let a router see it."""
     shared = hard_data | {"qrels": {q: {q // 2: 1, 30: 1, 31 + q % 3: 2} for q in range(24)}}
     model, config = retriever(tiny_settings)
-    diagnostics, result = diagnosed(model, config, shared)
+    diagnostics, result = diagnosed(model, config, shared, start=start_of(model))
     documents = diagnostics.split.sides[1]
     assert len(documents.query_Q) == len(set(documents.query_Q)) == len(set(documents.row_Q)) == len(documents.rows_B)
     assert 12 <= len(documents.query_Q) <= 16
     np.testing.assert_array_equal(documents.rows_B[documents.place_Q], documents.row_Q)
     expected = result.per_query["ndcg_cut_10"][documents.query_Q]
     np.testing.assert_allclose(documents.matrix.greedy_Q, expected, atol=1e-9)
-    assert diagnostics.evidence(kept_with(0))["document"]["against_fixed"]["n"] == len(documents.query_Q)
+    assert diagnostics.full()["document"]["learnt"]["against_fixed"]["n"] == len(documents.query_Q)
 
 
-def kept_with(depth):
-    """The record of the epoch that a training keeps, with this as the best depth."""
-    sides = {"query": {"best_depth": depth}, "document": {"best_depth": depth}}
-    other = {"query": {"best_depth": 9}, "document": {"best_depth": 9}}
-    values = ((0.1, other), (0.5, sides), (0.5, other))  # of equal epochs the first was kept
-    records = enumerate(values, start=1)
-    return History({"epoch": i, "val_ndcg_cut_10": value, "val_routing": r} for i, (value, r) in records).best
+def start_of(model, seed=7):
+    """Routers as before training: others than the model's."""
+    torch.manual_seed(seed)
+    routers = [copy.deepcopy(layer.router) for layer in model.encoder.maw_attention]
+    with torch.no_grad():
+        for parameter in (each for router in routers for each in router.parameters()):
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    return routers
 
 
-def test_evidence_compares_with_the_depth_chosen_on_validation(tiny_settings, hard_data):
+def test_what_was_learnt_compares_with_the_start_one_depth_and_shuffles(tiny_settings, hard_data):
     model, config = retriever(tiny_settings, permutations=500)
-    diagnostics, result = diagnosed(model, config, hard_data)
-    matrix = diagnostics.split.sides[0].matrix
-    found = diagnostics.evidence(kept_with(3))["query"]
-    assert found["fixed_depth"] == 3 and found["fixed"] == pytest.approx(matrix.ndcg_QD[:, 3].mean())
-    assert found["routed"] == pytest.approx(result["ndcg_cut_10"])
-    assert found["against_fixed"]["mean_difference"] == pytest.approx(found["routed"] - found["fixed"])
-    assert found["against_fixed"]["n"] == 24 and found["shuffles"] == 500
-    assert 0 < found["against_shuffled_p_value"] <= 1
-
-
-def test_evidence_puts_texts_only_at_depths_that_are_asked_about(tiny_settings, hard_data, monkeypatch):
-    """And finds what the matrix of all depths says."""
-    model, config = retriever(tiny_settings)
-    found, asked, read = [], [], DepthReader.at_depths
-    monkeypatch.setattr(DepthReader, "at_depths", lambda *words: asked.append(words[2].tolist()) or read(*words))
-    for whole in (True, False):
-        diagnostics, _ = diagnosed(model, config, hard_data)
-        if whole:
-            assert all(side.matrix is not None for side in diagnostics.split.sides)
-        picks = [set(side.greedy.depth_B.tolist()) for side in diagnostics.split.sides]
-        found.append(diagnostics.evidence(kept_with(3)))
-    assert asked == [[0, 1, 2, 3]] * 2 + [sorted(each | {3}) for each in picks]
-    assert min(len(each | {3}) for each in picks) < 4, "there is something to save"
-    assert found[0] == found[1]
+    start = start_of(model)
+    diagnostics, result = diagnosed(model, config, hard_data, start=start)
+    queries = diagnostics.split.sides[0]
+    matrix, rows = queries.matrix, np.arange(24)
+    with torch.no_grad():
+        state = torch.from_numpy(queries.greedy.state_BF)[:, None, None]
+        policy, first = (each.logits(state)[:, 0, 0].log_softmax(-1) for each in (queries.reader.routers[0], start[0]))
+    before = first.argmax(-1).numpy()
+    found = diagnostics.full()["query"]["learnt"]
+    assert found["start"] == pytest.approx(matrix.ndcg_QD[rows, before].mean())
+    gain = found["against_start"]
+    assert gain["mean_difference"] == pytest.approx(result["ndcg_cut_10"] - found["start"]) and gain["n"] == 24
+    reward = matrix.reward_QD[rows, queries.greedy.depth_B] - matrix.reward_QD[rows, before]
+    assert found["reward_against_start"]["mean_difference"] == pytest.approx(reward.mean())
+    assert found["shuffles"] == 500 and 0 < found["against_shuffled_p_value"] <= 1
+    assert found["fixed"] <= matrix.ndcg_QD.mean(0).max() + 1e-12, "chosen on the other half"
+    facts = diagnostics.cheap()["query"]
+    assert facts["kl_to_start"] == [pytest.approx(float((policy.exp() * (policy - first)).sum(-1).mean()), abs=1e-5)]
+    assert facts["changed_share"] == [np.mean(before != queries.greedy.depth_B)] and facts["changed_share"][0] > 0
 
 
 @pytest.mark.parametrize("options", [{"route_by": "head"}, {"route_by": "token"}, {"maw_layers": [2, 3]}])
-def test_texts_with_several_picks_are_encoded_with_those_of_others(tiny_settings, hard_data, options):
+def test_texts_with_several_depths_are_encoded_at_those_of_the_start_and_of_others(tiny_settings, hard_data, options):
     model, config = retriever(tiny_settings, **options)
-    diagnostics, result = diagnosed(model, config, hard_data)
-    assert diagnostics.full()["query"]["shuffled"] is None
-    for found in diagnostics.evidence(kept_with(0)).values():
-        assert found["routed"] == pytest.approx(result["ndcg_cut_10"])
-        assert found["shuffles"] == 39 and 1 / 40 <= found["against_shuffled_p_value"] <= 1
+    diagnostics, result = diagnosed(model, config, hard_data, start=start_of(model))
+    found = diagnostics.full()["query"]
+    assert found["shuffled"] is None
+    learnt = found["learnt"]
+    assert learnt["start"] + learnt["against_start"]["mean_difference"] == pytest.approx(result["ndcg_cut_10"])
+    assert learnt["shuffles"] == 39 and 1 / 40 <= learnt["against_shuffled_p_value"] <= 1
+    assert learnt["reward_against_start"] is None
 
 
-def test_a_router_of_one_depth_beats_neither_that_depth_nor_its_shuffled_picks(tiny_settings, hard_data):
-    model, config = retriever(tiny_settings, router="fixed", fixed_depth=1)
-    diagnostics, _ = diagnosed(model, config, hard_data)
-    for found in diagnostics.evidence(kept_with(1)).values():
-        assert found["against_fixed"]["mean_difference"] == 0 and found["against_fixed"]["p_value"] == 1
-        assert found["against_shuffled_p_value"] == 1
+def test_a_router_that_has_not_moved_has_learnt_nothing(tiny_settings, hard_data):
+    model, config = retriever(tiny_settings)
+    start = [copy.deepcopy(layer.router) for layer in model.encoder.maw_attention]
+    diagnostics, _ = diagnosed(model, config, hard_data, start=start)
+    for side, found in diagnostics.full().items():
+        assert found["learnt"]["against_start"]["p_value"] == found["learnt"]["reward_against_start"]["p_value"] == 1
+        policy = diagnostics.cheap()[side]
+        assert policy["kl_to_start"] == [0] and policy["changed_share"] == [0]
 
 
-def test_picks_that_suit_beat_their_shuffles(tiny_settings, hard_data):
-    """The router's picks replaced by the best of each query: both tests must see it."""
+def test_depths_that_suit_are_seen_to_be_learnt(tiny_settings, hard_data):
+    """The router's depths replaced by the best of each query, its start's by the worst: all tests must see it."""
     model, config = retriever(tiny_settings, permutations=2000)
     with torch.no_grad():
         model.encoder.maw_attention[0].kernels.weight.mul_(3)
-    diagnostics, _ = diagnosed(model, config, hard_data)
+    diagnostics, _ = diagnosed(model, config, hard_data, start=start_of(model))
     queries = diagnostics.split.sides[0]
-    best = queries.matrix.ndcg_QD.argmax(1)
-    greedy = queries.greedy
-    queries.greedy = type(greedy)([np.full((1, 1, 1), pick) for pick in best], greedy.state_BF, greedy.facts)
-    found = queries.evidence(int(queries.matrix.ndcg_QD.mean(0).argmin()))
+    ndcg_QD = queries.matrix.ndcg_QD
+    best, worst = ([np.full((1, 1, 1), depth) for depth in each] for each in (ndcg_QD.argmax(1), ndcg_QD.argmin(1)))
+    queries.greedy = dataclasses.replace(queries.greedy, depths=best, start_depths=worst)
+    found = queries.learnt()
+    assert found["against_start"]["p_value"] < 0.05 and found["against_start"]["mean_difference"] > 0
     assert found["against_fixed"]["p_value"] < 0.05 and found["against_shuffled_p_value"] < 0.05
 
 
-def test_a_soft_router_has_no_picks_to_shuffle(tiny_settings, hard_data):
-    model, config = retriever(tiny_settings, router="soft")
-    diagnostics, result = diagnosed(model, config, hard_data)
-    found = diagnostics.evidence(kept_with(0))["query"]
-    assert found["routed"] == pytest.approx(result["ndcg_cut_10"])
-    assert found["shuffled"] is None and found["against_shuffled_p_value"] is None and found["shuffles"] == 0
+@pytest.mark.parametrize("router", ["soft", "fixed", "random"])
+def test_routers_that_no_learner_trains_have_nothing_learnt(tiny_settings, hard_data, router):
+    model, config = retriever(tiny_settings, router=router)
+    diagnostics, _ = diagnosed(model, config, hard_data)
+    assert "learnt" not in diagnostics.full()["query"] and "kl_to_start" not in diagnostics.cheap()["query"]
 
 
 # -------------------------------------------------------------------------------------------------- within training

@@ -10,7 +10,7 @@ M MAW layers, H heads, T tokens, F features of a router's state; h is 1 or H and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,11 +38,16 @@ class PolicyFacts:
         greedy_information: the same for greedy depths: the entropy of their histogram. Heads with depths of their own
             have one histogram each, and this is the mean over heads; heads with different depths that are the same for
             all texts give 0.
+        kl_to_start: KL divergence of the policy from that of the router's start, at the same states, mean over texts
+            and decisions.
+        changed_share: share of decisions whose greedy depth is another than that of the router's start.
     """
 
     entropy: float | None
     mutual_information: float | None
     greedy_information: float | None
+    kl_to_start: float | None = None
+    changed_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,20 @@ class GreedyTexts:
 
     Args:
         depths: each text's greedy depths, int16 (M, h, t) without padding; None for a soft router.
+        start_depths: the same of the routers' start, at the same states; None without it.
         state_BF: state of the first MAW layer's router, mean over tokens, with heads concatenated.
         facts: statistics of each MAW layer.
     """
 
     depths: list[np.ndarray] | None
+    start_depths: list[np.ndarray] | None
     state_BF: np.ndarray
     facts: list[PolicyFacts]
 
     @property
     def depth_B(self) -> np.ndarray | None:
         """The depth of each text, int64; None if a text has several depths, or none."""
-        if self.depths is None or any(each.size > 1 for each in self.depths):
-            return None
-        return np.array([each.reshape(()) for each in self.depths], dtype=np.int64)
+        return one_depth(self.depths)
 
 
 class DepthReader:
@@ -73,28 +78,42 @@ class DepthReader:
     Args:
         engine: MAW encoder, or a parallel wrapper of one.
         batch_size: most texts of a batch on a GPU, samples included.
+        start: the routers before training, to compare with; None for no comparison.
     """
 
-    def __init__(self, engine: nn.Module, source: Source, *, batch_size: int, device: torch.device):
+    def __init__(
+        self,
+        engine: nn.Module,
+        source: Source,
+        *,
+        batch_size: int,
+        device: torch.device,
+        start: Sequence[PolicyRouter] | None = None,
+    ):
         self.engine, self.source, self.batch_size, self.device = engine, source, batch_size, device
+        self.start = start
         self.routers: list[Router] = [layer.router for layer in unwrap(engine).maw_attention]
         self.num_depths = self.routers[0].num_depths
 
     def greedy(self, rows_B: np.ndarray) -> GreedyTexts:
         """The texts of these rows (ascending, each once) at their greedy depths."""
         counts = [PolicyCounts() for _ in self.routers]
-        state, found = _Rows(len(rows_B)), [None] * len(rows_B)
+        state, found, first = _Rows(len(rows_B)), [None] * len(rows_B), [None] * len(rows_B)
         with evaluating(self.engine), torch.inference_mode(), packed_weights():
             for place, inputs in self._batches(rows_B, 1):
                 group, padding_BT = self.engine(inputs, mode="group"), inputs["attention_mask"]
                 state[place] = _token_mean(group["states"][0][:, 0], padding_BT).flatten(1)
                 soft = group["depths"][0].is_floating_point()
-                for count, policy, depth in zip(counts, self._policies(group["states"]), group["depths"], strict=True):
-                    count.add(policy, None if soft else depth[:, 0], padding_BT, self.num_depths)
-                if not soft:
-                    for i, each in zip(place, _without_padding(group["depths"], padding_BT), strict=True):
-                        found[i] = each
-        return GreedyTexts(None if soft else found, state.values, [each.facts() for each in counts])
+                starts = self._starts(group["states"])
+                policies = self._policies(group["states"])
+                for count, policy, start, depth in zip(counts, policies, starts, group["depths"], strict=True):
+                    count.add(policy, None if soft else depth[:, 0], padding_BT, self.num_depths, start)
+                for kept, depths in ((found, None if soft else group["depths"]), (first, _greedy_depths(starts))):
+                    if depths is not None:
+                        for i, each in zip(place, _without_padding(depths, padding_BT), strict=True):
+                            kept[i] = each
+        facts = [each.facts() for each in counts]
+        return GreedyTexts(None if soft else found, first if self.start else None, state.values, facts)
 
     def at_every_depth(self, rows_B: np.ndarray) -> np.ndarray:
         """The embeddings of these rows (ascending, each once) at every depth: float32 (B, D, C)."""
@@ -148,6 +167,12 @@ class DepthReader:
             return [None] * len(self.routers)
         return [each[:, 0] for each in self.engine({"states": states}, mode="policy")]
 
+    def _starts(self, states: list[Tensor]) -> list[Tensor | None]:
+        """The same of the routers' start, at the same states; None without it."""
+        if self.start is None:
+            return [None] * len(self.routers)
+        return [r.logits(state).log_softmax(-1)[:, 0] for r, state in zip(self.start, states, strict=True)]
+
     def _depths_of(self, depths: list[np.ndarray], donors_BG: np.ndarray, tokens: int) -> list[Tensor]:
         """The donors' depths in each layer, (B, G, h, t)."""
         if self.routers[0].route_by == "token":
@@ -174,11 +199,19 @@ class PolicyCounts:
     """Sums over texts for `PolicyFacts`. Every text has the same weight, whatever its length; padding has none."""
 
     def __init__(self) -> None:
-        self.texts = self.entropy = 0.0
+        self.texts = self.entropy = self.kl_to_start = self.changed = 0.0
+        self.has_start = False
         self.policy_hD: np.ndarray | float = 0.0
         self.greedy_hD: np.ndarray | float = 0.0
 
-    def add(self, log_policy: Tensor | None, depth: Tensor | None, padding_BT: Tensor, num_depths: int) -> None:
+    def add(
+        self,
+        log_policy: Tensor | None,
+        depth: Tensor | None,
+        padding_BT: Tensor,
+        num_depths: int,
+        log_start: Tensor | None = None,
+    ) -> None:
         """Adds the log-policies (B, h, t, D) and greedy depths (B, h, t) of some texts."""
         self.texts += len(padding_BT)
         padding_BT = padding_BT.cpu()
@@ -187,6 +220,12 @@ class PolicyCounts:
             entropy = torch.special.entr(policy).sum(-1, keepdim=True)
             self.entropy += float(_token_mean(entropy, padding_BT).mean((1, 2)).sum())
             self.policy_hD = self.policy_hD + _token_mean(policy, padding_BT).sum(0).numpy()
+        if log_policy is not None and log_start is not None:
+            kl = (log_policy.exp() * (log_policy - log_start)).sum(-1, keepdim=True).cpu().double()
+            changed = (log_policy.argmax(-1, keepdim=True) != log_start.argmax(-1, keepdim=True)).cpu().double()
+            self.kl_to_start += float(_token_mean(kl, padding_BT).mean((1, 2)).sum())
+            self.changed += float(_token_mean(changed, padding_BT).mean((1, 2)).sum())
+            self.has_start = True
         if depth is not None:
             one_hot = torch.nn.functional.one_hot(depth.cpu(), num_depths).double()
             self.greedy_hD = self.greedy_hD + _token_mean(one_hot, padding_BT).sum(0).numpy()
@@ -197,7 +236,8 @@ class PolicyCounts:
         if not np.ndim(self.policy_hD):
             return PolicyFacts(None, None, greedy)
         entropy, of_mean = self.entropy / self.texts, float(entropy_of(self.policy_hD / self.texts).mean())
-        return PolicyFacts(entropy, max(0.0, of_mean - entropy), greedy)  # rounding could make it negative
+        moved = (self.kl_to_start / self.texts, self.changed / self.texts) if self.has_start else (None, None)
+        return PolicyFacts(entropy, max(0.0, of_mean - entropy), greedy, *moved)  # rounding could make it negative
 
 
 def entropy_of(share: np.ndarray) -> np.ndarray:
@@ -211,6 +251,18 @@ def _token_mean(value: Tensor, padding_BT: Tensor) -> Tensor:
         return value[:, :, 0]
     weight = padding_BT.to(value.dtype)[:, None, :, None]
     return (value * weight).sum(2) / weight.sum(2)
+
+
+def one_depth(depths: list[np.ndarray] | None) -> np.ndarray | None:
+    """The depth of each text, int64 (B,), of depths as in `GreedyTexts`; None if a text has several, or none."""
+    if depths is None or any(each.size > 1 for each in depths):
+        return None
+    return np.array([each.reshape(()) for each in depths], dtype=np.int64)
+
+
+def _greedy_depths(log_policies: list[Tensor | None]) -> list[Tensor] | None:
+    """The most probable depths in each layer, (B, 1, h, t)."""
+    return None if log_policies[0] is None else [each.argmax(-1)[:, None] for each in log_policies]
 
 
 def _without_padding(depths: list[Tensor], padding_BT: Tensor) -> Iterator[np.ndarray]:

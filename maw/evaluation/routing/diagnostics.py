@@ -8,9 +8,9 @@
 
 `cheap` uses the routers' policies and a few texts at every depth. `full` puts all queries, and a sample of their
 relevant documents, at every depth, ranks the corpus for each, and estimates a router's possible gain
-(`maw.evaluation.routing.headroom`). On one core `full` takes about a fifth of an epoch of the offline preset, so by
-default only the kept weights get it. `evidence` compares the router, on test queries, with the depth that was best on
-validation and with its own depths shuffled between texts. `compare_with_seeds` is for notebooks.
+(`maw.evaluation.routing.headroom`), and compares the router's depths with those of its own start, with one depth for
+all and with its depths shuffled between texts. By default only the kept weights get `full`. `compare_with_seeds` is
+for notebooks.
 
 "At depth d" puts all layers, heads and tokens of a text at depth d. Documents outside the sample, and all texts of the
 other side, stay at their greedy depths.
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from maw.attention.routers import PolicyRouter
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore
@@ -35,16 +36,20 @@ from maw.runtime import distributed
 from maw.runtime.devices import replicate
 from maw.runtime.profiler import stage
 
-TEXTS_FOR_DISTANCE = 32  # texts of each side, in every epoch
+TEXTS_FOR_DISTANCE = 8  # texts of each side, in every epoch
 
 
 def routing_diagnostics(
-    model: BaselineRetriever, config: Tier1Config, device: torch.device, activations: ActivationStore | None = None
+    model: BaselineRetriever,
+    config: Tier1Config,
+    device: torch.device,
+    activations: ActivationStore | None = None,
+    start: Sequence[PolicyRouter] | None = None,
 ) -> RoutingDiagnostics | None:
     """Diagnostics of a MAW model; None for other models, for `diagnostics="none"`, and outside the main process."""
     if config.diagnostics == "none" or not isinstance(model, MAWRetriever) or not distributed.is_main():
         return None
-    return RoutingDiagnostics(model, config, device, activations)
+    return RoutingDiagnostics(model, config, device, activations, start)
 
 
 class RoutingDiagnostics:
@@ -52,7 +57,8 @@ class RoutingDiagnostics:
 
     Pass it to `evaluate_retriever` as `inspect`; it uses the embeddings of that evaluation.
 
-    Args: as `maw.encoding.embedding_cache.Embedder`.
+    Args: as `maw.encoding.embedding_cache.Embedder`, and
+        start: the routers before training, to compare with; None for no comparison.
     """
 
     def __init__(
@@ -61,8 +67,10 @@ class RoutingDiagnostics:
         config: Tier1Config,
         device: torch.device,
         activations: ActivationStore | None = None,
+        start: Sequence[PolicyRouter] | None = None,
     ):
         self.model, self.config, self.device, self.activations = model, config, device, activations
+        self.start = start
         self.engine = replicate(model.encoder, config, device)
         self.split: RoutedSplit | None = None
         self._best: RoutedSplit | None = None
@@ -78,6 +86,7 @@ class RoutingDiagnostics:
             data,
             queries.embeddings,
             documents.embeddings,
+            self.start,
         )
 
     def _sides(self) -> Sequence[RoutedTexts]:
@@ -89,8 +98,11 @@ class RoutingDiagnostics:
         return {side.kind: side.policy() | side.distance(TEXTS_FOR_DISTANCE) for side in self._sides()}
 
     def full(self) -> dict[str, Facts]:
-        """Diagnostics of "query" and "document" at every depth; see `RoutedTexts.headroom`."""
-        return {side.kind: side.distance() | side.headroom() for side in self._sides()}
+        """Diagnostics of "query" and "document" at every depth; see `RoutedTexts.headroom` and `learnt`."""
+        return {
+            side.kind: side.distance() | side.headroom() | ({"learnt": side.learnt()} if self.start else {})
+            for side in self._sides()
+        }
 
     def after_epoch(self, record: Facts, improved: bool) -> None:
         """Adds the configured diagnostics to an epoch's "val_routing"."""
@@ -115,18 +127,6 @@ class RoutingDiagnostics:
             with stage("diagnostics"):
                 _merge(best_record["val_routing"], self.full())
         self.split = None
-
-    def evidence(self, best_record: Facts) -> dict[str, Facts]:
-        """Tests of "query" and "document" on the split evaluated last, the test split; see `RoutedTexts.evidence`.
-
-        Args:
-            best_record: record of the kept epoch; its best depth on validation is the fixed depth to compare with.
-        """
-        best_depth = {side.kind: best_record["val_routing"][side.kind]["best_depth"] for side in self._sides()}
-        with stage("diagnostics"):
-            found = {side.kind: side.evidence(best_depth[side.kind]) for side in self._sides()}
-        self.split = None
-        return found
 
 
 def compare_with_seeds(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from maw.attention.routers import PolicyRouter
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore
-from maw.evaluation.routing.depth_encoder import DepthReader, GreedyTexts
+from maw.evaluation.routing.depth_encoder import DepthReader, GreedyTexts, one_depth
 from maw.evaluation.routing.depth_scores import DepthMatrix, DepthScorer
 from maw.evaluation.routing.headroom import (
     best_fixed_depth,
@@ -37,7 +39,7 @@ from maw.models.retriever import MAWRetriever
 from maw.models.tokenized import ListTexts, Texts
 
 MOST_QUERIES = 2000
-MOST_DOCUMENTS = 200
+MOST_DOCUMENTS = 100
 MOST_NUMBERS = 2**27  # numbers in the embeddings at every depth; with many depths fewer texts are used
 SAME_OUTPUT = 1e-4  # cosine distance below which two depths have the same output
 ENCODED_PERMUTATIONS = 39  # if each permutation must be encoded; the smallest p is 1 / 40
@@ -52,6 +54,7 @@ class RoutedSplit:
     Args:
         engine: its encoder, possibly inside a parallel wrapper.
         queries_QC, documents_NC: embeddings at greedy depths.
+        start: the routers before training; None for no comparison with them.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class RoutedSplit:
         data: RetrievalData,
         queries_QC: np.ndarray,
         documents_NC: np.ndarray,
+        start: Sequence[PolicyRouter] | None = None,
     ):
+        self.start = start
         self.model, self.engine, self.config, self.device = model, engine, config, device
         self.activations, self.data = activations, data
         self.scorer = DepthScorer(
@@ -104,6 +109,7 @@ class RoutedTexts(ABC):
             plain if stored is None else stored.source(plain, split.model.encoder, split.device),
             batch_size=split.config.eval_batch_size,
             device=split.device,
+            start=split.start,
         )
 
     @cached_property
@@ -132,8 +138,9 @@ class RoutedTexts(ABC):
     def policy(self) -> Facts:
         """Statistics of the routers, in nats, for each MAW layer; see `PolicyFacts` of `depth_encoder`.
 
-        "kl_to_uniform" is the divergence of the policy from the uniform one. A router without a policy has none of
-        these; a soft router has no "greedy_mutual_information".
+        "kl_to_uniform" is the divergence of the policy from the uniform one, "kl_to_start" that from the policy before
+        training, and "changed_share" the share of greedy depths that are others than before training. A router without
+        a policy has none of these; a soft router has no "greedy_mutual_information".
         """
         facts, uniform = self.greedy.facts, float(np.log(self.reader.num_depths))
         found: Facts = {"texts": len(self.rows_B)}
@@ -141,6 +148,9 @@ class RoutedTexts(ABC):
             found["policy_entropy"] = [each.entropy for each in facts]
             found["kl_to_uniform"] = [max(0.0, uniform - each.entropy) for each in facts]
             found["text_depth_mutual_information"] = [each.mutual_information for each in facts]
+        if facts[0].kl_to_start is not None:
+            found["kl_to_start"] = [each.kl_to_start for each in facts]
+            found["changed_share"] = [each.changed_share for each in facts]
         if facts[0].greedy_information is not None:
             found["greedy_mutual_information"] = [each.greedy_information for each in facts]
         return found
@@ -188,51 +198,53 @@ class RoutedTexts(ABC):
             "zero_variance_share": float((matrix.reward_QD.std(1) < _ZERO_VARIANCE).mean()),
         }
 
-    def evidence(self, depth: int) -> Facts:
-        """The router against a fixed depth, and against its own depths shuffled between texts, in nDCG@10.
+    def learnt(self) -> Facts:
+        """What training has changed: the routers' depths against those of their start, with the same weights.
 
-        "against_fixed" is a `maw.evaluation.significance.PairedTest` over queries; "against_shuffled_p_value" is
-        one-sided, from "shuffles" permutations, and None for a soft router.
+        "against_start", "against_fixed" and "reward_against_start" are a `maw.evaluation.significance.PairedTest` over
+        the rows, of nDCG@10 and of the training reward in nats. The fixed depth of each half of the rows is the best
+        of the other half, so it is not chosen on what it is scored on. "against_shuffled_p_value" is one-sided, from
+        "shuffles" permutations of the routers' depths between texts. "reward_against_start" is None if a text has
+        several depths.
         """
-        routed_Q, fixed_Q, shuffled = self._routed_fixed_and_shuffled(depth)
-        routed = float(routed_Q.mean())
-        test = paired_test(routed_Q, fixed_Q, permutations=self.config.permutations, seed=self.config.seed)
+        greedy, seed, matrix = self.greedy, self.config.seed, self.matrix
+        trained_Q, start_Q, shuffled = self._trained_start_and_shuffled()
+        half_Q = np.random.default_rng([seed, 6]).permutation(len(trained_Q)) % 2 == 0
+        best = [best_fixed_depth(matrix.ndcg_QD[chosen]) for chosen in (~half_Q, half_Q)]
+        fixed_Q = np.where(half_Q, matrix.ndcg_QD[:, best[0]], matrix.ndcg_QD[:, best[1]])
+        depths = [one_depth(each) for each in (greedy.depths, greedy.start_depths)]
+        rewards = [None if each is None else look_up(matrix.reward_QD, self.spread(each)) for each in depths]
         return {
-            "ranked": len(routed_Q),
-            "routed": routed,
-            "fixed_depth": depth,
+            "start": float(start_Q.mean()),
             "fixed": float(fixed_Q.mean()),
-            "against_fixed": dataclasses.asdict(test),
-            "shuffled": None if shuffled is None else float(shuffled.mean()),
-            "shuffles": 0 if shuffled is None else len(shuffled),
-            "against_shuffled_p_value": None if shuffled is None else permutation_p_value(routed, shuffled),
+            "against_start": self._tested(trained_Q, start_Q),
+            "against_fixed": self._tested(trained_Q, fixed_Q),
+            "shuffles": len(shuffled),
+            "against_shuffled_p_value": permutation_p_value(float(trained_Q.mean()), shuffled),
+            "reward_against_start": None if rewards[0] is None else self._tested(*rewards),
         }
 
-    def _routed_fixed_and_shuffled(self, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """nDCG@10 at the router's depths and at a fixed depth, (Q,), and means for permutations of its depths, (G,).
+    def _tested(self, first_Q: np.ndarray, second_Q: np.ndarray) -> Facts:
+        test = paired_test(first_Q, second_Q, permutations=self.config.permutations, seed=self.config.seed)
+        return dataclasses.asdict(test)
 
-        All compared values are computed in the same way, so that rounding favours none: by look-up if each text has
-        one depth, by encoding if it has several. Texts are encoded only at the depths that occur.
+    def _trained_start_and_shuffled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """nDCG@10 at the routers' depths and at their start's, (Q,), and means for permutations of the former, (G,).
+
+        All three are computed in the same way, so that rounding favours none: by look-up if each text has one depth,
+        by encoding if it has several.
         """
-        depth_B, depths, seed = self.greedy.depth_B, self.greedy.depths, self.config.seed
+        depths, start, seed = self.greedy.depths, self.greedy.start_depths, self.config.seed
+        depth_B, start_B = one_depth(depths), one_depth(start)
         if depth_B is not None:
-            depths_U, index = np.unique(np.append(depth_B, depth), return_inverse=True)
-            ndcg_QU, index_Q = self._ndcg_at(depths_U), self.spread(index[:-1])
-            shuffled = shuffled_means(ndcg_QU, index_Q, permutations=self.config.permutations, seed=seed)
-            return ndcg_QU[np.arange(len(index_Q)), index_Q], ndcg_QU[:, index[-1]], shuffled
-        if depths is None:
-            return self.matrix.greedy_Q, self.matrix.ndcg_QD[:, depth], None
-        fixed_Q = self._ndcg_at(np.array([depth]))[:, 0]
+            ndcg_QD, depth_Q = self.matrix.ndcg_QD, self.spread(depth_B)
+            shuffled = shuffled_means(ndcg_QD, depth_Q, permutations=self.config.permutations, seed=seed)
+            return look_up(ndcg_QD, depth_Q), look_up(ndcg_QD, self.spread(start_B)), shuffled
         random, own = np.random.default_rng([seed, 2]), np.arange(len(depths))
         donors_BG = np.stack([own, *(random.permutation(own) for _ in range(ENCODED_PERMUTATIONS))], axis=1)
         ndcg_QG = self.ndcg(self.reader.at_depths_of(self.rows_B, depths, donors_BG))
-        return ndcg_QG[:, 0], fixed_Q, ndcg_QG[:, 1:].mean(0)
-
-    def _ndcg_at(self, depths_U: np.ndarray) -> np.ndarray:
-        """nDCG@10 with all texts at each of these depths, (Q, U)."""
-        if "matrix" in vars(self):
-            return self.matrix.ndcg_QD[:, depths_U]
-        return self.ndcg(self.reader.at_depths(self.rows_B, depths_U))
+        start_Q = self.ndcg(self.reader.at_depths_of(self.rows_B, start, own[:, None]))[:, 0]
+        return ndcg_QG[:, 0], start_Q, ndcg_QG[:, 1:].mean(0)
 
 
 class Queries(RoutedTexts):
@@ -273,6 +285,11 @@ class Documents(RoutedTexts):
 
     def spread(self, values_B: np.ndarray) -> np.ndarray:
         return values_B[self.place_Q]
+
+
+def look_up(value_QD: np.ndarray, depth_Q: np.ndarray) -> np.ndarray:
+    """The value of each row at its depth, (Q,)."""
+    return value_QD[np.arange(len(depth_Q)), depth_Q]
 
 
 def depth_distance(every_BDC: np.ndarray) -> Facts:

@@ -22,6 +22,7 @@ from maw.report.html import charts, heatmap, tables
 from maw.report.significance_marks import NBSP, label_of, run_p_values
 from maw.report.text import costs
 from maw.report.text.format import number, p_value
+from maw.report.text.router import router_lines
 from maw.report.text.summary import NOTES
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def environment() -> Environment:
         "heatmap": heatmap,
         "marks": significance_marks,
         "chart_data": chart_data,
+        "router_lines": router_lines,
         "tables": tables,
         "LABEL": METRIC_LABELS[METRIC],
         "LEVEL": LEVEL,
