@@ -225,7 +225,7 @@ def test_a_run_with_the_old_caches_comes_to_the_old_results(old):
     config = Tier1Config.from_dict(PastRun.open("logs").result["configuration"])
     tier_1.run_complete_benchmark(replace(config, log_dir="again"))
     before, now = (PastRun.open(log_dir) for log_dir in ("logs", "again"))
-    for method in ("zero_shot", *TRAINED):
+    for method in ("zero_shot", "lora"):  # MAW's router is trained in another way now
         expected = before.record(method)["metrics"]
         assert now.record(method)["metrics"] == pytest.approx(expected, abs=1e-12), method
     assert [path.name for path in store.parent.glob("beir-*") if path.is_dir()] == [store.name]

@@ -221,7 +221,7 @@ def _own_settings(config: Tier1Config) -> list[str]:
 
 
 def _compare_problems(config: Tier1Config) -> list[Problem]:
-    """What is wrong with the comparisons that are to be fixed beforehand."""
+    """What is wrong with the comparisons that are to be planned."""
     if config.compare is None:
         return []
     (subject, controls), names = subject_of(config.compare), [each.name for each in in_order(config.methods)]

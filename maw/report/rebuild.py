@@ -50,7 +50,7 @@ def write_reports(
         folders: of its finished datasets, in the order of the run.
         drawn: the folders whose figures are up to date.
         processes: number of processes that draw; more than one only if the program does nothing else.
-        subject: the method that is compared with all others. If it is not the one that the run fixed beforehand, the
+        subject: the method that is compared with all others. If it is not the one that the run planned, the
             reports go to summary_SUBJECT/, the figures stay, and every test is exploratory.
 
     Raises:

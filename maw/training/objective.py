@@ -20,6 +20,7 @@ Letters: B queries, P passages of a batch, K passages in the bank, S routings of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.noise import gumbel_argmax, noise_keys, uniform_noise
+from maw.attention.routers import PolicyRouter
 from maw.config.tier1_config import Tier1Config
 from maw.models.encoder import MAWWithGRPOEncoder
 from maw.runtime.devices import to_device
@@ -233,6 +235,12 @@ def build_objective(
     if config.encoder_update == "sampled" and isinstance(learner, GRPOLearner):
         return LearnedRoutingObjective(engine, temperature, learner, config)
     return GroupObjective(engine, temperature, learner, config, steps=steps)
+
+
+def untrained_routers(encoder: nn.Module) -> list[PolicyRouter] | None:
+    """Copies of the routers before training; None if no learner trains them."""
+    routers = [layer.router for layer in encoder.maw_attention] if isinstance(encoder, MAWWithGRPOEncoder) else []
+    return [copy.deepcopy(each).requires_grad_(False) for each in routers if each.trained_by in LEARNERS] or None
 
 
 def _divided(passages: Mapping[str, Tensor], positives: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -7,7 +7,6 @@ parameters, in the objective (`maw.training.objective`) and in the learning rate
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import time
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maw.attention.routers import PolicyRouter
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationSource, ActivationStore
@@ -35,19 +33,12 @@ from maw.runtime.profiler import stage
 from maw.runtime.progress_bars import bar
 from maw.training import sharded_batch
 from maw.training.contrastive import Batch, TrainingPairs
-from maw.training.objective import LEARNERS, Statistics, build_objective
+from maw.training.objective import Statistics, build_objective, untrained_routers
 from maw.training.optimizer import learning_rate, parameter_groups, rates, warmup_decay
 from maw.training.router.cluster_start import start_from_clusters
 from maw.training.state import State, load_optimizer_state, load_random_state, random_state
 
 logger = logging.getLogger(__name__)
-
-
-def _copies_of_routers(model: BaselineRetriever) -> list[PolicyRouter] | None:
-    """The routers before training; None if no learner trains them."""
-    routers = [layer.router for layer in model.encoder.maw_attention] if isinstance(model, MAWRetriever) else []
-    trained = [copy.deepcopy(each).requires_grad_(False) for each in routers if each.trained_by in LEARNERS]
-    return trained or None
 
 
 TAKES_LESS_MEMORY = (
@@ -84,7 +75,7 @@ class Trainer:
             rows = (np.arange(len(self.pairs)), self.pairs.corpus_rows)
             start_from_clusters(model.encoder, self.sources, rows, config.seed, config.router_sharpness)
         sharded_batch.same_start(each for each in model.parameters() if each.requires_grad)
-        self.start_routers = _copies_of_routers(model)
+        self.start_routers = untrained_routers(model.encoder)
         self.engine = sharded_batch.over_processes(LengthChunks(replicate(model.encoder, config, device)))
         groups = parameter_groups(model, config)
         if not groups:

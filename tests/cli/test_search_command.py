@@ -51,7 +51,7 @@ def test_passages_are_encoded_once(tiny_run, monkeypatch):
     monkeypatch.setattr("maw.encoding.embedding_cache.encode_sharded", refuse)
     assert search(model, "maw", run.config, corpus, QUERY, 5) == first
     with torch.no_grad():
-        model.encoder.maw_attention[0].kernels.weight += 0.1
+        model.encoder.maw_attention[0].kernels.up += 0.1
     with pytest.raises(AssertionError, match="encoded again"):
         search(model, "maw", run.config, corpus, QUERY, 5)
 

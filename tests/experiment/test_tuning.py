@@ -148,7 +148,7 @@ def test_what_an_arm_has_to_tune(tiny_settings):
     config = tiny_settings(tune=3)
     assert set(arm_of("lora", config).default_rates(42)) == {"learning_rate"}
     maw = arm_of("maw", config).default_rates(42)
-    assert maw == {"learning_rate": 2e-4, "kernel_learning_rate": 0.01, "router_learning_rate": 1e-3}
+    assert maw == {"learning_rate": 2e-4, "kernel_learning_rate": 0.01, "router_learning_rate": 3e-3}
     without = arm_of("maw", tiny_settings(router="random", finetune_layers="none")).default_rates(42)
     assert without == {"kernel_learning_rate": 0.01}, "a rate by which nothing is trained is not tuned"
     set_by_hand = arm_of("maw", tiny_settings(kernel_learning_rate=0.2)).default_rates(42)

@@ -33,18 +33,7 @@ def beir(tmp_path_factory):
 
 KINDS = {
     "plain": ["--grpo-reference", "slow", "--bank-batches", 2],
-    "tuned": [
-        "--tune",
-        2,
-        "--seeds",
-        2,
-        "--methods",
-        "maw,lora",
-        "--router-start",
-        "clusters",
-        "--kernel-init-std",
-        0,
-    ],
+    "tuned": ["--tune", 2, "--seeds", 2, "--methods", "maw,lora", "--router-start", "clusters"],
     "folds": ["--folds", 3, "--methods", "zero_shot,maw", "--maw-layers", "2,3", "--gradient-accumulation-steps", 2],
 }
 """What an interruption must not change: learners, banks, searches, seeds, folds."""

@@ -35,7 +35,7 @@ def texts():
     library = library_folder()
     functions, _ = read_library(library, library_files(library))
     names = {"model": "packaged:all-MiniLM-L6-v2", "datasets": ["pystdlib"]}
-    limits = {"max_query_length": 16, "max_document_length": 16}
+    limits = {"max_query_length": 32, "max_document_length": 32}
     model = MAWRetriever(Tier1Config(**names, **limits, precision="float32", device="cpu"))
     chosen = np.random.default_rng(0).permutation(len(functions))[:TEXTS]
     found = []

@@ -147,11 +147,11 @@ def _time(plan: Plan) -> str:
 
 
 def _claim(config: Tier1Config) -> str:
-    """The comparisons that are fixed beforehand."""
+    """The planned comparisons."""
     planned = claim(config)
     if planned is None:
         subject, _ = subject_of(config.compare)
-        return f"none: no comparison is fixed beforehand, since it takes {subject} and a control; see --compare"
+        return f"none: no comparison is planned, since it takes {subject} and a control; see --compare"
     return f"nDCG@10 of {planned['subject']} against {', '.join(planned['controls'])}; all other tests are exploratory"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from maw.attention.routers import ROUTERS
 from maw.config.methods import find_method, trained_methods
-from maw.config.tier1_config import Tier1Config, group_kind
+from maw.config.tier1_config import Tier1Config, group_kind, group_share
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs
 from maw.data.splits import SAMPLE_FIELDS
@@ -21,7 +21,7 @@ FLOAT_BYTES = 4
 CHARACTERS_PER_TOKEN = 4.2
 QUERY_CHARACTERS = 50
 BACKWARD = 3  # cost of a forward and backward pass, in forward passes
-DIAGNOSED_DOCUMENTS = 200  # of a split, which `maw.evaluation.routing.diagnostics` encodes at every depth
+DIAGNOSED_DOCUMENTS = 100  # of validation, which `maw.evaluation.routing.diagnostics` encodes at every depth
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,12 @@ def _token_passes(
 
 
 def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], config: Tier1Config) -> int:
-    """Tokens that diagnostics encode at every depth: test texts after training, validation texts during it."""
+    """Tokens that diagnostics encode at every depth: validation texts."""
     if config.diagnostics == "none":
         return 0
     folds, looks = config.folds or 1, config.num_epochs if config.diagnostics == "all" else 1
-    total = 0
-    for split, times in {"test": 1, "validation": folds * looks}.items():
-        documents = min(queries[split], folds * DIAGNOSED_DOCUMENTS)
-        of_split = queries[split] * tokens["query"] + documents * tokens["document"]
-        total += times * of_split
+    asked = queries["validation"]
+    total = folds * looks * (asked * tokens["query"] + min(asked, DIAGNOSED_DOCUMENTS) * tokens["document"])
     maw = [method for method in map(find_method, trained_methods(config)) if method.retriever == "maw"]
     return total * config.seeds * sum(method.configure(config).depth_dim for method in maw)
 
@@ -150,14 +147,14 @@ def _queries(needs: Needs, config: Tier1Config) -> dict[str, int]:
     return {"train": pooled - 2 * fold if fold else 0, "validation": fold, "test": pooled}
 
 
-def _training_passes(method: str, config: Tier1Config) -> int:
+def _training_passes(method: str, config: Tier1Config) -> float:
     """Cost of a training step in the layers that are not frozen, in forward passes."""
     config = find_method(method).configure(config)
     if find_method(method).retriever != "maw":
         return BACKWARD
     size = config.depth_dim if group_kind(config, 1) == "all" else config.grpo_group_size
     trained_by = ROUTERS[config.router].trained_by
-    group = {"reward": size, "labels": config.depth_dim}.get(trained_by, 0)
+    group = {"reward": group_share(config) * size, "labels": config.depth_dim}.get(trained_by, 0)
     samples = size if trained_by == "reward" and config.encoder_update in ("all_group", "mcl") else 1
     return group + BACKWARD * samples
 
