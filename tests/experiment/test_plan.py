@@ -204,6 +204,21 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec, monkeypatch):
     assert not list(tmp_path.rglob("*")), "nothing is written"
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"maw_layers": "1,2"}, "maw: a text has several depths (2 MAW layers)"),
+        ({"route_by": "token"}, "maw: a text has several depths (--route-by token)"),
+        ({"route_by": "token", "grpo_group": "sampled"}, ""),
+        ({"route_by": "token", "methods": ["zero_shot", "lora", "maw_soft"]}, ""),
+    ],
+)
+def test_groups_that_may_repeat_a_depth_are_named(tmp_path, models, spec, changes, words):
+    shown = " ".join(plan_text(make_plan(config_of(tmp_path, models, **changes), spec, public(tmp_path))).split())
+    assert (words in shown) if words else ("several depths" not in shown)
+
+
 def test_files_that_are_there_are_not_fetched(tmp_path, models, spec):
     needs = public(tmp_path)
     for each in needs:
