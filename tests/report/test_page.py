@@ -240,7 +240,7 @@ def test_the_answer_says_who_wins_and_how_sure_it_is():
     assert "This does not show that they are equal. With 30 test queries, this run detects a difference of " in text
     text = verdict(0.03, 0.02, ("pystdlib", "msmarco"))
     assert "MAW does not differ significantly from its controls in any of 2 planned" in text, "0.03 is 0.06 of two"
-    assert "corrected p = 0.0600" in text
+    assert ", p = 0.0600" in text and "p is corrected" in text
     assert "in 2 of 2 planned comparisons" in verdict(0.001, 0.02, ("pystdlib", "msmarco"))
 
 
