@@ -1,7 +1,8 @@
 """Significance letters in tables, and the verdict of a run: its planned comparisons of a subject with its controls.
 
-A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
-below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
+A letter behind a value: the mean is significantly higher than that of the method with this letter, with p below 0.05,
+corrected by Holm over the test's family. Tables of a run use the family of the whole run, tables of one dataset the
+part of it in that dataset.
 Results of an earlier version that have no corrected p are marked by their uncorrected p.
 
 `result` is the content of a dataset.json, `results` those of a run. `over_run` has the p corrected over the run, from

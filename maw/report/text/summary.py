@@ -29,17 +29,17 @@ _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
 _SHORT = {"recall_100": "R@100", "P_10": "P@10", "Rprec": "R-Prec", "success_5": "S@5"}
 _MANY = 7  # runtimes, from which they stand in two columns on the console
-_LETTERS = f"A letter names a method with a significantly lower value (corrected p < {LEVEL:g})."
+_LETTERS = f"A letter after a value: significantly higher than the method with this letter (corrected p < {LEVEL:g})."
 _LETTERS_OF_ONE = (
-    f"A letter names a method with a significantly lower {METRIC_LABELS[_HEADLINE]} (corrected p < {LEVEL:g}); the "
-    "summary has those of all metrics."
+    f"A letter after {METRIC_LABELS[_HEADLINE]}: significantly higher than the method with this letter (corrected p < "
+    f"{LEVEL:g}). The summary has the letters of all metrics."
 )
 _SHORT_NAMES = "R, P and S are recall, precision and success."
 _WITHIN = "Here p is corrected over the tests of this dataset; in summary/ over those of the run."
 NOTES = (
     "Every metric is a mean over the test queries, between 0 and 1. Higher is better.",
-    f"A letter after a value names a method with a significantly lower value: p < {LEVEL:g} in a two-sided paired "
-    "randomisation test over queries, corrected by Holm's procedure.",
+    "A letter after a value: it is significantly higher than that of the method with this letter, with p < "
+    f"{LEVEL:g} in a two-sided paired randomisation test over queries, corrected by Holm's procedure.",
     "The 95% interval is a bootstrap over queries. It shows how much the value would change with other queries of the "
     "same kind, not with another training seed.",
     "Confirmatory tests are the comparisons planned before the run. All other tests are exploratory. Holm's procedure "
@@ -213,7 +213,7 @@ def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None,
     """
     methods = methods_of(result)
     marks = beaten(result, methods, over_run)
-    names = [f"({letter}) {method.label}" for letter, method in zip(LETTERS, methods, strict=False)]
+    names = [f"({letter}) " * bool(marks) + method.label for letter, method in zip(LETTERS, methods, strict=False)]
     labels, by_metric = [METRIC_LABELS[key] for key in PRIMARY], _cells(result, marks)
     beside = [max(map(len, column)) + 2 for column in zip(names, *by_metric, strict=True)]
     letters, more = _LETTERS, ""
