@@ -215,7 +215,7 @@ def form(text):
     """A run's end without what changes with the run: numbers, names of data, letters, warnings, and the outcome."""
     text = re.sub(r"^.* \(\w+\)\n=+\n", "DATASET\n", text)
     text = re.sub(r"\nA letter after.*", "", text)
-    text = re.sub(r"Warnings\n.*?\n\n", "Warnings\n\n", text, flags=re.DOTALL)
+    text = re.sub(r"Warnings\n.*?\n\n", "", text, flags=re.DOTALL)
     text = re.sub(r"Written to \S+", "Written to", text)
     text = re.sub(r"(cases\.).*?(?=\n\n|$)", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"\([a-z]\) |  \(embeddings from cache\)", "", text)
