@@ -198,7 +198,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Thousands of collected tests are no garbage, and need not be looked through for it; nor often."""
+    """Thousands of collected tests are no garbage; each search for garbage would look at all of them."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
@@ -261,6 +261,12 @@ def forks(request):
     given = getattr(request.config, "workerinput", {}).get("forks")
     with contextlib.nullcontext(given) if given else _forking() as address:
         yield Forks(address)
+
+
+@pytest.fixture(scope="session")
+def library_cache(tmp_path_factory) -> str:
+    """A cache folder, in which the collection of Python's library is made by the first who loads it."""
+    return str(tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,15 @@ checks and the reports read these without torch. The other half is `adapt`, whic
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from maw.config.paths import short_path
+from maw.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,6 +36,7 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 WHERE = "adapt_maw_layers"
 """Says where a method works, not how; `describes` ignores it."""
+_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,25 @@ class Method:
 def implemented_by(target: str) -> Callable[..., Any]:
     """A method's `adapt` or `merge` that is "module:function", imported when it is called: it needs torch."""
 
-    def call(self: Method, backbone: Any, context: Any) -> Any:
+    def call(self: Method, backbone: Any, context: Any, **more: Any) -> Any:
         module, _, function = target.partition(":")
-        return getattr(importlib.import_module(module), function)(backbone, context)
+        return getattr(importlib.import_module(module), function)(backbone, context, **more)
 
     return call
+
+
+def read_code(path: str) -> bytes:
+    """The bytes of a file that a run's `methods` name.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError([f"methods: {short_path(path)} cannot be read: {reason(error)}"]) from error
+
+
+def digest(code: bytes) -> str:
+    """The first digits of a SHA-256, by which a run knows its code again."""
+    return hashlib.sha256(code).hexdigest()[:_DIGITS]

@@ -1,6 +1,7 @@
-"""Methods of users: a class in a file, of an installed package, or made in Python.
+"""Methods of users: a class in a file, of an installed package, or made in Python; and those of PEFT.
 
     --methods zero_shot,lora,path/to/mine.py:MyMethod          # a file and its class
+    --methods zero_shot,lora,peft:dora                         # see `maw.config.peft_methods`
     --methods zero_shot,lora,bottleneck                        # an entry point of the group maw.methods
     Tier1Config(methods=["lora", MyMethod])                    # from Python
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib.metadata
 import inspect
 import re
@@ -24,7 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from maw.config.method import Method, Origin
+from maw.config import peft_methods
+from maw.config.method import Method, Origin, digest, read_code
 from maw.config.methods import METHOD_NAMES, Described, add_method, find_method, is_known
 from maw.config.paths import absolute, short_path
 from maw.errors import ConfigError, MAWError, ModelError, NotFiniteError, is_out_of_memory, reason, show, suggestion
@@ -35,12 +36,11 @@ INSTALLED, PYTHON = "installed:", "python:"
 _IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[^:/\\]*)", re.S)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _NAME_HELP = "a small letter and then small letters, digits and underscores, 32 at most"
-_DIGITS = 16
 
 
 def is_reference(text: str) -> bool:
     """Whether a text in `methods` names a method of a user, not one of the table."""
-    return text.startswith((INSTALLED, PYTHON)) or _IN_FILE.fullmatch(text) is not None
+    return text.startswith((INSTALLED, PYTHON, peft_methods.PREFIX)) or _IN_FILE.fullmatch(text) is not None
 
 
 def as_reference(value: Any) -> Any:
@@ -56,6 +56,8 @@ def as_reference(value: Any) -> Any:
         origin = _of_class(value)
         _enter(value, origin)
         return origin.reference
+    if isinstance(value, str) and value.startswith(peft_methods.PREFIX):
+        return peft_methods.as_reference(value)
     match = _IN_FILE.fullmatch(value) if isinstance(value, str) else None
     if match:
         return f"{absolute(match['file'])}:{match['name']}"
@@ -102,12 +104,14 @@ def load_method(reference: str) -> Method:
         return known
     if reference.startswith(INSTALLED):
         return known or _load_installed(reference)
+    if reference.startswith(peft_methods.PREFIX):
+        return _load_of_peft(reference, known)
     match = _IN_FILE.fullmatch(reference)
     if match is None:
         raise ConfigError([f"{show(reference)}: must be FILE.py:CLASS"])
     path = match["file"]
-    code = _read(path)
-    if known is not None and known.origin is not None and known.origin.digest == _digest(code):
+    code = read_code(path)
+    if known is not None and known.origin is not None and known.origin.digest == digest(code):
         return known
     found = vars(_execute(path, code))
     classes = [name for name, each in found.items() if _is_method(each) and each.__module__ == found["__name__"]]
@@ -117,7 +121,7 @@ def load_method(reference: str) -> Method:
         text += f"; it has {', '.join(classes)}" if classes else "; a method is a class that inherits from maw.Method"
         raise ConfigError([f"{short_path(path)}: {text}"])
     line = _line_of_class(code, name)
-    return _enter(found[name], Origin(reference, f"{short_path(path)}:{line}", path, _digest(code), path))
+    return _enter(found[name], Origin(reference, f"{short_path(path)}:{line}", path, digest(code), path))
 
 
 def code_of(names: Iterable[str]) -> dict[str, str]:
@@ -129,11 +133,13 @@ def code_of(names: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in filter(is_reference, names):
         match = _IN_FILE.fullmatch(name)
-        if name.startswith(INSTALLED):
+        if name.startswith(peft_methods.PREFIX):
+            found |= peft_methods.code_of(name)
+        elif name.startswith(INSTALLED):
             entry = _entry(name)
             found[_distribution(entry)[0]] = _distribution(entry)[1]
         elif match:
-            found[match["file"]] = _digest(_read(match["file"]))
+            found[match["file"]] = digest(read_code(match["file"]))
         elif is_known(name):
             origin = find_method(name).origin
             assert origin is not None
@@ -174,6 +180,15 @@ def place_of(method: Method) -> str:
     return method.origin.place if method.origin else method.name
 
 
+def _load_of_peft(reference: str, known: Method | None) -> Method:
+    """A method of PEFT: the known one, unless its file has changed."""
+    method = peft_methods.load(reference)
+    if known is not None and known.origin == method.origin:
+        return known
+    add_method(method)
+    return method
+
+
 def _load_installed(reference: str) -> Method:
     entry = _entry(reference)
     name, version = _distribution(entry)
@@ -204,9 +219,9 @@ def _of_class(found: type) -> Origin:
     name = found.__qualname__
     file = getattr(sys.modules.get(found.__module__), "__file__", None)
     if file and file.endswith(".py") and Path(file).is_file() and name.isidentifier():
-        path, code = absolute(file), _read(file)
+        path, code = absolute(file), read_code(file)
         line = _line_of_class(code, name)
-        return Origin(f"{path}:{name}", f"{short_path(path)}:{line}", path, _digest(code), path)
+        return Origin(f"{path}:{name}", f"{short_path(path)}:{line}", path, digest(code), path)
     parts = [f"{key}={value!r}" for key, value in sorted(vars(found).items()) if not callable(value)]
     for key, value in sorted(vars(found).items()):
         if inspect.isfunction(value):
@@ -217,7 +232,7 @@ def _of_class(found: type) -> Origin:
     file = next((each.__code__.co_filename for each in functions), None)
     first = min((each.__code__.co_firstlineno for each in vars(found).values() if inspect.isfunction(each)), default=0)
     place = f"{file}:{first}" if file else reference
-    return Origin(reference, place, reference, _digest("\n".join(parts).encode()), file)
+    return Origin(reference, place, reference, digest("\n".join(parts).encode()), file)
 
 
 def _enter(found: Any, origin: Origin) -> Method:
@@ -273,20 +288,9 @@ def _problem(found: Any) -> str | None:
     return None
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError([f"methods: {short_path(path)} cannot be read: {reason(error)}"]) from error
-
-
-def _digest(code: bytes) -> str:
-    return hashlib.sha256(code).hexdigest()[:_DIGITS]
-
-
 def _execute(path: str, code: bytes) -> ModuleType:
     """The module of a file, from the bytes that were read."""
-    module = ModuleType(f"maw_method_{Path(path).stem}_{_digest(code)}")
+    module = ModuleType(f"maw_method_{Path(path).stem}_{digest(code)}")
     module.__file__ = path
     before = list(sys.path)
     sys.modules[module.__name__] = module

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from maw.attention.architectures import Architecture
 from maw.attention.install import build_depth_attention, install_depths
+from maw.config.peft_methods import Adapter
 from maw.config.tier1_config import Tier1Config, kernel_noise
 from maw.errors import ConfigError, ModelError
+from maw.models import lora
 from maw.models.cpu_kernels import use_faster_modules
 from maw.models.lora import add_lora, matched_rank
 from maw.models.pretrained import ModelSpec
@@ -86,10 +88,19 @@ def add_adapters(backbone: nn.Module, context: Context) -> Trained:
     return None
 
 
+def add_peft(backbone: nn.Module, context: Context, adapter: Adapter) -> Trained:
+    """Adapters of another kind of PEFT's, where `lora` has its own."""
+    settings = {**adapter.settings, **{key: getattr(context.config, name) for key, name in adapter.from_run.items()}}
+    layers = _adapted(context, "a PEFT method nothing to adapt", "use_lora")
+    lora.add_adapters(backbone, context.architecture, layers, adapter.kind, settings, context.config.lora_targets)
+    use_faster_modules(backbone)  # again, for the adapters' maps
+    return None
+
+
 def merge_adapters(backbone: nn.Module, context: Context) -> None:
-    """Adds each adapter to the weight of its map, and removes it."""
+    """Puts each adapter into the weight of its map, and removes it."""
     for name, module in list(backbone.named_modules()):
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             module.merge()
             parent, _, own = name.rpartition(".")
             setattr(backbone.get_submodule(parent), own, module.get_base_layer())

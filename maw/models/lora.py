@@ -1,11 +1,13 @@
-"""LoRA adapters on chosen layers, by PEFT: W x becomes W x + (alpha / r) B A x, with B zero at the start.
+"""Adapters on linear maps of chosen layers, by the PEFT library: LoRA, and what else it has.
 
-Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+LoRA: W x becomes W x + (alpha / r) B A x, with B zero at the start. Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation
+of Large Language Models". `maw.config.peft_methods` has the other kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -31,12 +33,50 @@ def add_lora(
     Raises:
         ValueError: a layer that the backbone does not have, or unknown targets.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # here, because it takes seconds to import
+    add_adapters(backbone, architecture, layers, "LORA", {"r": rank, "lora_alpha": alpha}, targets)
 
+
+def add_adapters(
+    backbone: nn.Module,
+    architecture: Architecture,
+    layers: Iterable[int],
+    kind: str,
+    settings: Mapping[str, Any],
+    targets: str = "query_value",
+) -> None:
+    """Adds adapters of one of PEFT's kinds to linear maps of `layers` (from 1), in place, and freezes all else.
+
+    Unlike PEFT's `inject_adapter_in_model` it takes kinds whose adapters share tensors: each adapter refers to them,
+    so nothing is lost with the object that PEFT makes around the model.
+
+    Args:
+        kind: a value of PEFT's `PeftType`.
+        settings: of the configuration of that kind. Its `target_modules` are looked up in `layers`, or by PEFT's rule
+            in the layers of its `layers_to_transform`, and win over `targets`.
+        targets: as in `add_lora`.
+
+    Raises:
+        ValueError: as `add_lora`; or the settings are wrong, or name no module.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # takes seconds to import
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
     names = {id(module): name for name, module in backbone.named_modules()}
-    modules = [names[id(each)] for each in _maps(backbone, architecture, layers, targets)]
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=modules)
-    inject_adapter_in_model(config, backbone)
+    if config.target_modules is None:
+        found = [names[id(each)] for each in _maps(backbone, architecture, layers, targets)]
+    elif config.target_modules == "all-linear":
+        found = [names[id(each)] for each in _maps(backbone, architecture, layers, "all")]
+    else:
+        inside = (
+            [backbone] if settings.get("layers_to_transform") is not None else _chosen(backbone, architecture, layers)
+        )
+        there = (names[id(module)] for each in inside for module in each.modules())
+        found = [name for name in there if check_target_module_exists(config, name)]
+        if not found:
+            raise ValueError(f"target_modules {config.target_modules} are in no layer that the run adapts")
+    config.target_modules = set(found)
+    PEFT_TYPE_TO_TUNER_MAPPING[kind](backbone, config, "default")
 
 
 def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], parameters: int) -> int:
@@ -55,14 +95,18 @@ def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterab
 def _maps(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], targets: str) -> list[nn.Module]:
     if targets not in TARGETS:
         raise ValueError(f"targets must be one of {', '.join(TARGETS)}, got {targets!r}")
-    modules = architecture.layers(backbone)
     found = []
-    for layer in layers:
-        if not 1 <= layer <= len(modules):
-            raise ValueError(f"layer {layer} is outside 1..{len(modules)}")
-        own = modules[layer - 1]
+    for own in _chosen(backbone, architecture, layers):
         if targets == "all":
             found += [module for module in own.modules() if isinstance(module, nn.Linear)]
         else:
             found += [own.get_submodule(name) for name in architecture.query_value_maps]
     return found
+
+
+def _chosen(backbone: nn.Module, architecture: Architecture, layers: Iterable[int]) -> list[nn.Module]:
+    modules = architecture.layers(backbone)
+    for layer in layers:
+        if not 1 <= layer <= len(modules):
+            raise ValueError(f"layer {layer} is outside 1..{len(modules)}")
+    return [modules[layer - 1] for layer in layers]

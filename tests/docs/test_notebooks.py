@@ -33,7 +33,7 @@ def text_of(found):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, library_cache):
     """The notebooks, small, and one with a bar, after a run of all of them in one kernel, which forgets in between."""
     found = {name: stored(name) for name in NOTEBOOKS} | {"bars": new_notebook(cells=[new_code_cell(BARS)])}
     for name, variables in SMALL.items():
@@ -46,7 +46,7 @@ def done(tmp_path_factory):
     first.parent.mkdir(parents=True)
     first.write_text("import maw.report.rebuild\nmaw.report.rebuild._draw = lambda *_: None  # takes long\n")
     cells = [cell for each in found.values() for cell in (new_code_cell("%reset -f"), *each.cells)]
-    execute(new_notebook(cells=cells), folder)
+    execute(new_notebook(cells=cells), folder, library_cache)
     return found
 
 

@@ -1,0 +1,225 @@
+"""Methods of the PEFT library as methods of the benchmark.
+
+    --methods zero_shot,lora,peft:dora,peft:pissa              # rows of `OFFERED`
+    --methods zero_shot,lora,peft:path/to/adapter_config.json  # a configuration with PEFT's own keys
+
+`PeftMethod` is the one class behind them. It changes the layers and maps that `lora` changes; a rank and an alpha are
+those of the run where PEFT's configuration has such a number. `docs/peft.md` has the table for readers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from maw.config.method import Origin, digest, implemented_by, read_code
+from maw.config.methods import Lora
+from maw.config.paths import absolute, short_path
+from maw.errors import ConfigError, reason, show, suggestion
+
+PREFIX = "peft:"
+LIBRARY = "peft"
+"""The distribution whose version a run holds for the code of these methods."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A method that PEFT has.
+
+    Attributes:
+        kind: PEFT's own name, a value of its `PeftType`.
+        title: for tables.
+        paper: its source.
+        learning_rate: the default, the middle of the rates that tuning tries.
+        settings: of PEFT's configuration, where they differ from PEFT's defaults.
+        from_run: keys of PEFT's configuration -> settings of the run that they take.
+        merged: whether a plain model of the family can compute the same as the trained one.
+    """
+
+    kind: str
+    title: str
+    paper: str
+    learning_rate: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    from_run: Mapping[str, str] = field(default_factory=dict)
+    merged: bool = True
+
+
+_LORA = {"r": "lora_rank", "lora_alpha": "lora_alpha"}
+_ALPHA = {"r": "lora_rank", "alpha": "lora_alpha"}
+_RANK = {"r": "lora_rank"}
+
+OFFERED: dict[str, Adapter] = {
+    "lora": Adapter("LORA", "LoRA", "Hu et al. 2021, arXiv:2106.09685", 3e-3, {}, _LORA),
+    "rslora": Adapter("LORA", "rsLoRA", "Kalajdzievski 2023, arXiv:2312.03732", 1e-3, {"use_rslora": True}, _LORA),
+    "dora": Adapter("LORA", "DoRA", "Liu et al. 2024, arXiv:2402.09353", 3e-3, {"use_dora": True}, _LORA),
+    "pissa": Adapter(
+        "LORA", "PiSSA", "Meng et al. 2024, arXiv:2404.02948", 3e-4, {"init_lora_weights": "pissa"}, _LORA
+    ),
+    "vera": Adapter("VERA", "VeRA", "Kopiczko et al. 2023, arXiv:2310.11454", 1e-2),
+    "ia3": Adapter("IA3", "IA3", "Liu et al. 2022, arXiv:2205.05638", 1e-2, {"feedforward_modules": []}),
+    "oft": Adapter("OFT", "OFT", "Qiu et al. 2023, arXiv:2306.07280", 1e-3),
+}
+"""What may stand behind `peft:`, in the order of the documentation."""
+
+_LONGER = "it puts trained vectors before the text, and the benchmark's texts keep their own tokens"
+_IN_LOSS = "it adds a term to the loss, and all methods of a run have the same loss"
+_FROM_TEXTS = "it computes its start from a pass over training texts, which a method does not get"
+REFUSED: dict[str, str] = {
+    "adalora": "its ranks change by a call after every training step, and it adds a term to the loss",
+    "adaption_prompt": "it puts trained vectors into the attention of decoders such as LLaMA",
+    "cartridge": _LONGER,
+    "cpt": _LONGER,
+    "multitask_prompt_tuning": _LONGER,
+    "p_tuning": _LONGER,
+    "poly": "it mixes adapters by the number of a text's task, and a run has one task",
+    "prefix_tuning": _LONGER,
+    "prompt_tuning": _LONGER,
+    "shadow": "it runs a second network beside a decoder",
+    "trainable_tokens": "it trains the embeddings of chosen tokens, below the layers that the methods of a run share",
+    "xlora": "it mixes adapters that were trained before",
+}
+"""Kinds of PEFT's that are no method of a run, and why."""
+_REFUSED_KEYS = {
+    "arrow_config": REFUSED["xlora"],
+    "kasa_config": _IN_LOSS,
+    "layer_replication": "it changes the number of layers",
+    "modules_to_save": "it trains copies of whole modules; the method full trains whole layers",
+    "monteclora_config": _IN_LOSS,
+    "trainable_token_indices": REFUSED["trainable_tokens"],
+    "velora_config": "its first batch sets a tensor that is not trained, and checkpoints hold only what is",
+}
+_REFUSED_STARTS = {
+    "corda": _FROM_TEXTS,
+    "eva": _FROM_TEXTS,
+    "loftq": "it is made for quantised weights",
+    "lora_ga": _FROM_TEXTS,
+}
+_ABOUT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+"""Keys of adapter_config.json that describe a trained adapter and not the method."""
+
+
+class PeftMethod(Lora):
+    """A method of the PEFT library."""
+
+    _add = implemented_by("maw.models.adaptation:add_peft")
+
+    def __init__(self, name: str, label: str, adapter: Adapter, origin: Origin):
+        self.name, self.label, self.learning_rate = name, label, adapter.learning_rate
+        super().__init__()
+        self.approach, self.origin, self.adapter = label, origin, adapter
+        self.description = f"{adapter.title} by the PEFT library ({adapter.paper})"
+        if not adapter.merged:
+            self.merge = None
+
+    def adapt(self, backbone: Any, context: Any) -> Any:
+        return self._add(backbone, context, adapter=self.adapter)
+
+    @property
+    def reaches_maw_layers(self) -> bool:
+        return False
+
+
+def as_reference(text: str) -> str:
+    """A name behind `peft:` in its final form: that of a file with its absolute path; nothing is read."""
+    name = text.removeprefix(PREFIX).strip()
+    return f"{PREFIX}{absolute(name) if _is_file(name) else name}"
+
+
+def code_of(reference: str) -> dict[str, str]:
+    """The version of the library, and the hash of the file if there is one.
+
+    Raises:
+        ConfigError: the file is gone.
+    """
+    return {LIBRARY: _version(), **({} if (path := _path(reference)) is None else {path: digest(read_code(path))})}
+
+
+def load(reference: str) -> PeftMethod:
+    """The method of a reference.
+
+    Raises:
+        ConfigError: PEFT has no such method, or it is no method of a run, or its file has a mistake; one line.
+    """
+    name, path = reference.removeprefix(PREFIX), _path(reference)
+    version = _version()
+    if path is None:
+        if name not in OFFERED:
+            raise ConfigError([f"{reference}: {_why_not(name)}"])
+        adapter = OFFERED[name]
+        origin = Origin(reference, f"PEFT {version}, {name}", LIBRARY, version)
+        return PeftMethod(f"peft_{name}", f"{adapter.title} (PEFT)", adapter, origin)
+    content = read_code(path)
+    try:
+        adapter = _of_file(content)
+    except ConfigError as error:
+        raise ConfigError([f"{short_path(path)}: {text}" for text in error.problems]) from error
+    file = Path(path)
+    own = file.parent.name if file.stem == "adapter_config" else file.stem
+    short = re.sub(r"[^a-z0-9]+", "_", own.lower()).strip("_")[:27] or "file"
+    origin = Origin(reference, short_path(path), path, digest(content), path)
+    return PeftMethod(f"peft_{short}", f"{adapter.title} of {own} (PEFT)", adapter, origin)
+
+
+def _of_file(content: bytes) -> Adapter:
+    """The method that a configuration file describes; a key that it lacks is that of the run or of PEFT."""
+    try:
+        given = json.loads(content)
+    except ValueError as error:
+        raise ConfigError([f"is no JSON: {reason(error)}"]) from error
+    if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
+        raise ConfigError(['must be an object with PEFT\'s keys, such as {"peft_type": "LORA", "r": 16}'])
+    kind = given["peft_type"].upper()
+    rows = [row for row in OFFERED.values() if row.kind == kind]
+    if not rows:
+        raise ConfigError(
+            [f"peft_type: {_why_not(kind.lower(), {row.kind.lower(): None for row in OFFERED.values()})}"]
+        )
+    kept = {key: value for key, value in given.items() if value is not None and key not in _ABOUT | {"peft_type"}}
+    for key, why in _REFUSED_KEYS.items():
+        if kept.get(key):
+            raise ConfigError([f"{key} is no part of a method here: {why}"])
+    start = kept.get("init_lora_weights")
+    if start in _REFUSED_STARTS:
+        raise ConfigError([f"init_lora_weights {show(start)} is no part of a method here: {_REFUSED_STARTS[start]}"])
+    made = importlib.import_module("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    unknown = [key for key in kept if key not in made.__dataclass_fields__]
+    if unknown:
+        close = suggestion(unknown[0], made.__dataclass_fields__)
+        raise ConfigError([f"{show(unknown[0])} is no key of {made.__name__}{close}"])
+    try:
+        made(**kept)
+    except Exception as error:
+        raise ConfigError([f"{type(error).__name__}: {reason(error)}"]) from error
+    alike = [row for row in rows if all(kept.get(key) == value for key, value in row.settings.items())]
+    row = max(alike, key=lambda each: len(each.settings), default=rows[0])
+    from_run = {key: name for key, name in row.from_run.items() if key not in kept}
+    return replace(row, settings={**row.settings, **kept}, from_run=from_run)
+
+
+def _why_not(name: str, known: Iterable[str] = ()) -> str:
+    """Why PEFT's method of that name is none of a run."""
+    known = list(known or OFFERED)
+    why = REFUSED.get(name.lower())
+    if why is not None:
+        return f"PEFT's {name} is no method of a run: {why}"
+    return f"no method of PEFT is called {show(name)} here{suggestion(name, known)}; there are {', '.join(known)}"
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".json")
+
+
+def _path(reference: str) -> str | None:
+    name = reference.removeprefix(PREFIX)
+    return name if _is_file(name) else None
+
+
+def _version() -> str:
+    return importlib.metadata.version(LIBRARY)
