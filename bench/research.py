@@ -86,7 +86,7 @@ router keeps several depths in use, but which one it picks matters little ([clus
 
 ## How to read a table
 
-Every run has the settings of the offline preset ({base}), one seed and one thread; the column `settings` lists the
+Every run has the settings of the offline preset of that time ({base}), one seed and one thread; the column `settings` lists the
 settings that differ. In the other columns:
 
 - *nDCG@10*: that of the best epoch on {queries} validation queries of `pystdlib`. At the commits of these pages
@@ -95,8 +95,8 @@ settings that differ. In the other columns:
   the number of tests and does not include the spread over seeds.
 - *depths q / d*: effective depths of greedy depths, for queries and for documents relevant to them, by MAW layer where
   there are several.
-- *headroom*: the learnable headroom with its standard error ([routing diagnostics](routing.md)). If it is negative or
-  near zero, no router can gain from these depths.
+- *headroom*: the nDCG@10 that choosing the best depth for each text could still add, with its standard error
+  ([routing diagnostics](routing.md)). If it is negative or near zero, no router can gain from these depths.
 
 Where a run has several seeds, all values are means over them, also for each query, and each seed's nDCG@10 follows in
 parentheses.
@@ -115,7 +115,7 @@ is corrected over the comparisons of one dataset. Tests outside the confirmatory
 ROUTER_QUESTION = (
     "With the settings of the pages above, nearly all groups of GRPO had equal rewards, and the depths of a layer "
     "were nearly the same. Which settings make a router that learns, at what price? This page was "
-    "written by hand, from runs with today's default settings."
+    "written by hand, from runs with the default settings of its day."
 )
 ENDING = """## Limits
 

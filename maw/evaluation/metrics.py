@@ -160,7 +160,7 @@ def bpref_warning(qrels: Mapping[str, Mapping[str, int]], relevance_level: int =
     if any(0 <= grade < relevance_level for grades in qrels.values() for grade in grades.values()):
         return None
     return (
-        "bpref does not measure the order here: the qrels hold no judged non-relevant passage, so it is "
+        "bpref has no meaning here: it needs passages that were judged not relevant, and the qrels have none; it is "
         "only the share of relevant passages found"
     )
 

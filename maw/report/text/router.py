@@ -53,7 +53,7 @@ def _sentence(run: Mapping[str, Any]) -> str:
         parts.append(
             f"{SIDES[side]} {test['mean_difference']:+.4f}{unit} (p {'' if p < 0.00005 else '= '}{p_value(p)}{ndcg})"
         )
-    compared = f"its depths, compared with those of the untrained router on validation queries: {', '.join(parts)}."
+    compared = f"its depths against those of the untrained router, on validation, p corrected: {', '.join(parts)}."
     if any(better):
         names = " and ".join(name for name, each in zip(SIDES.values(), better, strict=True) if each)
         return f"it learnt to pick better depths for {names}; {compared}"
@@ -68,4 +68,4 @@ def _advice(first: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) ->
         return "Nearly all groups have equal rewards: try --grpo-group distinct, or a lower --router-sharpness."
     if max(max(facts.get("changed_share") or [1.0]) for facts in sides.values()) < _STILL:
         return "Its depths are nearly the untrained ones: try a higher --router-learning-rate, or a lower --grpo-kl."
-    return "More training queries or epochs may help; if not, the method full does the same in less time."
+    return "More training queries or epochs may help; if not, the method full costs less time."
