@@ -220,7 +220,7 @@ def form(text):
     text = re.sub(r"(cases\.).*?(?=\n\n|$)", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"\([a-z]\) |  \(embeddings from cache\)", "", text)
     text = re.sub(r"[\d,]*\d(\.\d+)?( \*?[a-c]+\*?(?=\s|$))*", "0", text)
-    return re.sub(r" +", " ", re.sub(r"-+", "-", text))
+    return re.sub(r" +", " ", re.sub(r"-+", "-", text)).strip()
 
 
 def test_other_tools_read_a_run_as_evidence_says(place, monkeypatch):
