@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-BENCH  := layer encoding training offline search metrics growth checkpoint report
+BENCH  := layer step encoding training offline search metrics growth checkpoint report
 
 .PHONY: run test lint faults docs bench clean
 

@@ -196,7 +196,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Thousands of collected tests are no garbage: statsmodels collects it at each correction of p-values."""
+    """Thousands of collected tests are no garbage; each search for garbage would look at all of them."""
     gc.collect()
     gc.freeze()
 
@@ -230,6 +230,12 @@ def forks(tmp_path_factory):
     forks = Forks(tmp_path_factory.mktemp("forks"))
     yield forks
     forks.close()
+
+
+@pytest.fixture(scope="session")
+def library_cache(tmp_path_factory) -> str:
+    """A cache folder, in which the collection of Python's library is made by the first who loads it."""
+    return str(tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture(scope="session")

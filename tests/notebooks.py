@@ -42,15 +42,15 @@ def set_variables(notebook: nbformat.NotebookNode, variables: Mapping[str, str])
         assert found == 1, f"{variable} is set {found} times"
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs; what it writes lies in the folder."""
+def execute(notebook: nbformat.NotebookNode, folder: Path, cache: str | None = None) -> nbformat.NotebookNode:
+    """The notebook with its outputs; what it writes lies in the folder, but for the caches if they have their own."""
     place = folder / "examples"
     place.mkdir(parents=True)
     known = {
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "MAW_CACHE": str(folder / "cache"),
+        "MAW_CACHE": cache or str(folder / "cache"),
     }
     known |= {"IPYTHONDIR": str(folder / "ipython"), "MPLCONFIGDIR": str(folder / "matplotlib")}
     resources = {"metadata": {"path": str(place)}}

@@ -9,9 +9,10 @@ every later epoch and method; with `lasting` also by later runs. Texts are found
 and runs share those that they have in common.
 
 The last bits of a text's activations depend on the shape of its batch. So the text's own length alone decides that
-shape: a batch holds texts of one padded length, always the same number of them (`batch_rows`; the last batch is filled
-up with repetitions), and either all without padding or none, because the kernels differ. The other texts of the batch
-change no bit, so results are the same to the last bit whether activations are computed or read.
+shape: a batch holds texts of one padded length, and always the same number of them (`batch_rows`; the last batch is
+filled up with repetitions). Every text has padding, except those at the length limit, which have none, because kernels
+with and without a mask differ. The other texts of the batch change no bit, so results are the same to the last bit
+whether activations are computed or read.
 Exceptions, where the last bits may differ: texts beyond the limit of disk space, which are computed each time in
 whatever batch they are in; several processes, each of which computes what it reads; and batches that memory makes
 smaller, which are not kept for later runs.
@@ -40,7 +41,7 @@ from maw.attention.noise import text_keys
 from maw.encoding.activation_files import INDEX, ActivationFiles, new_file, text_hashes
 from maw.encoding.activation_files import Batch as StatesBatch
 from maw.encoding.activation_log import ActivationLog, Fill
-from maw.models.batching import LENGTH_STEP, WINDOW, cut, encoding_tokens, padded_length, windows
+from maw.models.batching import CPU_TOKENS, LENGTH_STEP, WINDOW, cut, encoding_tokens, padded_length, windows
 from maw.models.cpu_kernels import packed_weights
 from maw.models.fingerprint import frozen_parts, tokenizer_sha256
 from maw.models.tokenized import Batch, Source, TextSource, ahead
@@ -55,15 +56,15 @@ logger = logging.getLogger(__name__)
 GPU_TOKENS = 32_768  # most tokens of a batch on a GPU
 CPU_TEXTS = 32
 """Most texts of a batch on a CPU: fewer repetitions fill up a last batch, and the rate is nearly that of more."""
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Must be increased when a change of code changes the bits of activations with the same identity."""
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def batch_rows(length: int, device: torch.device, precision: torch.dtype) -> int:
+def batch_rows(length: int, device: torch.device) -> int:
     """Texts of each batch of a padded length, so that a text's last bits depend on nothing but the text."""
     if device.type == "cpu":
-        return max(1, min(CPU_TEXTS, encoding_tokens(precision) // length))
+        return max(1, min(CPU_TEXTS, CPU_TOKENS // length))
     return max(1, GPU_TOKENS // length)
 
 
@@ -145,7 +146,7 @@ class ActivationStore:
         if tokenizer is None or distributed.is_distributed():
             return None
         lengths = range(LENGTH_STEP, padded_length(source.max_length) + 1, LENGTH_STEP)
-        rows = [batch_rows(min(each, source.max_length), device, encoder.precision) for each in lengths]
+        rows = [batch_rows(min(each, source.max_length), device) for each in lengths]
         return frozen_parts(encoder) | {
             "rules": RULES_VERSION,
             "versions": {each.__name__: each.__version__ for each in (torch, transformers, tokenizers)},
@@ -309,15 +310,17 @@ class ActivationSource:
             budget = encoding_tokens(self.precision) if self.device.type == "cpu" else GPU_TOKENS
             yield from ((part, len(part)) for part in cut(lengths, WINDOW, budget))
             return
-        padded = np.minimum(-(-lengths // LENGTH_STEP) * LENGTH_STEP, self.inner.max_length)
-        kinds = padded * 2 + (lengths == padded)
+        longest = self.inner.max_length
+        kinds = np.where(lengths < longest, np.minimum(padded_length(lengths + 1), longest), longest + 1)
         for kind in np.unique(kinds)[::-1].tolist():
-            texts, count = np.flatnonzero(kinds == kind), batch_rows(kind // 2, self.device, self.precision)
+            texts, count = np.flatnonzero(kinds == kind), batch_rows(min(kind, longest), self.device)
             yield from ((part, count) for part in np.split(texts, range(count, len(texts), count)))
 
     def _states(self, tokens: list[list[int]], hashes: np.ndarray, rows: int) -> StatesBatch:
         """The activations of a batch of texts, and their records; repetitions fill the batch up to `rows` rows."""
-        inputs = self.inner.padded([tokens[number % len(tokens)] for number in range(rows)])
+        # One more token: a batch whose longest text fills it would have no padding.
+        longest = max(map(len, tokens)) + (not distributed.is_distributed())
+        inputs = self.inner.padded([tokens[number % len(tokens)] for number in range(rows)], longest)
         fresh = {name: each[: len(tokens)] for name, each in self._compute(inputs).items()}
         real = fresh["attention_mask"].bool()
         packed = fresh["hidden"][real]  # (tokens, C), padding left out

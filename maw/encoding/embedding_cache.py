@@ -65,7 +65,7 @@ from maw.storage.files import flush, json_sha
 
 logger = logging.getLogger(__name__)
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Must be increased when a change of code changes the bits of embeddings with the same key."""
 WHAT = "the embeddings"
 _ARRAY, _MANIFEST = "embeddings.npy", "manifest.json"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
+
+Number = TypeVar("Number", int, np.ndarray)
 
 CPU_TOKENS = 2048  # most tokens of a batch on a CPU, samples included; the fastest of 512 to 8192 on two cores
 LENGTH_STEP = 16
@@ -20,8 +23,8 @@ def encoding_tokens(precision: torch.dtype) -> int:
     return CPU_TOKENS * 4 // precision.itemsize
 
 
-def padded_length(tokens: int) -> int:
-    """`tokens` rounded up to a multiple of `LENGTH_STEP`."""
+def padded_length(tokens: Number) -> Number:
+    """`tokens`, a number or an array, rounded up to a multiple of `LENGTH_STEP`."""
     return -(-tokens // LENGTH_STEP) * LENGTH_STEP
 
 

@@ -141,10 +141,11 @@ class TextSource:
             tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length, **lean)["input_ids"]
         return [each or [self.tokenizer.pad_token_id] for each in tokens]
 
-    def padded(self, tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """The inputs, as `batch`, of texts that `tokens` returned."""
+    def padded(self, tokens: Sequence[Sequence[int]], longest: int = 0) -> dict[str, Tensor]:
+        """The inputs, as `batch`, of texts that `tokens` returned; padded as if one of them had `longest` tokens."""
         lengths = torch.tensor([len(each) for each in tokens])
-        mask_BT = torch.arange(min(self.max_length, padded_length(int(lengths.max())))) < lengths[:, None]
+        tokens_padded = padded_length(max(longest, int(lengths.max())))
+        mask_BT = torch.arange(min(self.max_length, tokens_padded)) < lengths[:, None]
         ids_BT = torch.full(mask_BT.shape, self.tokenizer.pad_token_id)
         ids_BT[mask_BT] = torch.from_numpy(np.fromiter(chain.from_iterable(tokens), np.int64))
         return {"input_ids": ids_BT, "attention_mask": mask_BT.long()}

@@ -24,13 +24,8 @@ ALL = {"train_samples": 10_000, "val_samples": 10_000, "test_samples": 10_000}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("pystdlib"))
-
-
-@pytest.fixture(scope="module")
-def loaded(cache):
-    return load_collection("pystdlib", Tier1Config(datasets=["pystdlib"], cache_dir=cache, **ALL))
+def loaded(library_cache):
+    return load_collection("pystdlib", Tier1Config(datasets=["pystdlib"], cache_dir=library_cache, **ALL))
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +98,8 @@ def test_no_text_and_no_relevant_passage_serves_two_splits(loaded):
     assert max(relevant.values()) == 1
 
 
-def test_folds_keep_modules_and_relevant_passages_together(cache, loaded):
-    config = Tier1Config(datasets=["pystdlib"], cache_dir=cache, folds=5, **ALL)
+def test_folds_keep_modules_and_relevant_passages_together(library_cache, loaded):
+    config = Tier1Config(datasets=["pystdlib"], cache_dir=library_cache, folds=5, **ALL)
     folds = load_folds("pystdlib", config)
     assert len(folds.whole.test) == sum(len(split) for split in splits_of(loaded)) == len(loaded.groups)
     home = {query: module_of(query.removeprefix("q-")) for query in loaded.groups}
@@ -197,9 +192,9 @@ def test_what_is_no_library_is_left_out(part):
     assert not [path for path in files if part in path.relative_to(library).parts]
 
 
-def test_the_second_load_uses_the_store(loaded, cache, monkeypatch):
+def test_the_second_load_uses_the_store(loaded, library_cache, monkeypatch):
     monkeypatch.setattr(pystdlib, "read_library", lambda *_: pytest.fail("read again"))
-    small = load_collection("pystdlib", Tier1Config(datasets=["pystdlib"], cache_dir=cache, train_samples=100))
+    small = load_collection("pystdlib", Tier1Config(datasets=["pystdlib"], cache_dir=library_cache, train_samples=100))
     assert len(small.train) == 100
     assert small.train.query_ids == loaded.train.query_ids[:100]
     assert small.test.corpus.fingerprint == loaded.test.corpus.fingerprint

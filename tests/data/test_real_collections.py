@@ -14,7 +14,7 @@ from maw.evaluation.evaluate import evaluate_retriever
 from maw.models.retriever import BaselineRetriever
 
 COLLECTIONS = Path(__file__).resolve().parents[3] / "shared" / "data"
-QUERIES, PASSAGES, LENGTH = 150, 400, 64
+QUERIES, PASSAGES, LENGTH = 60, 200, 64
 """A part of the queries and of the corpus, and a quarter of the model's length limit, for the sake of time."""
 
 

@@ -28,14 +28,14 @@ def text_of(found):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_it_runs(name, tmp_path):
+def test_it_runs(name, tmp_path, library_cache):
     notebook = stored(name)
     set_variables(notebook, SMALL[name])
     before = [each.source for each in notebook.cells]
     first = tmp_path / "ipython" / "profile_default" / "startup" / "undrawn.py"  # which the kernel runs at its start
     first.parent.mkdir(parents=True)
     first.write_text("import maw.report.rebuild\nmaw.report.rebuild._draw = lambda *_: None  # takes long\n")
-    done = execute(notebook, tmp_path)
+    done = execute(notebook, tmp_path, library_cache)
     found = outputs(done)
     assert [each.source for each in done.cells] == before
     assert "Warning" not in text_of(each for each in found if each.get("name") == "stderr"), "of a library"

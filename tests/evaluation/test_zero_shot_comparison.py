@@ -16,10 +16,10 @@ PASSAGES = 300
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
+def task(library_cache):
     """Real queries and passages: the first of Python's own library."""
-    cache = str(tmp_path_factory.mktemp("cache"))
-    config = Tier1Config.from_preset("offline", cache_dir=cache, test_samples=400, device="cpu", precision="float32")
+    places = {"cache_dir": library_cache, "device": "cpu"}
+    config = Tier1Config.from_preset("offline", test_samples=400, precision="float32", **places)
     collection = load_collection("pystdlib", config)
     rows = np.argsort(collection.test.corpus.lengths(), kind="stable")[:PASSAGES]
     ids = collection.test.corpus.id_of(rows)

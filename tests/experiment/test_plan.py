@@ -21,7 +21,7 @@ from maw.config.tier1_config import Tier1Config
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.errors import MAWError
-from maw.evaluation.routing.routed_texts import MOST_DOCUMENTS
+from maw.evaluation.routing.routed_texts import MOST_DOCUMENTS, MOST_QUERIES
 from maw.experiment.plan import encoding_speed
 from maw.experiment.plan.encoding_speed import Rate
 from maw.experiment.plan.plan import make_plan
@@ -77,26 +77,26 @@ def test_counts_by_hand(tmp_path, models, spec):
     once = (1000 + 200 + 120) * work.tokens["document"] + (40 + 20 + 30) * work.tokens["query"]
     assert work.activation_bytes == once * 16 * 4
     upper = 3 * (1000 * 22 + 30 * 14) + 2 * 4 * (200 * 22 + 20 * 14) + (120 * 22 + 40 * 14) * 4 * (3 + 2 + 3)
-    at_every_depth = 32 * 20 * (14 + 22)
-    assert work.token_passes == pytest.approx(2 / 3 * once + 1 / 3 * (upper + at_every_depth))
+    diagnosed = (32 + 2) * 20 * (14 + 22)
+    assert work.token_passes == pytest.approx(2 / 3 * once + 1 / 3 * (upper + diagnosed))
 
 
 @pytest.mark.parametrize(
     ("changes", "looks"),
     [
         ({"diagnostics": "none"}, 0),
-        ({}, 300 * 14 + 100 * 22),
-        ({"diagnostics": "all", "num_epochs": 4}, 4 * (300 * 14 + 100 * 22)),
-        ({"seeds": 3}, 3 * (300 * 14 + 100 * 22)),
+        ({}, 1),
+        ({"diagnostics": "all", "num_epochs": 4}, 4),
+        ({"seeds": 3}, 3),
         ({"methods": ["zero_shot", "lora"]}, 0),
-        ({"methods": ["maw", "maw_fixed"]}, 2 * (300 * 14 + 100 * 22)),
+        ({"methods": ["maw", "maw_fixed"]}, 2),
     ],
 )
-def test_what_diagnostics_put_at_every_depth(changes, looks):
+def test_what_diagnostics_encode(changes, looks):
     queries, tokens = {"test": 20, "validation": 300}, {"query": 14, "document": 22}
     found = maw.experiment.plan.workload._diagnosed_tokens(queries, tokens, Tier1Config(depth_dim=5, **changes))
-    assert found == 5 * looks
-    assert maw.experiment.plan.workload.DIAGNOSED_DOCUMENTS == MOST_DOCUMENTS
+    assert found == looks * (5 * (256 * 14 + 64 * 22) + 2 * 300 * (14 + 22))
+    assert maw.experiment.plan.workload.DIAGNOSED == {"query": MOST_QUERIES, "document": MOST_DOCUMENTS}
 
 
 @pytest.mark.parametrize("encoder_update, samples, group", [("sampled", 1, 0.25 * 5), ("all_group", 5, 5)])
@@ -202,6 +202,21 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec, monkeypatch):
     stores = next(room for disk in plan.disks for room in disk.requirements if room.what == "passage stores")
     assert stores.size == 21 * GB, "and stored once"
     assert not list(tmp_path.rglob("*")), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"maw_layers": "1,2"}, "maw: a text has several depths (2 MAW layers)"),
+        ({"route_by": "token"}, "maw: a text has several depths (--route-by token)"),
+        ({"route_by": "token", "grpo_group": "sampled"}, ""),
+        ({"route_by": "token", "methods": ["zero_shot", "lora", "maw_soft"]}, ""),
+    ],
+)
+def test_groups_that_may_repeat_a_depth_are_named(tmp_path, models, spec, changes, words):
+    shown = " ".join(plan_text(make_plan(config_of(tmp_path, models, **changes), spec, public(tmp_path))).split())
+    assert (words in shown) if words else ("several depths" not in shown)
 
 
 def test_files_that_are_there_are_not_fetched(tmp_path, models, spec):

@@ -62,7 +62,7 @@ def held(tiny_data):
 
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_trainable_parameter_moves_and_no_frozen_one(tiny_settings, tiny_data, held, arm):
-    model, config = build(tiny_settings, arm, num_epochs=12, diagnostics="none")
+    model, config = build(tiny_settings, arm, num_epochs=5, diagnostics="none")
     model.load_trained_state = lambda state: None  # look at the last weights, not at the best
     before = snapshot(model)
     trainable = {name for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}

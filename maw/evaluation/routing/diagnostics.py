@@ -6,11 +6,11 @@
 
     python tier_1.py --diagnostics all        # full after every epoch; best: full for the kept weights; none
 
-`cheap` uses the routers' policies and a few texts at every depth. `full` puts all queries, and a sample of their
+`cheap` uses the routers' policies and a few texts at every depth. `full` puts a sample of the queries, and of their
 relevant documents, at every depth, ranks the corpus for each, and estimates a router's possible gain
-(`maw.evaluation.routing.headroom`), and compares the router's depths with those of its own start, with one depth for
-all and with its depths shuffled between texts. By default only the kept weights get `full`. `compare_with_seeds` is
-for notebooks.
+(`maw.evaluation.routing.headroom`). It compares the router's depths with one depth for all, with its depths shuffled
+between texts and, on all queries and relevant documents, with those of its own start. By default only the kept
+weights get `full`. `compare_with_seeds` is for notebooks.
 
 "At depth d" puts all layers, heads and tokens of a text at depth d. Documents outside the sample, and all texts of the
 other side, stay at their greedy depths.

@@ -1,7 +1,7 @@
 """Queries and relevant documents of a split at routed and at other depths, for `maw.evaluation.routing.diagnostics`.
 
 Each of the two computes its embeddings and values at greedy depths, at every depth and at other texts' depths, at
-their first use.
+their first use. A sample is put at every depth; all texts are compared at two depths, the router's and its start's.
 
 Letters: B texts, Q rows of a matrix (queries, or pairs of a query and a positive), D depths, U chosen depths,
 C embedding size, N documents, G permutations or other sets of embeddings.
@@ -23,7 +23,7 @@ from maw.attention.routers import PolicyRouter
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
 from maw.encoding.activation_cache import ActivationStore
-from maw.evaluation.routing.depth_encoder import DepthReader, GreedyTexts, one_depth
+from maw.evaluation.routing.depth_encoder import DepthReader, GreedyTexts
 from maw.evaluation.routing.depth_scores import DepthMatrix, DepthScorer
 from maw.evaluation.routing.headroom import (
     best_fixed_depth,
@@ -38,8 +38,8 @@ from maw.evaluation.significance import paired_test
 from maw.models.retriever import MAWRetriever
 from maw.models.tokenized import ListTexts, Texts
 
-MOST_QUERIES = 2000
-MOST_DOCUMENTS = 100
+MOST_COMPARED = 2000  # texts of each kind whose depths are compared with those of the router's start
+MOST_QUERIES, MOST_DOCUMENTS = 256, 64  # texts that are put at every depth; a document costs four queries
 MOST_NUMBERS = 2**27  # numbers in the embeddings at every depth; with many depths fewer texts are used
 SAME_OUTPUT = 1e-4  # cosine distance below which two depths have the same output
 ENCODED_PERMUTATIONS = 39  # if each permutation must be encoded; the smallest p is 1 / 40
@@ -49,7 +49,7 @@ Facts = dict[str, Any]
 
 
 class RoutedSplit:
-    """The routed texts of an evaluated split: `sides`, its queries and its documents.
+    """The routed texts of an evaluated split: `sides`, a sample of its queries and one of its documents.
 
     Args:
         engine: its encoder, possibly inside a parallel wrapper.
@@ -86,9 +86,19 @@ class RoutedSplit:
         most = max(16, MOST_NUMBERS // (config.depth_dim * queries_QC.shape[1]))
         order = random.permutation(len(data))
         order = order[np.isin(order, relevance.query)]  # a query whose relevant passages are missing is no evidence
-        queries = np.sort(order[: min(most, MOST_QUERIES)])
-        pairs = relevance.unrelated(random.permutation(len(relevance.row)), min(most, MOST_DOCUMENTS))
-        self.sides = (Queries(self, queries), Documents(self, relevance.query[pairs], relevance.row[pairs]))
+        order_of_pairs = random.permutation(len(relevance.row))
+
+        def queries(count: int) -> RoutedTexts:
+            return Queries(self, np.sort(order[:count]))
+
+        def documents(count: int) -> RoutedTexts:
+            pairs = relevance.unrelated(order_of_pairs, count)
+            return Documents(self, relevance.query[pairs], relevance.row[pairs])
+
+        self.sides = tuple(
+            make(min(most, few)).among(make(MOST_COMPARED))
+            for make, few in ((queries, MOST_QUERIES), (documents, MOST_DOCUMENTS))
+        )
 
 
 class RoutedTexts(ABC):
@@ -111,6 +121,14 @@ class RoutedTexts(ABC):
             device=split.device,
             start=split.start,
         )
+        self.compared = self
+
+    def among(self, compared: RoutedTexts) -> RoutedTexts:
+        """These texts, as a sample of more, whose depths are compared with those of the routers' start."""
+        if len(compared.rows_B) == len(self.rows_B):
+            return compared
+        self.compared = compared
+        return self
 
     @cached_property
     def greedy(self) -> GreedyTexts:
@@ -123,9 +141,25 @@ class RoutedTexts(ABC):
         return self.reader.at_every_depth(self.rows_B)
 
     @cached_property
-    @abstractmethod
     def matrix(self) -> DepthMatrix:
         """Retrieval quality of the texts at every depth."""
+        return self.scored(self.every_BDC)
+
+    @cached_property
+    def own_and_start(self) -> DepthMatrix:
+        """Retrieval quality of the texts at the routers' depths and, in column 1, at those of their start."""
+        depths, start = self.greedy.depths, self.greedy.start_depths
+        assert depths, "a soft router"
+        assert start, "no start"
+        own_B2 = np.arange(2 * len(depths)).reshape(2, -1).T
+        every_B2C = self.reader.at_depths_of(self.rows_B, [*depths, *start], own_B2)
+        same_B = [np.array_equal(*each) for each in zip(depths, start, strict=True)]
+        every_B2C[same_B, 1] = every_B2C[same_B, 0]  # else they might differ by rounding
+        return self.scored(every_B2C)
+
+    @abstractmethod
+    def scored(self, every_BGC: np.ndarray) -> DepthMatrix:
+        """Retrieval quality with any embeddings of the texts."""
 
     @abstractmethod
     def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
@@ -202,49 +236,45 @@ class RoutedTexts(ABC):
         """What training has changed: the routers' depths against those of their start, with the same weights.
 
         "against_start", "against_fixed" and "reward_against_start" are a `maw.evaluation.significance.PairedTest` over
-        the rows, of nDCG@10 and of the training reward in nats. The fixed depth of each half of the rows is the best
-        of the other half, so it is not chosen on what it is scored on. "against_shuffled_p_value" is one-sided, from
-        "shuffles" permutations of the routers' depths between texts. "reward_against_start" is None if a text has
-        several depths.
+        the rows, of nDCG@10 and of the training reward in nats. The comparison with the start needs two embeddings of
+        a text, so it has all texts and not a sample. The fixed depth of each half of the rows is the best of the other
+        half, so it is not chosen on what it is scored on. "against_shuffled_p_value" is one-sided, from "shuffles"
+        permutations of the routers' depths between texts.
         """
-        greedy, seed, matrix = self.greedy, self.config.seed, self.matrix
-        trained_Q, start_Q, shuffled = self._trained_start_and_shuffled()
-        half_Q = np.random.default_rng([seed, 6]).permutation(len(trained_Q)) % 2 == 0
+        against, matrix = self.compared.own_and_start, self.matrix
+        trained_Q, shuffled = self._trained_and_shuffled()
+        half_Q = np.random.default_rng([self.config.seed, 6]).permutation(len(trained_Q)) % 2 == 0
         best = [best_fixed_depth(matrix.ndcg_QD[chosen]) for chosen in (~half_Q, half_Q)]
         fixed_Q = np.where(half_Q, matrix.ndcg_QD[:, best[0]], matrix.ndcg_QD[:, best[1]])
-        depths = [one_depth(each) for each in (greedy.depths, greedy.start_depths)]
-        rewards = [None if each is None else look_up(matrix.reward_QD, self.spread(each)) for each in depths]
         return {
-            "start": float(start_Q.mean()),
+            "start": float(against.ndcg_QD[:, 1].mean()),
             "fixed": float(fixed_Q.mean()),
-            "against_start": self._tested(trained_Q, start_Q),
+            "against_start": self._tested(*against.ndcg_QD.T),
             "against_fixed": self._tested(trained_Q, fixed_Q),
             "shuffles": len(shuffled),
             "against_shuffled_p_value": permutation_p_value(float(trained_Q.mean()), shuffled),
-            "reward_against_start": None if rewards[0] is None else self._tested(*rewards),
+            "reward_against_start": self._tested(*against.reward_QD.T),
         }
 
     def _tested(self, first_Q: np.ndarray, second_Q: np.ndarray) -> Facts:
         test = paired_test(first_Q, second_Q, permutations=self.config.permutations, seed=self.config.seed)
         return dataclasses.asdict(test)
 
-    def _trained_start_and_shuffled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """nDCG@10 at the routers' depths and at their start's, (Q,), and means for permutations of the former, (G,).
+    def _trained_and_shuffled(self) -> tuple[np.ndarray, np.ndarray]:
+        """nDCG@10 at the routers' depths, (Q,), and its mean for permutations of these depths, (G,).
 
-        All three are computed in the same way, so that rounding favours none: by look-up if each text has one depth,
-        by encoding if it has several.
+        Both are computed in the same way, so that rounding favours neither: by look-up if each text has one depth, by
+        encoding if it has several.
         """
-        depths, start, seed = self.greedy.depths, self.greedy.start_depths, self.config.seed
-        depth_B, start_B = one_depth(depths), one_depth(start)
+        depths, depth_B, seed = self.greedy.depths, self.greedy.depth_B, self.config.seed
         if depth_B is not None:
             ndcg_QD, depth_Q = self.matrix.ndcg_QD, self.spread(depth_B)
             shuffled = shuffled_means(ndcg_QD, depth_Q, permutations=self.config.permutations, seed=seed)
-            return look_up(ndcg_QD, depth_Q), look_up(ndcg_QD, self.spread(start_B)), shuffled
+            return ndcg_QD[np.arange(len(depth_Q)), depth_Q], shuffled
         random, own = np.random.default_rng([seed, 2]), np.arange(len(depths))
         donors_BG = np.stack([own, *(random.permutation(own) for _ in range(ENCODED_PERMUTATIONS))], axis=1)
         ndcg_QG = self.ndcg(self.reader.at_depths_of(self.rows_B, depths, donors_BG))
-        start_Q = self.ndcg(self.reader.at_depths_of(self.rows_B, start, own[:, None]))[:, 0]
-        return ndcg_QG[:, 0], start_Q, ndcg_QG[:, 1:].mean(0)
+        return ndcg_QG[:, 0], ndcg_QG[:, 1:].mean(0)
 
 
 class Queries(RoutedTexts):
@@ -255,9 +285,8 @@ class Queries(RoutedTexts):
     def __init__(self, split: RoutedSplit, rows_Q: np.ndarray):
         super().__init__(split, ListTexts(split.data.queries), rows_Q)
 
-    @cached_property
-    def matrix(self) -> DepthMatrix:
-        return self.scorer.of_queries(self.rows_B, self.every_BDC)
+    def scored(self, every_BGC: np.ndarray) -> DepthMatrix:
+        return self.scorer.of_queries(self.rows_B, every_BGC)
 
     def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
         return self.scorer.ndcg_of_queries(self.rows_B, every_BGC)
@@ -276,20 +305,14 @@ class Documents(RoutedTexts):
         self.place_Q = np.searchsorted(self.rows_B, row_Q)
         self.query_Q, self.row_Q = query_Q, row_Q
 
-    @cached_property
-    def matrix(self) -> DepthMatrix:
-        return self.scorer.of_documents(self.query_Q, self.row_Q, self.spread(self.every_BDC))
+    def scored(self, every_BGC: np.ndarray) -> DepthMatrix:
+        return self.scorer.of_documents(self.query_Q, self.row_Q, self.spread(every_BGC))
 
     def ndcg(self, every_BGC: np.ndarray) -> np.ndarray:
         return self.scorer.ndcg_of_documents(self.query_Q, self.row_Q, self.spread(every_BGC))
 
     def spread(self, values_B: np.ndarray) -> np.ndarray:
         return values_B[self.place_Q]
-
-
-def look_up(value_QD: np.ndarray, depth_Q: np.ndarray) -> np.ndarray:
-    """The value of each row at its depth, (Q,)."""
-    return value_QD[np.arange(len(depth_Q)), depth_Q]
 
 
 def depth_distance(every_BDC: np.ndarray) -> Facts:

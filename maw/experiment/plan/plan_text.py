@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
-from maw.config.methods import claim, subject_of, trained_methods
+from maw.config.layers import parse_layers
+from maw.config.methods import claim, find_method, subject_of, trained_methods
 from maw.config.paths import short_path
-from maw.config.tier1_config import Tier1Config
+from maw.config.tier1_config import Tier1Config, group_kind
 from maw.data.check import Checked
 from maw.data.self_passages import RULES
 from maw.experiment.plan.plan import Plan
@@ -45,6 +46,7 @@ def plan_text(plan: Plan) -> str:
         *_part("Encoding", _encoding(plan)),
         *_part("Time", [_time(plan)]),
         *_part("Ranking", [_ranking(plan.config.self_passages)]),
+        *_part("Router", _router(plan)),
         *_part("Claim", [_claim(plan.config)]),
         *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
     ]
@@ -153,6 +155,21 @@ def _claim(config: Tier1Config) -> str:
         subject, _ = subject_of(config.compare)
         return f"none: no comparison is planned, since it takes {subject} and a control; see --compare"
     return f"nDCG@10 of {planned['subject']} against {', '.join(planned['controls'])}; all other tests are exploratory"
+
+
+def _router(plan: Plan) -> list[str]:
+    """Methods whose groups may hold a depth several times, since there is no rule for different ones."""
+    texts = []
+    for method in map(find_method, trained_methods(plan.config)):
+        config = method.configure(plan.config)
+        if method.retriever != "maw" or config.router != "grpo" or config.grpo_group != "auto":
+            continue
+        layers = len(parse_layers(config.maw_layers, plan.spec.num_layers))
+        if group_kind(config, layers) == "sampled":
+            why = f"{layers} MAW layers" if layers > 1 else f"--route-by {config.route_by}"
+            text = f"{method.name}: a text has several depths ({why}), so the samples of a group may be alike"
+            texts.append(f"{text}, and such a group trains nothing; groups of different depths need a single one")
+    return texts
 
 
 def _ranking(rule: str) -> str:

@@ -21,7 +21,7 @@ FLOAT_BYTES = 4
 CHARACTERS_PER_TOKEN = 4.2
 QUERY_CHARACTERS = 50
 BACKWARD = 3  # cost of a forward and backward pass, in forward passes
-DIAGNOSED_DOCUMENTS = 100  # of validation, which `maw.evaluation.routing.diagnostics` encodes at every depth
+DIAGNOSED = {"query": 256, "document": 64}  # validation texts that `maw.evaluation.routing` encodes at every depth
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,15 @@ def _token_passes(
 
 
 def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], config: Tier1Config) -> int:
-    """Tokens that diagnostics encode at every depth: validation texts."""
+    """Tokens of validation texts that diagnostics encode, at every depth or at the router's and its start's."""
     if config.diagnostics == "none":
         return 0
-    folds, looks = config.folds or 1, config.num_epochs if config.diagnostics == "all" else 1
-    asked = queries["validation"]
-    total = folds * looks * (asked * tokens["query"] + min(asked, DIAGNOSED_DOCUMENTS) * tokens["document"])
+    looks = (config.folds or 1) * config.seeds * (config.num_epochs if config.diagnostics == "all" else 1)
     maw = [method for method in map(find_method, trained_methods(config)) if method.retriever == "maw"]
-    return total * config.seeds * sum(method.configure(config).depth_dim for method in maw)
+    every = sum(method.configure(config).depth_dim for method in maw)
+    asked = queries["validation"]
+    total = sum((min(asked, most) * every + 2 * asked * len(maw)) * tokens[kind] for kind, most in DIAGNOSED.items())
+    return looks * total
 
 
 def _queries(needs: Needs, config: Tier1Config) -> dict[str, int]:

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from maw.attention.routers import PolicyRouter
+from maw.models.batching import encoding_tokens
+from maw.models.cpu_kernels import packed_weights
 from maw.models.encode import evaluating
 from maw.models.tokenized import Source
 
@@ -35,7 +37,7 @@ DIRECTIONS = 16  # principal directions of the states
 TEXTS = 2048  # most texts of each kind
 STATES = 16_384  # most states of each kind, if tokens are routed
 NARROWEST = 0.01  # least variance, relative to all states': with no more texts than depths a cluster has none
-_BATCH = 64
+_BATCH = 128
 
 
 def start_from_clusters(
@@ -87,20 +89,19 @@ def cluster_policy(state_NF: Tensor, num_depths: int, seed: int, sharpness: floa
 
 def _states(encoder: nn.Module, source: Source, rows: np.ndarray, random: np.random.Generator) -> list[Tensor]:
     """The routers' states of texts, float32 (h, N, F) for each MAW layer."""
-    parts: list[list[Tensor]] = []
     device = next(encoder.parameters()).device
-    with evaluating(encoder), torch.no_grad():
-        for start in range(0, len(rows), _BATCH):
-            inputs = {name: each.to(device) for name, each in source.batch(rows[start : start + _BATCH]).items()}
-            mask = inputs["attention_mask"].bool()
+    budget = encoding_tokens(encoder.precision) if device.type == "cpu" else None
+    found: dict[int, list[Tensor]] = {}
+    order = np.unique(rows)
+    order = order[np.argsort(-source.lengths()[order], kind="stable")]
+    with evaluating(encoder), torch.no_grad(), packed_weights():
+        for part, inputs in source.batches(order, _BATCH, budget):
+            inputs = {name: each.to(device) for name, each in inputs.items()}
             states = encoder(inputs, mode="group")["states"]  # per layer (B, 1, h, t, F)
-            parts.append([_flat(each[:, 0], mask).cpu() for each in states])
-    layers = [torch.cat(each, dim=1) for each in zip(*parts, strict=True)]
+            for i, (row, tokens) in enumerate(
+                zip(part.tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
+            ):
+                found[row] = [each[i, 0, :, :tokens].cpu() for each in states]  # :tokens keeps t = 1
+    layers = [torch.cat(each, dim=1) for each in zip(*(found[row] for row in rows.tolist()), strict=True)]
     kept = torch.from_numpy(random.permutation(layers[0].shape[1])[:STATES])
     return [each[:, kept] for each in layers]
-
-
-def _flat(state_BhtF: Tensor, mask_BT: Tensor) -> Tensor:
-    """States of texts, or of their real tokens, concatenated: (h, N, F)."""
-    state_hBtF = state_BhtF.transpose(0, 1)
-    return state_hBtF[:, :, 0] if state_hBtF.shape[2] == 1 else state_hBtF[:, mask_BT]
