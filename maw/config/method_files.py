@@ -130,7 +130,7 @@ def code_of(names: Iterable[str]) -> dict[str, str]:
     Raises:
         ConfigError: the code is gone.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name in filter(is_reference, names):
         match = _IN_FILE.fullmatch(name)
         if name.startswith(peft_methods.PREFIX):
