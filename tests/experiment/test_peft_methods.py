@@ -13,11 +13,12 @@ from conftest import random_texts
 
 from maw.config import peft_methods
 from maw.config.method_files import code_of, load_method, load_methods
-from maw.config.methods import METHOD_NAMES, find_method
+from maw.config.methods import METHOD_NAMES, comparisons, find_method
 from maw.config.peft_methods import OFFERED, REFUSED
 from maw.config.tier1_config import Tier1Config
 from maw.data.from_dicts import as_retrieval_data
 from maw.errors import ModelError
+from maw.evaluation.confirmatory import key_of, pairs
 from maw.experiment.benchmark import run_complete_benchmark
 from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.past_run import PastRun
@@ -149,6 +150,14 @@ def test_other_families_have_them(build, model_type, name):
     model, plain = build(f"peft:{name}", model_type), build("zero_shot", model_type)
     assert np.abs(model.encode(TEXTS) - plain.encode(TEXTS)).max() < 1e-5
     assert model.trained_parameters and model.changes.layers == (3,)
+
+
+def test_a_claim_about_a_method_that_is_named_last_has_all_of_its_tests(tiny_settings):
+    config = tiny_settings(methods=["lora", "peft:pissa", "peft:dora"], compare="peft_dora")
+    assert not load_methods(config.methods)
+    planned = [key_of(*pair) for pair in pairs(config)]
+    tested = [key_of(*pair) for pair in comparisons(config.methods)]
+    assert planned == ["peft_dora_vs_lora", "peft_dora_vs_peft_pissa"] and set(planned) <= set(tested)
 
 
 def test_they_change_the_layers_and_maps_of_lora(build):
