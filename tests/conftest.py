@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import string
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from maw.attention.architectures import ARCHITECTURES
+from maw.experiment.plan import encoding_speed
 from maw.report import rebuild
 
 WORDS = [
@@ -199,6 +201,7 @@ def pytest_collection_finish(session):
     """Thousands of collected tests are no garbage; each search for garbage would look at all of them."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def pytest_addoption(parser):
@@ -209,9 +212,14 @@ _draw = rebuild._draw
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_figures():
-    """Runs in the tests' own process draw no figures, which take longer than the runs; see `drawing`."""
-    with mock.patch.object(rebuild, "_draw"):
+def quick():
+    """Runs in the tests' own process draw no figures, which take longer than the runs (see `drawing`), never wait for
+    the disk, and measure their speed on few texts."""
+    with (
+        mock.patch.object(rebuild, "_draw"),
+        mock.patch.object(os, "fsync"),
+        mock.patch.object(encoding_speed, "TEXTS", 10),
+    ):
         yield
 
 
@@ -222,14 +230,37 @@ def drawing() -> Iterator[None]:
         yield
 
 
+_shared = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[str]:
+    from forks import forking
+
+    with tempfile.TemporaryDirectory() as folder, forking(Path(folder)) as address:  # a socket's name must be short
+        yield address
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """The workers of pytest-xdist share one process that forks."""
+    if not hasattr(node.config, "forks"):
+        node.config.forks = _shared.enter_context(_forking())
+    node.workerinput["forks"] = node.config.forks
+
+
+def pytest_unconfigure():
+    _shared.close()
+
+
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory):
+def forks(request):
     """`forks.run("tier_1.py", "--help", cwd=ROOT)`: a command in a fork of a process that has loaded the libraries."""
     from forks import Forks
 
-    forks = Forks(tmp_path_factory.mktemp("forks"))
-    yield forks
-    forks.close()
+    given = getattr(request.config, "workerinput", {}).get("forks")
+    with contextlib.nullcontext(given) if given else _forking() as address:
+        yield Forks(address)
 
 
 @pytest.fixture(scope="session")

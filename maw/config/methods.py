@@ -154,7 +154,7 @@ class MawSoft(_WithDepths):
 
 
 class Maw(_WithDepths):
-    """Fine-tuning with multi-attention-weight layers and a router that picks their depth."""
+    """Multi-attention-weight layers: a router picks one of several learned weightings of attention."""
 
     name = "maw"
     key = "3_maw_fine_tuned_retriever"

@@ -35,7 +35,7 @@ from maw.runtime.run_log import warn_of_data
 logger = logging.getLogger(__name__)
 
 RULES = {
-    "auto": "a passage with a query's id and text is left out of that query's ranking",
+    "auto": "a passage with the id and the text of a query is left out of that query's ranking",
     "drop": "a passage with a query's id is left out of that query's ranking, whatever its text",
     "keep": "every query ranks all passages",
 }

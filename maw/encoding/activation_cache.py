@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 GPU_TOKENS = 32_768  # most tokens of a batch on a GPU
 CPU_TEXTS = 32
 """Most texts of a batch on a CPU: fewer repetitions fill up a last batch, and the rate is nearly that of more."""
+FILLING = "texts through the frozen layers"
+"""Label of the progress bar."""
 RULES_VERSION = 2
 """Must be increased when a change of code changes the bits of activations with the same identity."""
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -199,7 +201,7 @@ class ActivationSource:
         self._rounded = False  # whether damage led to other last bits
         self.encoder: nn.Module | None = None
         self.device = torch.device("cpu")
-        self._frozen = HalveOnOOM(self._prefix, "texts through the frozen layers")
+        self._frozen = HalveOnOOM(self._prefix, FILLING)
 
     def use(self, encoder: nn.Module, device: torch.device) -> None:
         """Sets the encoder that computes activations that are not stored."""
@@ -234,7 +236,7 @@ class ActivationSource:
     def batches(self, order: np.ndarray, size: int, budget: int | None) -> Iterator[Batch]:
         """As `TextSource.batches`, after the frozen layers."""
         for rows in windows(order):
-            if self.fill(rows):
+            if self.fill(rows, FILLING):
                 parts = [rows[part] for part in cut(self.tokens[rows], size, budget)]
                 for part, found in zip(parts, ahead(parts, self._read), strict=True):
                     yield part, self._whole(part, found)
@@ -256,7 +258,7 @@ class ActivationSource:
 
     def restore(self, rows: np.ndarray, count: int) -> None:
         """Stores the first `count` of these rows again, in the same batches as `fill`."""
-        with bar("texts through the frozen layers, as before the run was interrupted", count, "text") as progress:
+        with bar(f"{FILLING}, as before the run was interrupted", count, "text") as progress:
             self._store(rows, progress, count)
 
     def _store(self, rows: np.ndarray, progress: Bar, count: int | None = None, keep: bool = True) -> None:

@@ -21,9 +21,9 @@ Values that differ only by rounding count as equal: a query that scores 0.1 unde
 The effect size is Cohen's d_z, the mean of the differences divided by their standard deviation; unlike a test
 statistic it does not grow with the number of queries.
 
-The t test is SciPy's, Holm's procedure statsmodels'. SciPy's `permutation_test` and `bootstrap` give the same numbers
-(see the tests) from an array of all resampled values; the matrix products here are much faster, need bounded memory,
-and use the same draws for every metric and pair of methods.
+The t test is SciPy's. SciPy's `permutation_test` and `bootstrap` give the same numbers (see the tests) from an array
+of all resampled values; the matrix products here are much faster, need bounded memory, use the same draws for every
+metric and pair of methods. Statsmodels' Holm gives the same bits, but collects garbage each time, for half a second.
 
 Sources: Smucker, Allan and Carterette, "A Comparison of Statistical Significance Tests for Information
 Retrieval Evaluation", CIKM 2007. Phipson and Smyth, "Permutation P-values Should Never Be Zero", 2010, for p
@@ -162,11 +162,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     It controls the family-wise error rate: the probability that any true null hypothesis is rejected is at most the
     level, for dependent tests too.
     """
-    if not len(p_values):
-        return []
-    from statsmodels.stats.multitest import multipletests  # here, because it takes a second to import
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
+    return corrected.tolist()
 
 
 def mean_intervals(values: ArrayLike, *, seed: int = 0) -> list[tuple[float, float]]:

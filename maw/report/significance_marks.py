@@ -1,7 +1,8 @@
 """Significance letters in tables, and the verdict of a run: its planned comparisons of a subject with its controls.
 
-A letter behind a value names a method with a significantly lower mean: p, corrected by Holm over the test's family, is
-below 0.05. Tables of a run use the family of the whole run, tables of one dataset the part of it in that dataset.
+A letter behind a value: the mean is significantly higher than that of the method with this letter, with p below 0.05,
+corrected by Holm over the test's family. Tables of a run use the family of the whole run, tables of one dataset the
+part of it in that dataset.
 Results of an earlier version that have no corrected p are marked by their uncorrected p.
 
 `result` is the content of a dataset.json, `results` those of a run. `over_run` has the p corrected over the run, from
@@ -94,7 +95,7 @@ class Verdict:
         summary: counts the outcomes of several comparisons, or says that none was planned.
         claims: a comparison's outcome, and its numbers; of more than four comparisons only the significant ones.
         power: the smallest difference that the planned tests detect.
-        caution: what a difference that is not significant means.
+        caution: what a difference that is not significant means, and what brackets hold.
     """
 
     summary: str
@@ -144,12 +145,12 @@ def verdict(results: Sequence[Mapping[str, Any]], over_run: RunValues) -> Verdic
         for (outcome, sign), (result, key) in zip(outcomes, shown, strict=True)
         if sign or len(planned) <= MOST_LINES
     ]
-    caution = ""
-    if 0 in signs:
-        caution = "This does not show that they are equal."
-        if len(signs) > 1:
-            caution = "A difference that is not significant does not show that two methods are equal."
-    return Verdict(summary, claims, power_sentence(planned_tests(results)), caution)
+    corrected = all("p_holm" in result["significance"][key][METRIC] for result, key in shown)
+    caution = ["This does not show that they are equal."] * (0 in signs)
+    if len(signs) > 1:
+        caution = ["A difference that is not significant does not show that two methods are equal."] * (0 in signs)
+        caution += [f"Brackets hold 95% intervals{'; p is corrected' * corrected}."] * bool(claims)
+    return Verdict(summary, claims, power_sentence(planned_tests(results)), " ".join(caution))
 
 
 def _is_first(subject: str, key: str) -> bool:
@@ -203,13 +204,13 @@ def _outcome(result: Mapping[str, Any], key: str, over_run: RunValues) -> tuple[
 
 
 def _numbers(result: Mapping[str, Any], key: str, over_run: RunValues, shown: Sequence[Any]) -> str:
-    """The difference, its interval and p, with a full stop; `shown` are all comparisons of the verdict."""
+    """The difference, its interval and p, with a full stop; short if `shown`, all comparisons, are several."""
     test, p = result["significance"][key][METRIC], corrected_p(result, key, METRIC, over_run)
     planned = key in result.get("confirmatory", {}).get("comparisons", {})
     family = result.get("confirmatory" if planned else "exploratory", {})
-    several = max(len(shown), family.get("run_family_size", 1)) > 1 and "p_holm" in test
     p_text = f"p {'' if p_value(p).startswith('<') else '= '}{p_value(p)}".replace(" ", NBSP)
-    return (
-        f"{METRIC_LABELS[METRIC]} {test['mean_difference']:+z.4f} (95% interval {test['ci_low']:+z.4f} to "
-        f"{test['ci_high']:+z.4f}, {'corrected ' * several}{p_text})."
-    )
+    difference, low, high = (f"{test[key]:+z.4f}" for key in ("mean_difference", "ci_low", "ci_high"))
+    if len(shown) > 1:
+        return f"{difference} [{low}, {high}], {p_text}."
+    corrected = "corrected " * (family.get("run_family_size", 1) > 1 and "p_holm" in test)
+    return f"{METRIC_LABELS[METRIC]} {difference} (95% interval {low} to {high}, {corrected}{p_text})."

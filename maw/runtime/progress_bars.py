@@ -16,6 +16,8 @@ Item = TypeVar("Item")
 
 LINE_EVERY, OBJECT_EVERY, DELAY = 30.0, 1.0, 0.5
 """Seconds between lines, seconds between JSON objects of one task, and seconds before a bar is first drawn."""
+LEAST_DONE = 0.02
+"""Share of a task that must be done before its pace is told."""
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
@@ -120,8 +122,10 @@ class _LineBar(Bar):
             _state.line_at = now
             share = f" ({self.done / self.total:.0%})" if self.total else ""
             left = str(timedelta(seconds=round(self.seconds_left or 0)))
-            pace = f"{self.rate:.3g} {self.unit}/s, {left} left"
-            write_line(", ".join([f"{self.label}: {self.done:,}/{self.total:,}{share}", pace, *self.notes]))
+            # The first items of a task wait for what it prepares, and would promise hours.
+            known = self.done - self._first >= self.total * LEAST_DONE
+            pace = [f"{self.rate:.3g} {self.unit}/s, {left} left"] if known else []
+            write_line(", ".join([f"{self.label}: {self.done:,}/{self.total:,}{share}", *pace, *self.notes]))
 
 
 class _JsonBar(Bar):

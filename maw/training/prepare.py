@@ -49,10 +49,10 @@ def prepare_training(
     without = facts.get("queries_without_a_hard_one", 0) - nothing
     if without:
         drawn = facts["drawn_from_the_corpus"] > nothing * config.num_negatives
-        against = "passages drawn from the corpus and" if drawn else "nothing but"
+        against = "passages drawn from the corpus and" if drawn else "only"
         found.append(
-            f"{without} of {len(train)} training queries have no hard negative that may be used, "
-            f"and train against {against} the other passages of their batches; a larger negative_margin may keep some"
+            f"{without} of {len(train)} training queries have no usable hard negative: their negatives are "
+            f"{against} the other passages of their batches; a larger --negative-margin may keep some"
         )
     for text in found:
         warnings.append(f"{collection.name}: {text}")

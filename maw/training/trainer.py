@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maw.config.tier1_config import Tier1Config
 from maw.data.collection import RetrievalData
-from maw.encoding.activation_cache import ActivationSource, ActivationStore
+from maw.encoding.activation_cache import FILLING, ActivationSource, ActivationStore
 from maw.encoding.length_chunks import LengthChunks
 from maw.errors import MAWError, NotFiniteError, error_context
 from maw.models.cpu_kernels import packed_weights
@@ -150,7 +150,7 @@ class Trainer:
             return
         for source, rows in zip(self.sources, (np.arange(len(self.pairs)), self.pairs.corpus_rows), strict=True):
             if isinstance(source, ActivationSource):
-                source.fill(rows, "texts through the frozen layers")
+                source.fill(rows, FILLING)
 
     @packed_weights(trained=False)
     def run_epoch(self, epoch: int, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def edit(path: Path, change) -> None:
 # ---------------------------------------------------------------------------------------------------------- report
 
 
-def test_reports_come_out_byte_for_byte(run, capsys):
+def test_reports_come_out_byte_for_byte(run, forks, capsys):
     before = files_of(run)
     made = [name for name in before if name.startswith("summary/") or name.endswith(".png")]
     assert {"summary/benchmark_summary.txt", "summary/metrics_comparison.csv", "summary/exploratory.json"} <= set(made)
@@ -105,17 +105,16 @@ def test_reports_come_out_byte_for_byte(run, capsys):
     for name in made:
         if name != "summary/all_results.json":
             (run / name).unlink()
-    command = [sys.executable, str(ROOT / "tier_1.py"), "report", str(run)]  # which draws in processes of their own
-    assert subprocess.run(command, check=False, timeout=240).returncode == 0
+    done = forks.run(ROOT / "tier_1.py", "report", run, cwd=run)  # which draws in processes of their own
+    assert done.returncode == 0, done.stderr
     assert files_of(run) == before
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(run):
+def test_a_picture_that_cannot_be_written_is_one_line(run, forks):
     for figures in run.glob("*/figures"):
         shutil.rmtree(figures)
         figures.write_text("")
-    command = [sys.executable, str(ROOT / "tier_1.py"), "report", str(run)]
-    done = subprocess.run(command, check=False, timeout=240, capture_output=True, text=True)
+    done = forks.run(ROOT / "tier_1.py", "report", run, cwd=run)
     assert done.returncode == 1 and "figures" in done.stderr and "Traceback" not in done.stderr
 
 

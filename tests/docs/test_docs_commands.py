@@ -25,6 +25,7 @@ import tier_1
 from docs.test_extending import do, steps
 from maw.cli.commands import COMMANDS
 from maw.cli.flags import parse_command_line
+from maw.config.paths import short_path
 from maw.config.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,8 +201,26 @@ def test_the_readmes_lines_of_python_work(place, monkeypatch, capsys):
     exec(part, found)
     assert set(found["results"]) == {"beir_nq"}
     shown = capsys.readouterr().out
-    for words in ("Metric  ", "Runtime Summary:", "nDCG@10 in 80% of cases", "Report of the run:"):
-        assert words in shown and words in (ROOT / "docs" / "console.md").read_text()
+    fill = runpy.run_path(str(ROOT / "docs" / "draw_first_run.py"))
+    (folder,) = (short_path(path.parent) for path in Path("logs/tier1").glob("beir_nq_*/dataset.json"))
+    printed = fill["console_end"](found["results"]["beir_nq"], folder)
+    assert shown.endswith(f"{printed}\n"), "docs/draw_first_run.py writes what a run prints"
+    example = (ROOT / "docs" / "console.md").read_text().split("```\n")[1]
+    assert form(example) == form(printed), "python docs/draw_first_run.py RUN fills docs/console.md"
+    table = (ROOT / "README.md").read_text().partition("| | Zero-shot")[2].partition("This is seed")[0]
+    assert form(table) == form(fill["readme_table"](found["results"]["beir_nq"]).partition("| | Zero-shot")[2])
+
+
+def form(text):
+    """A run's end without what changes with the run: numbers, names of data, letters, warnings, and the outcome."""
+    text = re.sub(r"^.* \(\w+\)\n=+\n", "DATASET\n", text)
+    text = re.sub(r"\nA letter after.*", "", text)
+    text = re.sub(r"Warnings\n.*?\n\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"Written to \S+", "Written to", text)
+    text = re.sub(r"(cases\.).*?(?=\n\n|$)", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"\([a-z]\) |  \(embeddings from cache\)", "", text)
+    text = re.sub(r"[\d,]*\d(\.\d+)?( \*?[a-c]+\*?(?=\s|$))*", "0", text)
+    return re.sub(r" +", " ", re.sub(r"-+", "-", text))
 
 
 def test_other_tools_read_a_run_as_evidence_says(place, monkeypatch):

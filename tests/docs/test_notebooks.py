@@ -6,6 +6,7 @@ import re
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from notebooks import NOTEBOOKS, execute, path_of, set_variables, stored
 
 SMALL = {
@@ -14,6 +15,11 @@ SMALL = {
     "one_passage": {"TOKENS": "16", "EPOCHS": "1"},
     "your_own_method": {"TRAIN, VALIDATION, TEST": "16, 12, 24", "PASSAGES": "60", "TOKENS": "16", "EPOCHS": "1"},
 }
+BARS = """from maw.runtime import console, progress_bars
+progress_bars.DELAY = 0
+for _ in progress_bars.track(range(3), "training", "batch"):
+    console.write_line("a message")
+"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MACHINE = re.compile(r"/(home|root|tmp|work|Users|usr|opt)/|[A-Z]:\\")
 
@@ -27,22 +33,32 @@ def text_of(found):
     return "\n".join(each.get("text", "") + each.get("data", {}).get("text/plain", "") for each in found)
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_it_runs(name, tmp_path, library_cache):
-    notebook = stored(name)
-    set_variables(notebook, SMALL[name])
-    before = [each.source for each in notebook.cells]
-    first = tmp_path / "ipython" / "profile_default" / "startup" / "undrawn.py"  # which the kernel runs at its start
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, library_cache):
+    """The notebooks, small, and one with a bar, after a run of all of them in one kernel, which forgets in between."""
+    found = {name: stored(name) for name in NOTEBOOKS} | {"bars": new_notebook(cells=[new_code_cell(BARS)])}
+    for name, variables in SMALL.items():
+        set_variables(found[name], variables)
+    for name, each in found.items():
+        for cell in each.cells:
+            cell.id = f"{name}-{cell.id}"  # which stands once in a notebook
+    folder = tmp_path_factory.mktemp("notebooks")
+    first = folder / "ipython" / "profile_default" / "startup" / "undrawn.py"  # which the kernel runs at its start
     first.parent.mkdir(parents=True)
     first.write_text("import maw.report.rebuild\nmaw.report.rebuild._draw = lambda *_: None  # takes long\n")
-    done = execute(notebook, tmp_path, library_cache)
-    found = outputs(done)
-    assert [each.source for each in done.cells] == before
+    cells = [cell for each in found.values() for cell in (new_code_cell("%reset -f"), *each.cells)]
+    execute(new_notebook(cells=cells), folder, library_cache)
+    return found
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs(name, done):
+    found = outputs(done[name])
     assert "Warning" not in text_of(each for each in found if each.get("name") == "stderr"), "of a library"
     shown = text_of(found)
     if name == "one_passage":
         assert "texts, heads, queries, keys, depths: (1, 12, 16, 16, 8)" in shown
-        rows = re.findall(r"^[0-7] +(?:[\d.]+ +){2}-?[\d.]+ +\d+ *$", text_of(outputs(done, -1)), re.M)
+        rows = re.findall(r"^[0-7] +(?:[\d.]+ +){2}-?[\d.]+ +\d+ *$", text_of(outputs(done[name], -1)), re.M)
         assert len(rows) == 8, "depths"
         assert sum("image/png" in each.get("data", {}) for each in found) == 2
         return
@@ -54,7 +70,7 @@ def test_it_runs(name, tmp_path, library_cache):
     elif name == "your_own_method":
         assert "Bottleneck" in shown and "DoRA (PEFT)" in shown and "bottleneck_vs_lora" in shown
     else:
-        assert len(re.findall(r"^\d+ +[\w-]+-0 +\d", text_of(outputs(done, -1)), re.M)) == 5, "five passages"
+        assert len(re.findall(r"^\d+ +[\w-]+-0 +\d", text_of(outputs(done[name], -1)), re.M)) == 5, "five passages"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -70,11 +86,8 @@ def test_what_is_stored_is_one_whole_run(name):
     assert "widgets" not in notebook.metadata and WIDGET not in content
 
 
-def test_bars_are_widgets_in_a_notebook(tmp_path):
-    code = "from maw.runtime import console, progress_bars\nprogress_bars.DELAY = 0\n"
-    code += "for _ in progress_bars.track(range(3), 'training', 'batch'):\n    console.write_line('a message')"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    found = outputs(execute(notebook, tmp_path))
+def test_bars_are_widgets_in_a_notebook(done):
+    found = outputs(done["bars"])
     (bar,) = [each for each in found if WIDGET in each.get("data", {})]
     assert "training:   0%|" in bar.data["text/plain"] and "0/3" in bar.data["text/plain"]
     assert text_of(each for each in found if each.output_type == "stream").count("a message\n") == 3

@@ -7,30 +7,25 @@ import pytest
 import torch
 
 from maw.config.tier1_config import Tier1Config
-from maw.data.registry import load_collection
+from maw.data.datasets.pystdlib import library_files, library_folder, read_library
 from maw.evaluation.evaluate import evaluate_retriever
 from maw.evaluation.metrics import METRICS, compute_metrics
 from maw.models.retriever import BaselineRetriever
 
-PASSAGES = 300
+PASSAGES = 120
 
 
 @pytest.fixture(scope="module")
-def task(library_cache):
-    """Real queries and passages: the first of Python's own library."""
-    places = {"cache_dir": library_cache, "device": "cpu"}
-    config = Tier1Config.from_preset("offline", test_samples=400, precision="float32", **places)
-    collection = load_collection("pystdlib", config)
-    rows = np.argsort(collection.test.corpus.lengths(), kind="stable")[:PASSAGES]
-    ids = collection.test.corpus.id_of(rows)
-    kept = {q: {d: g for d, g in judged.items() if d in set(ids)} for q, judged in collection.test.qrels.items()}
-    queries = dict(zip(collection.test.query_ids, collection.test.queries))
-    kept = {q: judged for q, judged in kept.items() if judged}
-    assert len(kept) > 20
-    return config, {
-        "queries": {q: queries[q] for q in kept},
-        "qrels": kept,
-        "docs": dict(zip(ids, collection.test.corpus.take(rows))),
+def task():
+    """Real queries and passages: the shortest of a part of Python's own library."""
+    library = library_folder()
+    functions, _ = read_library(library, library_files(library)[::8])
+    functions = sorted(functions, key=lambda each: len(each.passage))[:PASSAGES]
+    assert len(functions) == PASSAGES
+    return Tier1Config.from_preset("offline", device="cpu", precision="float32"), {
+        "queries": {f"q-{each.id}": each.query for each in functions[::2]},
+        "qrels": {f"q-{each.id}": {each.id: 1} for each in functions[::2]},
+        "docs": {each.id: each.passage for each in functions},
     }
 
 

@@ -185,7 +185,7 @@ def test_four_datasets_fit_a_screen(tmp_path, models, spec, monkeypatch):
     assert len(shown.splitlines()) <= 32
     for expected in ("8,841,823", "2,000 / 500 / 1,000", "psgs_w100.tsv.gz (5.0 GB) from files.example.org"):
         assert expected in shown
-    for expected in ("hotpotqa.zip (size not known)", "an estimate", "100 tokens a second on cpu", "total", "Memory"):
+    for expected in ("hotpotqa.zip (size not known)", "an estimate", "100 tokens each", "total", "Memory"):
         assert expected in " ".join(shown.split())
     lines = {line.split()[0]: " ".join(line.split()[1:4]) for line in shown.splitlines() if line.strip()}
     assert [lines[name] for name in ("nq", "hotpotqa", "total")] == [

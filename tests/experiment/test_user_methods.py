@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -254,7 +251,7 @@ sys.exit(tier_1.main(sys.argv[1:]))
 """
 
 
-def test_killed_and_resumed_it_reaches_the_same_numbers(run, tmp_path, tiny_beir, models, tier_1):
+def test_killed_and_resumed_it_reaches_the_same_numbers(run, tmp_path, tiny_beir, models, tier_1, forks):
     """The run of `run`, killed inside of its second trial."""
     _, whole = run
     log_dir, own = tmp_path / "cut", tmp_path / "mine.py"
@@ -263,8 +260,7 @@ def test_killed_and_resumed_it_reaches_the_same_numbers(run, tmp_path, tiny_beir
     words += ["--tune", "2", "--batch-size", "8", "--permutations", "200", "--precision", "float32", "--device", "cpu"]
     words += ["--methods", f"zero_shot,lora,{own}:Scale", "--compare", "scale", "--save-every", "0.000001"]
     words = [*words, "--log-dir", str(log_dir), "--cache-dir", str(tmp_path / "cache")]
-    command, known = [sys.executable, "-c", KILL, "5", *words], os.environ | {"PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(command, env=known, capture_output=True, check=False)
+    killed = forks.run("-c", KILL, 5, *words, cwd=tmp_path, path=(ROOT,))
     assert killed.returncode == 9, killed.stderr
     record = json.loads((log_dir / "state" / "run.json").read_text())
     assert '"claim": {"controls": ["lora"], "subject": "scale"}' in json.dumps(record, sort_keys=True)

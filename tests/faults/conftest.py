@@ -26,9 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[RunServer]:
+def server(forks, tmp_path_factory) -> Iterator[RunServer]:
     """The process that starts runs."""
-    server = RunServer(tmp_path_factory.mktemp("server"))
+    server = RunServer(forks, tmp_path_factory.mktemp("server"))
     yield server
     server.close()
 

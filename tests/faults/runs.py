@@ -1,25 +1,24 @@
 """Whole runs in their own processes, which can be killed anywhere, and the comparison of two runs.
 
-    server = RunServer(folder)
+    server = RunServer(forks, folder)
     done = server.run(["--datasets", ...], boundary=17)      # SIGKILL at the 17th write, flush, rename or removal
     done.code, done.in_save, done.boundaries
 
-    python -m faults.runs                                    # the server: loads everything once, forks for each run
+    python -m faults.runs                                    # the server: loads the project once, forks for each run
 
-A process that loads torch takes three seconds to start, and its fork takes none; without forks fifty runs would import
-for minutes. The server itself never trains, since autograd's threads do not survive a fork.
+The server itself never trains, since autograd's threads do not survive a fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import mmap
 import os
 import random
 import signal
 import struct
-import subprocess
 import sys
 import time
 import traceback
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import random_texts
+from forks import Forks
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "minutes", "per_second", "joules", "evaluated_at")
@@ -62,19 +62,13 @@ class RunServer:
     """Starts runs.
 
     Args:
+        forks: what it is forked from.
         folder: for the runs' output.
     """
 
-    def __init__(self, folder: Path):
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "faults.runs"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env=environment,
-        )
+    def __init__(self, forks: Forks, folder: Path):
+        self.connection = forks.start("-m", "faults.runs", cwd=folder, path=(ROOT, ROOT / "tests"))
+        self.answers = self.connection.makefile()
 
     def run(self, flags: Sequence[Any], **how: Any) -> Done:
         """Runs tier_1.py to its end, whichever that is.
@@ -85,16 +79,16 @@ class RunServer:
                 `signals`, pairs of seconds after the start and a signal's number; `await_file`, pattern of a file
                 that must be there before the seconds begin.
         """
-        self.process.stdin.write(json.dumps({"flags": [str(flag) for flag in flags], **how}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        request = {"flags": [str(flag) for flag in flags], **how}
+        self.connection.sendall(json.dumps(request).encode() + b"\n")
+        line = self.answers.readline()
         assert line, "the server of runs has ended"
         return Done(**json.loads(line))
 
     def close(self) -> None:
         """Ends the server."""
-        self.process.stdin.close()
-        self.process.wait(30)
+        self.answers.close()
+        self.connection.close()
 
 
 def beir_folder(folder: Path, passages: int = 60) -> Path:
@@ -135,6 +129,7 @@ def serve() -> None:
     from maw.experiment.plan.encoding_speed import Rate
 
     torch.set_num_threads(1)
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for jobs in the background
     maw.experiment.plan.plan.measure = lambda *_: Rate(
         200, 20_000, 2.0, "cpu"

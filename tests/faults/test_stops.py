@@ -56,10 +56,11 @@ def flags(data, models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(server, flags, tmp_path_factory):
+    """How an uninterrupted run ended, its outcome and its folder."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = server.run(flags(folder))
     assert done.code == 0, done.output
-    return done, outcome(folder)
+    return done, outcome(folder), folder
 
 
 # ----------------------------------------------------------------------------------------------------- row 3: signals
@@ -117,12 +118,11 @@ def test_a_second_signal_leaves_at_once(server, stopped, whole, tmp_path, number
 
 def test_a_warning_saves_and_the_run_goes_on(server, flags, whole, tmp_path):
     folder, seconds = tmp_path / "run", whole[0].seconds
-    quiet = server.run(flags(tmp_path / "quiet"))
     when = [[share * seconds, USR1] for share in (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)]
     done = server.run(flags(folder), signals=when)
     assert done.code == 0, done.output
     assert outcome(folder) == whole[1]
-    assert done.in_saves > quiet.in_saves, "there was a save more than without the warnings"
+    assert done.in_saves > whole[0].in_saves, "there was a save more than without the warnings"
 
 
 def test_nothing_is_installed_by_importing(forks):
@@ -349,13 +349,12 @@ def test_a_first_trial_is_work_too(server, flags, tmp_path):
     assert done.code == 2 and f"--resume {folder}" in done.output
 
 
-def test_what_cannot_be_resumed_is_said(server, tmp_path, whole, flags):
+def test_what_cannot_be_resumed_is_said(server, tmp_path, whole):
     done = server.run(["--resume", tmp_path / "nowhere"])
     assert done.code == 2 and "no unfinished run" in done.output
     done = server.run(["--resume", "last", "--log-dir", tmp_path])
     assert done.code == 2 and "no unfinished run" in done.output
-    assert server.run(flags(tmp_path / "done")).code == 0
-    done = server.run(["--resume", tmp_path / "done"])
+    done = server.run(["--resume", whole[2]])
     assert done.code == 0 and "has finished" in done.output
     with pytest.raises(ConfigError, match="no unfinished run"):
-        Tier1Config.from_run(tmp_path / "done")
+        Tier1Config.from_run(whole[2])

@@ -260,7 +260,7 @@ def test_flags_override_the_files_and_the_plan_says_so(changed):
     assert (spec.max_query_length, spec.max_document_length, spec.pooling, spec.similarity) == (5, 12, "cls", "dot")
     line = model_line(SimpleNamespace(config=config, spec=spec))
     assert line.endswith(
-        "by its files of sentence-transformers, "
+        "taken from its files of sentence-transformers, "
         "except --pooling, --similarity, --document-prefix, --max-document-length"
     )
     assert "pooling cls, similarity dot, " in line and "query prefix 'get the ', document prefix ''" in line

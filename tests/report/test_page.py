@@ -9,6 +9,7 @@ from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from jinja2 import UndefinedError
 from markupsafe import Markup
@@ -240,7 +241,7 @@ def test_the_answer_says_who_wins_and_how_sure_it_is():
     assert "This does not show that they are equal. With 30 test queries, this run detects a difference of " in text
     text = verdict(0.03, 0.02, ("pystdlib", "msmarco"))
     assert "MAW does not differ significantly from its controls in any of 2 planned" in text, "0.03 is 0.06 of two"
-    assert "corrected p = 0.0600" in text
+    assert ", p = 0.0600" in text and "p is corrected" in text
     assert "in 2 of 2 planned comparisons" in verdict(0.001, 0.02, ("pystdlib", "msmarco"))
 
 
@@ -450,6 +451,24 @@ def test_cost_over_datasets_is_a_sum_and_quality_a_mean():
     assert (found.low, found.high) == (pytest.approx(0.475), pytest.approx(0.525)), "3 and 4 make 5, of two datasets"
     del results[1]["results"]["2_lora_fine_tuned_retriever"]
     assert [each.name for each in quality_by_cost(results)] == ["Zero-shot", "MAW Fine-tuned"]
+
+
+def test_the_interval_over_datasets_is_that_of_a_bootstrap_over_all_their_queries():
+    """Queries of each dataset are drawn anew, and the means of the datasets averaged: skewed values, unequal sizes."""
+    generator = np.random.default_rng(3)
+    samples = [generator.beta(0.3, scale, size) for scale, size in ((0.1, 60), (1.5, 200), (6.0, 40))]
+    draws = [sample[generator.integers(0, len(sample), (20_000, len(sample)))].mean(1) for sample in samples]
+    results, _ = whole_result(datasets=("one", "two", "three"))
+    for result, sample, means in zip(results, samples, draws, strict=True):
+        result["results"]["1_normal_retriever"]["metrics"]["ndcg_cut_10"] = sample.mean()
+        result["intervals"]["zeroshot"]["ndcg_cut_10"] = np.quantile(means, [0.025, 0.975]).tolist()
+    found = quality_by_cost(results)[0]
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
+    assert (found.low, found.high) == (
+        pytest.approx(low, abs=0.04 * (high - low)),
+        pytest.approx(high, abs=0.04 * (high - low)),
+    )
+    assert found.high - found.value != pytest.approx(found.value - found.low, rel=0.02), "skewed, as its parts are"
 
 
 def test_labels_of_an_axis_have_the_same_decimals():

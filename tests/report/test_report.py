@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.evaluation.metrics import METRICS, PRIMARY, compute_metrics
 from maw.experiment.dataset_result import runtime_summary
 from maw.report.layout import write_dataset, write_summary
-from maw.report.significance_marks import NBSP, run_p_values, verdict
+from maw.report.significance_marks import NBSP, beaten, run_p_values, verdict
 from maw.report.tables import comparisons as tables
 from maw.report.tables.csv_file import write_csv
 from maw.report.text import differences
@@ -198,7 +199,7 @@ def test_the_confirmatory_family_has_a_file_of_its_own(tmp_path, result, evaluat
     claims = [line.replace(NBSP, " ") for line in verdict(results, run_p_values([family])).lines()]
     assert all(line in words for line in claims)
     (claim,) = [line for line in claims if line.startswith("msmarco: MAW ")]
-    assert ": nDCG@10 " in claim and ", corrected p " in claim
+    assert re.search(r": [+-]0\.\d{4} \[[+-].*\], p ", claim) and claims[-1].endswith("p is corrected.")
     assert " ".join(text.claim(results[:1]).split()) in " ".join(text.benchmark_summary(results[:1]).split())
     assert "Holm's correction over all 58 tests of the run." in words
     assert "of this dataset" not in words
@@ -269,6 +270,7 @@ def said(results, over_run=None):
 
 POWER = "With 1,000 test queries, this run detects a difference of 0.0160 nDCG@10 in 80% of cases."
 CAUTION = "A difference that is not significant does not show that two methods are equal."
+BRACKETS = "Brackets hold 95% intervals; p is corrected."
 
 
 def test_the_verdict_has_effect_interval_p_and_what_it_can_detect():
@@ -284,14 +286,13 @@ def test_the_verdict_has_effect_interval_p_and_what_it_can_detect():
         POWER,
         "In nDCG@10, MAW is significantly better than its control in 1 of 2 planned comparisons, significantly worse "
         "in 1, and not significantly different in 0.",
-        "MAW is significantly better than LoRA: nDCG@10 +0.0200 (95% interval +0.0100 to +0.0300, corrected p "
-        "<0.0001).",
-        "MAW is significantly worse than LoRA matched: nDCG@10 -0.0200 (95% interval -0.0300 to -0.0100, corrected p "
-        "<0.0001).",
+        "MAW is significantly better than LoRA: +0.0200 [+0.0100, +0.0300], p <0.0001.",
+        "MAW is significantly worse than LoRA matched: -0.0200 [-0.0300, -0.0100], p <0.0001.",
+        BRACKETS,
     ]
     by_run = {("d0", "maw_vs_lora", "ndcg_cut_10"): 0.03}
     *_, first, second, last = said(claimed(0.02, datasets=2), by_run)
-    assert first.startswith("d0: MAW is significantly better than LoRA: ") and last == CAUTION
+    assert first.startswith("d0: MAW is significantly better than LoRA: ") and last == f"{CAUTION} {BRACKETS}"
     assert second.startswith("d1: MAW and LoRA do not differ significantly: ")
 
 
@@ -328,7 +329,7 @@ def test_one_comparison_of_a_run_with_several_is_told_to_be_corrected():
 def test_the_verdict_on_many_comparisons_counts_them_and_shows_the_significant_ones():
     by_run = {("d0", "maw_vs_lora", "ndcg_cut_10"): 0.03, ("d1", "maw_vs_full", "ndcg_cut_10"): 0.04}
     power, counts, *others, caution = said(claimed(0.02, 0.01, -0.01, datasets=2), by_run)
-    assert (power, caution) == (POWER, CAUTION)
+    assert (power, caution) == (POWER, f"{CAUTION} {BRACKETS}")
     assert counts == (
         "In nDCG@10, MAW is significantly better than its control in 1 of 6 planned comparisons, significantly worse "
         "in 1, and not significantly different in 4."
@@ -351,16 +352,19 @@ def test_without_a_planned_comparison_the_two_best_methods_are_compared(evaluati
     assert said([make_result({"lora": evaluations["lora"]})]) == ["This run has no test between methods."]
 
 
+def end_of_a_run(evaluations, **changes):
+    """A dataset's result, and what the console shows at its end."""
+    config = Tier1Config(datasets=["pystdlib"], methods=list(evaluations))
+    held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
+    result = make_result(evaluations, **changes)
+    effects = confirmatory.smallest_effects(held, 30, config)
+    result["confirmatory"] = confirmatory.confirm(result["significance"], effects, config, 200)
+    return result, f"{text.dataset_screen(result)}\n\nWritten to logs\n{text.conclusion([result], [], 'logs/tier1')}"
+
+
 def test_the_end_of_a_run_fits_a_screen(evaluations):
     """Three methods on one dataset, with warnings, as the console shows them."""
-    held = {name: None if name == "zero_shot" else each for name, each in evaluations.items()}
-    config = Tier1Config(datasets=["pystdlib"])
-    result = make_result(evaluations)
-    section = confirmatory.confirm(
-        result["significance"], confirmatory.smallest_effects(held, 30, config), config, 200
-    )
-    result["confirmatory"] = section
-    shown = f"{text.dataset_screen(result)}\n\nWritten to logs\n{text.conclusion([result], [], 'logs/tier1')}"
+    result, shown = end_of_a_run(evaluations)
     assert len(shown.splitlines()) <= 40 and max(map(len, shown.splitlines())) <= 100
     for part in ("Metric ", "Runtime Summary:", "Warnings", "detects a difference of ", "MAW is significantly"):
         assert part in " ".join(shown.split()), part
@@ -369,6 +373,33 @@ def test_the_end_of_a_run_fits_a_screen(evaluations):
     *_, page, last = shown.splitlines()
     assert page == "Report of the run:  logs/tier1/summary/report.html"
     assert last == "Summary of the run: logs/tier1/summary/benchmark_summary.txt"
+
+
+def test_ten_methods_fit_a_screen_too():
+    """Each has one line in the table, where only nDCG@10 has letters; runtimes are in order down two columns."""
+    evaluations = make_evaluations([method.name for method in METHODS])
+    seconds = runtime_summary({method.name: 100.0 + number for number, method in enumerate(METHODS)})
+    result, shown = end_of_a_run(evaluations, runtime_summary=seconds)
+    assert len(METHODS) == 10 and len(shown.splitlines()) <= 46 and max(map(len, shown.splitlines())) <= 100
+    _, table, runtimes, *_ = shown.split("\n\n")
+    header, _, *rows = table.splitlines()
+    assert header.split()[3:8] == ["R@100", "MRR@10", "P@10", "F1@10", "R-Prec"]
+    marks = beaten(result, METHODS)
+    for method, row in zip(METHODS, rows, strict=False):
+        values = [f"{evaluations[method.name][key]:.4f}" for key in PRIMARY]
+        letters = marks.get((method.short, PRIMARY[0]), "")
+        assert row.partition(") ")[2].removeprefix(method.label).split() == [
+            values[0],
+            *[letters] * bool(letters),
+            *values[1:],
+        ]
+    assert "A letter after nDCG@10" in table and any(key == PRIMARY[0] for _, key in marks)
+    found = [re.findall(r"([^: ][^:]+): +(\d+)\.\d\ds \(\S+ min\)", line) for line in runtimes.splitlines()[1:]]
+    down = [line[column] for column in (0, 1) for line in found if len(line) > column]
+    assert [name for name, _ in down] == [*(method.label for method in METHODS), "Total (dataset)"]
+    assert [int(amount) for _, amount in down[:-1]] == list(range(100, 110))
+    result["results"][METHODS[0].key]["evaluation"] = {"embeddings": "from cache"}
+    assert "   Embeddings from cache: Zero-shot\n" in text.dataset_screen(result)
 
 
 def test_several_datasets_end_with_a_table_of_all(evaluations):

@@ -21,16 +21,16 @@ def record(query, document, flat=0.5):
 
 def test_what_was_learnt_is_named_with_its_side_reward_and_ranking():
     (line,) = router_lines(record(side(0.03, 0.6), side(0.046, 0.004)))
-    assert line.startswith("Router: it learnt depths that earn more for documents; ")
+    assert line.startswith("Router: it learnt to pick better depths for documents; ")
     assert "queries +0.0300 nats of reward (p = 0.6000; nDCG@10 +0.0010)" in line
     assert "documents +0.0460 nats of reward (p = 0.0080; nDCG@10 +0.0010)" in line, "Holm's correction over two sides"
 
 
 def test_a_worse_router_and_one_that_is_better_before_correction_have_learnt_nothing():
     (line,) = router_lines(record(side(-0.05, 0.001), side(0.046, 0.2)))
-    assert line.startswith("Router: nothing that it learnt shows; ")
+    assert line.startswith("Router: it has learnt nothing that validation shows; ")
     (line,) = router_lines(record(side(0.05, 0.03), side(0.0, 1.0)))
-    assert line.startswith("Router: nothing that it learnt shows; ")
+    assert line.startswith("Router: it has learnt nothing that validation shows; ")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,17 @@ def test_lines_come_every_half_minute_and_say_where_how_far_and_how_long(clock, 
     assert not CONTROL.search(shown)
 
 
+def test_no_time_is_promised_from_the_first_items(clock, capsys):
+    """They wait for what the task prepares."""
+    with progress_bars.bar("validation documents", 5000, "text") as bar:
+        for done in (16, 200):
+            clock.seconds += 40
+            bar.update(done)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "validation documents: 16/5,000 (0%)"
+    assert shown[1] == "validation documents: 216/5,000 (4%), 2.7 text/s, 0:29:32 left"
+
+
 def test_many_short_tasks_share_the_lines(clock, capsys):
     for number in range(100):
         for _ in progress_bars.track(range(4), f"task {number}", "text"):

@@ -398,8 +398,8 @@ def test_queries_without_a_negative_are_warned_of(config, caplog):
     with caplog.at_level(logging.WARNING):
         got = prepare_training(make_collection(make_train()), config(negative_margin=0.001))
     assert got.facts["warnings"] == [
-        "tiny: 10 of 10 training queries have no hard negative that may be used, and train against nothing but the "
-        "other passages of their batches; a larger negative_margin may keep some"
+        "tiny: 10 of 10 training queries have no usable hard negative: their negatives are only the other passages "
+        "of their batches; a larger --negative-margin may keep some"
     ]
     assert got.facts["warnings"][0] in caplog.text
 
@@ -412,8 +412,8 @@ def test_queries_for_which_bm25_finds_nothing_are_warned_of(config, margin, othe
     warnings = [
         "tiny: BM25 finds nothing for 3 of 10 training queries; all their negatives are drawn from the corpus by "
         "hash, and none is hard",
-        "tiny: 7 of 10 training queries have no hard negative that may be used, and train against nothing but the "
-        "other passages of their batches; a larger negative_margin may keep some",
+        "tiny: 7 of 10 training queries have no usable hard negative: their negatives are only the other passages "
+        "of their batches; a larger --negative-margin may keep some",
     ]
     assert got.facts["warnings"] == warnings[: 1 + bool(others)]
     assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 3 + others
@@ -426,8 +426,8 @@ def test_a_query_with_drawn_negatives_alone_has_no_hard_one(config):
     assert got.facts["hard_negatives"]["hard"] == 0
     assert got.facts["hard_negatives"]["queries_without_a_hard_one"] == 10
     assert got.facts["warnings"] == [
-        "tiny: 10 of 10 training queries have no hard negative that may be used, and train against passages drawn "
-        "from the corpus and the other passages of their batches; a larger negative_margin may keep some"
+        "tiny: 10 of 10 training queries have no usable hard negative: their negatives are passages drawn from the "
+        "corpus and the other passages of their batches; a larger --negative-margin may keep some"
     ]
 
 

@@ -47,7 +47,7 @@ def plan_text(plan: Plan) -> str:
         *_part("Time", [_time(plan)]),
         *_part("Ranking", [_ranking(plan.config.self_passages)]),
         *_part("Router", _router(plan)),
-        *_part("Claim", [_claim(plan.config)]),
+        *_part("Tests", [_claim(plan.config)]),
         *_part("Resumed", [_RESUMED] if plan.config.resume is not None else []),
     ]
     return "\n".join([*lines, *(line for problem in plan.too_small() for line in bullet(problem))])
@@ -116,7 +116,9 @@ def _model(plan: Plan) -> str:
     values = {name: getattr(plan.spec, name) for name in names}
     used = ", ".join(f"{name} {ascii(each) if 'prefix' in name else each}" for name, each in values.items())
     flags = [f"--{name.replace('_', '-')}" for name in names if getattr(plan.config, name) is not None]
-    return f"{used.replace('_', ' ')}; by {plan.spec.source}" + (f", except {', '.join(flags)}" if flags else "")
+    return f"{used.replace('_', ' ')}; taken from {plan.spec.source}" + (
+        f", except {', '.join(flags)}" if flags else ""
+    )
 
 
 def _encoding(plan: Plan) -> list[str]:
@@ -128,11 +130,12 @@ def _encoding(plan: Plan) -> list[str]:
     methods = f"{len(config.methods)} methods" + (f", trained ones on each of {' and '.join(parts)}" if parts else "")
     texts = [f"{total['test']:,} texts of the test corpora and queries, once for each of {methods}"]
     if trained:
-        often = f"over at most {config.num_epochs} epochs of {', '.join(trained)}"
+        epochs = f"{config.num_epochs} epoch{'s' * (config.num_epochs != 1)}"
+        often = f"in each of at most {epochs} of {', '.join(trained)}"
         often += f", with {config.tune} trials each" if config.tune else ""
         texts.append(f"{total['validation']:,} of validation and {total['training']:,} of training, {often}")
     if any(work.activation_bytes for work in plan.works):
-        texts.append("the frozen layers encode every text once; their output is stored while a dataset runs")
+        texts.append("the frozen layers encode every text once; their output is kept until a dataset is done")
     return texts
 
 
@@ -144,7 +147,7 @@ def _time(plan: Plan) -> str:
     length = rate.tokens / rate.texts
     return (
         f"about {_duration(sum(known))} of encoding and training, an estimate: {rate.texts / rate.seconds:,.0f} texts "
-        f"of {length:.0f} tokens a second on {rate.device}, measured with {rate.texts} texts"
+        f"a second on {rate.device}, of {length:.0f} tokens each, measured with {rate.texts} texts"
     )
 
 
@@ -153,8 +156,9 @@ def _claim(config: Tier1Config) -> str:
     planned = claim(config)
     if planned is None:
         subject, _ = subject_of(config.compare)
-        return f"none: no comparison is planned, since it takes {subject} and a control; see --compare"
-    return f"nDCG@10 of {planned['subject']} against {', '.join(planned['controls'])}; all other tests are exploratory"
+        return f"none is planned, since it takes {subject} and a control; see --compare"
+    against = ", ".join(planned["controls"])
+    return f"planned: nDCG@10 of {planned['subject']} against {against}; all others are exploratory"
 
 
 def _router(plan: Plan) -> list[str]:

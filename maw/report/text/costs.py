@@ -28,7 +28,7 @@ is empty where nothing but the embeddings was searched; `measured_devices` says 
 
 SHARED_NOTE = (
     "Methods share stored activations of the frozen layers. The time to compute them counts for the first method that "
-    "needs them."
+    "needs them, so its seconds do not compare with those of the others."
 )
 
 

@@ -13,7 +13,7 @@ from maw.report.text.format import as_table, clean, number, p_value, wrapped
 
 BASELINE = "zero_shot"
 _LABEL = METRIC_LABELS[METRIC]
-_PLANNED = "Confirmatory tests: comparisons of a subject with its controls, planned before the run."
+_PLANNED = "Confirmatory tests: the comparisons that were planned before the run."
 COLUMNS = ("difference", "relative", "95% interval", "p", "corrected p")
 MORE = ("t-test p", "Cohen's d", "queries needed")
 

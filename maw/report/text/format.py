@@ -45,27 +45,32 @@ def _value(key: str, value: Any) -> str:
     return f'"{clean(value, keep_blanks=True)}"' if key.endswith("prefix") else clean(str(value))
 
 
-def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column aligned left, the others right; columns that do not fit follow below."""
+def as_table(header: Sequence[str], rows: Sequence[Sequence[str]], gap: int = 2) -> str:
+    """A table, its first column aligned left, the others right; columns that do not fit follow below.
+
+    `gap` is the number of blanks between columns.
+    """
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     widths[0] = min(widths[0], WIDTH // 2)
     blocks, columns, used = [], [], widths[0]
     for column in range(1, len(header)):
-        if columns and used + widths[column] + 2 > WIDTH:
+        if columns and used + widths[column] + gap > WIDTH:
             blocks.append(columns)
             columns, used = [], widths[0]
         columns.append(column)
-        used += widths[column] + 2
+        used += widths[column] + gap
     blocks.append(columns)
-    return "\n\n".join(_block(header, rows, widths, columns) for columns in blocks)
+    return "\n\n".join(_block(header, rows, widths, columns, " " * gap) for columns in blocks)
 
 
-def _block(header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+def _block(
+    header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int], gap: str
+) -> str:
     def line(row: Sequence[str]) -> str:
         first = row[0][: widths[0]].ljust(widths[0])
-        return (first + "".join(f"  {row[column]:>{widths[column]}}" for column in columns)).rstrip()
+        return (first + "".join(f"{gap}{row[column]:>{widths[column]}}" for column in columns)).rstrip()
 
-    rule = "-" * (widths[0] + sum(widths[column] + 2 for column in columns))
+    rule = "-" * (widths[0] + sum(widths[column] + len(gap) for column in columns))
     return "\n".join([line(header), rule, *map(line, rows)])
 
 

@@ -53,11 +53,11 @@ def _sentence(run: Mapping[str, Any]) -> str:
         parts.append(
             f"{SIDES[side]} {test['mean_difference']:+.4f}{unit} (p {'' if p < 0.00005 else '= '}{p_value(p)}{ndcg})"
         )
-    compared = f"its depths against those of its start, same weights, on validation: {', '.join(parts)}."
+    compared = f"its depths, compared with those of the untrained router on validation queries: {', '.join(parts)}."
     if any(better):
         names = " and ".join(name for name, each in zip(SIDES.values(), better, strict=True) if each)
-        return f"it learnt depths that earn more for {names}; {compared}"
-    return f"nothing that it learnt shows; {compared} {_advice(history[0], sides)}"
+        return f"it learnt to pick better depths for {names}; {compared}"
+    return f"it has learnt nothing that validation shows; {compared} {_advice(history[0], sides)}"
 
 
 def _advice(first: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) -> str:
@@ -67,5 +67,5 @@ def _advice(first: Mapping[str, Any], sides: Mapping[str, Mapping[str, Any]]) ->
     if first.get("flat_group_share", 0.0) > _FLAT:
         return "Nearly all groups have equal rewards: try --grpo-group distinct, or a lower --router-sharpness."
     if max(max(facts.get("changed_share") or [1.0]) for facts in sides.values()) < _STILL:
-        return "Its depths are nearly those of its start: try a higher --router-learning-rate, or a lower --grpo-kl."
-    return "More training queries or epochs may help; where they do not, full costs less."
+        return "Its depths are nearly the untrained ones: try a higher --router-learning-rate, or a lower --grpo-kl."
+    return "More training queries or epochs may help; if not, the method full does the same in less time."

@@ -9,6 +9,7 @@ add to dataset.json appears under its own name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ _HEADLINE = PRIMARY[0]
 _SETTINGS = ("seed", "seeds", "tune", "folds", "num_epochs", "batch_size", "weight_decay", "patience", "top_k")
 _ANSWER_MATCH = "Answer match (not among the 36)"
 _NO_ANSWERS = "not available"
-_LETTERS = f"A letter names a method with a significantly lower value (corrected p < {LEVEL:g})."
+_SHORT = {"recall_100": "R@100", "P_10": "P@10", "Rprec": "R-Prec", "success_5": "S@5"}
+_MANY = 7  # runtimes, from which they stand in two columns on the console
+_LETTERS = f"A letter after a value: significantly higher than the method with this letter (corrected p < {LEVEL:g})."
+_LETTERS_OF_ONE = (
+    f"A letter after {METRIC_LABELS[_HEADLINE]}: significantly higher than the method with this letter (corrected p < "
+    f"{LEVEL:g}). The summary has the letters of all metrics."
+)
+_SHORT_NAMES = "R, P and S are recall, precision and success."
 _WITHIN = "Here p is corrected over the tests of this dataset; in summary/ over those of the run."
 NOTES = (
     "Every metric is a mean over the test queries, between 0 and 1. Higher is better.",
-    f"A letter after a value names a method with a significantly lower value: p < {LEVEL:g} in a two-sided paired "
-    "randomisation test over queries, corrected by Holm's procedure.",
+    "A letter after a value: it is significantly higher than that of the method with this letter, with p < "
+    f"{LEVEL:g} in a two-sided paired randomisation test over queries, corrected by Holm's procedure.",
     "The 95% interval is a bootstrap over queries. It shows how much the value would change with other queries of the "
     "same kind, not with another training seed.",
     "Confirmatory tests are the comparisons planned before the run. All other tests are exploratory. Holm's procedure "
@@ -84,7 +92,8 @@ def _cached(record: Mapping[str, Any]) -> str:
 
 def dataset_screen(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
     """One dataset on the console: primary metrics, runtimes and warnings, in one screen."""
-    parts = [_title(result), _metrics_table(result, over_run), _runtimes(result), _warnings(result)]
+    table, runtimes = _metrics_table(result, over_run, short=True), _runtimes(result, short=True)
+    parts = [_title(result), table, runtimes, _warnings(result)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -195,33 +204,48 @@ def _setting(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None) -> str:
+def _metrics_table(result: Mapping[str, Any], over_run: RunValues | None = None, *, short: bool = False) -> str:
     """Primary metrics by methods, with letters for the methods significantly surpassed.
 
-    Methods are columns if they fit into the width, else rows, so that the values of one metric stay together. A note
+    Methods are columns if they fit into the width, else rows, so that the values of one metric stay together. With
+    `short` each row is a single line: names of metrics are short, and only the first metric has letters. A note
     explains the letters, and says so if p is corrected within the dataset although the run has more datasets.
     """
     methods = methods_of(result)
     marks = beaten(result, methods, over_run)
-    widest = max([len(letters) for letters in marks.values()], default=0)
-
-    def cell(method: Method, key: str) -> str:
-        mark = f" {marks.get((method.short, key), ''):<{widest}}" if widest else ""
-        return f"{result['results'][method.key]['metrics'][key]:.4f}{mark}"
-
-    names = [f"({letter}) {method.label}" for letter, method in zip(LETTERS, methods, strict=False)]
-    labels = [METRIC_LABELS[key] for key in PRIMARY]
-    by_metric = [[cell(method, key) for method in methods] for key in PRIMARY]
+    names = [f"({letter}) " * bool(marks) + method.label for letter, method in zip(LETTERS, methods, strict=False)]
+    labels, by_metric = [METRIC_LABELS[key] for key in PRIMARY], _cells(result, marks)
     beside = [max(map(len, column)) + 2 for column in zip(names, *by_metric, strict=True)]
+    letters, more = _LETTERS, ""
     if max(map(len, labels)) + sum(beside) <= WIDTH:
         table = as_table(["Metric", *names], [[label, *row] for label, row in zip(labels, by_metric, strict=True)])
     else:
-        by_method = zip(*by_metric, strict=True)
-        table = as_table(["Method", *labels], [[name, *row] for name, row in zip(names, by_method, strict=True)])
+        if short:
+            letters, more = _LETTERS_OF_ONE, _SHORT_NAMES
+            labels = [_SHORT.get(key, METRIC_LABELS[key]) for key in PRIMARY]
+            by_metric = _cells(result, marks, [_HEADLINE])
+            beside = [max(map(len, (label, *row))) + 1 for label, row in zip(labels, by_metric, strict=True)]
+            names = [name[: WIDTH - sum(beside)] for name in names]
+        rows = [list(row) for row in zip(names, *by_metric, strict=True)]
+        table = as_table(["Method", *labels], rows, gap=1 if short else 2)
     sections = [result[name] for name in ("confirmatory", "exploratory") if result.get(name)]
     several = any(section["run_family_size"] > section["family_size"] for section in sections)
-    note = f"{_LETTERS} {_WITHIN if several and not over_run else ''}" if marks else ""
+    notes = [letters, _WITHIN if several and not over_run else ""] if marks else []
+    note = " ".join(part for part in (*notes, more) if part)
     return "\n".join([table, *wrapped("", note)]) if note else table
+
+
+def _cells(
+    result: Mapping[str, Any], marks: Mapping[tuple[str, str], str], marked: Sequence[str] = PRIMARY
+) -> list[list[str]]:
+    """Values of the primary metrics, for each metric those of all methods; those of `marked` with their letters."""
+    widest = max([len(letters) for (_, key), letters in marks.items() if key in marked], default=0)
+
+    def cell(method: Method, key: str) -> str:
+        mark = f" {marks.get((method.short, key), '')}".ljust(widest + 1) if key in marked else ""
+        return f"{result['results'][method.key]['metrics'][key]:.4f}{mark if widest > 0 else ''}"
+
+    return [[cell(method, key) for method in methods_of(result)] for key in PRIMARY]
 
 
 def _answer_match(result: Mapping[str, Any]) -> str:
@@ -257,7 +281,8 @@ def _training(result: Mapping[str, Any]) -> str:
     return as_table(["Approach", "Trained parameters", "Learning rate"], rows)
 
 
-def _runtimes(result: Mapping[str, Any]) -> str:
+def _runtimes(result: Mapping[str, Any], *, short: bool = False) -> str:
+    """Seconds of each method and of all; with `short` those of many methods are in two columns, if they fit."""
     summary = result.get("runtime_summary", {})
     records = result["results"]
     lines = [
@@ -267,9 +292,15 @@ def _runtimes(result: Mapping[str, Any]) -> str:
     lines.append(("Total (dataset)", summary.get("total_dataset_seconds"), ""))
     lines = [line for line in lines if line[1] is not None]
     width = max((len(label) for label, _, _ in lines), default=0) + 2
-    body = [
-        f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min){note}" for label, seconds, note in lines
-    ]
+    body = [f"   {label + ':':<{width}}{seconds:.2f}s ({seconds / 60:.2f} min)" for label, seconds, _ in lines]
+    wide = max(map(len, body), default=0)
+    if short and len(body) >= _MANY and 2 * wide <= WIDTH:
+        cached = ", ".join(label for label, _, note in lines if note)
+        body += [f"   Embeddings from cache: {cached}"] if cached else []
+        half = (len(body) + 1) // 2
+        body = [f"{a:<{wide}}{b}".rstrip() for a, b in zip_longest(body[:half], body[half:], fillvalue="")]
+    else:
+        body = [line + note for line, (_, _, note) in zip(body, lines, strict=True)]
     return "\n".join(["Runtime Summary:", *body]) if body else ""
 
 
