@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ("quickstart", "your_own_data", "one_passage")
+NOTEBOOKS = ("quickstart", "your_own_data", "one_passage", "your_own_method")
 
 
 def stored(name: str) -> nbformat.NotebookNode:

@@ -54,34 +54,65 @@ class Adapter:
 _LORA = {"r": "lora_rank", "lora_alpha": "lora_alpha"}
 _ALPHA = {"r": "lora_rank", "alpha": "lora_alpha"}
 _RANK = {"r": "lora_rank"}
+_NORMS = r"(.*\.)?\w*[nN]orm\w*"
 
 OFFERED: dict[str, Adapter] = {
-    "lora": Adapter("LORA", "LoRA", "Hu et al. 2021, arXiv:2106.09685", 3e-3, {}, _LORA),
-    "rslora": Adapter("LORA", "rsLoRA", "Kalajdzievski 2023, arXiv:2312.03732", 1e-3, {"use_rslora": True}, _LORA),
-    "dora": Adapter("LORA", "DoRA", "Liu et al. 2024, arXiv:2402.09353", 3e-3, {"use_dora": True}, _LORA),
-    "pissa": Adapter(
-        "LORA", "PiSSA", "Meng et al. 2024, arXiv:2404.02948", 3e-4, {"init_lora_weights": "pissa"}, _LORA
-    ),
-    "vera": Adapter("VERA", "VeRA", "Kopiczko et al. 2023, arXiv:2310.11454", 1e-2),
-    "ia3": Adapter("IA3", "IA3", "Liu et al. 2022, arXiv:2205.05638", 1e-2, {"feedforward_modules": []}),
-    "oft": Adapter("OFT", "OFT", "Qiu et al. 2023, arXiv:2306.07280", 1e-3),
+    "lora": Adapter("LORA", "LoRA", "arXiv:2106.09685", 3e-3, {}, _LORA),
+    "rslora": Adapter("LORA", "rsLoRA", "arXiv:2312.03732", 1e-3, {"use_rslora": True}, _LORA),
+    "dora": Adapter("LORA", "DoRA", "arXiv:2402.09353", 3e-3, {"use_dora": True}, _LORA),
+    "pissa": Adapter("LORA", "PiSSA", "arXiv:2404.02948", 3e-4, {"init_lora_weights": "pissa"}, _LORA),
+    "olora": Adapter("LORA", "OLoRA", "arXiv:2406.01775", 3e-4, {"init_lora_weights": "olora"}, _LORA),
+    "mica": Adapter("LORA", "MiCA", "arXiv:2604.01694", 3e-3, {"init_lora_weights": "mica"}, _LORA),
+    "vera": Adapter("VERA", "VeRA", "arXiv:2310.11454", 1e-2),
+    "ia3": Adapter("IA3", "IA3", "arXiv:2205.05638", 1e-2, {"feedforward_modules": []}),
+    "oft": Adapter("OFT", "OFT", "arXiv:2306.07280", 1e-3),
+    "boft": Adapter("BOFT", "BOFT", "arXiv:2311.06243", 1e-3),
+    "hra": Adapter("HRA", "HRA", "arXiv:2405.17484", 1e-3, {}, _RANK),
+    "psoft": Adapter("PSOFT", "PSOFT", "openreview.net/forum?id=FSHrinMArK", 1e-3, {}, _RANK),
+    "osf": Adapter("OSF", "OSF", "arXiv:2504.07097", 1e-4),
+    "loha": Adapter("LOHA", "LoHa", "arXiv:2108.06098", 3e-3, {}, _ALPHA),
+    "lokr": Adapter("LOKR", "LoKr", "arXiv:2309.14859", 3e-3, {}, _ALPHA),
+    "hira": Adapter("HIRA", "HiRA", "openreview.net/pdf?id=TwJrTz9cRS", 3e-3, {}, _RANK),
+    "delora": Adapter("DELORA", "DeLoRA", "arXiv:2503.18225", 3e-3, {}, _RANK),
+    "deft": Adapter("DEFT", "DEFT", "NeurIPS 2025", 3e-3, {}, _RANK),
+    "lily": Adapter("LILY", "Lily", "arXiv:2407.09946", 3e-3, {}, _RANK, merged=False),
+    "miss": Adapter("MISS", "MiSS", "arXiv:2409.15371", 1e-3, {}, _RANK),
+    "peanut": Adapter("PEANUT", "PEANuT", "arXiv:2410.01870", 3e-3, {}, _RANK),
+    "randlora": Adapter("RANDLORA", "RandLoRA", "arXiv:2502.00987", 1e-3),
+    "pvera": Adapter("PVERA", "PVeRA", "arXiv:2512.07703", 1e-2),
+    "frod": Adapter("FROD", "FRoD", "doi.org/10.1609/aaai.v40i31.39813", 1e-2, {"progressbar": False}),
+    "tinylora": Adapter("TINYLORA", "TinyLoRA", "arXiv:2602.04118", 1e-2),
+    "fourierft": Adapter("FOURIERFT", "FourierFT", "arXiv:2405.03003", 1e-2, {"init_weights": True}),
+    "waveft": Adapter("WAVEFT", "WaveFT", "arXiv:2505.12532", 1e-2),
+    "c3a": Adapter("C3A", "C3A", "arXiv:2407.19342", 1e-2, {"block_size": 128, "init_weights": True}),
+    "road": Adapter("ROAD", "RoAd", "arXiv:2409.00119", 3e-3),
+    "shira": Adapter("SHIRA", "SHiRA", "arXiv:2406.13175", 1e-3, {}, _RANK),
+    "supertuning": Adapter("SUPERTUNING", "Super-Tuning", "arXiv:2607.09287", 1e-3),
+    "beft": Adapter("BEFT", "BEFT", "arXiv:2509.15974", 3e-3),
+    "ln_tuning": Adapter("LN_TUNING", "LayerNorm tuning", "arXiv:2312.11420", 1e-3, {"target_modules": _NORMS}),
 }
 """What may stand behind `peft:`, in the order of the documentation."""
 
 _LONGER = "it puts trained vectors before the text, and the benchmark's texts keep their own tokens"
 _IN_LOSS = "it adds a term to the loss, and all methods of a run have the same loss"
 _FROM_TEXTS = "it computes its start from a pass over training texts, which a method does not get"
+_ELSEWHERE = "its random start is not the pretrained model"
 REFUSED: dict[str, str] = {
     "adalora": "its ranks change by a call after every training step, and it adds a term to the loss",
+    "adamss": "it needs scikit-learn, which the benchmark does not",
     "adaption_prompt": "it puts trained vectors into the attention of decoders such as LLaMA",
     "cartridge": _LONGER,
     "cpt": _LONGER,
+    "glora": "it takes no map but torch's own Linear, and the benchmark's maps have faster products",
+    "gralora": "it changes the output of a map in place, which the benchmark's faster maps do not allow",
     "multitask_prompt_tuning": _LONGER,
     "p_tuning": _LONGER,
     "poly": "it mixes adapters by the number of a text's task, and a run has one task",
     "prefix_tuning": _LONGER,
     "prompt_tuning": _LONGER,
     "shadow": "it runs a second network beside a decoder",
+    "unilora": _ELSEWHERE,
+    "vblora": _ELSEWHERE,
     "trainable_tokens": "it trains the embeddings of chosen tokens, below the layers that the methods of a run share",
     "xlora": "it mixes adapters that were trained before",
 }

@@ -87,7 +87,7 @@ class Tier1Config:
     datasets: list[str] = field(default_factory=lambda: ["msmarco", "nq", "hotpotqa", "triviaqa"])
     """Datasets to run: {names}, or beir:DIR[@NAME]."""
     methods: list[str] = field(default_factory=lambda: [method.name for method in METHODS if method.by_default])
-    """Methods to run: {names}; all of these; FILE.py:CLASS, or a method of an installed package."""
+    """Methods to run: {names}; all of these; peft:NAME; FILE.py:CLASS, or a method of an installed package."""
     compare: Line | None = None
     """Confirmatory comparisons, SUBJECT or SUBJECT:CONTROL,...; unset: maw; without controls every trained method."""
     train_samples: Count = 2000

@@ -38,8 +38,9 @@ def pairs(config: Tier1Config) -> list[tuple[Method, Method]]:
     planned = claim(config)
     if planned is None:
         return []
-    both = (in_order([planned["subject"], control]) for control in planned["controls"])
-    return sorted(((new, old) for old, new in both), key=lambda pair: in_order(config.methods).index(pair[1]))
+    order = in_order(config.methods)  # of two methods of users, too: that in which the run names them
+    both = (sorted(in_order([planned["subject"], control]), key=order.index) for control in planned["controls"])
+    return sorted(((new, old) for old, new in both), key=lambda pair: order.index(pair[1]))
 
 
 def key_of(new: Method, old: Method) -> str:

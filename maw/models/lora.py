@@ -6,6 +6,7 @@ of Large Language Models". `maw.config.peft_methods` has the other kinds.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import nn
 from maw.attention.architectures import Architecture
 
 TARGETS = ("query_value", "all")
+_EXPECTED = "Failed to load the CUDA extension|Setting boft_n_butterfly_factor|Unsupported layer type|Sparse invariant"
+"""Warnings of PEFT's that say nothing about the adapters here."""
 
 
 def add_lora(
@@ -76,7 +79,9 @@ def add_adapters(
         if not found:
             raise ValueError(f"target_modules {config.target_modules} are in no layer that the run adapts")
     config.target_modules = set(found)
-    PEFT_TYPE_TO_TUNER_MAPPING[kind](backbone, config, "default")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_EXPECTED)
+        PEFT_TYPE_TO_TUNER_MAPPING[kind](backbone, config, "default")
 
 
 def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], parameters: int) -> int:

@@ -13,6 +13,7 @@ SMALL = {
     "quickstart": {"TRAIN, VALIDATION, TEST": "16, 12, 24", "PASSAGES": "60", "TOKENS": "16", "EPOCHS": "1"},
     "your_own_data": {"PARAGRAPHS": "1", "TOKENS": "16"},
     "one_passage": {"TOKENS": "16", "EPOCHS": "1"},
+    "your_own_method": {"TRAIN, VALIDATION, TEST": "16, 12, 24", "PASSAGES": "60", "TOKENS": "16", "EPOCHS": "1"},
 }
 BARS = """from maw.runtime import console, progress_bars
 progress_bars.DELAY = 0
@@ -66,6 +67,8 @@ def test_it_runs(name, done):
     if name == "quickstart":
         assert "texts, heads, queries, keys, depths: (4, 12, 7, 7, 8)" in shown
         assert sum("image/png" in each.get("data", {}) for each in found) == 2
+    elif name == "your_own_method":
+        assert "Bottleneck" in shown and "DoRA (PEFT)" in shown and "bottleneck_vs_lora" in shown
     else:
         assert len(re.findall(r"^\d+ +[\w-]+-0 +\d", text_of(outputs(done[name], -1)), re.M)) == 5, "five passages"
 

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import random_texts
 
-from maw.config.method_files import load_method
-from maw.config.methods import METHOD_NAMES, find_method
+from maw.config import peft_methods
+from maw.config.method_files import code_of, load_method, load_methods
+from maw.config.methods import METHOD_NAMES, comparisons, find_method
+from maw.config.peft_methods import OFFERED, REFUSED
 from maw.config.tier1_config import Tier1Config
+from maw.data.from_dicts import as_retrieval_data
+from maw.errors import ModelError
+from maw.evaluation.confirmatory import key_of, pairs
 from maw.experiment.benchmark import run_complete_benchmark
+from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.past_run import PastRun
-from maw.training.checkpoint import RETRIEVERS, load_checkpoint
-from maw.training.optimizer import with_rates
+from maw.models.changes import frozen_hashes
+from maw.models.export.sentence_transformers import _merged_state, export_retriever
+from maw.models.retriever import BaselineRetriever
+from maw.training.checkpoint import RETRIEVERS, load_checkpoint, save_checkpoint
+from maw.training.method_checks import cache_disagreement
+from maw.training.optimizer import parameter_groups, with_rates
 
-RUN = ("lora", "rslora", "dora", "pissa", "vera", "ia3", "oft")
+RUN = ("lora", "pissa")
+SMALL = {
+    "c3a": {"block_size": 8},
+    "fourierft": {"n_frequency": 64},
+    "road": {"group_size": 8},
+    "waveft": {"n_frequency": 64},
+}
+"""Settings that a model of hidden size 16 needs, where PEFT's defaults are for larger ones."""
 TEXTS = random_texts(6)
 
 
@@ -25,36 +46,58 @@ def build(tiny_settings):
 
     def make(name, model_type="bert", **changes):
         own = find_method(name) if name in METHOD_NAMES else load_method(name)
-        config = tiny_settings(model_type, methods=[name], **changes)
+        small = SMALL.get(name.removeprefix("peft:"))
+        if small:
+            own = copy.copy(own)
+            own.adapter = replace(own.adapter, settings={**own.adapter.settings, **small})
+        config = tiny_settings(model_type, **({"methods": [name], "num_epochs": 1, "lora_rank": 2} | changes))
         return RETRIEVERS[own.retriever](with_rates(own.configure(config), {"learning_rate": 0.01}), own)
 
     return make
 
 
 @pytest.fixture(scope="module")
+def pretrained(models):
+    """The embeddings of `TEXTS` by the pretrained model."""
+    return BaselineRetriever(Tier1Config(model=str(models("bert")), device="cpu", precision="float32")).encode(TEXTS)
+
+
+@pytest.fixture
+def adapter_config(tmp_path):
+    """`adapter_config(r=4)` writes an adapter_config.json and gives what names it in `methods`."""
+
+    def write(**keys):
+        path = tmp_path / "mine" / "adapter_config.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(keys))
+        return f"peft:{path}"
+
+    return write
+
+
+@pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_beir, models):
-    """A finished run of the methods of `RUN` beside LoRA, tuned, with two seeds and a claim."""
+    """A finished run of the methods of `RUN` beside LoRA, with a claim."""
     folder = tmp_path_factory.mktemp("peft")
     where = {"log_dir": str(folder / "logs"), "cache_dir": str(folder / "cache"), "model": str(models("bert"))}
     small = {"num_epochs": 1, "batch_size": 8, "permutations": 200, "precision": "float32", "device": "cpu"}
     methods = ["zero_shot", "lora", *(f"peft:{name}" for name in RUN)]
-    claimed = {"datasets": [f"beir:{tiny_beir}"], "methods": methods, "compare": "lora", "tune": 2, "seeds": 2}
+    claimed = {"datasets": [f"beir:{tiny_beir}"], "methods": methods, "compare": "lora"}
     (result,) = run_complete_benchmark(Tier1Config(**where, **small, **claimed)).values()
     return folder / "logs", result
 
 
-def test_a_run_compares_them_with_lora(run):
+def test_a_run_compares_them_with_lora(run, tmp_path):
     logs, result = run
     assert set(result["confirmatory"]["comparisons"]) == {f"peft_{name}_vs_lora" for name in RUN}
-    for name in RUN:
-        record = result["results"][f"peft_{name}_retriever"]
-        assert len(record["runs"]) == 2 and len(record["tuning"][0]["trials"]) == 2
-        assert record["trained_parameters"] > 0
-    assert "DoRA (PEFT)" in (logs / "summary" / "tables.md").read_text()
-    best = sorted((logs / "checkpoints").glob("*_peft_pissa_seed42_best"))[0]
-    assert (
-        np.abs(load_checkpoint(best).encode(TEXTS) - PastRun.open(logs).model("peft_pissa").encode(TEXTS)).max() == 0
-    )
+    assert "PiSSA (PEFT)" in (logs / "summary" / "tables.md").read_text()
+    past, out = PastRun.open(logs), tmp_path / "exported"
+    best = logs / "checkpoints" / f"{past.name}_peft_pissa_best"
+    assert np.array_equal(load_checkpoint(best).encode(TEXTS), past.model("peft_pissa").encode(TEXTS))
+    export_retriever(past.model("peft_pissa"), out)
+    plain = BaselineRetriever(Tier1Config(model=str(out), device="cpu", precision="float32"))
+    assert np.abs(plain.encode(TEXTS) - past.model("peft_pissa").encode(TEXTS)).max() < 1e-5
+    assert not (out / "adapter").exists(), "the adapter would stand on other weights than the pretrained ones"
 
 
 def test_lora_of_peft_is_lora_to_the_last_bit(run):
@@ -64,3 +107,156 @@ def test_lora_of_peft_is_lora_to_the_last_bit(run):
     first, second = (PastRun.open(logs).model(name).trained_state() for name in ("lora", "peft_lora"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def take_steps(model, tokens, steps=3):
+    """Trains a model away from where it is, on texts without a meaning."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, model.config))
+    model.encoder.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.encoder(tokens)["embedding"][:, 0].sum().backward()
+        optimizer.step()
+    model.encoder.eval()
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_it_starts_as_pretrained_trains_and_is_stored(build, pretrained, name):
+    reference = f"peft:{name}"
+    model = build(reference)
+    assert np.abs(model.encode(TEXTS) - pretrained).max() < 1e-5
+    assert (model.changes.first_layer, model.encoder.prefix_layers) == (3, 2)
+    tokens = model.source(random_texts(8), "document").batch(range(8))
+    assert cache_disagreement(model, tokens, tokens, model.config) < 1e-5
+    before = frozen_hashes(model.encoder)
+    take_steps(model, tokens)
+    assert frozen_hashes(model.encoder) == before
+    trained = model.encode(TEXTS)
+    assert np.abs(trained - pretrained).max() > 1e-5
+    again = build(reference)
+    again.load_trained_state(model.trained_state())
+    assert np.array_equal(again.encode(TEXTS), trained)
+    if OFFERED[name].merged:
+        merged = _merged_state(model)  # compares the plain model's output with that of the adapted one
+        assert not [each for each in merged if "base_layer" in each]
+    else:
+        with pytest.raises(ModelError, match=f"peft_{name}: is not exported: .* has no merge"):
+            _merged_state(model)
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "t5", "distilbert"])
+@pytest.mark.parametrize("name", ["dora", "vera", "ia3", "ln_tuning"])
+def test_other_families_have_them(build, model_type, name):
+    model, plain = build(f"peft:{name}", model_type), build("zero_shot", model_type)
+    assert np.abs(model.encode(TEXTS) - plain.encode(TEXTS)).max() < 1e-5
+    assert model.trained_parameters and model.changes.layers == (3,)
+
+
+def test_a_claim_about_a_method_that_is_named_last_has_all_of_its_tests(tiny_settings):
+    config = tiny_settings(methods=["lora", "peft:pissa", "peft:dora"], compare="peft_dora")
+    assert not load_methods(config.methods)
+    planned = [key_of(*pair) for pair in pairs(config)]
+    tested = [key_of(*pair) for pair in comparisons(config.methods)]
+    assert planned == ["peft_dora_vs_lora", "peft_dora_vs_peft_pissa"] and set(planned) <= set(tested)
+
+
+def test_they_change_the_layers_and_maps_of_lora(build):
+    ours, theirs = (build(name, finetune_layers="2,3").changes.paths for name in ("lora", "peft:dora"))
+    maps = [{path for path in paths if path.endswith((".query", ".value"))} for paths in (ours, theirs)]
+    assert maps[0] == maps[1] and len(maps[0]) == 4
+
+
+def test_vera_shares_its_projections_and_trains_vectors(build):
+    model = build("peft:vera", finetune_layers="2,3")
+    adapters = [each for each in model.encoder.modules() if hasattr(each, "vera_A")]
+    assert len(adapters) == 4 and len({each.vera_A["default"].data_ptr() for each in adapters}) == 1
+    assert all("vera_lambda" in name for name in model.trained_state())
+    assert model.trained_parameters == 4 * (256 + 16)
+
+
+def test_pissa_trains_the_first_singular_directions(build):
+    model = build("peft:pissa")
+    query = model.encoder.backbone.encoder.layer[2].attention.self.query
+    pretrained = build("zero_shot").encoder.backbone.encoder.layer[2].attention.self.query.weight
+    product = query.lora_B["default"].weight @ query.lora_A["default"].weight * query.scaling["default"]
+    torch.testing.assert_close(product + query.base_layer.weight, pretrained, atol=1e-5, rtol=0)
+    left, values, right = torch.linalg.svd(pretrained)
+    torch.testing.assert_close(product, left[:, :2] * values[:2] @ right[:2], atol=1e-5, rtol=0)
+
+
+def test_a_configuration_file_says_what_and_the_run_says_where(build, adapter_config):
+    about = {"base_model_name_or_path": "other", "inference_mode": True, "task_type": "FEATURE_EXTRACTION"}
+    reference = adapter_config(peft_type="LORA", use_dora=True, r=3, target_modules=["key"], bias=None, **about)
+    method = load_method(reference)
+    assert (method.name, method.label) == ("peft_mine", "DoRA of mine (PEFT)")
+    assert method.adapter.from_run == {"lora_alpha": "lora_alpha"}
+    model = build(reference)
+    assert {name.split(".")[6] for name in model.trained_state()} == {"key"} and model.changes.layers == (3,)
+    assert model.trained_parameters == 3 * 2 * 16 + 16
+    every = build(adapter_config(peft_type="LORA", target_modules=["key"], layers_to_transform=[0, 2]))
+    assert every.changes.layers == (1, 3) and every.encoder.prefix_layers == 0
+    assert code_of([reference]).keys() == {"peft", reference.removeprefix("peft:")}
+
+
+def test_a_checkpoint_needs_the_file_it_was_trained_with(build, adapter_config, tmp_path):
+    reference = adapter_config(peft_type="IA3", target_modules=["key"])
+    model, about = build(reference), {"epoch": 1, "best_val_metric": None, "training_history": []}
+    folder = save_checkpoint(tmp_path / "checkpoint", model, dataset="tiny", method="peft_mine", **about)
+    assert np.array_equal(load_checkpoint(folder).encode(TEXTS), model.encode(TEXTS))
+    adapter_config(peft_type="IA3", target_modules=["value"])
+    with pytest.raises(ModelError, match="adapted by the method peft_mine"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_no_method_of_a_run_is_refused_with_its_reason(name):
+    assert load_methods([f"peft:{name}"]) == [f"peft:{name}: PEFT's {name} is no method of a run: {REFUSED[name]}"]
+
+
+def test_every_kind_of_peft_is_offered_or_refused():
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kinds = {kind.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    assert kinds == {each.kind.lower() for each in OFFERED.values()} | set(REFUSED)
+
+
+def test_an_unknown_name_has_a_suggestion_and_the_list():
+    (problem,) = load_methods(["peft:dorra"])
+    assert problem.startswith(
+        "peft:dorra: no method of PEFT is called 'dorra' here (did you mean dora?); there are lora"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({}, "must be an object with PEFT's keys"),
+        ({"peft_type": "LORAX"}, "did you mean lora?"),
+        ({"peft_type": "PROMPT_TUNING"}, "puts trained vectors before the text"),
+        ({"peft_type": "LORA", "rr": 4}, "'rr' is no key of LoraConfig (did you mean r?)"),
+        ({"peft_type": "LORA", "init_lora_weights": "eva"}, "pass over training texts"),
+        ({"peft_type": "LORA", "modules_to_save": ["pooler"]}, "the method full trains whole layers"),
+        ({"peft_type": "LORA", "layers_pattern": "layer"}, "ValueError"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(adapter_config, keys, words):
+    reference = adapter_config(**keys)
+    (problem,) = load_methods([reference])
+    assert problem.startswith(reference.removeprefix("peft:")) and words in problem and "\n" not in problem
+    assert "cannot be read: No such file" in load_methods(["peft:/nowhere/adapter_config.json"])[0]
+
+
+def test_a_target_that_no_layer_has_is_one_line(build, adapter_config):
+    with pytest.raises(ModelError, match=r"adapter_config.json: peft_mine: ValueError: target_modules .* in no layer"):
+        build(adapter_config(peft_type="LORA", target_modules=["q_proj"]))
+
+
+def test_a_tensor_that_training_changes_unseen_is_refused(adapter_config, tiny_settings, tiny_data, monkeypatch):
+    """VeLoRA sets a buffer in its first batch. Were it offered, the check after training would refuse it."""
+    reference = adapter_config(peft_type="LORA", velora_config={"num_groups": 4})
+    assert "checkpoints hold only what is" in load_methods([reference])[0]
+    monkeypatch.delitem(peft_methods._REFUSED_KEYS, "velora_config")
+    trainer = MethodTrainer(load_method(reference), tiny_settings(methods=[reference]), torch.device("cpu"))
+    parts = (as_retrieval_data(tiny_data, part) for part in ("train", "validation"))
+    with pytest.raises(ModelError, match=r"peft_mine: .*velora.* is not trained, but training has changed it"):
+        trainer.train(trainer.build(trainer.configure(42)), *parts, "tiny")

@@ -152,7 +152,8 @@ def _low_rank(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _write_plain(model: BaselineRetriever, folder: Path) -> None:
     """Writes a plain model of the family with LoRA merged; weights that the encoder does not use stay as published."""
     backbone = model.encoder.backbone
-    if any(isinstance(module, LoraLayer) for module in backbone.modules()):
+    own = model.method is None or model.method.origin is None  # others may have changed the weights under an adapter
+    if own and any(isinstance(module, LoraLayer) for module in backbone.modules()):
         _write_adapter(model, folder / "adapter")
     state = _merged_state(model)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
