@@ -86,8 +86,8 @@ router keeps several depths in use, but which one it picks matters little ([clus
 
 ## How to read a table
 
-Every run has the settings of the offline preset of that time ({base}), one seed and one thread; the column `settings` lists the
-settings that differ. In the other columns:
+Every run has the settings of the offline preset of that time ({base}), one seed and one thread; the column `settings`
+lists the settings that differ. In the other columns:
 
 - *nDCG@10*: that of the best epoch on {queries} validation queries of `pystdlib`. At the commits of these pages
   `pystdlib` had 79 fewer queries ([data](data.md#what-a-run-uses)).

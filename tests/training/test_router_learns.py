@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,8 @@ from training.planted import (
     train,
 )
 
+LEAST = 0.95 if sys.version_info[:2] == (3, 11) else 0.9
+"""Accuracy. The texts are those of the Python that runs the test; with those of 3.13 one start ends at 0.906."""
 TEXTS = 1600
 STARTS = ("uniform", "clusters", "sharp")
 
@@ -97,8 +101,7 @@ def test_the_structure_is_what_it_says(sides, seed):
     ],
 )
 def test_the_router_finds_each_kinds_depth_from_every_start(sides, begin, seed):
-    """The texts come from the Python that runs the test; with those of 3.13 one start ends at 0.906."""
-    assert accuracy(sides(seed), begin, seed) >= 0.9
+    assert accuracy(sides(seed), begin, seed) >= LEAST
 
 
 def test_kinds_at_random_cannot_be_learnt(sides):
