@@ -1,4 +1,4 @@
-"""Compares a training step of MAW with one of `full`, which trains the same layer without depths, and with LoRA.
+"""Compares a training step of MAW with one of `full`, which trains the same layer without depths, of LoRA and of PEFT.
 
     python -m bench.step
 
@@ -24,7 +24,8 @@ from maw.runtime.devices import pick_device
 from maw.training.prepare import prepare_training
 from maw.training.trainer import Trainer
 
-METHODS = ("lora", "full", "maw")
+PEFT = ("dora", "rslora", "pissa", "vera", "ia3", "oft")
+METHODS = ("lora", "full", "maw", *(f"peft:{name}" for name in PEFT))
 QUERIES, FEW = 320, 64
 TARGETS = {("maw", "full"): "<= 1.6"}
 
@@ -34,7 +35,7 @@ def epochs_of(config: Tier1Config, activations: ActivationStore) -> tuple[dict[s
     device, (dataset,) = pick_device(config), config.datasets
     data = prepare_training(load_collection(dataset, config), config, None, activations)
     sides: dict[str, Callable[[], object]] = {}
-    for name in METHODS:
+    for name in config.methods:
         method = MethodTrainer(find_method(name), config, device, activations)
         model = method.build(method.configure(config.seed))
         trainer = Trainer(model, data.train, model.config, device, name, activations)
@@ -45,7 +46,7 @@ def epochs_of(config: Tier1Config, activations: ActivationStore) -> tuple[dict[s
 def main() -> None:
     """Times the steps and reports them."""
     quick = quick_parser(__doc__).parse_args().quick
-    config = Tier1Config.from_preset("offline", train_samples=FEW if quick else QUERIES)
+    config = Tier1Config.from_preset("offline", methods=METHODS, train_samples=FEW if quick else QUERIES)
     with tempfile.TemporaryDirectory() as name, ActivationStore(Path(name), config.prefix_cache_gb) as activations:
         sides, steps = epochs_of(config, activations)
         seconds = alternate(sides, 1 if quick else ROUNDS)
@@ -57,7 +58,7 @@ def main() -> None:
             ratio(seconds, method, "full"),
             ratio(seconds, method, "lora"),
         ]
-        for method in METHODS
+        for method in seconds
     ]
     claims = [
         claim(f"a training step of {method}, times as long", base, ratio(seconds, method, base), target)
