@@ -21,7 +21,19 @@ from typing import Any
 from bench.common import CLAIM_HEADER, RESULTS, ROOT, shown
 from maw.storage.files import write_text
 
-SCRIPTS = ("layer", "step", "encoding", "training", "offline", "search", "metrics", "growth", "checkpoint", "report")
+SCRIPTS = (
+    "budget",
+    "layer",
+    "step",
+    "encoding",
+    "training",
+    "offline",
+    "search",
+    "metrics",
+    "growth",
+    "checkpoint",
+    "report",
+)
 PAGE = ROOT / "docs" / "performance.md"
 NOT_MEASURED = "not measured"
 OPENING = """# Performance

@@ -1,0 +1,44 @@
+"""Where the time of a run goes, by stage, from its profile.json.
+
+    python tier_1.py --preset offline --profile --log-dir logs/profiled
+    python -m bench.budget logs/profiled
+
+A row has the seconds of a stage with all that it contains; deeper stages have more dots. "model" is the layers from
+the first trained one up; the frozen layers below it are computed once for each text, in "waiting for batches" of the
+first method that reads the text, or in "filling activations". Stages of less than half a percent are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.common import report
+from maw.storage.files import read_json
+
+LEAST = 0.005  # share of the whole below which a stage has no row
+
+
+def rows_of(stages: list[Mapping[str, Any]], whole: float, depth: int = 0) -> Iterator[list[Any]]:
+    """A row for each stage: name, seconds, share of the run."""
+    for stage in stages:
+        if stage["seconds"] >= LEAST * whole:
+            yield ["· " * depth + stage["name"], stage["seconds"], stage["seconds"] / whole]
+            yield from rows_of(stage["stages"], whole, depth + 1)
+
+
+def main() -> None:
+    """Shows the table and writes it for the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's --log-dir")
+    (path,) = sorted(parser.parse_args().run.glob("*/profile.json"))
+    profile = read_json(path)
+    whole = profile["seconds"]
+    rows = [["whole run", whole, 1.0], *rows_of(profile["stages"], whole)]
+    report("budget", ["stage", "seconds", "share"], rows)
+
+
+if __name__ == "__main__":
+    main()
