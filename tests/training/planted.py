@@ -71,7 +71,7 @@ class PlantedEncoder(nn.Module):
 
     def __init__(self, sides: list[Side]):
         super().__init__()
-        self.sides = sides
+        self.sides, self.precision = sides, torch.float32
         self.router = GRPORouter(12, FEATURES // 12, DEPTHS)
         self.maw_attention = [SimpleNamespace(router=self.router)]
         self.training_rows = np.arange(KINDS * (EACH - HELD_OUT))
@@ -93,7 +93,11 @@ class PlantedEncoder(nn.Module):
 
     def batch_of(self, side: int, row) -> dict[str, Tensor]:
         row = torch.as_tensor(row)
-        return {"side": torch.full_like(row, side), "row": row, "attention_mask": torch.ones(len(row), 1)}
+        return {
+            "side": torch.full_like(row, side),
+            "row": row,
+            "attention_mask": torch.ones(len(row), 1, dtype=torch.long),
+        }
 
     def accuracy(self) -> list[float]:
         """Share of each side's held-out texts whose greedy depth is their kind's best."""
@@ -105,6 +109,21 @@ class PlantedEncoder(nn.Module):
         return found
 
 
+@dataclass(frozen=True)
+class PlantedSource:
+    """One side's texts as a source."""
+
+    encoder: PlantedEncoder
+    side: int
+
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self.encoder.sides[self.side].kind_N), dtype=np.int64)
+
+    def batches(self, order: np.ndarray, size: int, budget: int | None):
+        for rows in np.split(order, range(size, len(order), size)):
+            yield rows, self.encoder.batch_of(self.side, rows)
+
+
 def batch_for(encoder: PlantedEncoder, rows: np.ndarray) -> tuple[list[dict[str, Tensor]], Batch]:
     """Inputs of both sides, and their batch: each text with the other side's text of its row."""
     everyone, no_bank = torch.ones(len(rows), len(rows), dtype=torch.bool), torch.ones(len(rows), 0, dtype=torch.bool)
@@ -114,7 +133,7 @@ def batch_for(encoder: PlantedEncoder, rows: np.ndarray) -> tuple[list[dict[str,
 def start(encoder: PlantedEncoder, kind: str, config: Tier1Config) -> None:
     """Puts the router at its start: "uniform", "clusters", or "sharp", sure of a depth that no kind needs."""
     if kind == "clusters":
-        sources = [SimpleNamespace(batch=lambda rows, side=side: encoder.batch_of(side, rows)) for side in (0, 1)]
+        sources = [PlantedSource(encoder, side) for side in (0, 1)]
         start_from_clusters(encoder, sources, [encoder.training_rows] * 2, config.seed, config.router_sharpness)
     if kind == "sharp":
         needed = {int(depth) for side in encoder.sides for depth in side.length_KD.argmax(1)}

@@ -125,12 +125,13 @@ class Padded:
     def __init__(self, source, length):
         self.source, self.length = source, length
 
-    def batch(self, rows):
-        inputs = self.source.batch(rows)
-        if self.length is None:
-            return inputs
-        more = self.length - inputs["attention_mask"].shape[1]
-        return {name: torch.nn.functional.pad(each, (0, more)) for name, each in inputs.items()}
+    def lengths(self):
+        return self.source.lengths()
+
+    def batches(self, order, size, budget):
+        for rows, inputs in self.source.batches(order, size, budget):
+            more = 0 if self.length is None else self.length - inputs["attention_mask"].shape[1]
+            yield rows, {name: torch.nn.functional.pad(each, (0, more)) for name, each in inputs.items()}
 
 
 def test_routing_without_a_plan_still_works(tiny_settings):

@@ -97,7 +97,8 @@ def bullet(text: str) -> list[str]:
 
 def wrapped(first: str, text: str) -> list[str]:
     """Text wrapped to the width behind `first`, later lines indented as far."""
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or [first.rstrip()]
+    indents = {"initial_indent": first, "subsequent_indent": " " * len(first)}
+    return textwrap.wrap(text, WIDTH, **indents, break_on_hyphens=False) or [first.rstrip()]  # a flag stays whole
 
 
 def clean(text: str, *, keep_blanks: bool = False) -> str:
