@@ -123,7 +123,7 @@ def plan_text(inputs: Mapping[str, Any]) -> str:
         f"Measured: {measured['source']}. Encoding {measured['encoding']['flops_per_second'] / GIGA:.0f} GFLOP/s "
         f"({measured['encoding']['model']}, {measured['encoding']['precision']}, real tokens); exact search "
         f"{measured['search']['seconds']:g} s for {measured['search']['queries']:,} queries in "
-        f"{measured['search']['passages']:,} x {measured['search']['size']}.",
+        f"{measured['search']['passages']:,} passages with {measured['search']['size']} dimensions.",
         "",
         f"Assumed: a GPU reaches {assumed['share_of_peak']['value']:g} of its peak in encoding "
         f"({sources['share_of_peak']}) and {assumed['search_share_of_peak']['value']:g} in search "
