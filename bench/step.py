@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.common import ROUNDS, alternate, claim, median, quick_parser, ratio, report, results_folder
+from maw.config.method_files import load_methods
 from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config
 from maw.data.registry import load_collection
@@ -34,6 +35,7 @@ def epochs_of(config: Tier1Config, activations: ActivationStore) -> tuple[dict[s
     """A call for each method that trains for one epoch, and the steps of an epoch."""
     device, (dataset,) = pick_device(config), config.datasets
     data = prepare_training(load_collection(dataset, config), config, None, activations)
+    assert not load_methods(config.methods), "PEFT's methods are no code of their own, so nothing can be wrong"
     sides: dict[str, Callable[[], object]] = {}
     for name in config.methods:
         method = MethodTrainer(find_method(name), config, device, activations)
@@ -46,7 +48,7 @@ def epochs_of(config: Tier1Config, activations: ActivationStore) -> tuple[dict[s
 def main() -> None:
     """Times the steps and reports them."""
     quick = quick_parser(__doc__).parse_args().quick
-    config = Tier1Config.from_preset("offline", methods=METHODS, train_samples=FEW if quick else QUERIES)
+    config = Tier1Config.from_preset("offline", methods=list(METHODS), train_samples=FEW if quick else QUERIES)
     with tempfile.TemporaryDirectory() as name, ActivationStore(Path(name), config.prefix_cache_gb) as activations:
         sides, steps = epochs_of(config, activations)
         seconds = alternate(sides, 1 if quick else ROUNDS)
