@@ -61,4 +61,5 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, cache: str | None = N
 if __name__ == "__main__":
     for each in sys.argv[1:] or NOTEBOOKS:
         with tempfile.TemporaryDirectory() as temporary:
-            nbformat.write(execute(stored(each), Path(temporary)), path_of(each))
+            content = nbformat.writes(execute(stored(each), Path(temporary)))
+            path_of(each).write_text(content.replace(f"{temporary}/", "../"), encoding="utf-8")  # as in a clone
