@@ -124,6 +124,25 @@ def load_method(reference: str) -> Method:
     return _enter(found[name], Origin(reference, f"{short_path(path)}:{line}", path, digest(code), path))
 
 
+def without_code(name: str, reference: str, digest: str) -> Method | None:
+    """A method whose use loads no code of a user: PEFT's, or one that this process has loaded; else None.
+
+    Args:
+        name, reference, digest: what a checkpoint says of the method; another digest of a file or a class is another
+            method, and one of PEFT another version.
+    """
+    if reference.startswith(peft_methods.PREFIX):
+        with contextlib.suppress(ConfigError):
+            found = load_method(reference)
+            if found.origin is not None and (found.origin.file is None or found.origin.digest == digest):
+                return found
+        return None
+    known = find_method(name) if is_known(name) else None
+    if known is None or known.origin is None or isinstance(known, Described):
+        return None
+    return known if known.origin.digest == digest else None
+
+
 def code_of(names: Iterable[str]) -> dict[str, str]:
     """The hashes of the code of the users' methods among those named, without loading any: code -> digest.
 

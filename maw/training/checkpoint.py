@@ -12,7 +12,6 @@ routers, passage bank and position (`maw.training.state`). The format is that of
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import shutil
@@ -24,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maw.config.method_files import as_reference, load_method, place_of
-from maw.config.methods import Described, Method, find_method, is_known
+from maw.config.method_files import as_reference, load_method, place_of, without_code
+from maw.config.methods import Described, Method
 from maw.config.paths import absolute, check_there, folders_of, found_again
-from maw.config.peft_methods import PREFIX
 from maw.config.tier1_config import Tier1Config
-from maw.errors import ConfigError, DamagedError, MAWError, ModelError, NotFiniteError, reason
+from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
 from maw.models.after_pooling import weights_of
 from maw.models.model_files import WEIGHTS
 from maw.models.retriever import BaselineRetriever, MAWRetriever
@@ -152,17 +150,8 @@ def given_method(owner: Path, facts: Mapping[str, Any] | None, given: type[Metho
     if facts is None:
         return None if given is None else load_method(as_reference(given))
     name, digest = facts["name"], facts["origin"]["digest"]
-    method = None if given is None else load_method(as_reference(given))
     reference = facts["origin"]["reference"]
-    if given is None and reference.startswith(PREFIX):  # an installed library and settings: no code of the file's
-        with contextlib.suppress(ConfigError):
-            found = load_method(reference)
-            same = found.origin is not None and (found.origin.file is None or found.origin.digest == digest)
-            method = found if same else None
-    elif given is None and is_known(name):
-        known = find_method(name)
-        there = None if known.origin is None or isinstance(known, Described) else known.origin.digest
-        method = known if there == digest else None
+    method = without_code(name, reference, digest) if given is None else load_method(as_reference(given))
     if method is None or method.origin is None:
         raise ModelError(
             f"{owner}: was adapted by the method {name}, and no code is loaded from a place that a file names; if you "

@@ -135,7 +135,7 @@ def _encoding(plan: Plan) -> list[str]:
         often += f", with {config.tune} trials each" if config.tune else ""
         texts.append(f"{total['validation']:,} of validation and {total['training']:,} of training, {often}")
     if any(work.activation_bytes for work in plan.works):
-        texts.append("the frozen layers encode every text once; their output is kept until a dataset is done")
+        texts.append("the frozen layers encode every text once; their output is stored, and all methods share it")
     return texts
 
 
