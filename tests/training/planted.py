@@ -29,7 +29,7 @@ OTHERS = (0.8, 0.9)
 """Length of an embedding at the depths that are not its kind's best."""
 TEMPERATURE = 0.25
 STARTS = 10
-"""Of the clusters. The texts are those of the Python that runs the test: with some, a start finds too few of a kind."""
+"""Of the clusters: the texts are those of the Python that runs the test, and a start may find too few of a kind."""
 STEPS, SIZE = 189, 32
 """The offline preset's: 3 epochs of 63 batches of 32."""
 
