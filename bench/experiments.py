@@ -96,8 +96,9 @@ EXPERIMENTS = (
         "(6.3%) over LoRA on the last layer, matched LoRA 0.035, all layers whole 0.037. No way to train the last "
         "layer alone comes near these gains. MAW gains least from more layers. Diagonal depths in all layers add "
         "0.001 with either start of the router. Eight low-rank depths, with 4.5 to 6 effective depths in every layer, "
-        "add 0.015 (3.0%, p 0.02). One static change of their size, which all texts train, adds 0.030. So MAW can be "
-        "3% above LoRA on the last layer, but the gain does not come from depths: without them it is twice as large.",
+        "add 0.015 (3.0%, p 0.02). One low-rank change of their size for all texts (`full_lowrank`) adds 0.030. So "
+        "MAW can be 3% above LoRA on the last layer, but the gain does not come from depths: without them it is twice "
+        "as large.",
     ),
     Experiment(
         "specialise",
@@ -121,7 +122,7 @@ EXPERIMENTS = (
                 {"depth_dim": 8, "depth_kernel": "low_rank", "train_samples": 10_000}),
         ),
         "Only the run with 32 low-rank depths differs from the first at p < 0.05. It is worse: each depth sees only a "
-        "part of the 2,000 training queries. The static change, which all texts train, is as good as any routed "
+        "part of the 2,000 training queries. The static change (`full_lowrank`) is as good as any routed "
         "change, also with all training queries. Depths of rank 4 at a learning rate of 1e-2 do differ (distance "
         "0.02, against 0.001 for diagonal depths). With eight or more of them, the learnable headroom for queries is "
         "above zero by three to five standard errors. But this headroom is that of a choice which sees half of the "
@@ -191,7 +192,8 @@ EXPERIMENTS = (
         "keeps 2 for queries. An entropy floor, a slower router, larger groups and exact rewards end with one depth "
         "or little more. None of them changes nDCG@10 significantly, and depths shuffled between texts do as well "
         "(queries: within 0.001). The reason: diagonal depths that start from noise become nearly equal (distance "
-        "0.0002 to 0.0017), so their choice has no effect. The bank does harm, as it does with 16 batches (signal): "
+        "0.0002 to 0.0017), so their choice has no effect. The bank (the passages of older batches as negatives) "
+        "harms, as it does with 16 batches (signal): "
         "the loss in its best epoch is 1.41 instead of 0.10, and nDCG@10 falls by 0.045. Its embeddings are up to "
         "eight steps old, and at this learning rate the encoder has changed too much since.",
     ),
@@ -258,8 +260,8 @@ EXPERIMENTS = (
             Run("8 low-rank depths, router rate 1e-3", "maw", EXACT | {"router_learning_rate": 1e-3}, SEEDS),
             Run("4 low-rank depths", "maw", EXACT | {"depth_dim": 4}, SEEDS),
         ),
-        "None is better: the largest difference, that of 4 low-rank depths, is 0.005 (p 0.17). So the default stays "
-        "at 32 diagonal depths.",
+        "None is better: the largest difference, that of 4 low-rank depths, is 0.005 (p 0.17). So the default "
+        "stayed at 32 diagonal depths, until the runs of `router`.",
     ),
     Experiment(
         "default_hard",
@@ -289,7 +291,7 @@ ORACLES = (
 ORACLE_LESSON = (
     "It is not. The best of eight seeds is 0.114 above their mean, the best of eight low-rank depths 0.053 to 0.065, "
     "that of diagonal depths 0.015 to 0.018. So the oracle over depths looks like a large possible gain, but it is "
-    "less than chance gives to models between which nobody would route. The two sides differ in one thing: a model of "
+    "less than that between seeds, where nobody would route. The two sides differ in one thing: a model of "
     "another seed also encodes the passages differently, and a depth changes the query alone."
 )
 
@@ -334,13 +336,13 @@ TUNED = (
     ),
     Tuned(
         "pystdlib_default",
-        "pystdlib, with the default MAW: 32 diagonal depths",
+        "pystdlib, with the default of its day: 32 diagonal depths",
         f"OMP_NUM_THREADS=1 python tier_1.py --preset offline --methods zero_shot,lora,maw {PROTOCOL}{NEXT}{DATA}",
         "MAW is 2.5% above LoRA on the last layer (p 0.007, the only comparison of this run). The gain does not come "
         "from routing: in each seed one depth for all texts does as well as the router for queries and better for "
-        "documents, and depths shuffled between texts lose nothing significant. LoRA's numbers are those of the table "
-        "above, to the last digit. In that table whole layers (0.5432), the static change (0.5450) and one fixed "
-        "depth (0.5510) reach as much.",
+        "documents, and depths shuffled between texts lose nothing significant. LoRA's numbers are those of "
+        "pystdlib, the page before this one, to the last digit. There, whole layers (0.5432), the static change "
+        "(0.5450) and one fixed depth (0.5510) reach as much.",
     ),
     Tuned(
         "msmarco",

@@ -25,9 +25,9 @@ from maw.storage.files import write_json
 PATH = ROOT / "bench" / "research" / "oracle" / "pystdlib.json"
 HEADER = ("eight of", "oracle", "mean", "oracle above the mean", "more than that of the seeds")
 QUESTION = (
-    "A text's best depth is better than the mean over depths wherever depths differ, also by chance. Is this gain "
-    "larger than that of the best of eight models over their mean, if the models have no routing, were trained alike "
-    "and differ in their seed alone?"
+    "The best depth of each text, picked afterwards, is always better than the mean over depths, even if depths "
+    "differ by chance. Is this gain larger than that of picking the best of eight models that have no routing and "
+    "differ in their seed alone?"
 )
 
 

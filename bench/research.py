@@ -93,10 +93,11 @@ lists the settings that differ. In the other columns:
   `pystdlib` had 79 fewer queries ([data](data.md#what-a-run-uses)).
 - *p*: of a paired randomisation test over these queries against the first run of the table. It is not corrected for
   the number of tests and does not include the spread over seeds.
-- *depths q / d*: effective depths of greedy depths, for queries and for documents relevant to them, by MAW layer where
-  there are several.
-- *headroom*: the nDCG@10 that choosing the best depth for each text could still add, with its standard error
-  ([routing diagnostics](routing.md)). If it is negative or near zero, no router can gain from these depths.
+- *depths q / d*: effective depths (exp of the entropy of the shares of greedy depths), for queries and for documents
+  relevant to them, by MAW layer where there are several.
+- *headroom*: `learnable_headroom`, the nDCG@10 beyond noise that a choice of depth by text could still add, with its
+  standard error ([routing diagnostics](routing.md)). If it is negative or near zero, no router can gain from these
+  depths.
 
 Where a run has several seeds, all values are means over them, also for each query, and each seed's nDCG@10 follows in
 parentheses.
@@ -125,8 +126,8 @@ retrieval. The default model, `facebook/contriever`, on a machine with a GPU wou
 
     python tier_1.py --methods all --tune 9 --seeds 3
 
-With `--dry-run` the command says how much it would download and store and how long it would take. `--folds 5` uses all
-queries of a small collection.
+With `--dry-run` the command says how much it would download and store and how long it would take. `--folds 5` tests
+on every sampled query once.
 """
 
 
