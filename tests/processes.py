@@ -54,6 +54,8 @@ def free_port() -> int:
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("baseline", {"use_lora": True}),
+    "peft_dora": ("peft:dora", {}),
+    "peft_pissa": ("peft:pissa", {}),
     "full": ("baseline", {"train_layers": True}),
     "maw": ("maw", {}),
     "maw_tokens": ("maw", {"route_by": "token", "maw_layers": [2, 3], "bank_batches": 1}),
@@ -76,6 +78,7 @@ def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 def train_arm(settings: dict[str, Any], folder: Path, arm: str) -> dict[str, Any]:
     import torch
 
+    from maw.config.method_files import load_method
     from maw.config.tier1_config import Tier1Config
     from maw.encoding.activation_cache import ActivationStore
     from maw.evaluation.evaluate import evaluate_retriever
@@ -85,7 +88,9 @@ def train_arm(settings: dict[str, Any], folder: Path, arm: str) -> dict[str, Any
 
     kind, changes = ARMS[arm]
     config = Tier1Config(**(settings["config"] | changes))
-    model = (MAWRetriever if kind == "maw" else BaselineRetriever)(config)
+    method = load_method(kind) if ":" in kind else None
+    config = method.configure(config) if method else config
+    model = (MAWRetriever if kind == "maw" else BaselineRetriever)(config, method)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for attention in model.encoder.maw_attention if kind == "maw" else ():

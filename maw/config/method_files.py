@@ -83,7 +83,8 @@ def load_methods(names: Iterable[str]) -> list[str]:
             continue
         if method.name in taken:
             other = short_path(taken[method.name])
-            problems.append(f"{place_of(method)}: the name {show(method.name)} is taken by {other}; choose another")
+            how = "rename the file or its folder" if name.startswith(peft_methods.PREFIX) else "choose another"
+            problems.append(f"{place_of(method)}: the name {show(method.name)} is taken by {other}; {how}")
         taken[method.name] = method.origin.reference if method.origin else name
     return problems
 

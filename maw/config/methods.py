@@ -244,7 +244,8 @@ def claim(config: Any) -> dict[str, Any] | None:
 
 def subject_of(compare: str | None) -> tuple[str, list[str] | None]:
     """The subject and the controls that `compare` names; None for controls that it leaves open."""
-    subject, several, controls = (compare or Maw.name).partition(":")
+    names = (compare or Maw.name).replace("peft:", "peft_")  # as `methods` has it, and as results have it
+    subject, several, controls = names.partition(":")
     return subject.strip(), [each.strip() for each in controls.split(",") if each.strip()] if several else None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from typing import Any
 
 from maw.config.method import Origin, digest, implemented_by, read_code
 from maw.config.methods import Lora
-from maw.config.paths import absolute, short_path
+from maw.config.paths import absolute, is_folder, short_path
 from maw.errors import ConfigError, reason, show, suggestion
 
 PREFIX = "peft:"
@@ -96,6 +97,7 @@ OFFERED: dict[str, Adapter] = {
 _LONGER = "it puts trained vectors before the text, and the benchmark's texts keep their own tokens"
 _IN_LOSS = "it adds a term to the loss, and all methods of a run have the same loss"
 _FROM_TEXTS = "it computes its start from a pass over training texts, which a method does not get"
+_QUANTISED = "it is made for quantised weights"
 _ELSEWHERE = "its random start is not the pretrained model"
 REFUSED: dict[str, str] = {
     "adalora": "its ranks change by a call after every training step, and it adds a term to the loss",
@@ -118,20 +120,17 @@ REFUSED: dict[str, str] = {
 }
 """Kinds of PEFT's that are no method of a run, and why."""
 _REFUSED_KEYS = {
+    "alora_invocation_tokens": "it changes what follows certain tokens in the text of a decoder",
     "arrow_config": REFUSED["xlora"],
     "kasa_config": _IN_LOSS,
     "layer_replication": "it changes the number of layers",
     "modules_to_save": "it trains copies of whole modules; the method full trains whole layers",
     "monteclora_config": _IN_LOSS,
     "trainable_token_indices": REFUSED["trainable_tokens"],
+    "use_qalora": _QUANTISED,
     "velora_config": "its first batch sets a tensor that is not trained, and checkpoints hold only what is",
 }
-_REFUSED_STARTS = {
-    "corda": _FROM_TEXTS,
-    "eva": _FROM_TEXTS,
-    "loftq": "it is made for quantised weights",
-    "lora_ga": _FROM_TEXTS,
-}
+_REFUSED_STARTS = {"corda": _FROM_TEXTS, "eva": _FROM_TEXTS, "loftq": _QUANTISED, "lora_ga": _FROM_TEXTS}
 _ABOUT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 """Keys of adapter_config.json that describe a trained adapter and not the method."""
 
@@ -181,6 +180,9 @@ def load(reference: str) -> PeftMethod:
     name, path = reference.removeprefix(PREFIX), _path(reference)
     version = _version()
     if path is None:
+        if name not in OFFERED and is_folder(name):
+            file = Path(name) / "adapter_config.json"
+            raise ConfigError([f"{reference}: is a folder; give its file: {PREFIX}{file}"])
         if name not in OFFERED:
             raise ConfigError([f"{reference}: {_why_not(name)}"])
         adapter = OFFERED[name]
@@ -194,15 +196,16 @@ def load(reference: str) -> PeftMethod:
     file = Path(path)
     own = file.parent.name if file.stem == "adapter_config" else file.stem
     short = re.sub(r"[^a-z0-9]+", "_", own.lower()).strip("_")[:27] or "file"
+    short = re.sub(r"(_vs)+(?=_|$)", "", f"peft_{short}")  # which stands between the two names of a comparison
     origin = Origin(reference, short_path(path), path, digest(content), path)
-    return PeftMethod(f"peft_{short}", f"{adapter.title} of {own} (PEFT)", adapter, origin)
+    return PeftMethod(short, f"{adapter.title} of {own} (PEFT)", adapter, origin)
 
 
 def _of_file(content: bytes) -> Adapter:
     """The method that a configuration file describes; a key that it lacks is that of the run or of PEFT."""
     try:
         given = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError([f"is no JSON: {reason(error)}"]) from error
     if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
         raise ConfigError(['must be an object with PEFT\'s keys, such as {"peft_type": "LORA", "r": 16}'])
@@ -217,13 +220,15 @@ def _of_file(content: bytes) -> Adapter:
         if kept.get(key):
             raise ConfigError([f"{key} is no part of a method here: {why}"])
     start = kept.get("init_lora_weights")
-    if start in _REFUSED_STARTS:
+    if isinstance(start, str) and start in _REFUSED_STARTS:
         raise ConfigError([f"init_lora_weights {show(start)} is no part of a method here: {_REFUSED_STARTS[start]}"])
     made = importlib.import_module("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     unknown = [key for key in kept if key not in made.__dataclass_fields__]
     if unknown:
         close = suggestion(unknown[0], made.__dataclass_fields__)
         raise ConfigError([f"{show(unknown[0])} is no key of {made.__name__}{close}"])
+    for key, value in kept.items():
+        _check(key, value, made.__dataclass_fields__[key].default)
     try:
         made(**kept)
     except Exception as error:
@@ -232,6 +237,17 @@ def _of_file(content: bytes) -> Adapter:
     row = max(alike, key=lambda each: len(each.settings), default=rows[0])
     from_run = {key: name for key, name in row.from_run.items() if key not in kept}
     return replace(row, settings={**row.settings, **kept}, from_run=from_run)
+
+
+def _check(key: str, value: Any, default: Any) -> None:
+    """Raises ConfigError for a value of a wrong type, of which PEFT would not name the key."""
+    names = isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+    if key == "target_modules" and not names:
+        raise ConfigError([f"{key} must be a list of names of modules, or a text, got {show(value)}"])
+    if type(default) in (int, float) and (type(value) not in (int, float) or not abs(value) < math.inf):
+        raise ConfigError([f"{key} must be a number, got {show(value)}"])
+    if key == "r" and default and (type(value) is not int or value < 1):
+        raise ConfigError([f"{key} must be a whole number of at least 1, got {show(value)}"])
 
 
 def _why_not(name: str, known: Iterable[str] = ()) -> str:

@@ -22,8 +22,9 @@ from maw.config.fields import Kind, Layers, Pattern, Problem, Range, check, chec
 from maw.config.method_files import as_reference, is_reference
 from maw.config.methods import LARGEST_RANK, METHOD_NAMES, METHODS
 from maw.config.paths import absolute, found_again, with_folders
+from maw.config.peft_methods import OFFERED, PREFIX
 from maw.config.presets import PRESETS
-from maw.errors import ConfigError
+from maw.errors import ConfigError, show
 
 ALL = "all"
 
@@ -436,7 +437,10 @@ def conflicts(config: Tier1Config, bad: set[str]) -> list[Problem]:
     unknown = [name for name in config.methods if name not in METHOD_NAMES and not is_reference(name)]
     if unknown:
         kind = Kind(str, optional=False, choices=(*METHOD_NAMES, ALL))
-        problems = [wrong for name in unknown if (wrong := check(kind, name)[1])]
+        short = {name: name.lower().replace(":", "_").removeprefix("peft_") for name in unknown}
+        theirs = {name: each for name, each in short.items() if each in OFFERED and each not in METHOD_NAMES}
+        problems = [wrong for name in unknown if name not in theirs and (wrong := check(kind, name)[1])]
+        problems += [f"{show(name)} is a method of PEFT: write {PREFIX}{each}" for name, each in theirs.items()]
         found.append(Problem("methods", "; ".join(problems)))
     return [problem for problem in found if not bad.intersection((problem.name, *problem.also))]
 

@@ -54,8 +54,8 @@ def add_adapters(
 
     Args:
         kind: a value of PEFT's `PeftType`.
-        settings: of the configuration of that kind. Its `target_modules` are looked up in `layers`, or by PEFT's rule
-            in the layers of its `layers_to_transform`, and win over `targets`.
+        settings: of the configuration of that kind. Its `target_modules` win over `targets`, and its
+            `layers_to_transform`, from 0, over `layers`.
         targets: as in `add_lora`.
 
     Raises:
@@ -65,19 +65,25 @@ def add_adapters(
     from peft.tuners.tuners_utils import check_target_module_exists
 
     config = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**settings)
+    numbers = settings.get("layers_to_transform")
+    if numbers not in (None, []):
+        layers = [number + 1 for number in ([numbers] if isinstance(numbers, int) else numbers)]
+        config.layers_to_transform = None  # PEFT would look for the number in a module's name, which not all have
+    layers = list(layers)
     names = {id(module): name for name, module in backbone.named_modules()}
     if config.target_modules is None:
         found = [names[id(each)] for each in _maps(backbone, architecture, layers, targets)]
     elif config.target_modules == "all-linear":
         found = [names[id(each)] for each in _maps(backbone, architecture, layers, "all")]
     else:
-        inside = (
-            [backbone] if settings.get("layers_to_transform") is not None else _chosen(backbone, architecture, layers)
-        )
-        there = (names[id(module)] for each in inside for module in each.modules())
-        found = [name for name in there if check_target_module_exists(config, name)]
+        inside = _chosen(backbone, architecture, layers)
+        every = (names[id(module)] for each in inside for module in each.modules())
+        found = [name for name in every if check_target_module_exists(config, name)]
         if not found:
-            raise ValueError(f"target_modules {config.target_modules} are in no layer that the run adapts")
+            own = (name for name, module in inside[0].named_modules() if isinstance(module, nn.Linear))
+            there = dict.fromkeys(name.rpartition(".")[2] for name in own)
+            text = f"target_modules {settings['target_modules']} are in no layer that the run adapts"
+            raise ValueError(f"{text}; its linear maps are {', '.join(there)}")
     config.target_modules = set(found)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_EXPECTED)

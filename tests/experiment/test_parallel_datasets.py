@@ -98,7 +98,8 @@ def words_of(models, folder, names):
     """Datasets of these names, and the flags of a run over them."""
     data = {name: beir_folder(folder / name) for name in names}
     words = ["--model", models("bert"), "--datasets", ",".join(f"beir:{each}" for each in data.values())]
-    words += ["--device", "cpu", "--precision", "float32", "--methods", f"zero_shot,maw,{user_method(folder)}"]
+    words += ["--device", "cpu", "--precision", "float32"]
+    words += ["--methods", f"zero_shot,maw,peft:dora,{user_method(folder)}"]
     words += ["--num-epochs", 1, "--depth-dim", 4, "--batch-size", 8, "--permutations", 200]
     words += ["--cache-dir", folder / "cache"]
     return data, [str(word) for word in words]

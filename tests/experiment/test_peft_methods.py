@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,12 @@ from maw.config.methods import METHOD_NAMES, comparisons, find_method
 from maw.config.peft_methods import OFFERED, REFUSED
 from maw.config.tier1_config import Tier1Config
 from maw.data.from_dicts import as_retrieval_data
-from maw.errors import ModelError
+from maw.errors import ConfigError, ModelError
 from maw.evaluation.confirmatory import key_of, pairs
 from maw.experiment.benchmark import run_complete_benchmark
 from maw.experiment.method_trainer import MethodTrainer
 from maw.experiment.past_run import PastRun
+from maw.experiment.run_state import changes, open_run
 from maw.models.changes import frozen_hashes
 from maw.models.export.sentence_transformers import _merged_state, export_retriever
 from maw.models.retriever import BaselineRetriever
@@ -152,8 +154,9 @@ def test_other_families_have_them(build, model_type, name):
     assert model.trained_parameters and model.changes.layers == (3,)
 
 
-def test_a_claim_about_a_method_that_is_named_last_has_all_of_its_tests(tiny_settings):
-    config = tiny_settings(methods=["lora", "peft:pissa", "peft:dora"], compare="peft_dora")
+@pytest.mark.parametrize("compare", ["peft_dora", "peft:dora", "peft:dora:lora,peft:pissa"])
+def test_a_claim_about_a_method_that_is_named_last_has_all_of_its_tests(tiny_settings, compare):
+    config = tiny_settings(methods=["lora", "peft:pissa", "peft:dora"], compare=compare)
     assert not load_methods(config.methods)
     planned = [key_of(*pair) for pair in pairs(config)]
     tested = [key_of(*pair) for pair in comparisons(config.methods)]
@@ -195,6 +198,7 @@ def test_a_configuration_file_says_what_and_the_run_says_where(build, adapter_co
     assert model.trained_parameters == 3 * 2 * 16 + 16
     every = build(adapter_config(peft_type="LORA", target_modules=["key"], layers_to_transform=[0, 2]))
     assert every.changes.layers == (1, 3) and every.encoder.prefix_layers == 0
+    assert build(adapter_config(peft_type="LORA", layers_to_transform=1)).changes.layers == (2,)
     assert code_of([reference]).keys() == {"peft", reference.removeprefix("peft:")}
 
 
@@ -203,9 +207,27 @@ def test_a_checkpoint_needs_the_file_it_was_trained_with(build, adapter_config, 
     model, about = build(reference), {"epoch": 1, "best_val_metric": None, "training_history": []}
     folder = save_checkpoint(tmp_path / "checkpoint", model, dataset="tiny", method="peft_mine", **about)
     assert np.array_equal(load_checkpoint(folder).encode(TEXTS), model.encode(TEXTS))
-    adapter_config(peft_type="IA3", target_modules=["value"])
-    with pytest.raises(ModelError, match="adapted by the method peft_mine"):
-        load_checkpoint(folder)
+    file = Path(adapter_config(peft_type="IA3", target_modules=["value"]).removeprefix("peft:"))
+    for gone in (False, True):
+        if gone:
+            file.rename(tmp_path / "mine.json")
+        with pytest.raises(ModelError, match=rf"peft_mine, and peft:{file} is gone or has changed .* --method-file"):
+            load_checkpoint(folder)
+    (tmp_path / "mine.json").write_text(json.dumps({"peft_type": "IA3", "target_modules": ["key"]}))
+    given = load_checkpoint(folder, method=f"peft:{tmp_path}/mine.json")
+    assert np.array_equal(given.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_resume_names_a_file_that_has_changed(adapter_config, tiny_settings):
+    reference = adapter_config(peft_type="LORA", r=3)
+    config, file = tiny_settings(methods=[reference]), reference.removeprefix("peft:")
+    record = open_run(config, {}).record
+    assert changes(record, config) == []
+    adapter_config(peft_type="LORA", r=4)
+    (line,) = changes(record, config)
+    assert line.startswith(f"  code {file}: was ")
+    Path(file).unlink()
+    assert changes(record, config) == [f"  methods: {file} cannot be read: No such file or directory"]
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -218,6 +240,19 @@ def test_every_kind_of_peft_is_offered_or_refused():
 
     kinds = {kind.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
     assert kinds == {each.kind.lower() for each in OFFERED.values()} | set(REFUSED)
+
+
+@pytest.mark.parametrize("name", ["pissa", "peft_pissa", "PEFT:PiSSA"])
+def test_a_name_without_the_prefix_is_told_how_it_is_written(tiny_settings, name):
+    with pytest.raises(ConfigError, match=f"methods: '{name}' is a method of PEFT: write peft:pissa"):
+        tiny_settings(methods=["lora", name])
+
+
+def test_the_name_of_a_file_holds_no_vs(tmp_path):
+    """It stands between the two names of a comparison, so a report would take the name apart."""
+    for name, expected in (("loss_vs_no_loss", "peft_loss_no_loss"), ("vs", "peft"), ("us-VS", "peft_us")):
+        (tmp_path / f"{name}.json").write_text('{"peft_type": "LORA"}')
+        assert load_method(f"peft:{tmp_path}/{name}.json").name == expected
 
 
 def test_an_unknown_name_has_a_suggestion_and_the_list():
@@ -235,6 +270,12 @@ def test_an_unknown_name_has_a_suggestion_and_the_list():
         ({"peft_type": "PROMPT_TUNING"}, "puts trained vectors before the text"),
         ({"peft_type": "LORA", "rr": 4}, "'rr' is no key of LoraConfig (did you mean r?)"),
         ({"peft_type": "LORA", "init_lora_weights": "eva"}, "pass over training texts"),
+        ({"peft_type": "LORA", "use_qalora": True}, "made for quantised weights"),
+        ({"peft_type": "LORA", "alora_invocation_tokens": [1]}, "in the text of a decoder"),
+        ({"peft_type": "LORA", "r": 0}, "r must be a whole number of at least 1, got 0"),
+        ({"peft_type": "LORA", "r": "8"}, "r must be a number, got '8'"),
+        ({"peft_type": "LORA", "lora_alpha": float("nan")}, "lora_alpha must be a number, got nan"),
+        ({"peft_type": "LORA", "target_modules": 5}, "target_modules must be a list of names"),
         ({"peft_type": "LORA", "modules_to_save": ["pooler"]}, "the method full trains whole layers"),
         ({"peft_type": "LORA", "layers_pattern": "layer"}, "ValueError"),
     ],
@@ -244,10 +285,13 @@ def test_a_mistake_in_the_file_is_one_line(adapter_config, keys, words):
     (problem,) = load_methods([reference])
     assert problem.startswith(reference.removeprefix("peft:")) and words in problem and "\n" not in problem
     assert "cannot be read: No such file" in load_methods(["peft:/nowhere/adapter_config.json"])[0]
+    folder = str(Path(reference.removeprefix("peft:")).parent)
+    assert load_methods([f"peft:{folder}"]) == [f"peft:{folder}: is a folder; give its file: {reference}"]
 
 
 def test_a_target_that_no_layer_has_is_one_line(build, adapter_config):
-    with pytest.raises(ModelError, match=r"adapter_config.json: peft_mine: ValueError: target_modules .* in no layer"):
+    words = r"\['q_proj'\] are in no layer that the run adapts; its linear maps are query, key, value, dense"
+    with pytest.raises(ModelError, match=rf"adapter_config.json: peft_mine: ValueError: target_modules {words}$"):
         build(adapter_config(peft_type="LORA", target_modules=["q_proj"]))
 
 

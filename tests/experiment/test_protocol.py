@@ -204,6 +204,21 @@ def test_checkpoints_name_seed_and_fold_and_trials_leave_none(finished):
     assert model.config.seed == 43 and model.config.learning_rate == run["learning_rate"]
 
 
+def test_a_method_of_peft_has_a_model_for_each_fold(models, folder, tmp_path):
+    """PiSSA's base weights, which no checkpoint holds, are those with which each fold was trained."""
+    from maw.data.registry import load_folds
+    from maw.evaluation.evaluate import evaluate_retriever
+    from maw.experiment.benchmark import run_complete_benchmark
+    from maw.training.checkpoint import load_checkpoint
+
+    config = settings(models, tmp_path, folder, methods=["peft:pissa"], folds=3, num_epochs=1, learning_rate=0.01)
+    runs = run_complete_benchmark(config)["beir_tiny"]["results"]["peft_pissa_retriever"]["runs"]
+    assert [run["fold"] for run in runs] == [1, 2, 3]
+    for run, fold in zip(runs, load_folds(f"beir:{folder}", config).collections, strict=True):
+        model = load_checkpoint(tmp_path / "logs" / "checkpoints" / f"beir_tiny_peft_pissa_fold{run['fold']}_best")
+        assert evaluate_retriever(model, fold.validation, model.config)[METRIC] == run[f"val_{METRIC}"]
+
+
 def test_folds_are_the_same_for_another_choice_of_methods(finished, models, folder, tmp_path):
     from maw.data.registry import load_folds
 

@@ -89,7 +89,7 @@ def check_a_run(forks, place, count, *flags):
 
 
 def test_a_run_of_two_processes_leaves_what_one_leaves(forks, place):
-    methods = f"zero_shot,maw,{user_method(place[0])}"
+    methods = f"zero_shot,maw,peft:pissa,{user_method(place[0])}"
     one, two = check_a_run(forks, place, 2, "--methods", methods, "--num-epochs", "1")
     names = [
         sorted(str(p.relative_to(w)) for p in (w / "logs" / "checkpoints").rglob("checkpoint.json"))

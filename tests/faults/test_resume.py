@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from faults.runs import beir_folder, outcome, stray_files
+from maw.config.method_files import load_method
 from maw.config.methods import find_method
 from maw.data.from_dicts import as_retrieval_data
 from maw.encoding.activation_cache import ActivationStore
@@ -33,10 +34,10 @@ def beir(tmp_path_factory):
 
 KINDS = {
     "plain": ["--grpo-reference", "slow", "--bank-batches", 2],
-    "tuned": ["--tune", 2, "--seeds", 2, "--methods", "maw,lora", "--router-start", "clusters"],
-    "folds": ["--folds", 3, "--methods", "zero_shot,maw", "--maw-layers", "2,3", "--gradient-accumulation-steps", 2],
+    "tuned": ["--tune", 2, "--seeds", 2, "--methods", "maw,peft:pissa", "--router-start", "clusters"],
+    "folds": ["--folds=3", "--methods=zero_shot,maw,peft:dora", "--maw-layers=2,3", "--gradient-accumulation-steps=2"],
 }
-"""What an interruption must not change: learners, banks, searches, seeds, folds."""
+"""What an interruption must not change: learners, banks, searches, seeds, folds, base weights that PEFT computes."""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,23 @@ def test_killed_anywhere_and_resumed(server, flags, whole, tmp_path, repeats, tr
     assert in_saves >= (10 if count == 50 else 1)
 
 
+INSIDE = [
+    pytest.param("tuned", "peft_pissa", signal.SIGKILL, -9, id="SIGKILL"),
+    pytest.param("folds", "peft_dora", signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.faults),  # 6 s of a run
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "number", "code"), INSIDE)
+def test_stopped_inside_a_training_of_peft_and_resumed(server, flags, whole, tmp_path, kind, method, number, code):
+    """A checkpoint holds only what is trained; the weights below it are computed again where the run goes on."""
+    folder, expected = tmp_path / "run", whole(kind)[1]
+    begun = [str(folder), f"checkpoints/*_{method}_*_latest"]  # a checkpoint inside its first training
+    done = server.run(flags(folder, kind), signals=[[0.01, number]], await_file=begun)
+    assert done.code == code, done.output
+    assert server.run(["--resume", folder]).code == 0
+    assert outcome(folder) == expected
+
+
 @pytest.mark.faults
 def test_killed_again_and_again(server, flags, whole, tmp_path, repeats, trial):
     """Interruptions of what goes on after interruptions."""
@@ -123,6 +141,13 @@ def test_killed_again_and_again(server, flags, whole, tmp_path, repeats, trial):
 
 # ----------------------------------------------------------------------------------------------- one training, stopped
 
+
+def of_peft(name):
+    """What builds the retriever of a method of PEFT from a configuration."""
+    method = load_method(f"peft:{name}")
+    return lambda config: BaselineRetriever(method.configure(config), method)
+
+
 ARMS = {
     "lora": (BaselineRetriever, {"use_lora": True, "gradient_accumulation_steps": 2}),
     "maw": (MAWRetriever, {"grpo_reference": "slow", "bank_batches": 2, "diagnostics": "all"}),
@@ -130,6 +155,8 @@ ARMS = {
     "supervised": (MAWRetriever, {"router": "supervised", "route_by": "head"}),
     "soft": (MAWRetriever, {"router": "soft", "maw_layers": [2, 3], "checkpoint_compression": False}),
     "random": (MAWRetriever, {"router": "random", "patience": 1, "num_epochs": 4}),
+    "peft_dora": (of_peft("dora"), {"gradient_accumulation_steps": 2}),
+    "peft_pissa": (of_peft("pissa"), {}),
 }
 
 

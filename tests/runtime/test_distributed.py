@@ -16,7 +16,7 @@ from maw.search.exact import top_k
 from maw.search.sharded import divide
 from maw.training.sharded_batch import owners
 
-QUICK_ARMS = ["lora", "full", "maw"]
+QUICK_ARMS = ["lora", "peft_pissa", "full", "maw"]
 NO_GRADIENT = "key.bias"  # a softmax does not see it, and Adam makes steps of the rounding of its gradient
 SEARCHES = {
     "ties": (20, 700, 40, 128),
