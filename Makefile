@@ -3,7 +3,8 @@
 # make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md), and every test
 #             that takes long
 # make docs   .venv, the packages, and the documentation as a site in site/
-# make bench  .venv, the packages, every measurement (an hour; nothing else should run), and docs/performance.md
+# make bench  .venv, the packages, every measurement on less than its whole work (nothing else should run), and
+#             docs/performance.md; FULL=--full does the whole work, in hours
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -31,7 +32,7 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.installed-bench
-	for name in $(BENCH); do $(BIN)/python -m bench.$$name || exit 1; done
+	for name in $(BENCH); do $(BIN)/python -m bench.$$name $(FULL) || exit 1; done
 	$(BIN)/python -m bench.performance
 
 clean:

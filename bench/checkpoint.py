@@ -1,12 +1,13 @@
 """Measures the cost of saving in trainings of the offline preset: time and disk space.
 
     python -m bench.checkpoint
-    python -m bench.checkpoint --methods lora --epochs 1
+    python -m bench.checkpoint --full --methods lora
 
-Each method is trained once as `python tier_1.py --preset offline` trains it, and every save is timed inside that
-training. So the share of saving is a ratio of two times of one training, and a temporarily slow machine changes it
-little. A save is everything that is written at the end of an epoch: the best checkpoint if the epoch is better than
-those before, the latest checkpoint for `--resume`, and the record of stored activations.
+With `--full`, each method is trained once as `python tier_1.py --preset offline` trains it, else on a tenth of the
+queries for one epoch, with a smaller validation corpus. Every save is timed inside that training. So the share of
+saving is a ratio of two times of one training, and a temporarily slow machine changes it little. A save is everything
+that is written at the end of an epoch: the best checkpoint if the epoch is better than those before, the latest
+checkpoint for `--resume`, and the record of stored activations.
 
 Sizes are those of whole folders. A scheme that keeps all weights writes the model and its optimizer as best, as latest
 and after every epoch. The default here keeps one checkpoint, of the trained weights.
@@ -41,6 +42,8 @@ from maw.training.prepare import prepare_training
 from maw.training.state import Saved
 
 METHODS = ("lora", "full", "maw")
+SHORT = {"train_samples": 200, "val_samples": 50, "val_corpus_size": 500, "num_epochs": 1}
+QUICK = {"train_samples": 32, "val_samples": 16, "val_corpus_size": 50, "num_epochs": 1}
 MOST_SHARE, MOST_SECONDS, LEAST_SAVED = "<= 0.02", "<= 1", ">= 0.9"
 MEGABYTE = 1e6
 HEADER = (
@@ -177,11 +180,8 @@ def main() -> None:
     """Measures each method."""
     parser = quick_parser(__doc__)
     parser.add_argument("--methods", default=",".join(METHODS), help="what to train")
-    parser.add_argument("--epochs", type=int, help="epochs of each training; the preset's, if not given")
     arguments = parser.parse_args()
-    quick = arguments.quick
-    small = {"train_samples": 32, "val_samples": 16, "val_corpus_size": 50} if quick else {}
-    config = settings(**small, num_epochs=arguments.epochs or (1 if quick else settings().num_epochs))
+    config = settings(**({} if arguments.full else QUICK if arguments.quick else SHORT))
     data = prepare_training(load_collection("pystdlib", config), config)
     rows, claims = [], []
     for name in arguments.methods.split(","):
@@ -189,7 +189,7 @@ def main() -> None:
             cost = measure(name, config, data, Path(folder))
         rows.append(row(name, cost, config.num_epochs))
         claims += claims_of(name, cost, config.num_epochs)
-    report("checkpoint", HEADER, rows, results_folder(quick), claims)
+    report("checkpoint", HEADER, rows, results_folder(arguments.quick), claims, shortened=not arguments.full)
 
 
 if __name__ == "__main__":

@@ -95,10 +95,16 @@ def status_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def quick_parser(description: str) -> argparse.ArgumentParser:
-    """A command line with `--quick`: a smoke test at tiny size, whose numbers mean nothing and are kept separately."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke test at tiny size; its numbers say nothing")
+def quick_parser(description: str | None) -> argparse.ArgumentParser:
+    """A command line for the amount of work.
+
+    With `--quick` it is a smoke test at tiny size, whose numbers mean nothing and are kept separately. Scripts that
+    take minutes do less than their whole work unless `--full` is given, and mark their results.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="a smoke test at tiny size; its numbers say nothing")
+    sizes.add_argument("--full", action="store_true", help="the whole work, which decides whether a target is met")
     return parser
 
 
@@ -132,6 +138,7 @@ def report(
     rows: Sequence[Sequence[Any]],
     folder: Path | None = None,
     claims: Sequence[Mapping[str, Any]] = (),
+    shortened: bool = False,
 ) -> None:
     """Shows a table and its claims, and writes both with the machine to bench/results/<name>.json.
 
@@ -141,6 +148,7 @@ def report(
         rows: cells; floats are shown rounded and written whole.
         folder: where to write instead.
         claims: what `claim` gave.
+        shortened: less work was measured than what decides a target.
     """
     _show(header, rows)
     if claims:
@@ -149,6 +157,7 @@ def report(
         "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit(),
         "machine": machine(),
+        "shortened": shortened,
         **_START.others(),
         "rows": [dict(zip(header, row, strict=True)) for row in rows],
         "claims": list(claims),

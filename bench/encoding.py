@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,9 @@ from maw.models.encode import encode
 from maw.models.retriever import BaselineRetriever
 from maw.runtime.precision import name_of
 
-TEXTS = 2000
-ROUNDS = 5
+FULL = {"texts": 2000, "ranked": 100_000, "rounds": 5}
+SHORT = {"texts": 300, "ranked": 500, "rounds": 3}
+QUICK = {"texts": 24, "ranked": 60, "rounds": 1}
 SQUARES = (2048, 4096)
 MODEL_SHAPE = (2048, 384, 1536)
 REPEATS = 200
@@ -112,16 +114,16 @@ def ndcg(side: Side, data: RetrievalData, passages: Sequence[int]) -> float:
     return float(compute_metrics(kept, run, np.take_along_axis(scores, best, 1), qrels)["ndcg_cut_10"])
 
 
-def measure_speed(quick: bool) -> None:
+def measure_speed(folder: Path, work: dict[str, int], shortened: bool) -> None:
     """Times every side on documents and on queries."""
     sides, pairs, retriever = make_sides()
     data = texts_of_python().test
-    passages = range(60 if quick else len(data.corpus))
+    passages = range(min(work["ranked"], len(data.corpus)))
     scores = {label: ndcg(side, data, passages) for label, side in sides.items()}
     rows, times = [], {}
-    for kind, texts in texts_by_kind(data, 24 if quick else TEXTS).items():
+    for kind, texts in texts_by_kind(data, work["texts"]).items():
         tokens = int(token_counts(retriever, texts, kind).sum())
-        seconds = alternate({label: partial(side.run, texts, kind) for label, side in sides.items()}, rounds(quick))
+        seconds = alternate({label: partial(side.run, texts, kind) for label, side in sides.items()}, work["rounds"])
         times[kind] = seconds
         for label, side in sides.items():
             taken = median(seconds[label])
@@ -131,8 +133,9 @@ def measure_speed(quick: bool) -> None:
         "encoding",
         ["texts", "side", "precision", "count", "tokens", "seconds", "texts/s", "tokens/s", "nDCG@10"],
         rows,
-        results_folder(quick),
+        folder,
         speed_claims(times, scores, pairs),
+        shortened=shortened,
     )
 
 
@@ -165,20 +168,16 @@ def token_counts(retriever: BaselineRetriever, texts: list[str], kind: str) -> n
     return np.array([len(each) for each in tokens["input_ids"]])
 
 
-def rounds(quick: bool) -> int:
-    """How often each side is timed."""
-    return 1 if quick else ROUNDS
-
-
-def measure_peak_share(quick: bool) -> None:
+def measure_peak_share(folder: Path, work: dict[str, int], shortened: bool) -> None:
     """Times encoding in turns with matrix products of its number format."""
     side, retriever = our_side("auto")
-    texts = texts_by_kind(texts_of_python().test, 24 if quick else TEXTS)["document"]
+    texts = texts_by_kind(texts_of_python().test, work["texts"])["document"]
+    quick = work is QUICK
     squares = (256,) if quick else SQUARES
     shapes = {f"{size}^3": (size, size, size) for size in squares} | {"model": MODEL_SHAPE}
     calls = dict.fromkeys(shapes, 1) | {"model": 2 if quick else REPEATS}
     sides = {name: product(shape, retriever.precision, calls[name]) for name, shape in shapes.items()}
-    seconds = alternate({"encode": partial(side.run, texts, "document")} | sides, rounds(quick))
+    seconds = alternate({"encode": partial(side.run, texts, "document")} | sides, work["rounds"])
     rates = {
         name: [calls[name] * matmul_flops(*shape) / taken for taken in seconds[name]] for name, shape in shapes.items()
     }
@@ -196,7 +195,8 @@ def measure_peak_share(quick: bool) -> None:
         shares["real tokens"],
         PEAK_SHARE,
     )
-    report("encoding_peak", ["operations", "GFLOP/s", "share of peak"], rows, results_folder(quick), [wanted])
+    header = ["operations", "GFLOP/s", "share of peak"]
+    report("encoding_peak", header, rows, folder, [wanted], shortened=shortened)
 
 
 def share(rate: Sequence[float], peak: Sequence[float]) -> float:
@@ -239,9 +239,10 @@ def operations(retriever: BaselineRetriever, texts: list[str]) -> dict[str, int]
 
 def main() -> None:
     """Measures speed, then the share of the peak."""
-    quick = quick_parser(__doc__).parse_args().quick
-    measure_speed(quick)
-    measure_peak_share(quick)
+    arguments = quick_parser(__doc__).parse_args()
+    work = QUICK if arguments.quick else FULL if arguments.full else SHORT
+    for measure in (measure_speed, measure_peak_share):
+        measure(results_folder(arguments.quick), work, not arguments.full)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from maw.search.exact import top_k
 
 PASSAGES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 TEXTS = (500, 1_000, 2_000, 4_000, 8_000)
+SHORT = 3  # so many of these sizes, from the smallest, and as many rounds
 QUICK_PASSAGES, QUICK_TEXTS, QUICK_QUERIES = (5_000, 10_000, 20_000), (20, 40, 80), 50
 WORDS = 12
 ROUNDS = 5
@@ -76,10 +77,12 @@ def short_texts(count: int) -> list[str]:
 SIDES = {"search": search_sides, "encoding": encoding_sides}
 
 
-def measure(quick: bool) -> None:
+def measure(quick: bool, full: bool) -> None:
     """Measures memory and time of both, and reports them."""
     queries = QUICK_QUERIES if quick else QUERIES
     sizes = {"search": QUICK_PASSAGES, "encoding": QUICK_TEXTS} if quick else {"search": PASSAGES, "encoding": TEXTS}
+    if not full:
+        sizes = {task: each[:SHORT] for task, each in sizes.items()}
     memory = {
         (task, size): peak_bytes("bench.growth", "--peak", task, str(size), str(queries)) / MEGABYTE
         for task, each in sizes.items()
@@ -88,14 +91,14 @@ def measure(quick: bool) -> None:
     rows, claims = [], []
     for task, each in sizes.items():
         sides = SIDES[task](each, queries) if task == "search" else SIDES[task](each)
-        seconds = alternate({str(size): side for size, side in sides.items()}, ROUNDS)
+        seconds = alternate({str(size): side for size, side in sides.items()}, ROUNDS if full else SHORT)
         medians = [median(seconds[str(size)]) for size in each]
         off = deviations(each, medians)
         for size, taken, share in zip(each, medians, off, strict=True):
             rows.append([task, size, taken, 1e6 * taken / size, 100 * share, memory[task, size]])
         claims += growth_claims(task, each, medians, off, [memory[task, size] for size in each])
     header = ["task", "passages", "median s", "us per passage", "% off the line", "MB above the arrays"]
-    report("growth", header, rows, results_folder(quick), claims)
+    report("growth", header, rows, results_folder(quick), claims, shortened=not full)
 
 
 def growth_claims(
@@ -128,4 +131,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:
         measure_peak(*sys.argv[2:])
     else:
-        measure(quick_parser(__doc__).parse_args().quick)
+        arguments = quick_parser(__doc__).parse_args()
+        measure(arguments.quick, arguments.full)

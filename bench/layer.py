@@ -33,6 +33,7 @@ from maw.attention.routers import Routing
 from maw.models.retriever import BaselineRetriever, MAWRetriever
 
 TOKENS = 4096
+FEW_ROUNDS = 3
 PEAKS = 5  # calls whose peak memory is taken: one alone varies by a third, as memory that was freed is used again
 LENGTHS = (64, 128, 256)
 DEPTHS = (8, 32, 128)
@@ -80,12 +81,14 @@ def runner(kind: str, length: int, backward: bool, precision: str, reference: bo
 
 def main() -> None:
     """Measures times and peaks, and reports them."""
-    quick = quick_parser(__doc__).parse_args().quick
+    arguments = quick_parser(__doc__).parse_args()
+    lengths = LENGTHS[:1] if arguments.quick else LENGTHS if arguments.full else LENGTHS[::2]
+    rounds = 1 if arguments.quick else ROUNDS if arguments.full else FEW_ROUNDS
     rows, claims = [], []
     for precision in ("float32", "bfloat16"):
-        for length in LENGTHS[:1] if quick else LENGTHS:
+        for length in lengths:
             for backward in (False, True):
-                found = measure(precision, length, backward, 1 if quick else ROUNDS)
+                found = measure(precision, length, backward, rounds)
                 work = "forward+backward" if backward else "forward"
                 rows += [[precision, length, work, kind, *numbers] for kind, numbers in found.items()]
                 claims += claims_of(found, f"{work}, length {length}, {precision}", length == LENGTHS[-1])
@@ -93,8 +96,9 @@ def main() -> None:
         "layer",
         ["precision", "length", "pass", "layer", "ms", "x plain", "peak MiB"],
         rows,
-        results_folder(quick),
+        results_folder(arguments.quick),
         claims,
+        shortened=not arguments.full,
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from maw.config.tier1_config import Tier1Config
-from maw.data.collection import Collection
+from maw.data.collection import Collection, RetrievalData
+from maw.data.corpus_sampling import cut_to, judged_rows
 from maw.data.registry import load_collection
 from maw.runtime.precision import FORMATS
 
@@ -21,6 +23,19 @@ def settings(**changes: Any) -> Tier1Config:
 def texts_of_python() -> Collection:
     """Queries and passages from Python's own library."""
     return load_collection("pystdlib", settings())
+
+
+def first_queries(data: RetrievalData, count: int, config: Tier1Config) -> RetrievalData:
+    """A split of the first queries, with their judged passages as the corpus."""
+    ids = data.query_ids[:count]
+    some = replace(
+        data,
+        query_ids=ids,
+        queries=data.queries[:count],
+        qrels={each: data.qrels[each] for each in ids},
+        left_out=data.left_out & set(ids),
+    )
+    return replace(some, corpus=cut_to(data.corpus, judged_rows(some).tolist(), config))
 
 
 def sentence_transformer(folder: Path, precision: str | None = None, max_length: int | None = None) -> Any:

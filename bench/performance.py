@@ -40,7 +40,9 @@ OPENING = """# Performance
 
 The scripts in `bench/` measure times and sizes, and `make bench` writes them to this page. The two sides of a
 comparison always take turns in one run. A time is the median of its rounds, and a ratio is the median of the ratios of
-each round. The page has every result of these scripts; if one is missing, its script was not run. The results of
+each round. The page has every result of these scripts; if one is missing, its script was not run. `make bench` takes
+less than 20 minutes, since most scripts do less than their whole work; their results are marked as shortened. `make
+bench FULL=--full` does all of it, in hours, and its results decide whether a target is met. The results of
 bench/significance.py and bench/scaling.py are in [protocol.md](protocol.md) and [scaling.md](scaling.md).
 """
 LIMITS = """## Limits
@@ -112,7 +114,8 @@ def claims_table(results: Mapping[str, Result], scripts: Sequence[str]) -> str:
         if not own:
             rows.append([link, "all of its claims", "", NOT_MEASURED, "", ""])
         for result in own.values():
-            rows += [[link, *claim_cells(each)] for each in claims_of(result)]
+            where = f"{link}, shortened" if result.get("shortened") else link
+            rows += [[where, *claim_cells(each)] for each in claims_of(result)]
     return table(["script", *CLAIM_HEADER], rows)
 
 
@@ -158,6 +161,8 @@ def description(path: Path) -> str:
 def taken(result: Result) -> str:
     """When, of which commit, and whether the machine had other work."""
     line = f"Measured {result.get('measured_at') or 'at an unknown time'}, commit {result.get('commit') or 'unknown'}"
+    if result.get("shortened"):
+        line += "; a shortened workload (without `--full`), which does not decide a target"
     if result.get("busy"):
         return f"{line}. **Other programs had {result['others_cores']:.1f} cores in use: times are worth less.**"
     return f"{line}."

@@ -176,8 +176,10 @@ def written(page: str, plan: str) -> str:
 
 
 def refreshed(inputs: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The inputs, updated from the current results of `bench.encoding` and `bench.search`."""
+    """The inputs, updated from the current results of `bench.encoding` and `bench.search` with `--full`."""
     found = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in RESULTS_READ}
+    if short := [name for name, each in found.items() if each.get("shortened")]:
+        raise SystemExit(f"{', '.join(short)}: measured without --full; run it again with --full before --refresh")
     peak = next(row for row in found["encoding_peak"]["rows"] if row["operations"] == "encoding, real tokens")
     exact = next(row for row in found["search"]["rows"] if row["search"] == "exact")
     machine = found["encoding_peak"]["machine"]

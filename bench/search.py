@@ -39,6 +39,7 @@ from maw.search.faiss_index import faiss_top_k, recall
 
 SIZE, TOP = 384, 1000
 QUERIES, PASSAGES, SMALLER = 1000, 1_000_000, 50_000
+SHORT = (QUERIES, 200_000, 20_000)
 QUICK = (50, 20_000, 3_000)
 PROBES = (16, 64)
 ROUNDS = 5
@@ -99,9 +100,9 @@ def approximate(queries: np.ndarray, passages: np.ndarray) -> list[list[Any]]:
     return rows
 
 
-def measure(quick: bool) -> None:
+def measure(quick: bool, full: bool) -> None:
     """Measures memory, time and recall, and reports them."""
-    count, large, small = QUICK if quick else (QUERIES, PASSAGES, SMALLER)
+    count, large, small = QUICK if quick else (QUERIES, PASSAGES, SMALLER) if full else SHORT
     folder = results_folder(quick)
     above = peak_bytes("bench.search", "--peak", str(count), str(large)) / MEGABYTE
     queries, passages = unit_vectors(count, 1), unit_vectors(large, 2)
@@ -114,10 +115,10 @@ def measure(quick: bool) -> None:
         claim("ranks that differ beyond ties", PEER, different, "<= 0"),
         claim("MB above the arrays", "the arrays", above, "<= 500"),
     ]
-    report("search", ["search", "median s", "least s", "x FAISS"], rows, folder, claims)
+    report("search", ["search", "median s", "least s", "x FAISS"], rows, folder, claims, shortened=not full)
     header = ["search", "s with the index", "queries searched exactly", "recall@10", "recall@100", f"recall@{TOP}"]
     mixture = approximate(unit_vectors(count, 3, small // 50), unit_vectors(small, 4, small // 50))
-    report("search_approximate", header, mixture, folder)
+    report("search_approximate", header, mixture, folder, shortened=not full)
 
 
 def measure_peak(queries: str, passages: str) -> None:
@@ -132,4 +133,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--peak"]:
         measure_peak(*sys.argv[2:])
     else:
-        measure(quick_parser(__doc__).parse_args().quick)
+        arguments = quick_parser(__doc__).parse_args()
+        measure(arguments.quick, arguments.full)

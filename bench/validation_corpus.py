@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 
 from bench.common import claim, quick_parser, report, results_folder
+from bench.peer import first_queries
 from maw.config.methods import find_method
 from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.collection import Collection, RetrievalData
-from maw.data.corpus_sampling import choose, cut_to, judged_rows
+from maw.data.corpus_sampling import choose
 from maw.data.registry import load_collection
 from maw.encoding.activation_cache import ActivationStore
 from maw.errors import NotFiniteError
@@ -130,19 +131,6 @@ def _save(path: Path, rows: np.ndarray) -> None:
         np.savez_compressed(file, rows=rows)
 
 
-def first_queries(data: RetrievalData, count: int, config: Tier1Config) -> RetrievalData:
-    """A split of the first queries, with their judged passages as the corpus."""
-    ids = data.query_ids[:count]
-    some = replace(
-        data,
-        query_ids=ids,
-        queries=data.queries[:count],
-        qrels={each: data.qrels[each] for each in ids},
-        left_out=data.left_out & set(ids),
-    )
-    return replace(some, corpus=cut_to(data.corpus, judged_rows(some).tolist(), config))
-
-
 def restricted(rows_QK: np.ndarray, part: np.ndarray, passages: int) -> np.ndarray:
     """The first ten of each ranking that are in a part of the corpus, (Q, 10).
 
@@ -200,7 +188,7 @@ def smallest(losses: Mapping[int, Sequence[float]], most: float = MOST_LOST) -> 
 
 def main() -> None:
     """Trains what is missing, and shows every size."""
-    parser = quick_parser(__doc__ or "")
+    parser = quick_parser(__doc__)
     parser.add_argument("--seeds", help="seeds, separated by commas (default: 42,43,44)", type=_numbers, default=SEEDS)
     arguments: argparse.Namespace = parser.parse_args()
     quick = arguments.quick

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, TrainerControl, TrainerState
 
-from bench import common, encoding, metrics, offline, performance, plan, training, validation_corpus
+from bench import common, encoding, layer, metrics, offline, performance, plan, training, validation_corpus
 from bench.flops import encoder_flops, matmul_flops
 from bench.stacking import stack_layers
 from maw.config.tier1_config import Tier1Config
@@ -252,6 +252,15 @@ def test_both_sides_train_the_same_numbers_on_the_same_texts(tiny_settings, task
     assert ours == pytest.approx(theirs, rel=0.5) and ours > 0
 
 
+def test_a_whole_training_of_both_sides_ranks_the_validation_queries(tiny_settings, task):
+    config = tiny_settings(use_lora=True, num_negatives=1, negative_source="given", num_epochs=2, val_samples=8)
+    ours, theirs = training.time_whole(config, task, task)
+    assert [ours[0], theirs[0]] == [training.OURS, training.THEIRS]
+    assert ours[2:4] == theirs[2:4] == [len(task.query_ids), 2]
+    assert ours[6] == pytest.approx(theirs[4] / ours[4]) and theirs[6] == 1
+    assert ours[5] == pytest.approx(theirs[5], abs=0.2) and 0 < ours[5] <= 1
+
+
 # ----------------------------------------------------------------------------------------------------- offline
 
 
@@ -337,6 +346,24 @@ def test_a_busy_machine_is_named_as_such():
     assert "**Other programs had 0.8 cores in use: times are worth less.**" in page
 
 
+def test_a_shortened_workload_is_marked_where_its_numbers_stand():
+    page = performance.performance_page({"layer": result(shortened=True), "step": result()}, ["layer", "step"])
+    assert "| [layer](#layer), shortened | twice as fast |" in page and "| [step](#step) | twice as fast |" in page
+    assert page.count("a shortened workload (without `--full`)") == 1
+
+
+@pytest.mark.parametrize("words, shortened", [([], True), (["--full"], False)])
+def test_less_than_the_whole_work_is_marked(monkeypatch, words, shortened):
+    reported = {}
+    monkeypatch.setattr("sys.argv", ["layer", *words])
+    monkeypatch.setattr(
+        layer, "measure", lambda *_: {"plain": (1.0, 1.0, 1.0)} | dict.fromkeys(layer.KINDS, (1.0, 1.0, 1.0))
+    )
+    monkeypatch.setattr(layer, "report", lambda *_, **kept: reported.update(kept))
+    layer.main()
+    assert reported == {"shortened": shortened}
+
+
 def test_two_tables_of_one_script_and_two_machines():
     results = {"encoding": result(), "encoding_peak": result(machine=MACHINE | {"processor": "B"}, claims=[])}
     page = performance.performance_page(results, ["encoding"])
@@ -419,6 +446,9 @@ def test_the_plan_takes_its_measurements_from_the_results(tmp_path):
     assert found["encoding"]["flops_per_second"] == 7e9 and found["search"]["seconds"] == 3.0
     assert "P, 4 threads" in found["source"] and "search 2030-01-02" in found["source"]
     assert found["tokens"] == plan_inputs()["measured"]["tokens"]
+    (tmp_path / "search.json").write_text(json.dumps(about | {"rows": rows["search"], "shortened": True}))
+    with pytest.raises(SystemExit, match="search: measured without --full"):
+        plan.refreshed(plan_inputs(), tmp_path)
 
 
 def test_recall_is_one_where_everything_is_looked_at():
