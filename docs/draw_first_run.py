@@ -64,7 +64,7 @@ def picture(result: dict[str, Any]) -> str:
             f'<text class="words" x="{WIDTH - RIGHT + 16}" y="{y + 5}">{each.value:.4f}</text>',
         ]
     note = f"The axis is zoomed: it begins at {low:.2f}. Intervals of one method; differences are tested by query."
-    parts.append(f'<text class="words" x="{LEFT}" y="{bottom + 46}">{note}</text>')
+    parts.append(f'<text class="words" x="24" y="{bottom + 46}">{note}</text>')
     size = f'viewBox="0 0 {WIDTH} {bottom + BOTTOM}" width="{WIDTH}"'
     title = "nDCG@10 of " + ", ".join(f"{each.name} {each.value:.4f}" for each in found)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img"><title>{escape(title)}</title>'

@@ -7,7 +7,7 @@ import json
 import re
 from functools import cache
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +19,17 @@ from maw.config.tier1_config import Tier1Config
 from maw.evaluation import confirmatory, exploratory, method_pairs
 from maw.report.chart_data import COLOURS, Bar, Cost, Series, quality_by_cost
 from maw.report.html import page as page_module
-from maw.report.html.charts import _labels, _log_ticks, _ticks, cost_chart, histogram, interval_chart, line_chart
+from maw.report.html.charts import (
+    WIDTH,
+    _close_ticks,
+    _labels,
+    _log_ticks,
+    _ticks,
+    cost_chart,
+    histogram,
+    interval_chart,
+    line_chart,
+)
 from maw.report.html.page import environment, report_page
 from maw.report.html.tables import Table
 from report.test_report import make_evaluations, make_result
@@ -406,6 +416,8 @@ def test_charts_put_values_where_they_belong():
     columns = drawn(histogram("t", [0.5, 0.25, 0.25], 0, name="depth")).all("rect")
     heights = [float(each["height"]) for each in columns]
     assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+    labels = [int(text) for text in drawn(histogram("t", [1 / 32] * 32, 0, name="depth")).text if text.isdigit()]
+    assert labels == list(range(0, 32, 4)), "evenly spread"
 
 
 def test_intervals_stand_around_their_means_on_an_axis_that_says_it_is_zoomed():
@@ -476,10 +488,58 @@ def test_labels_of_an_axis_have_the_same_decimals():
     assert _log_ticks(3, 40) == [2, 5, 10, 20, 50] and _log_ticks(1, 10) == [1, 2, 5, 10]
 
 
+def boxes(chart):
+    """Left, upper, right and lower edge of every text of a chart, in a wide font; an axis' name may be turned."""
+    found = {}
+    for tag, about, text in chart.shapes:
+        if tag == "text":
+            x, y, wide = float(about["x"]), float(about["y"]), 7.5 * len(text)
+            left = x - wide * (0.5 if "middle" in about["class"] else "end" in about["class"])
+            if "transform" in about:
+                found[text, x, y] = (x - 10, y - wide / 2, x + 3, y + wide / 2)
+            else:
+                found[text, x, y] = (left, y - 10, left + wide, y + 3)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+@pytest.mark.parametrize("low, high", [(0.5, 0.6), (0.0, 1.0), (0.61234, 0.61239), (0.97, 0.98)])
+def test_no_label_of_a_chart_is_cut_or_covers_another(count, low, high):
+    values = np.linspace(low, high, count)
+    names = [f"{'A method with a long name' if n % 2 else 'LoRA'} {n}" for n in range(count)]
+    bars = [Bar(name, n, each, each - 0.05, each + 0.05) for n, (name, each) in enumerate(zip(names, values))]
+    for seconds in (1.0, 12_345.0):
+        costs = [Cost(each.name, each.look, each.value, seconds=seconds * (n + 1)) for n, each in enumerate(bars)]
+        lines = [Series("a", 0, [(k, low), (2 * k, high), (1000 * k, high)]) for k in range(1, count + 1)]
+        charts = [
+            interval_chart("t", bars, name="nDCG@10"),
+            cost_chart("t", costs, x_name="seconds of training and test", y_name="nDCG@10"),
+            line_chart("t", lines, x_name="k (logarithmic)", y_name="recall", log_x=True),
+            histogram("t", [1 / count] * (count + 30), 0, name="depth"),
+        ]
+        for chart in filter(None, charts):
+            found = boxes(chart)
+            for text, (left, upper, right, lower) in found.items():
+                assert left >= -0.1 and right <= WIDTH + 0.1 and upper >= -1 and lower <= chart.height, text
+            for (one, a), (other, b) in combinations(found.items(), 2):
+                apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+                assert apart, f"{one} and {other} of {chart.about}"
+
+
+@pytest.mark.parametrize("low, high", [(0.5442, 0.6605), (0.9, 0.98), (0.61234, 0.61239), (0.02, 0.4), (5.0, 5.0)])
+def test_an_axis_of_means_is_as_long_as_their_intervals_or_starts_at_zero(low, high):
+    ticks, ends = _close_ticks(low, high)
+    assert ends[0] <= low and ends[1] >= high and len(ticks) >= 2
+    assert all(ends[0] <= tick <= ends[1] for tick in ticks)
+    assert ends[0] == 0 or low == high or (high - low) / (ends[1] - ends[0]) > 0.85
+
+
 def test_a_logarithmic_axis_spaces_ratios_evenly():
     lines = line_chart("t", [Series("a", 0, [(1, 0.1), (10, 0.2), (100, 0.3)])], x_name="x", y_name="y", log_x=True)
     xs = [float(point.split(",")[0]) for point in drawn(lines).all("polyline")[0]["points"].split()]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+    far = line_chart("t", [Series("a", 0, [(1, 0.1), (1000, 0.3)])], x_name="x", y_name="y", log_x=True)
+    assert "1,000" in drawn(far).text
 
 
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.0, 0.0), (0.4999, 0.5001), (-3.0, 7.0), (0.0, 1e-9), (5.0, 5.0)])

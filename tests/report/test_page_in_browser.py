@@ -10,6 +10,7 @@ import axe_core_python
 import pytest
 
 from bench.browser import BROWSER, Browser
+from maw.config.methods import METHODS
 from maw.report.html.page import report_page
 from report.test_attention_page import an_attention
 from report.test_page import an_example, whole_result
@@ -39,6 +40,12 @@ MEASURE = """(() => {
                    document.getElementById(each.getAttribute('aria-labelledby')).innerText),
     results: document.querySelector('#d0-values ~ .scroll').scrollWidth,
     room: document.querySelector('#d0-values ~ .scroll').clientWidth } })()"""
+
+# Captions wider than the box in which their table scrolls, with everything that opens on demand open
+CUT_CAPTIONS = """(document.querySelectorAll('details').forEach(each => each.open = true),
+  [...document.querySelectorAll('caption span')]
+    .filter(each => each.getBoundingClientRect().width > each.closest('.scroll').clientWidth)
+    .map(each => each.innerText))"""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +92,15 @@ def test_it_fits_and_can_be_read(browser, page, width, scheme):
     assert found["dark"] == (scheme == "dark")
     assert not found["complaints"]
     assert not found["fetched"]
+    assert browser.evaluate(CUT_CAPTIONS) == []
+
+
+def test_the_main_table_of_all_methods_is_seen_whole_on_a_desk(browser, tmp_path):
+    results, families = whole_result([method.name for method in METHODS])
+    path = tmp_path / "report.html"
+    path.write_text(report_page(results, families), encoding="utf-8")
+    found = look(browser, path, 1280, "light")
+    assert found["results"] <= found["room"]
 
 
 def test_landmarks_of_several_datasets_are_told_apart(browser, tmp_path):

@@ -14,10 +14,10 @@ from typing import Any
 
 from maw.report.chart_data import COLOURS, Bar, Cost, Series
 
-WIDTH, HEIGHT = 440, 280  # no wider, so that its text can be read where a phone shrinks it
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 14, 12, 46
-_LABEL_ROOM = 24  # between the middles of two labels of the x axis
-_LETTER, _TEXT = 6.9, 15  # mean width of a letter and height of a line in the charts' font
+WIDTH, HEIGHT = 400, 260  # no wider, so that its text can be read where a phone shrinks it
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 12, 46
+_LETTER, _TEXT = 7.5, 15  # mean width of a letter, in a wide font, and height of a line
+_LONGEST_NAME = 22  # letters left of intervals
 _DASHES = (None, "6 3", "2 3", "8 3 2 3", "1 4")
 _MARKERS = ("circle", "square", "diamond")  # with five dashes fifteen looks
 _CORNERS = {"square": ((-3, -3), (3, -3), (3, 3), (-3, 3)), "diamond": ((0, -4.5), (4.5, 0), (0, 4.5), (-4.5, 0))}
@@ -66,7 +66,7 @@ def line_chart(
     ticks = _ticks(0.0 if from_zero else min(ys), max(ys))
     y_at = _scale((ticks[0], ticks[-1]), (HEIGHT - _BOTTOM, _TOP))
     labels = sorted(set(xs)) if len(set(xs)) <= 12 else _ticks(min(xs), max(xs))
-    labels = [(x, f"{x:g}") for x in labels if min(xs) <= x <= max(xs)]
+    labels = [(x, f"{x:,g}") for x in labels if min(xs) <= x <= max(xs)]
     shapes = list(_axes(ticks, y_at, labels, x_at, x_name, zoomed(y_name, ticks)))
     ends = []
     for each in series:
@@ -84,20 +84,21 @@ def interval_chart(title: str, bars: Sequence[Bar], *, name: str) -> Chart | Non
     """Means as points with their intervals, on an axis that shows no more than these; nothing without means."""
     if not bars:
         return None
-    row, right = min(44.0, max(27.0, 190 / len(bars))), 58
-    left = min(190.0, 22 + _LETTER * max(len(each.name) for each in bars))
+    row, right = min(44.0, max(24.0, 190 / len(bars))), 58
+    names = [shortened(each.name, _LONGEST_NAME) for each in bars]
+    left = 22 + _LETTER * max(map(len, names))
     bottom = _TOP + row * len(bars)
     ends = [end for each in bars for end in (each.value, each.low, each.high) if end is not None]
-    ticks = _ticks(min(ends), max(ends), 4)
-    x_at = _scale((ticks[0], ticks[-1]), (left, WIDTH - right))
+    ticks, shown = _close_ticks(min(ends), max(ends))
+    x_at = _scale(shown, (left, WIDTH - right))
     shapes, about = [], []
     for tick, label in zip(ticks, _labels(ticks), strict=True):
         shapes.append(shape("line", "grid", x1=x_at(tick), y1=_TOP, x2=x_at(tick), y2=bottom))
         shapes.append(shape("text", "tick middle", label, x=x_at(tick), y=bottom + 17))
-    shapes.append(shape("text", "axis middle", zoomed(name, ticks), x=WIDTH / 2, y=bottom + 38))
-    for place, each in enumerate(bars):
+    shapes.append(shape("text", "axis middle", zoomed(name, shown), x=(left + WIDTH - right) / 2, y=bottom + 38))
+    for place, (each, written) in enumerate(zip(bars, names, strict=True)):
         y, says = _TOP + row * (place + 0.5), f"{each.value:.4f}"
-        shapes.append(shape("text", "name end", each.name, x=left - 12, y=y + 4.5))
+        shapes.append(shape("text", "name end", written, x=left - 12, y=y + 4.5))
         if each.low is not None and each.high is not None:
             whisker = f"interval {colour(each.look)}"
             shapes.append(shape("line", whisker, x1=x_at(each.low), y1=y, x2=x_at(each.high), y2=y))
@@ -119,13 +120,13 @@ def cost_chart(title: str, costs: Sequence[Cost], *, x_name: str, y_name: str) -
     log = max(seconds) > 10 * min(seconds)
     x_ticks = _log_ticks(min(seconds), max(seconds)) if log else _ticks(0.0, max(seconds))
     ends = [end for each in costs for end in (each.value, each.low, each.high) if end is not None]
-    ticks = _ticks(min(ends), max(ends), 4)
+    ticks, shown = _close_ticks(min(ends), max(ends))
     x_at = _scale((x_ticks[0], x_ticks[-1]), (_LEFT, WIDTH - _RIGHT), log=log)
     height = 240
-    y_at = _scale((ticks[0], ticks[-1]), (height - _BOTTOM, _TOP))
+    y_at = _scale(shown, (height - _BOTTOM, _TOP))
     labels = [(tick, f"{tick:,.0f}" if tick >= 1 else f"{tick:g}") for tick in x_ticks]
     x_name += " (logarithmic)" * log
-    shapes = list(_axes(ticks, y_at, labels, x_at, x_name, zoomed(y_name, ticks), height))
+    shapes = list(_axes(ticks, y_at, labels, x_at, x_name, zoomed(y_name, shown), height))
     points = [(each, x_at(each.seconds), y_at(each.value)) for each in costs]
     for each, x, _ in points:
         if each.low is not None and each.high is not None:
@@ -138,9 +139,19 @@ def cost_chart(title: str, costs: Sequence[Cost], *, x_name: str, y_name: str) -
     return Chart(title, f"{y_name} by {x_name}. {about}.", height, [*shapes, *names], legend)
 
 
-def zoomed(name: str, ticks: Sequence[float]) -> str:
+def zoomed(name: str, shown: Sequence[float]) -> str:
     """The name of an axis, with a note where it does not start at zero."""
-    return name if ticks[0] == 0 else f"{name} (zoomed axis)"
+    return name if shown[0] == 0 else f"{name} (zoomed axis)"
+
+
+def shortened(name: str, longest: int) -> str:
+    """The name, cut with an ellipsis where it has more letters."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
+def spread(count: int, step: float, room: float) -> range:
+    """The places of labels, from the first on and evenly spread, that have room for themselves."""
+    return range(0, count, next((every for every in (1, 2, 4, 5, 8, 10, 16, 32) if every * step >= room), 64))
 
 
 def _names_beside(points: Sequence[tuple[Cost, float, float]], bottom: float) -> list[Shape]:
@@ -181,12 +192,11 @@ def histogram(title: str, shares: Sequence[float], look: int, *, name: str) -> C
     ticks = _ticks(0.0, max(*shares, 0.01))
     y_at = _scale((ticks[0], ticks[-1]), (height - _BOTTOM, _TOP))
     step = (WIDTH - _LEFT - _RIGHT) / len(shares)
-    every = max(1, math.ceil(len(shares) / 16))
 
     def x_at(place: float) -> float:
         return _LEFT + step * (place + 0.5)
 
-    labels = [(float(place), str(place)) for place in range(0, len(shares), every)]
+    labels = [(float(place), str(place)) for place in spread(len(shares), step, _label_room(str(len(shares))))]
     shapes = list(_axes(ticks, y_at, labels, x_at, name, "share", height))
     for place, share in enumerate(shares):
         x, y = x_at(place) - 0.4 * step, y_at(share)
@@ -227,11 +237,13 @@ def _axes(
     height: float = HEIGHT,
 ) -> Iterator[Shape]:
     bottom = height - _BOTTOM
+    yield shape("line", "grid", x1=_LEFT, y1=bottom, x2=WIDTH - _RIGHT, y2=bottom)
     for tick, label in zip(ticks, _labels(ticks), strict=True):
         yield shape("line", "grid", x1=_LEFT, y1=y_at(tick), x2=WIDTH - _RIGHT, y2=y_at(tick))
         yield shape("text", "tick end", label, x=_LEFT - 6, y=y_at(tick) + 4)
     for x, label in _apart(labels, x_at):
-        yield shape("text", "tick middle", label, x=x_at(x), y=bottom + 17)
+        inside = WIDTH - _LETTER * len(label) / 2
+        yield shape("text", "tick middle", label, x=min(x_at(x), inside), y=bottom + 17)
     yield shape("text", "axis middle", x_name, x=(_LEFT + WIDTH - _RIGHT) / 2, y=height - 6)
     yield y_axis_name(y_name, (_TOP + bottom) / 2)
 
@@ -240,12 +252,17 @@ def _apart(labels: Sequence[tuple[float, str]], x_at: Place) -> list[tuple[float
     """The labels that do not run into the one before, the last one always."""
     kept: list[tuple[float, str]] = []
     for x, label in labels:
-        if kept and x_at(x) - x_at(kept[-1][0]) < _LABEL_ROOM:
+        if kept and x_at(x) - x_at(kept[-1][0]) < _label_room(label, kept[-1][1]):
             if x != labels[-1][0]:
                 continue
             kept.pop()
         kept.append((x, label))
     return kept
+
+
+def _label_room(label: str, before: str = "") -> float:
+    """What the middles of two labels of the x axis keep apart; one label stands beside others as long as itself."""
+    return _LETTER * (len(label) + len(before or label)) / 2 + 8
 
 
 def _scale(values: tuple[float, float], places: tuple[float, float], *, log: bool = False) -> Place:
@@ -267,6 +284,13 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(each * magnitude for each in (1, 2, 2.5, 5, 10) if each * magnitude >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(place * step, 12) for place in range(first, max(last, first + 1) + 1)]
+
+
+def _close_ticks(low: float, high: float) -> tuple[list[float], tuple[float, float]]:
+    """Round numbers between the ends of an axis, and these ends: close around the values, or zero if that is near."""
+    ticks, margin = _ticks(low, high, 4), 0.06 * (high - low) or math.inf
+    ends = (0.0 if ticks[0] == 0 else max(ticks[0], low - margin), min(ticks[-1], high + margin))
+    return [tick for tick in ticks if ends[0] <= tick <= ends[1]], ends
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from maw.report.chart_data import SHADES, Grid
-from maw.report.html.charts import WIDTH, Chart, Shape, shape, y_axis_name
+from maw.report.html.charts import WIDTH, Chart, Shape, shape, shortened, spread, y_axis_name
 from maw.report.html.tables import Table
 
 MORE, LESS, AMOUNT = "heat s1", "heat s0", "heat s5"
@@ -33,8 +33,14 @@ def heat_map(grid: Grid) -> Chart | None:
         *(shape("rect", "picked", x=_LEFT, y=_TOP + high * i, width=across, height=high) for i in grid.marked_rows),
         *(shape("rect", "picked", x=_LEFT + wide * i, y=_TOP, width=wide, height=down) for i in grid.marked_columns),
         *(
-            shape("text", "tick end", _short(grid.rows[i]), x=_LEFT - 6, y=_TOP + high * (i + 0.5) + 4.5)
-            for i in _some(len(grid.rows), high, 14)
+            shape(
+                "text",
+                "tick end",
+                shortened(grid.rows[i], _LONGEST_LABEL),
+                x=_LEFT - 6,
+                y=_TOP + high * (i + 0.5) + 4.5,
+            )
+            for i in spread(len(grid.rows), high, 14)
         ),
         *labels,
         shape("text", "axis middle", grid.column_name, x=(_LEFT + WIDTH - _RIGHT) / 2, y=name),
@@ -77,22 +83,17 @@ def _kind(grid: Grid, value: float) -> str:
 
 def _column_labels(columns: Sequence[str], wide: float, bottom: float) -> tuple[list[Shape], float]:
     """The labels below the columns, turned where they are long, and how far down they reach."""
-    names = [_short(each) for each in columns]
+    names = [shortened(each, _LONGEST_LABEL) for each in columns]
     middles = [_LEFT + wide * (i + 0.5) for i in range(len(names))]
     longest = max(map(len, names))
     if longest * _LETTER < max(wide, 3 * _LETTER):  # numbers, of which some may be left out
-        places = _some(len(names), wide, longest * _LETTER + 8)
+        places = spread(len(names), wide, longest * _LETTER + 8)
         return [shape("text", "tick middle", names[i], x=middles[i], y=bottom + 16) for i in places], bottom + 16
     turned = [
         shape("text", "tick end", name, transform=f"translate({x + 4:.1f} {bottom + 12:.1f}) rotate(-45)")
         for x, name in zip(middles, names, strict=True)
     ]
     return turned, bottom + 14 + 0.71 * _LETTER * longest
-
-
-def _some(count: int, step: float, room: float) -> range:
-    """Numbers of labels that have room for themselves, from the first on."""
-    return range(0, count, next((every for every in (1, 2, 4, 5, 8, 10, 16, 32) if every * step >= room), 64))
 
 
 def _legend(grid: Grid, y: float) -> Iterator[Shape]:
@@ -121,7 +122,3 @@ def _about(grid: Grid) -> str:
     value, row, column = max(cells, key=lambda cell: abs(cell[0]))
     where = f"{grid.row_name} {grid.rows[row]}, {grid.column_name} {grid.columns[column]}"
     return f"{grid.row_name} by {grid.column_name}; the largest value is {grid.shown(value)}, at {where}."
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
