@@ -3,13 +3,13 @@
 # make faults .venv, the packages, every fault of the matrix in its full count (docs/reliability.md), and every test
 #             that takes long
 # make docs   .venv, the packages, and the documentation as a site in site/
-# make bench  .venv, the packages, every measurement on less than its whole work (nothing else should run), and
-#             docs/performance.md; FULL=--full does the whole work, in hours
+# make bench  .venv, the packages, the measurements, most on less than their whole work (nothing else should run), and
+#             docs/performance.md; FULL=--full does the whole work and compares whole runs, in hours
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-BENCH  := layer step encoding training offline search metrics growth checkpoint report
+BENCH  := layer step encoding training $(if $(FULL),offline) search metrics growth checkpoint report
 
 .PHONY: run test lint faults docs bench clean
 

@@ -1,6 +1,7 @@
 """Compares encoding with sentence-transformers on the same weights, and with the processor's peak.
 
-    python -m bench.encoding
+    python -m bench.encoding            # 300 documents
+    python -m bench.encoding --full     # 2,000
 
 Both sides turn the same real texts into arrays in memory: functions and first paragraphs of docstrings of Python's own
 library. Times include tokenising but not loading. The model is all-MiniLM-L6-v2. Both sides run with their default

@@ -1,7 +1,7 @@
 """Measures the growth of time and memory with the corpus: exact search of 10,000 to 1,000,000 passages, and encoding.
 
-    python -m bench.growth
-    python -m bench.growth --quick
+    python -m bench.growth              # the three smallest sizes
+    python -m bench.growth --full
 
 Search finds the 1,000 best of random unit vectors for 1,000 queries, since times do not depend on what vectors mean;
 the sizes take turns. Memory is the peak of one process for each size, minus its memory after the arrays are loaded.

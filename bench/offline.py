@@ -1,15 +1,14 @@
 """Compares the whole offline experiment of this tree with that of an earlier commit.
 
-    python -m bench.offline --full
-    python -m bench.offline --full --baseline COMMIT --rounds 3
+    python -m bench.offline
+    python -m bench.offline --baseline COMMIT --rounds 3
 
 Each run is `python tier_1.py --preset offline` in its own process, in the working tree or in a checkout of the earlier
-commit, with an empty cache; the trees take turns. Without `--full`, each run has a tenth of the queries and passages,
-and one epoch. Times are those that the run writes for each method and for the dataset, and those of the whole process.
-The default baseline is the first tree whose run the README showed, before bfloat16 and batches of texts of similar
-length. Both trees run with the current packages. The baseline has no routing diagnostics, so this tree runs with them,
-as by default, and without. A last run of this tree, in float32 and without training, shows whether faster code changed
-the rankings.
+commit, with an empty cache; the trees take turns. Times are those that the run writes for each method and for the
+dataset, and those of the whole process. The default baseline is the first tree whose run the README showed, before
+bfloat16 and batches of texts of similar length. Both trees run with the current packages. The baseline has no routing
+diagnostics, so this tree runs with them, as by default, and without. A last run of this tree, in float32 and without
+training, shows whether faster code changed the rankings.
 
 The baseline also lacks other work that this tree does in the compared time: it did not start routers from clusters of
 texts, save a state for resuming, check that numbers are finite, test two families of comparisons, or draw a report.
@@ -46,10 +45,6 @@ HEADER = [
     *(f"nDCG@10 {method.short}" for method in METHODS),
 ]
 NOW, BEFORE, FLOAT32 = "this tree", "baseline", "this tree, float32"
-SHORT = (
-    *("--train-samples", "200", "--val-samples", "50", "--test-samples", "100", "--num-epochs", "1"),
-    *("--corpus-size", "500", "--val-corpus-size", "500"),
-)
 ALIKE = "this tree, without diagnostics"
 """Does the same work as the default baseline, which has no routing diagnostics."""
 
@@ -173,7 +168,7 @@ def main() -> None:
     commits = {BEFORE: short_name(arguments.baseline), NOW: commit()}
     runs: dict[str, list[Run]] = {BEFORE: [], NOW: [], ALIKE: []}
     with checkout(arguments.baseline) as earlier, tempfile.TemporaryDirectory() as temporary:
-        words = [] if arguments.full else list(SHORT)
+        words: list[str] = []
         if arguments.quick:
             words = ["--datasets", f"beir:{tiny_collection(Path(temporary) / 'tiny')}", "--num-epochs", "1"]
         trees = {BEFORE: (earlier, []), NOW: (ROOT, []), ALIKE: (ROOT, ["--diagnostics", "none"])}
@@ -187,8 +182,7 @@ def main() -> None:
         for tree, done in runs.items()
         for number, run in enumerate(done)
     ]
-    claims = claims_of(runs, commits[BEFORE])
-    report("offline", HEADER, rows, results_folder(arguments.quick), claims, shortened=not arguments.full)
+    report("offline", HEADER, rows, results_folder(arguments.quick), claims_of(runs, commits[BEFORE]))
 
 
 if __name__ == "__main__":

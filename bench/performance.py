@@ -40,8 +40,8 @@ OPENING = """# Performance
 
 The scripts in `bench/` measure times and sizes, and `make bench` writes them to this page. The two sides of a
 comparison always take turns in one run. A time is the median of its rounds, and a ratio is the median of the ratios of
-each round. The page has every result of these scripts; if one is missing, its script was not run. `make bench` takes
-less than 20 minutes, since most scripts do less than their whole work; their results are marked as shortened. `make
+each round. The page has every result of these scripts; if one is missing, its script was not run. In `make bench`
+most scripts do less than their whole work, and their results are marked as shortened; `offline` does not run. `make
 bench FULL=--full` does all of it, in hours, and its results decide whether a target is met. The results of
 bench/significance.py and bench/scaling.py are in [protocol.md](protocol.md) and [scaling.md](scaling.md).
 """

@@ -87,7 +87,9 @@ def _rebuild_seconds(folder: Path) -> float:
 def _open_seconds(page: Path, rounds: int) -> float:
     """The median; the browser is open already and has loaded the page once."""
     seconds = []
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(
+        ignore_cleanup_errors=True
+    ) as profile:  # a process of the browser may still write
         browser = Browser(profile)
         try:
             for _ in range(rounds + 1):

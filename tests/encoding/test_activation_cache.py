@@ -32,7 +32,7 @@ def test_texts_read_in_another_way_have_activations_of_their_own(model, tmp_path
                 got = store.source(source, model.encoder, CPU).batch([3, 0])
                 expected = model.encoder(source.batch([3, 0]), "prefix")
                 real = got["attention_mask"].bool()
-                torch.testing.assert_close(got["hidden"][real], expected[real], atol=1e-6, rtol=0)
+                torch.testing.assert_close(got["hidden"][real], expected[real], atol=1e-5, rtol=0)
 
 
 def test_nothing_has_a_name_on_the_disk(model, tmp_path):
