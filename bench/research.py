@@ -111,7 +111,8 @@ TUNED_OPENING = """## Methods, tuned alike
 
 These pages read test queries: once for each training, after all choices were made. `--tune 3` gives each method three
 trials of its learning rates, judged on validation. The values of three seeds are averaged for each query. The Holm p
-is corrected over the comparisons of one dataset. Tests outside the confirmatory family are exploratory.
+is corrected over the comparisons of one dataset. Tests outside the confirmatory family are exploratory. Texts are cut
+at 64 tokens, and `pystdlib` had other queries then, so its numbers do not compare with those of the README.
 """
 ROUTER_QUESTION = (
     "With the settings of the pages above, nearly all groups of GRPO had equal rewards, and the depths of a layer "
