@@ -144,6 +144,15 @@ def without_code(name: str, reference: str, digest: str) -> Method | None:
     return known if known.origin.digest == digest else None
 
 
+def why_not_found(reference: str) -> str:
+    """Why `without_code` finds no method of a reference, and how to give it."""
+    if reference.startswith(peft_methods.PREFIX):
+        why = f"{reference} is gone or has changed since; if you have the file as it was, give it"
+        return f"{why}: --method-file {peft_methods.PREFIX}FILE.json, in Python method="
+    why = "no code is loaded from a place that a file names; if you trust it, give it"
+    return f"{why}: --method-file {reference}, in Python method="
+
+
 def code_of(names: Iterable[str]) -> dict[str, str]:
     """The hashes of the code of the users' methods among those named, without loading any: code -> digest.
 

@@ -23,10 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maw.config.method_files import as_reference, load_method, place_of, without_code
+from maw.config.method_files import as_reference, load_method, place_of, why_not_found, without_code
 from maw.config.methods import Described, Method
 from maw.config.paths import absolute, check_there, folders_of, found_again
-from maw.config.peft_methods import PREFIX
 from maw.config.tier1_config import Tier1Config
 from maw.errors import DamagedError, MAWError, ModelError, NotFiniteError, reason
 from maw.models.after_pooling import weights_of
@@ -153,16 +152,8 @@ def given_method(owner: Path, facts: Mapping[str, Any] | None, given: type[Metho
     name, digest = facts["name"], facts["origin"]["digest"]
     reference = facts["origin"]["reference"]
     method = without_code(name, reference, digest) if given is None else load_method(as_reference(given))
-    if method is None and reference.startswith(PREFIX):
-        raise ModelError(
-            f"{owner}: was adapted by the method {name}, and {reference} is gone or has changed since; if you have "
-            f"the file as it was, give it: --method-file {PREFIX}FILE.json, in Python method="
-        )
     if method is None or method.origin is None:
-        raise ModelError(
-            f"{owner}: was adapted by the method {name}, and no code is loaded from a place that a file names; if you "
-            f"trust it, give it: --method-file {reference}, in Python method="
-        )
+        raise ModelError(f"{owner}: was adapted by the method {name}, and {why_not_found(reference)}")
     if method.name != name:
         raise ModelError(f"{owner}: was adapted by the method {name}, and {place_of(method)} is {method.name}")
     if method.origin.digest != digest:
