@@ -55,6 +55,9 @@ class Architecture:
     """The attention module's own names of its query, key and value maps."""
     query_value_maps: ClassVar[tuple[str, ...]] = ("attention.self.query", "attention.self.value")
     """The maps that LoRA on query and value adapts, by their names in a layer."""
+    unpads: ClassVar[bool] = False
+    """Whether a layer can run over the real tokens of a batch (`maw.models.unpadding`): tokens meet in nothing but
+    the attention function of transformers' `AttentionInterface`, and no input of a layer has positions."""
     rotary: ClassVar[bool] = False
     causal: ClassVar[bool] = False
     """Whether a token attends only to itself and the tokens before it."""
@@ -184,12 +187,14 @@ class BertArchitecture(Architecture):
     """BERT."""
 
     model_types = ("bert",)
+    unpads = True
 
 
 class RobertaArchitecture(Architecture):
     """RoBERTa, and what is RoBERTa under another name."""
 
     model_types = ("roberta", "xlm-roberta", "camembert")
+    unpads = True
 
     def lost_positions(self, settings: Mapping[str, Any]) -> int:
         padding = settings.get("pad_token_id")  # positions are counted from it
@@ -200,6 +205,7 @@ class ElectraArchitecture(Architecture):
     """ELECTRA, whose smaller models embed narrower than C."""
 
     model_types = ("electra",)
+    unpads = True
 
     def embed(self, backbone: nn.Module, input_ids_BT: Tensor) -> Tensor:
         hidden_BTC = super().embed(backbone, input_ids_BT)
@@ -210,6 +216,7 @@ class DistilBertArchitecture(Architecture):
     """DistilBERT: BERT under other names, with the output map inside the attention module."""
 
     model_types = ("distilbert",)
+    unpads = True
     sizes: ClassVar[Mapping[str, str]] = {"num_layers": "n_layers", "num_heads": "n_heads", "hidden_dim": "dim"}
     attention_path = "attention"
     projections = ("q_lin", "k_lin", "v_lin")

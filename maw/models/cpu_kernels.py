@@ -30,10 +30,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from maw.models.unpadding import ROWS, tokens_alone
+
 ATTENTION = "maw"
 """Name of `attention` in transformers, for `attn_implementation`."""
 MOST_SCORES = 2**25  # attention scores in memory at once; above it the fused kernel runs, which stores none
-ROWS = 64
 _PACKABLE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
 
@@ -61,13 +62,18 @@ def attention(
     """Scaled dot-product attention with the signature of a transformers `AttentionInterface`.
 
     Args:
-        query: (B, H, T, E), as key and value.
+        query: (B, H, T, E), as key and value; (1, H, N, E) inside of `RealTokens.alone`.
         attention_mask: boolean (True: may attend) or additive; None: every token may attend.
         dropout: probability of dropping an attention weight.
 
     Returns:
-        The output (B, T, H, E), and None in place of attention weights.
+        The output (B, T, H, E) or (1, N, H, E), and None in place of attention weights.
     """
+    tokens = tokens_alone()
+    if tokens is not None:
+        states = (tokens.put(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
+        known = {"dropout": dropout, "scaling": scaling}
+        return tokens.take(sdpa_attention_forward(module, *states, attention_mask, **known, **options)[0]), None
     causal = options.get("is_causal")
     if causal is None:
         causal = attention_mask is None and getattr(module, "is_causal", True)
@@ -209,10 +215,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> Tensor:
         rows = _filled_up(values)
         ctx.save_for_backward(rows if weight.requires_grad else None, weight)
-        if packed is not None:
-            result = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-        else:
-            result = F.linear(rows, weight, bias)
+        result = F.linear(rows, weight, bias) if packed is None else _product(rows, packed, bias)
         return result[: values.shape[:-1].numel()].view(*values.shape[:-1], -1)
 
     @staticmethod
@@ -253,6 +256,29 @@ def packed_weights(*, trained: bool = True) -> Iterator[None]:
         yield
     finally:
         _packs.reset(token)
+
+
+def rows_are_alone(dtype: torch.dtype) -> bool:
+    """Whether linear maps give a row the same bits whatever rows are beside it.
+
+    Packed weights do so, without gradients and from `ROWS` rows on. No documentation promises it, so it is tried.
+    """
+    return _packs.get() is not None and not torch.is_grad_enabled() and _packable(dtype) and _tried_rows(dtype)
+
+
+@cache
+def _tried_rows(dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    values, weight, bias = (
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((512, 1536), (384, 1536), (384,))
+    )
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    whole = _product(values, packed, bias)
+    return all(torch.equal(_product(values[:rows], packed, bias), whole[:rows]) for rows in (64, 192, 320, 448))
+
+
+def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
 
 
 @cache

@@ -21,6 +21,8 @@ from maw.attention.install import install_depths
 from maw.attention.layer import MAWAttentionLayer
 from maw.attention.noise import mix64, text_keys
 from maw.attention.routers import Routing
+from maw.models.cpu_kernels import rows_are_alone
+from maw.models.unpadding import RealTokens, tokens_alone
 from maw.runtime.precision import computing_in
 
 
@@ -37,6 +39,7 @@ class NonMAWEncoder(nn.Module):
         prefix_layers: number of lowest layers that no method of the run trains; `mode="prefix"` ends above them.
         precision: number format of matrix products (`maw.runtime.precision`), and of the prefix layers' weights.
         after_pooling: modules behind the pooling (`maw.models.after_pooling`), before normalisation; None for none.
+        pretrained_layers: number of lowest layers that are as in the pretrained model, at least `prefix_layers`.
     """
 
     def __init__(
@@ -50,15 +53,19 @@ class NonMAWEncoder(nn.Module):
         prefix_layers: int = 0,
         precision: torch.dtype = torch.float32,
         after_pooling: nn.Sequential | None = None,
+        pretrained_layers: int = 0,
     ):
         super().__init__()
         self.backbone = backbone
         self.architecture = architecture
         self.pooling, self.normalize = pooling, normalize
         self.trained_layers, self.prefix_layers = tuple(trained_layers), prefix_layers
+        self.pretrained_layers = max(pretrained_layers, prefix_layers)
         self.precision = precision
         self.after_pooling = after_pooling
         architecture.layers(backbone)[:prefix_layers].to(precision)
+
+    tokens_alone = staticmethod(tokens_alone)
 
     def round_frozen_weights(self) -> None:
         """Converts frozen linear maps to the precision in which they compute: the same result, faster."""
@@ -113,8 +120,10 @@ class NonMAWEncoder(nn.Module):
 
     def _run(self, hidden: Tensor, padding: Tensor, routing: Routing | None, start: int, stop: int) -> Tensor:
         """Runs layers start..stop-1 (from 0). From the first MAW layer on, each text is repeated for each sample."""
+        alone = min(stop, self.pretrained_layers)
+        hidden = self._run_without_padding(hidden, padding, start, alone)
         inputs, passed = None, 0  # MAW layers
-        for index in range(start, stop):
+        for index in range(max(start, alone), stop):
             layer = self.architecture.layers(self.backbone)[index]
             is_maw = isinstance(self.architecture.attention(layer), MAWAttentionLayer)
             if is_maw and routing is not None and routing.samples > 1 and passed == 0:
@@ -127,6 +136,28 @@ class NonMAWEncoder(nn.Module):
             hidden = self.architecture.run(layer, hidden, inputs[index], **at)
             passed += is_maw
         return hidden
+
+    def _run_without_padding(self, hidden: Tensor, padding: Tensor, start: int, stop: int) -> Tensor:
+        """Runs layers start..stop-1 (from 0) of the pretrained model.
+
+        Where that changes no bit, they run over the real tokens alone.
+        """
+        if start >= stop:
+            return hidden
+        layers = self.architecture.layers(self.backbone)
+        inputs = self.architecture.layer_inputs(self.backbone, hidden, padding)
+
+        def run(states: Tensor) -> Tensor:
+            for index in range(start, stop):
+                states = self.architecture.run(layers[index], states, inputs[index])
+            return states
+
+        if hidden.device.type == "cpu" and self.architecture.unpads and rows_are_alone(self.precision):
+            tokens = RealTokens(padding)
+            if tokens.fewer:
+                with tokens.alone():
+                    return tokens.put(run(tokens.take(hidden)))
+        return run(hidden)
 
     def _pool(self, hidden_BTC: Tensor, padding_BT: Tensor) -> Tensor:
         if self.pooling == "cls":

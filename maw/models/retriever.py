@@ -120,6 +120,7 @@ class BaselineRetriever(nn.Module):
             "normalize": self.spec.similarity == "cosine",
             "trained_layers": self.changes.layers if context.dropout_layers is None else context.dropout_layers,
             "prefix_layers": prefix,
+            "pretrained_layers": prefix if theirs else first - 1,
             "precision": pick_precision(self.config.precision, pick_device(self.config)),
             "after_pooling": self._after_pooling(),
         }

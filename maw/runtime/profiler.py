@@ -177,6 +177,7 @@ class _Watcher:
 
     def __init__(self, profile: Profile, encoder: nn.Module):
         self.profile, self.here = profile, threading.local()  # replicas run in threads
+        self.tokens_alone = encoder.tokens_alone
         encoder.register_forward_pre_hook(self._enter, with_kwargs=True)
         for module in encoder.modules():
             if isinstance(module, nn.Linear):
@@ -197,13 +198,21 @@ class _Watcher:
 
     def _linear(self, module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
         back = torch.is_grad_enabled() and module.weight.requires_grad + args[0].requires_grad
-        self._add((1 + back) * 2 * args[0].numel() * module.out_features * getattr(self.here, "real", 1.0))
+        values = args[0].shape[-1] * self._shape(args[0]).numel()
+        self._add((1 + back) * 2 * values * module.out_features * getattr(self.here, "real", 1.0))
 
     def _attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         learns = hidden.requires_grad or any(each.requires_grad for each in module.parameters())
         passes = 3 if torch.is_grad_enabled() and learns else 1
-        self._add(passes * 4 * hidden.numel() * hidden.shape[1] * getattr(self.here, "pairs", 1.0))
+        shape = self._shape(hidden)
+        values = hidden.shape[-1] * shape.numel()
+        self._add(passes * 4 * values * shape[-1] * getattr(self.here, "pairs", 1.0))
+
+    def _shape(self, states: Tensor) -> torch.Size:
+        """(B, T) of states (B, T, ...), also of those that run without padding."""
+        tokens = self.tokens_alone()
+        return states.shape[:-1] if tokens is None else tokens.shape
 
     def _add(self, flops: float) -> None:
         if _current is self.profile:

@@ -144,7 +144,7 @@ def watched(
         found = cache_disagreement(model, *_first_texts(model, data, config), config)
         (differs,) = distributed.any_process(found > AGREES)
         if differs:
-            encoder.prefix_layers = 0
+            encoder.prefix_layers = encoder.pretrained_layers = 0
             text = (
                 "%s: its output from stored activations of the frozen layers differs from that from tokens (by %.2g, "
             )

@@ -360,6 +360,7 @@ def test_a_lower_layer_that_drifts_is_not_stored(mine, train, caplog):
     """The output of layer 1 changes in training, by a number that is no parameter: only the comparison finds it."""
     model = train(mine(method(DRIFT.format(what="low.LayerNorm.eps = 0.5"))))
     assert model.encoder.prefix_layers == 0 and "nothing is stored for it" in caplog.text
+    assert model.encoder.pretrained_layers == 0
     caplog.clear()
     model = train(mine(method(HOOK.format(layer=2)), "good.py"))
     assert model.encoder.prefix_layers == 2 and "stored" not in caplog.text
