@@ -21,7 +21,7 @@ from maw.attention.install import install_depths
 from maw.attention.layer import MAWAttentionLayer
 from maw.attention.noise import mix64, text_keys
 from maw.attention.routers import Routing
-from maw.models.cpu_kernels import rows_are_alone
+from maw.models.cpu_kernels import ATTENTION, rows_are_alone
 from maw.models.unpadding import RealTokens, tokens_alone
 from maw.runtime.precision import computing_in
 
@@ -152,7 +152,8 @@ class NonMAWEncoder(nn.Module):
                 states = self.architecture.run(layers[index], states, inputs[index])
             return states
 
-        if hidden.device.type == "cpu" and self.architecture.unpads and rows_are_alone(self.precision):
+        ours = self.architecture.unpads and self.backbone.config._attn_implementation == ATTENTION
+        if ours and hidden.device.type == "cpu" and rows_are_alone(self.precision):
             tokens = RealTokens(padding)
             if tokens.fewer:
                 with tokens.alone():

@@ -98,6 +98,15 @@ def test_other_families_run_with_padding(model_type, tiny_settings, taken):
     assert not taken
 
 
+def test_attention_of_transformers_own_gets_padding(tiny_settings, monkeypatch, taken):
+    retriever = BaselineRetriever(tiny_settings())
+    right = embeddings(retriever)
+    taken.clear()
+    retriever.encoder.backbone.set_attn_implementation("sdpa")
+    np.testing.assert_allclose(embeddings(retriever), right, atol=1e-6)
+    assert not taken
+
+
 def test_layers_that_a_method_changes_run_with_padding(tiny_settings):
     """What a method adds may mix the tokens of a text."""
     retriever = BaselineRetriever(tiny_settings(use_lora=True, finetune_layers="last"))
