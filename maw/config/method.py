@@ -110,7 +110,8 @@ class Method:
     def adapt(self, backbone: Any, context: Any) -> Iterable[Any] | Mapping[str, Iterable[Any]] | None:
         """Changes the pretrained encoder in place, and says what is trained; all else stays frozen.
 
-        It must do the same whenever it is called with the same seed, since a checkpoint holds only trained parameters.
+        It must make the same modules whenever it is called with the same seed. A checkpoint holds what is trained, and
+        parameters and buffers that were added or have other values than in the pretrained model; nothing else.
         Random numbers of torch follow from the run's seed.
 
         Args:

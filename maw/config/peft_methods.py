@@ -128,7 +128,7 @@ _REFUSED_KEYS = {
     "monteclora_config": _IN_LOSS,
     "trainable_token_indices": REFUSED["trainable_tokens"],
     "use_qalora": _QUANTISED,
-    "velora_config": "its first batch sets a tensor that is not trained, and checkpoints hold only what is",
+    "velora_config": "its first batch sets a tensor that is not trained, and checkpoints do not hold it",
 }
 _REFUSED_STARTS = {"corda": _FROM_TEXTS, "eva": _FROM_TEXTS, "loftq": _QUANTISED, "lora_ga": _FROM_TEXTS}
 _ABOUT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}

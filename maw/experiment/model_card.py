@@ -113,8 +113,8 @@ def _loading(run: PastRun, method: str, own: Mapping[str, Any], place: str | Non
     which += f" --dataset {run.name}" if len(run.config.datasets) > 1 else ""
     command = f"python tier_1.py export RUN_DIR OUT --method {method}{which}"
     about = (
-        "This folder holds only the weights that training changed; the pretrained ones are found by name and hash. To "
-        f"export all weights as a folder for sentence-transformers: `{command}`."
+        "This folder holds only the weights that the method changed; the pretrained ones are found by name and hash. "
+        f"To export all weights as a folder for sentence-transformers: `{command}`."
     )
     return "\n".join(["## Use", "", "```python", *code, "```", "", about])
 

@@ -59,6 +59,7 @@ class Changes:
             the layers; None if there is no change.
         unused: a change in a module that is never called as a whole, or "".
         structural: whether a plain model of the family, with other weights, cannot compute the same.
+        tensors: names of the parameters and buffers with values that no tensor of the pretrained model has.
     """
 
     backbone: nn.Module
@@ -67,6 +68,7 @@ class Changes:
     first_layer: int | None
     unused: str
     structural: bool
+    tensors: tuple[str, ...]
 
 
 class Snapshot:
@@ -83,6 +85,8 @@ class Snapshot:
         other += [name for name in self._modules if name not in now]
         hashes = {name: tensor_hash(each) for name, each in _tensors(backbone).items()}
         valued = [name.rpartition(".")[0] for name in hashes if hashes[name] != self._hashes.get(name)]
+        pretrained = set(self._hashes.values())  # a tensor may only have moved, as into a wrapper of its module
+        tensors = tuple(name for name, each in hashes.items() if each not in pretrained)
         trained = [name.rpartition(".")[0] for name, each in backbone.named_parameters() if each.requires_grad]
         paths = tuple(dict.fromkeys([*other, *valued, *trained]))
         names = {id(module): name for name, module in now.items()}
@@ -94,7 +98,7 @@ class Snapshot:
         unused = [path for path in around if self._calls_differ(path, now)]
         first = 1 if set(outside) - set(around) else min(layers, default=None)
         structural = bool(other) or hashes.keys() != self._hashes.keys()
-        return Changes(backbone, paths, layers, first, _named(unused, backbone), structural)
+        return Changes(backbone, paths, layers, first, _named(unused, backbone), structural, tensors)
 
     def _differs(self, name: str, module: nn.Module) -> bool:
         before, facts = self._modules.get(name, (None, {}))

@@ -88,6 +88,10 @@ def add_adapters(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_EXPECTED)
         PEFT_TYPE_TO_TUNER_MAPPING[kind](backbone, config, "default")
+    for module in list(backbone.modules()):
+        for name, shared in list(vars(module).items()):
+            if isinstance(shared, nn.Module):  # FRoD's adapters refer to their projection without owning it
+                module.add_module(f"shared_{name}", shared)
 
 
 def matched_rank(backbone: nn.Module, architecture: Architecture, layers: Iterable[int], parameters: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,6 +73,8 @@ class BaselineRetriever(nn.Module):
         self.layers = trained_layers(config, self.spec)
         self.tokenizer = load_tokenizer(self.spec)
         backbone, architecture = load_backbone(self.spec)
+        self.made: dict[str, Tensor] = {}
+        """Frozen parameters and buffers that a user's method has added or changed, by name, before any rounding."""
         self.rate_names: dict[int, str] = {}
         """The learning rate of each trained parameter, by its id."""
         self.context = self._context(backbone, architecture)
@@ -100,6 +102,10 @@ class BaselineRetriever(nn.Module):
                     trained = trained if trained is None or isinstance(trained, Mapping) else list(trained)
         self._release(backbone, trained)
         self.changes = before.changes(backbone, architecture)
+        if theirs:
+            tensors = dict(backbone.named_parameters()) | dict(backbone.named_buffers())
+            frozen = ((name, tensors[name]) for name in self.changes.tensors if not tensors[name].requires_grad)
+            self.made = {f"backbone.{name}": each.detach().cpu().contiguous().clone() for name, each in frozen}
         if self.method is not None:
             self._check_changes(self.method, self.changes)
         first = self.changes.first_layer or self.spec.num_layers + 1
@@ -199,22 +205,45 @@ class BaselineRetriever(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """A copy of all trained parameters on the CPU, by name, each in its own shape."""
+        """A copy of all trained parameters on the CPU, by name, each in its own shape; and what `made` holds.
+
+        A method may compute frozen tensors, for example by a decomposition, whose signs another machine chooses
+        otherwise. Trained parameters fit only beside the tensors with which they were trained.
+        """
         trained = ((name, each) for name, each in self.encoder.named_parameters() if each.requires_grad)
-        return {name: each.detach().cpu().clone() for name, each in trained}
+        found = {name: each.detach().cpu().clone() for name, each in trained}
+        for name, each in self._tensors(self.made).items():
+            made = self.made[name]  # before rounding, unless the training has changed it
+            now = each.detach().cpu()
+            found[name] = made if torch.equal(now, made.to(now.dtype)) else now.clone()
+        return found
+
+    def _tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        tensors = dict(self.encoder.named_parameters()) | dict(self.encoder.named_buffers())
+        return {name: tensors[name] for name in names}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """Loads the parameters that `trained_state` returned.
+        """Loads the tensors that `trained_state` returned.
 
         Args:
-            state: parameters by name.
+            state: tensors by name; those of `made` may be missing, and then stay.
 
         Raises:
             ModelError: names or shapes differ from this model's.
         """
         missing = {name for name, each in self.encoder.named_parameters() if each.requires_grad} - set(state)
+        made = {name: state[name] for name in self.made if name in state}
+        tensors = self._tensors(made)
+        wrong = next((name for name, each in made.items() if each.shape != tensors[name].shape), None)
+        if wrong is not None:
+            raise ModelError(f"weights do not fit model {self.spec.name}: {wrong} has another shape")
+        with torch.no_grad():
+            for name, each in made.items():  # one by one: `load_state_dict` leaves out non-persistent buffers
+                tensors[name].copy_(each)
+        self.made |= made
         try:
-            unexpected = self.encoder.load_state_dict(state, strict=False).unexpected_keys
+            others = {name: each for name, each in state.items() if name not in made}
+            unexpected = self.encoder.load_state_dict(others, strict=False).unexpected_keys
         except RuntimeError as error:
             raise ModelError(f"weights do not fit model {self.spec.name}: {reason(error)}") from error
         if missing or unexpected:

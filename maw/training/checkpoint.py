@@ -5,9 +5,11 @@
     cleanup_checkpoints("logs/tier1/checkpoints", keep_best=True)
 
 Only the trained parameters are stored, so a LoRA checkpoint has a few hundred kilobytes; the pretrained weights are
-found by the model's name and checked by their hash. `load_checkpoint` reads the tensor file `weights`. The file
-`training` has what `--resume` needs to reach the same result: optimizers, schedule, random numbers, learners of
-routers, passage bank and position (`maw.training.state`). The format is that of `maw.storage.checksummed_tensors`.
+found by the model's name and checked by their hash. A user's method, or one of PEFT, may also have computed frozen
+tensors; these are stored beside what was trained, since another machine may compute others. `load_checkpoint` reads
+the tensor file `weights`. The file `training` has what `--resume` needs to reach the same result: optimizers,
+schedule, random numbers, learners of routers, passage bank and position (`maw.training.state`). The format is that of
+`maw.storage.checksummed_tensors`.
 """
 
 from __future__ import annotations
@@ -250,7 +252,8 @@ def _whole_state(model: BaselineRetriever) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):  # building a model must not change the random numbers of training
             whole = model.rebuilt(precision="float32")
         whole.load_trained_state(model.trained_state())
-    return {name: each.detach().cpu().clone() for name, each in whole.encoder.state_dict().items()}
+    # A state_dict lacks non-persistent buffers.
+    return whole.made | {name: each.detach().cpu().clone() for name, each in whole.encoder.state_dict().items()}
 
 
 def _pretrained_sha256(model: BaselineRetriever) -> str | None:

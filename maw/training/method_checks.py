@@ -156,8 +156,8 @@ def watched(
     changed = [name for name in before if now.get(name) != before[name]]
     if changed:
         raise ModelError(
-            f"{place}: {changed[0]} is not trained, but training has changed it, and checkpoints hold only what is "
-            "trained; return it from adapt, or leave it as it is"
+            f"{place}: {changed[0]} is not trained, but training has changed it, and a checkpoint does not hold "
+            "that; return it from adapt, or leave it as it is"
         )
 
 

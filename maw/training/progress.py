@@ -126,4 +126,6 @@ class Progress:
             self.history.validation = load_evaluation(state["validation"])
         self.best_weights = state["best_weights"]
         if self.best_weights is None:
-            self.best_weights = {name: saved.weights[name] for name in self.model.trained_state()}
+            self.best_weights = {
+                name: saved.weights[name] for name in self.model.trained_state() if name in saved.weights
+            }

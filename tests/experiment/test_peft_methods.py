@@ -146,6 +146,79 @@ def test_it_starts_as_pretrained_trains_and_is_stored(build, pretrained, name):
             _merged_state(model)
 
 
+@pytest.fixture
+def other_signs(monkeypatch):
+    """Decompositions from now on have other signs, as another library for the same products may choose them."""
+
+    def turned(matrix, dim):
+        return matrix * (1 - 2 * (torch.arange(matrix.shape[dim]) % 2).unsqueeze(-1 if dim == -2 else 0))
+
+    def patch():
+        svd, lowrank, qr, eigh = torch.linalg.svd, torch.svd_lowrank, torch.linalg.qr, torch.linalg.eigh
+
+        def other_svd(*args, **options):
+            left, values, right = svd(*args, **options)
+            return turned(left, -1), values, turned(right, -2)
+
+        def other_lowrank(*args, **options):
+            left, values, right = lowrank(*args, **options)
+            return turned(left, -1), values, turned(right, -1)
+
+        def other_qr(*args, **options):
+            left, right = qr(*args, **options)
+            return turned(left, -1), turned(right, -2)
+
+        def other_eigh(*args, **options):
+            values, vectors = eigh(*args, **options)
+            return values, turned(vectors, -1)
+
+        monkeypatch.setattr(torch.linalg, "svd", other_svd)
+        monkeypatch.setattr(torch, "svd_lowrank", other_lowrank)
+        monkeypatch.setattr("peft.tuners.lora.layer.svd_lowrank", other_lowrank)
+        monkeypatch.setattr(torch.linalg, "qr", other_qr)
+        monkeypatch.setattr(torch.linalg, "eigh", other_eigh)
+
+    return patch
+
+
+def stored(model, folder):
+    """A checkpoint of the model after some steps, and the model's embeddings."""
+    take_steps(model, model.source(random_texts(8), "document").batch(range(8)))
+    about = {"epoch": 1, "best_val_metric": None, "training_history": []}
+    save_checkpoint(folder, model, dataset="tiny", method=model.method.name, **about)
+    return model.encode(TEXTS)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", [each for each in OFFERED if each not in SMALL])
+def test_a_checkpoint_is_the_same_model_where_decompositions_have_other_signs(
+    build, tmp_path, other_signs, name, whole
+):
+    model = build(f"peft:{name}", checkpoint_compression=not whole)
+    trained = stored(model, tmp_path)
+    other_signs()
+    np.testing.assert_allclose(load_checkpoint(tmp_path).encode(TEXTS), trained, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["frod", "mica", "psoft", "tinylora"])
+def test_computing_what_is_frozen_anew_would_be_noticed(build, tmp_path, other_signs, name):
+    model = build(f"peft:{name}")
+    assert model.made
+    model.made = {}  # as checkpoints were before they had such tensors
+    trained = stored(model, tmp_path)
+    np.testing.assert_allclose(load_checkpoint(tmp_path).encode(TEXTS), trained, atol=1e-6)
+    other_signs()
+    assert np.abs(load_checkpoint(tmp_path).encode(TEXTS) - trained).max() > 1e-4
+
+
+def test_a_frozen_tensor_of_another_shape_is_refused(build):
+    model = build("peft:mica")
+    state = model.trained_state()
+    name = next(iter(model.made))
+    with pytest.raises(ModelError, match=f"{name} has another shape"):
+        build("peft:mica").load_trained_state(state | {name: state[name][:1]})
+
+
 @pytest.mark.parametrize("model_type", ["modernbert", "t5", "distilbert"])
 @pytest.mark.parametrize("name", ["dora", "vera", "ia3", "ln_tuning"])
 def test_other_families_have_them(build, model_type, name):
@@ -173,7 +246,8 @@ def test_vera_shares_its_projections_and_trains_vectors(build):
     model = build("peft:vera", finetune_layers="2,3")
     adapters = [each for each in model.encoder.modules() if hasattr(each, "vera_A")]
     assert len(adapters) == 4 and len({each.vera_A["default"].data_ptr() for each in adapters}) == 1
-    assert all("vera_lambda" in name for name in model.trained_state())
+    assert all("vera_lambda" in name for name in model.trained_state() if name not in model.made)
+    assert len(model.made) == 2, "the shared projections, once"
     assert model.trained_parameters == 4 * (256 + 16)
 
 
@@ -298,7 +372,7 @@ def test_a_target_that_no_layer_has_is_one_line(build, adapter_config):
 def test_a_tensor_that_training_changes_unseen_is_refused(adapter_config, tiny_settings, tiny_data, monkeypatch):
     """VeLoRA sets a buffer in its first batch. Were it offered, the check after training would refuse it."""
     reference = adapter_config(peft_type="LORA", velora_config={"num_groups": 4})
-    assert "checkpoints hold only what is" in load_methods([reference])[0]
+    assert "checkpoints do not hold it" in load_methods([reference])[0]
     monkeypatch.delitem(peft_methods._REFUSED_KEYS, "velora_config")
     trainer = MethodTrainer(load_method(reference), tiny_settings(methods=[reference]), torch.device("cpu"))
     parts = (as_retrieval_data(tiny_data, part) for part in ("train", "validation"))
