@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 import random
+import re
 import signal
 import struct
 import sys
@@ -32,6 +33,7 @@ from forks import Forks
 
 ROOT = Path(__file__).parents[2]
 TIMES = ("seconds", "minutes", "per_second", "joules", "evaluated_at")
+STAMP = re.compile(r"_\d{8}_\d{6}$")  # of a result's folder; its hour may be 20, as the first digits of its year
 _COUNTERS = struct.Struct("qqq")  # boundaries passed, those inside a checkpoint's save, whether inside one now
 
 
@@ -263,7 +265,7 @@ def outcome(log_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(log_dir.rglob("*.json")):
         if path.parent.name == "summary" or path.name.endswith("_metrics.json") or path.name == "dataset.json":
-            name = "summary" if path.parent.name == "summary" else path.parent.name.rpartition("_20")[0]
+            name = "summary" if path.parent.name == "summary" else STAMP.sub("", path.parent.name)
             found[f"{name}/{path.name}"] = without_times(json.loads(path.read_text()))
     for path in sorted((log_dir / "checkpoints").glob("*/checkpoint.json")):
         record = without_times(json.loads(path.read_text()))
