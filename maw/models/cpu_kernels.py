@@ -69,16 +69,15 @@ def attention(
     Returns:
         The output (B, T, H, E) or (1, N, H, E), and None in place of attention weights.
     """
+    known = {"dropout": dropout, "scaling": scaling}
     tokens = tokens_alone()
     if tokens is not None:
         states = (tokens.put(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
-        known = {"dropout": dropout, "scaling": scaling}
         return tokens.take(sdpa_attention_forward(module, *states, attention_mask, **known, **options)[0]), None
     causal = options.get("is_causal")
     if causal is None:
         causal = attention_mask is None and getattr(module, "is_causal", True)
     if causal or not _better_by_products(query, key, value, dropout, options):
-        known = {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **known, **options)
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions may have made them float32
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -65,7 +65,7 @@ class NonMAWEncoder(nn.Module):
         self.after_pooling = after_pooling
         architecture.layers(backbone)[:prefix_layers].to(precision)
 
-    tokens_alone = staticmethod(tokens_alone)
+    tokens_alone = staticmethod(tokens_alone)  # for `maw.runtime.profiler`, which imports no models
 
     def round_frozen_weights(self) -> None:
         """Converts frozen linear maps to the precision in which they compute: the same result, faster."""
