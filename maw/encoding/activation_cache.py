@@ -58,7 +58,7 @@ CPU_TEXTS = 32
 """Most texts of a batch on a CPU: fewer repetitions fill up a last batch, and the rate is nearly that of more."""
 FILLING = "texts through the frozen layers"
 """Label of the progress bar."""
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Must be increased when a change of code changes the bits of activations with the same identity."""
 _BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
 

@@ -1,7 +1,7 @@
 """Faster CPU kernels than PyTorch's defaults, with the same results.
 
 - `attention`: on a CPU the backward pass of fused attention takes several times as long as that of two matrix products
-  and a softmax; with dropout PyTorch has no fused forward pass either.
+  and a softmax, and in bfloat16 so does its forward pass; with dropout PyTorch has no fused forward pass at all.
 - `ByteDropout`: one 64-bit random number decides on eight values; PyTorch draws one number for each value.
 - `PackedLinear`: matrix products of few shapes, because oneDNN compiles a kernel for each shape; frozen weights are
   packed once into the layout of the matrix units; the product adds the bias itself.
@@ -35,6 +35,7 @@ from maw.models.unpadding import ROWS, tokens_alone
 ATTENTION = "maw"
 """Name of `attention` in transformers, for `attn_implementation`."""
 MOST_SCORES = 2**25  # attention scores in memory at once; above it the fused kernel runs, which stores none
+_SCORES_IN_CACHE = 2**20  # computed at once, of more than one text: 2 MB in bfloat16
 _PACKABLE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
 
@@ -69,39 +70,58 @@ def attention(
     Returns:
         The output (B, T, H, E) or (1, N, H, E), and None in place of attention weights.
     """
-    known = {"dropout": dropout, "scaling": scaling}
     tokens = tokens_alone()
     if tokens is not None:
-        states = (tokens.put(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
-        return tokens.take(sdpa_attention_forward(module, *states, attention_mask, **known, **options)[0]), None
+        query, key, value = tokens.put_heads(query, key, value)
     causal = options.get("is_causal")
     if causal is None:
         causal = attention_mask is None and getattr(module, "is_causal", True)
     if causal or not _better_by_products(query, key, value, dropout, options):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **known, **options)
+        known = {"dropout": dropout, "scaling": scaling}
+        mixed = sdpa_attention_forward(module, query, key, value, attention_mask, **known, **options)[0]
+    else:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        mixed = _by_products(query, key, value, attention_mask, dropout, scale).transpose(1, 2).contiguous()
+    return mixed if tokens is None else tokens.take(mixed), None
+
+
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
+) -> Tensor:
+    """Attention by two matrix products and a softmax, (B, H, T, E)."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions may have made them float32
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    with torch.autocast("cpu", enabled=False):
-        scores = (query * scale) @ key.transpose(-1, -2)
-        if attention_mask is not None:
-            scores = scores + _additive(attention_mask, scores.dtype)
+    texts, heads, queries = query.shape[:3]
+    if mask is None:
+        mask = query.new_zeros(1, 1, 1, key.shape[2])
+    mask = _additive(mask, query.dtype).expand(texts, heads, -1, -1)
+
+    def some(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        query, key, value, mask = (each.flatten(0, 1) for each in (query, key, value, mask))
+        scores = torch.baddbmm(mask, query, key.mT, alpha=scale)
         dropped, gain = drop_unscaled(scores.softmax(-1), dropout)
-        mixed = dropped @ value
-        return (mixed * gain if gain != 1 else mixed).transpose(1, 2).contiguous(), None
+        mixed = torch.bmm(dropped, value)
+        return (mixed * gain if gain != 1 else mixed).unflatten(0, (-1, heads))
+
+    # With dropout all at once: the number of draws must not depend on the parts.
+    size = texts if dropout else max(1, _SCORES_IN_CACHE // (heads * queries * key.shape[2]))
+    parts_of = (each.split(size) for each in (query, key, value, mask))
+    with torch.autocast("cpu", enabled=False):
+        parts = [some(*part) for part in zip(*parts_of, strict=True)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _better_by_products(query: Tensor, key: Tensor, value: Tensor, dropout: float, options: dict[str, Any]) -> bool:
-    """Whether plain matrix products are faster: in training on a CPU, in bfloat16 or with dropout.
+    """Whether plain matrix products are faster: on a CPU, with dropout or in bfloat16.
 
-    Dropout decides without gradients, too: activation checkpointing runs a layer first without them and then with
-    them, and must drop the same values.
+    Without gradients they are so on processors that compute in bfloat16; others convert. Dropout decides without
+    gradients, too: activation checkpointing runs a layer first without them and then with them, and must drop the same
+    values.
     """
     gradients = query.requires_grad or key.requires_grad or value.requires_grad
-    learns = dropout > 0 or (torch.is_grad_enabled() and gradients)
+    rounded = query.dtype == torch.bfloat16 and ((torch.is_grad_enabled() and gradients) or _packable(query.dtype))
     plain = query.shape[1] == key.shape[1] and options.get("position_bias") is None
     small = query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
-    slow = dropout > 0 or query.dtype == torch.bfloat16
-    return query.device.type == "cpu" and learns and plain and small and slow
+    return query.device.type == "cpu" and (dropout > 0 or rounded) and plain and small
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -55,6 +55,14 @@ class RealTokens:
         """(1, N, ...) to (B, T, ...)."""
         return states_1N[0].index_select(0, self.places).unflatten(0, self.shape)
 
+    def put_heads(self, *states_1HNE: Tensor) -> tuple[Tensor, ...]:
+        """(1, H, N, E) to (B, H, T, E), each."""
+        texts, heads = self.shape[0], states_1HNE[0].shape[1]
+        head_H1 = torch.arange(heads, device=self.places.device)[:, None]
+        rows = (self.places.view(texts, 1, -1) * heads + head_H1).flatten()
+        by_token = (each.transpose(1, 2).flatten(0, 2) for each in states_1HNE)  # rows of one head of one token
+        return tuple(each.index_select(0, rows).view(texts, heads, self.shape[1], -1) for each in by_token)
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """In the block attention gets its states from `take`, and gives its result so; for this thread alone."""

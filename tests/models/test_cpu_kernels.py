@@ -83,7 +83,44 @@ def test_a_mask_that_is_not_shared_is_not_cut_to_its_first_row(monkeypatch):
     assert (right - wrong).abs().max() > 0.1
 
 
-def test_products_are_for_training_on_a_processor_alone():
+@pytest.mark.parametrize("mask", ["none", "shared", "sliding", "additive"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_a_batch_give_what_fused_attention_gives(monkeypatch, mask, dtype):
+    monkeypatch.setattr(cpu_kernels, "_better_by_products", lambda *_: True)
+    monkeypatch.setattr(cpu_kernels, "_SCORES_IN_CACHE", 2 * 3 * 7 * 7)  # two texts
+    tensors = [each.detach() for each in states(5, 3, 7, 4, dtype=dtype)]
+    allowed = masks(mask, 5, 7, dtype)
+    found = attention(ENCODER, *tensors, allowed, scaling=0.3)[0]
+    wide = allowed if allowed is None or allowed.dtype == torch.bool else allowed.double()
+    exact = (each.double() for each in tensors)
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=wide, scale=0.3).transpose(1, 2)
+    tolerance = {"atol": 2e-6, "rtol": 2e-6} if dtype == torch.float32 else {"atol": 0.02, "rtol": 0.02}
+    torch.testing.assert_close(found, expected.to(dtype), **tolerance)
+
+
+def test_parts_in_another_order_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "_better_by_products", lambda *_: True)
+    monkeypatch.setattr(cpu_kernels, "_SCORES_IN_CACHE", 1)
+    tensors = [each.detach() for each in states(5, 3, 7, 4)]
+    right = attention(ENCODER, *tensors, masks("shared", 5, 7, torch.float32))[0]
+    join = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts: join(parts[::-1]))
+    wrong = attention(ENCODER, *tensors, masks("shared", 5, 7, torch.float32))[0]
+    assert (right - wrong).abs().max() > 0.1
+
+
+def test_dropout_does_not_depend_on_parts(monkeypatch):
+    """Activation checkpointing runs a layer twice, and both must drop the same values."""
+    tensors = states(5, 3, 7, 4)
+    found = []
+    for most in (1, 2**20):
+        monkeypatch.setattr(cpu_kernels, "_SCORES_IN_CACHE", most)
+        torch.manual_seed(0)
+        found.append(attention(ENCODER, *tensors, None, dropout=0.25)[0])
+    assert torch.equal(*found)
+
+
+def test_products_are_for_bfloat16_and_for_dropout_on_a_processor(monkeypatch):
     tensors = states(1, 2, 4, 8, dtype=torch.bfloat16)
     decide = lambda *args, dropout=0.0, **options: cpu_kernels._better_by_products(*args, dropout, options)
     assert decide(*tensors)
@@ -91,9 +128,13 @@ def test_products_are_for_training_on_a_processor_alone():
     assert decide(*(each.float() for each in tensors), dropout=0.1)
     assert not decide(*tensors, position_bias=torch.zeros(1))
     assert not decide(*(each.to("meta") for each in tensors))
-    with torch.no_grad():
-        assert not decide(*tensors)
-    assert not decide(*(each.detach() for each in tensors))
+    for computes in (True, False):  # in bfloat16
+        monkeypatch.setattr(cpu_kernels, "_packable", lambda dtype, computes=computes: computes)
+        assert decide(*tensors)
+        with torch.no_grad():
+            assert decide(*tensors) == computes
+            assert not decide(*(each.float() for each in tensors))
+        assert decide(*(each.detach() for each in tensors)) == computes
 
 
 @pytest.mark.parametrize("said", [None, True])

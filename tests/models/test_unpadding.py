@@ -63,6 +63,16 @@ def test_real_tokens_are_taken_and_put_back():
     assert RealTokens(MASK.repeat(1, 16)[:, :60]).fewer
 
 
+def test_heads_are_put_back_as_tokens_are():
+    tokens = RealTokens(MASK)
+    states = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    rows = [tokens.take(each).unflatten(-1, (3, 2)).transpose(1, 2) for each in states]  # (1, H, N, E)
+    for found, row in zip(tokens.put_heads(*rows), rows):
+        assert found.shape == (4, 3, 4, 2)
+        assert found.is_contiguous()
+        assert torch.equal(found, tokens.put(row.transpose(1, 2)).transpose(1, 2))
+
+
 def test_the_families_are_those_of_bert():
     assert UNPADDED == ["bert", "roberta", "xlm-roberta", "electra", "distilbert"]
 
