@@ -46,7 +46,7 @@ from maw.storage.files import write_atomically
 
 FOLDER = "runs"
 _LONG = 100_000  # lines, about five megabytes: "auto" compresses longer files
-_LEVEL = 6
+_LEVEL = 3  # 6 takes 2.3 times as long, for files 8% smaller
 _CODED = re.compile(r"[\s%]")
 _EMPTY = "%"
 Number = TypeVar("Number", int, float)
