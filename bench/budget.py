@@ -11,8 +11,10 @@ An earlier version took 972 seconds for the same run, on two cores of an AMD EPY
 202 (forward and backward 93, validation 74, test 25); MAW 584 (forward and backward 378, validation 66, diagnostics
 83, test 23); results and reports 16.
 
-Without --profile this run takes 273 seconds. A second run with another seed takes 223 (82%): it finds the frozen
-layers' output of all passages, but trains and validates as the first does.
+Without --profile this run takes 262 seconds. A second run with another seed takes 214 (82%): it finds the frozen
+layers' output of all passages, but trains and validates as the first does. Little of that can be saved: the matrix
+products of a training step of MAW are 68% of its time and run at 360 to 400 GFLOP/s, where the processor's peak is
+420; validation and test compute one layer at 60% of the peak (this with attention and norms in its time).
 """
 
 from __future__ import annotations
