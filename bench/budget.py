@@ -7,14 +7,29 @@ A row has the seconds of a stage with all that it contains; deeper stages have m
 the first trained one up; the frozen layers below it are computed once for each text, in "waiting for batches" of the
 first method that reads the text, or in "filling activations". Stages of less than half a percent are left out.
 
-An earlier version took 972 seconds for the same run, on two cores of an AMD EPYC with AVX2 alone: zero-shot 131; LoRA
-202 (forward and backward 93, validation 74, test 25); MAW 584 (forward and backward 378, validation 66, diagnostics
-83, test 23); results and reports 16.
+The lines that matter, in seconds, on two cores, whole command included. The earlier version ran on an AMD EPYC with
+AVX2 alone. The present one ran on an AMD EPYC with AVX-512 and bfloat16 units, which for the third column was held to
+AVX2 and to float32 (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS; --precision float32).
 
-Without --profile this run takes 262 seconds. A second run with another seed takes 214 (82%): it finds the frozen
-layers' output of all passages, but trains and validates as the first does. Little of that can be saved: the matrix
-products of a training step of MAW are 68% of its time and run at 360 to 400 GFLOP/s, where the processor's peak is
-420; validation and test compute one layer at 60% of the peak (this with attention and norms in its time).
+| | earlier, AVX2 | present, held to AVX2 | present, bfloat16 |
+| --- | --- | --- | --- |
+| whole command (target: at most 600) | 972 | 447 | 272 |
+| zero-shot | 131 | 85 | 48 |
+| LoRA | 202 | 129 | 74 |
+| · forward and backward | 93 | 59 | 35 |
+| · validation | 74 | 47 | 26 |
+| · test | 25 | 15 | 8 |
+| MAW | 584 | 209 | 125 |
+| · forward and backward | 378 | 122 | 75 |
+| · validation | 66 | 46 | 24 |
+| · diagnostics | 83 | 17 | 11 |
+| · test | 23 | 15 | 8 |
+| results and reports | 16 | 5 | 8 |
+
+In bfloat16 the command takes 262 seconds without --profile. A second run with another seed takes 214 (82%): it finds
+the frozen layers' output of all passages, but trains and validates as the first does. Little of that can be saved: the
+matrix products of a training step of MAW are 68% of its time and run at 360 to 400 GFLOP/s, where the processor's peak
+is 420; validation and test compute one layer at 60% of the peak (this with attention and norms in its time).
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ def test_counts_by_hand(tmp_path, models, spec):
     upper = 3 * (1000 * 22 + 30 * 14) + 2 * 4 * (200 * 22 + 20 * 14) + (120 * 22 + 40 * 14) * 4 * (3 + 2 + 3)
     diagnosed = (32 + 2) * 20 * (14 + 22)
     assert work.token_passes == pytest.approx(2 / 3 * once + 1 / 3 * (upper + diagnosed))
+    assert work.kept_passes == pytest.approx(2 / 3 * once)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,28 @@ def test_what_diagnostics_encode(changes, looks):
     found = maw.experiment.plan.workload._diagnosed_tokens(queries, tokens, Tier1Config(depth_dim=5, **changes))
     assert found == looks * (5 * (256 * 14 + 64 * 22) + 2 * 300 * (14 + 22))
     assert maw.experiment.plan.workload.DIAGNOSED == {"query": MOST_QUERIES, "document": MOST_DOCUMENTS}
+
+
+def test_a_run_whose_frozen_layers_an_earlier_one_has_run_takes_less_time(tmp_path, models, spec, monkeypatch):
+    rate = Rate(texts=200, tokens=1000, seconds=60.0, device="cpu")
+    monkeypatch.setattr(maw.experiment.plan.plan, "measure", lambda *_: rate)
+    config = config_of(tmp_path, models)
+    needs = Needs("x", passages={"a": 5000}, mean_characters=82, queries={"train": 40, "test": 99})
+    shown = lambda **changes: " ".join(plan_text(make_plan(replace(config, **changes), spec, [needs])).split())
+    said = "if an earlier run has stored the frozen layers' output for these texts"
+    assert said not in shown()
+    entry = tmp_path / "not" / "yet" / "activations" / "entry"
+    entry.mkdir(parents=True)
+    assert said not in shown()
+    (entry / "states").write_bytes(bytes(9))
+    plan = make_plan(config, spec, [needs])
+    (work,) = plan.works
+    whole, less = plan.seconds(work), plan.seconds(work, kept=True)
+    assert whole == pytest.approx(work.token_passes * 60 / 1000)
+    assert less == pytest.approx((work.token_passes - work.kept_passes) * 60 / 1000)
+    assert 0 < less < whole
+    assert f"{less / 3600:.1f} h {said}" in shown()
+    assert said not in shown(prefix_cache_gb=0.0)
 
 
 @pytest.mark.parametrize("encoder_update, samples, group", [("sampled", 1, 0.25 * 5), ("all_group", 5, 5)])

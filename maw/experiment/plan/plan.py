@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from maw.config.methods import trained_methods
-from maw.config.tier1_config import Tier1Config
+from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.datasets.local_needs import local_needs
 from maw.data.download.needs import Needs, SourceFile
 from maw.data.registry import needs_of
@@ -34,6 +34,7 @@ from maw.experiment.plan.encoding_speed import Rate, measure, weights_are_here
 from maw.experiment.plan.workload import FLOAT_BYTES, Work, make_work
 from maw.models.pretrained import ModelSpec
 from maw.models.retriever import load_tokenizer
+from maw.storage import cache_entry
 from maw.storage.disk import GIGABYTE
 
 PROGRAM_BYTES = int(1.0 * GIGABYTE)  # torch and the other libraries
@@ -52,6 +53,7 @@ class Plan:
         disks: disk space needed, by file system.
         memory: use -> estimated bytes.
         rate: encoding speed, or the reason why it was not measured.
+        kept: whether earlier runs have stored output of frozen layers, perhaps of other texts.
     """
 
     config: Tier1Config
@@ -62,12 +64,18 @@ class Plan:
     disks: tuple[Disk, ...]
     memory: dict[str, int]
     rate: Rate | str
+    kept: bool = False
 
-    def seconds(self, work: Work) -> float | None:
-        """Estimated time of a dataset; None if it is not known."""
+    def seconds(self, work: Work, *, kept: bool = False) -> float | None:
+        """Estimated time of a dataset; None if it is not known.
+
+        Args:
+            kept: whether an earlier run has stored the output of the frozen layers for its texts.
+        """
         if isinstance(self.rate, str) or not work.searched:
             return None
-        return work.token_passes * self.rate.seconds / self.rate.tokens
+        passes = work.token_passes - (work.kept_passes if kept else 0)
+        return passes * self.rate.seconds / self.rate.tokens
 
     def too_small(self) -> list[str]:
         """One line for each disk that is too small."""
@@ -99,6 +107,7 @@ def make_plan(config: Tier1Config, spec: ModelSpec, needs: Sequence[Needs] | Non
         disks=disks_of([*requirements_of(config, spec, works, files), *([] if here else [model_requirement(spec)])]),
         memory=_memory(config, spec, works),
         rate=_rate(config, spec, works),
+        kept=cache_entry.entries_bytes(cache_folder(config) / "activations") > 0,
     )
 
 

@@ -143,11 +143,12 @@ def _time(plan: Plan) -> str:
     if isinstance(plan.rate, str):
         return f"not measured: {plan.rate}"
     rate = plan.rate
-    known = [seconds for work in plan.works if (seconds := plan.seconds(work)) is not None]
-    length = rate.tokens / rate.texts
+    time, less = (_duration(sum(plan.seconds(work, kept=kept) or 0 for work in plan.works)) for kept in (False, True))
+    kept = f", {less} if an earlier run has stored the frozen layers' output for these texts" if plan.kept else ""
     return (
-        f"about {_duration(sum(known))} of encoding and training, an estimate: {rate.texts / rate.seconds:,.0f} texts "
-        f"a second on {rate.device}, of {length:.0f} tokens each, measured with {rate.texts} texts"
+        f"about {time} of encoding and training{kept if less != time else ''}, an estimate: "
+        f"{rate.texts / rate.seconds:,.0f} texts a second on {rate.device}, of {rate.tokens / rate.texts:.0f} tokens "
+        f"each, measured with {rate.texts} texts"
     )
 
 

@@ -38,6 +38,7 @@ class Work:
         encoded: "test", "validation" and "training" -> texts encoded, over all methods, trainings and epochs.
         activation_bytes: size of the frozen layers' output for all texts; 0 if it is not stored.
         token_passes: cost of encoding, in tokens that pass through the whole model.
+        kept_passes: the part of it that an earlier run may have stored.
     """
 
     needs: Needs
@@ -49,6 +50,7 @@ class Work:
     encoded: dict[str, int]
     activation_bytes: int
     token_passes: float
+    kept_passes: float
 
 
 def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
@@ -88,6 +90,7 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
     pass_tokens = {part: d * tokens["document"] + q * tokens["query"] for part, (d, q) in used.items()}
     frozen = trained_layers(config, spec)["prefix"] / spec.num_layers
     stored = once_tokens * spec.hidden_dim * FLOAT_BYTES if frozen and config.prefix_cache_gb and searched else 0
+    kept = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     return Work(
         needs=needs,
         searched=searched,
@@ -97,13 +100,14 @@ def make_work(needs: Needs, config: Tier1Config, spec: ModelSpec) -> Work:
         tokens=tokens,
         encoded=encoded,
         activation_bytes=stored,
-        token_passes=_token_passes(once_tokens, pass_tokens, times, stored, frozen, config)
+        token_passes=_token_passes(once_tokens, pass_tokens, times, kept, frozen, config)
         + _diagnosed_tokens(queries, tokens, config) * (1 - frozen),
+        kept_passes=frozen * kept * once_tokens,
     )
 
 
 def _token_passes(
-    once: int, by_pass: dict[str, int], times: dict[str, int], stored: int, frozen: float, config: Tier1Config
+    once: int, by_pass: dict[str, int], times: dict[str, int], kept: float, frozen: float, config: Tier1Config
 ) -> float:
     """Cost of encoding, in tokens that pass through the whole model.
 
@@ -112,15 +116,14 @@ def _token_passes(
         by_pass: "test", "once" (the test of a method that is not trained), "validation" and "training" -> tokens of
             one pass over its texts.
         times: number of passes of each, over all methods, trainings and epochs.
-        stored: bytes of the stored output of all texts.
+        kept: the share of all texts whose output of the frozen layers is stored.
         frozen: the share of the layers that no method changes.
     """
-    share = min(1.0, config.prefix_cache_gb * GIGABYTE / stored) if stored else 0.0
     every = sum(by_pass[part] * times[part] for part in by_pass)
     trained = sum(_training_passes(method, config) for method in trained_methods(config))
     upper = sum(by_pass[part] * times[part] for part in ("test", "once", "validation"))
     upper += by_pass["training"] * config.num_epochs * (config.seeds + config.tune) * trained
-    return frozen * (share * once + (1 - share) * every) + (1 - frozen) * upper
+    return frozen * (kept * once + (1 - kept) * every) + (1 - frozen) * upper
 
 
 def _diagnosed_tokens(queries: Mapping[str, int], tokens: Mapping[str, int], config: Tier1Config) -> int:
