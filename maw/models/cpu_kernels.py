@@ -35,7 +35,7 @@ from maw.models.unpadding import ROWS, tokens_alone
 ATTENTION = "maw"
 """Name of `attention` in transformers, for `attn_implementation`."""
 MOST_SCORES = 2**25  # attention scores in memory at once; above it the fused kernel runs, which stores none
-_SCORES_IN_CACHE = 2**20  # computed at once, of more than one text: 2 MB in bfloat16
+_SCORES_IN_CACHE = 2**20  # computed at once, unless one text has more: 2 MB in bfloat16
 _PACKABLE = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
 
 
@@ -117,10 +117,11 @@ def _better_by_products(query: Tensor, key: Tensor, value: Tensor, dropout: floa
     gradients, too: activation checkpointing runs a layer first without them and then with them, and must drop the same
     values.
     """
-    gradients = query.requires_grad or key.requires_grad or value.requires_grad
-    rounded = query.dtype == torch.bfloat16 and ((torch.is_grad_enabled() and gradients) or _packable(query.dtype))
+    gradients = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+    rounded = query.dtype == torch.bfloat16 and (gradients or _packable(query.dtype))
     plain = query.shape[1] == key.shape[1] and options.get("position_bias") is None
-    small = query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
+    texts = query.shape[0] if dropout or gradients else 1  # whose scores are in memory at once
+    small = texts * query.shape[1:3].numel() * key.shape[2] <= MOST_SCORES
     return query.device.type == "cpu" and (dropout > 0 or rounded) and plain and small
 
 

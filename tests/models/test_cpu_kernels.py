@@ -155,6 +155,17 @@ def test_long_texts_are_left_to_fused_attention(monkeypatch):
     assert cpu_kernels._better_by_products(*tensors, 0.0, {})
 
 
+def test_texts_whose_scores_are_not_kept_do_not_count_together(monkeypatch):
+    """Else the bits of a text would depend on the number of texts in its batch."""
+    monkeypatch.setattr(cpu_kernels, "MOST_SCORES", 128)
+    monkeypatch.setattr(cpu_kernels, "_packable", lambda dtype: True)
+    tensors = states(3, 2, 8, 4, dtype=torch.bfloat16)
+    assert not cpu_kernels._better_by_products(*tensors, 0.0, {})
+    with torch.no_grad():
+        assert cpu_kernels._better_by_products(*tensors, 0.0, {})
+        assert not cpu_kernels._better_by_products(*tensors, 0.1, {})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_dropout_drops_the_right_share_at_every_place(dtype, probability):

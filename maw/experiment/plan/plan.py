@@ -64,7 +64,7 @@ class Plan:
     disks: tuple[Disk, ...]
     memory: dict[str, int]
     rate: Rate | str
-    kept: bool = False
+    kept: bool
 
     def seconds(self, work: Work, *, kept: bool = False) -> float | None:
         """Estimated time of a dataset; None if it is not known.
