@@ -29,7 +29,7 @@ AVX2 and to float32 (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY and MKL_ENABLE_INST
 In bfloat16 the command takes 262 seconds without --profile. A second run with another seed takes 214 (82%; held to
 AVX2 356, which are 80%): it finds the frozen layers' output of all passages, and zero-shot takes 2 seconds, but it
 trains and validates as the first does. Little of that can be saved: the matrix products of a training step of MAW are
-68% of its time and run at 360 to 400 GFLOP/s, where the processor's peak is 420; validation and test compute one layer
+68% of its time and run at 340 to 400 GFLOP/s, where the processor's peak is 420; validation and test compute one layer
 at 60% of the peak (this with attention and norms in its time).
 """
 

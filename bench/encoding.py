@@ -26,7 +26,7 @@ is faster, and what is left is to compute less: the layers of the pretrained mod
 not meet (`maw.models.unpadding`). The embeddings have the same bits. 400 documents take 1.05 times as long with
 padding and 400 queries 1.40 times (in bfloat16 1.13 and 1.39). In bfloat16 fused attention took 33% of the time (400
 documents, two threads); two products and a softmax, which `maw.models.cpu_kernels` computes for as many texts at once
-as fit the caches, take half as long. They round scores to bfloat16. The embeddings are as far from those in float32 as
+as fit the caches, take 62% of that. They round scores to bfloat16. The embeddings are as far from those in float32 as
 with fused attention (.0004 on average, root mean square), and nDCG@10 differs by .001. On a processor with AMX this
 has not been measured.
 

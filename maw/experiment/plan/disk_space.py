@@ -14,7 +14,6 @@ from maw.config.tier1_config import Tier1Config, cache_folder
 from maw.data.download.needs import SourceFile
 from maw.experiment.plan.workload import FLOAT_BYTES, Work
 from maw.models.pretrained import ModelSpec
-from maw.storage import cache_entry
 from maw.storage.disk import GIGABYTE, SPILL_BYTES, size_text
 
 VOCABULARY = 31_000  # tokens, for the size of a model that is not downloaded yet
@@ -48,13 +47,17 @@ class Disk:
 
 
 def requirements_of(
-    config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile]
+    config: Tier1Config, spec: ModelSpec, works: Sequence[Work], files: Sequence[SourceFile], kept: int
 ) -> list[DiskRequirement]:
-    """What a run writes, by folder, without empty requirements."""
+    """What a run writes, by folder, without empty requirements.
+
+    Args:
+        kept: bytes of the activations that earlier runs have stored.
+    """
     cache, limit = cache_folder(config), int(config.prefix_cache_gb * GIGABYTE)
     sizes = [min(work.activation_bytes, limit) for work in works]  # older ones make room where the disk is short
     stored = sum(sizes) if config.parallel_datasets else max(sizes, default=0)
-    stored = max(0, stored - cache_entry.entries_bytes(cache / "activations"))
+    stored = max(0, stored - kept)
     embeddings, results = _embedding_bytes(config, spec, works), _result_bytes(config, spec, works)
     results += state_bytes(config, spec, works)
     found = [

@@ -98,16 +98,18 @@ def make_plan(config: Tier1Config, spec: ModelSpec, needs: Sequence[Needs] | Non
     here = weights_are_here(spec)
     if here:
         load_tokenizer(spec)  # a tokenizer that the model cannot use stops the plan, not only the run
+    kept = cache_entry.entries_bytes(cache_folder(config) / "activations")
+    disks = requirements_of(config, spec, works, files, kept) + ([] if here else [model_requirement(spec)])
     return Plan(
         config=config,
         spec=spec,
         fetched=not here,
         works=works,
         files=files,
-        disks=disks_of([*requirements_of(config, spec, works, files), *([] if here else [model_requirement(spec)])]),
+        disks=disks_of(disks),
         memory=_memory(config, spec, works),
         rate=_rate(config, spec, works),
-        kept=cache_entry.entries_bytes(cache_folder(config) / "activations") > 0,
+        kept=kept > 0,
     )
 
 
